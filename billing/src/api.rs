@@ -1,0 +1,67 @@
+//! Recorded orders over HTTP, to be read.
+
+use common::http::{
+    Dependency, HandlerResult, Page, Problem, Request, Response, Route, Service, Verb, health,
+};
+
+use crate::store::OrderStore;
+
+const ROUTES: &[Route<OrderStore>] = &[
+    (Verb::Get, "/api/orders", list_orders),
+    (Verb::Get, "/api/orders/:id", get_order),
+    (Verb::Get, "/api/health", get_health),
+];
+
+pub(crate) fn service() -> Service<OrderStore> {
+    Service {
+        routes: ROUTES,
+        dependencies,
+    }
+}
+
+fn dependencies(orders: &mut OrderStore) -> Vec<Dependency> {
+    vec![Dependency {
+        name: "postgresql",
+        up: orders.is_up(),
+    }]
+}
+
+fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
+    let page = Page::from_query(request)?;
+    let user_id = request.query("user_id")?;
+    if user_id
+        .as_deref()
+        .is_some_and(|user_id| user_id.contains('\0'))
+    {
+        return Err(Problem::bad_request("user_id must not contain NUL"));
+    }
+    match user_id {
+        None => page.respond(
+            orders.list(page.with_one_more())?,
+            |order| order.id,
+            request,
+        ),
+        Some(user_id) => {
+            let orders = orders.list_of_user(&user_id, page.with_one_more())?;
+            page.respond(orders, |order| order.id, request)
+        }
+    }
+}
+
+fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
+    let no_such_order =
+        || Problem::not_found(format!("there is no order with id {}", request.param("id")));
+    let id = request.id_param("id").ok_or_else(no_such_order)?;
+    Ok(Response::json(
+        200,
+        &orders.find(id)?.ok_or_else(no_such_order)?,
+    ))
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn get_health<'a>(_: &'a mut OrderStore, _: &Request) -> HandlerResult<'a> {
+    Ok(health())
+}

@@ -1,0 +1,408 @@
+//! Takes orders off the queue and records them. An order is acknowledged after the commit that
+//! holds it, so a crash in between delivers it again, and recording it again changes nothing.
+//! What can never be recorded goes to the dead queue, confirmed before it is acknowledged.
+//! Every failure takes one way back: drop the link (the broker keeps what was not
+//! acknowledged), wait, start over.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime};
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, ConsumerMessage, ConsumerOptions, Delivery, FieldTable,
+    Publish,
+};
+use common::backoff::Backoff;
+use common::db::DbError;
+use common::http::{Dependency, Service};
+use common::metrics::{IntCounter, Metrics};
+use common::order::NewOrder;
+use common::process::StartError;
+use common::queue::{self, Confirming, Link, LinkError, QueueConfig, Unconfirmed};
+use common::shutdown::Shutdown;
+use crossbeam_channel::{Receiver, select};
+
+use crate::config::ConsumerConfig;
+use crate::store::{OrderStore, Recordable};
+
+/// At most so many orders in one commit.
+const BATCH_MAX: usize = 500;
+
+/// At most so many messages here that are not acknowledged: the next batch arrives while this
+/// one is committed.
+const PREFETCH: u16 = 1000;
+
+/// The longest message id that a table should be filled with; AMQP's own limit.
+const MESSAGE_ID_BYTES_MAX: usize = 255;
+
+/// How long the broker may take to confirm dead letters.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a reason may be in a header of a dead letter.
+const REASON_BYTES_MAX: usize = 500;
+
+/// Whether the two servers are there, as last seen by the consumer.
+#[derive(Clone, Default)]
+pub(crate) struct Links {
+    postgresql: Arc<AtomicBool>,
+    rabbitmq: Arc<AtomicBool>,
+}
+
+impl Links {
+    fn set(&self, postgresql: bool, rabbitmq: bool) {
+        self.postgresql.store(postgresql, Ordering::Relaxed);
+        self.rabbitmq.store(rabbitmq, Ordering::Relaxed);
+    }
+}
+
+/// What the consumer's own port answers.
+pub(crate) fn operations() -> Service<Links> {
+    Service {
+        routes: &[],
+        dependencies: |links| {
+            let up = |link: &AtomicBool| link.load(Ordering::Relaxed);
+            vec![
+                Dependency {
+                    name: "postgresql",
+                    up: up(&links.postgresql),
+                },
+                Dependency {
+                    name: "rabbitmq",
+                    up: up(&links.rabbitmq),
+                },
+            ]
+        },
+    }
+}
+
+/// Starts the thread that owns the link to the broker and the connection to the database.
+pub(crate) fn start(
+    config: &ConsumerConfig,
+    metrics: &Metrics,
+    links: Links,
+    shutdown: &Shutdown,
+) -> Result<JoinHandle<()>, StartError> {
+    let mut consumer = Consumer {
+        queue: config.queue.clone(),
+        orders: OrderStore::new(&config.database),
+        links,
+        counts: Counts::new(metrics),
+        shutdown: shutdown.clone(),
+    };
+    thread::Builder::new()
+        .name("consumer".to_owned())
+        .spawn(move || consumer.run())
+        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))
+}
+
+struct Counts {
+    recorded: IntCounter,
+    duplicate: IntCounter,
+    dead: IntCounter,
+}
+
+impl Counts {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help);
+        Self {
+            recorded: counter(
+                "orders_recorded_total",
+                "Orders recorded for the first time.",
+            ),
+            duplicate: counter(
+                "orders_duplicate_total",
+                "Orders that were recorded before.",
+            ),
+            dead: counter("orders_dead_total", "Messages put on the dead queue."),
+        }
+    }
+}
+
+/// Why a session with both servers ended.
+#[derive(Debug)]
+enum Interruption {
+    Database(DbError),
+    Broker(LinkError),
+    Panic,
+}
+
+impl From<DbError> for Interruption {
+    fn from(error: DbError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl From<LinkError> for Interruption {
+    fn from(error: LinkError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+impl From<amiquip::Error> for Interruption {
+    fn from(error: amiquip::Error) -> Self {
+        Self::Broker(error.into())
+    }
+}
+
+impl fmt::Display for Interruption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Database(error) => error.fmt(f),
+            Self::Broker(error) => error.fmt(f),
+            Self::Panic => f.write_str("the consumer panicked"),
+        }
+    }
+}
+
+struct Consumer {
+    queue: QueueConfig,
+    orders: OrderStore,
+    links: Links,
+    counts: Counts,
+    shutdown: Shutdown,
+}
+
+impl Consumer {
+    /// One session after another until the shutdown.
+    fn run(&mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut last_cause = String::new();
+        loop {
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.session(&mut backoff)))
+                .unwrap_or(Err(Interruption::Panic));
+            let Err(interruption) = outcome else { return };
+            self.links
+                .set(!matches!(interruption, Interruption::Database(_)), false);
+            // The same cause again and again is one line, until it changes or is over.
+            let cause = interruption.to_string();
+            if cause != last_cause {
+                log::warn!(cause = cause.as_str(); "interrupted; orders wait in the queue");
+                last_cause = cause;
+            }
+            if backoff.wait(&self.shutdown) {
+                return;
+            }
+        }
+    }
+
+    /// Consumes until the shutdown, or until something breaks.
+    fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
+        // First the database: without it there is nothing to take a message for.
+        self.orders.probe()?;
+        let mut link = Link::open(&self.queue, "billing-consumer")?;
+        let channel = link.open_channel()?;
+        let mut dead_letters = DeadLetters::open(&mut link, &self.queue)?;
+        let limit = link.limit();
+        queue::declare(&channel, &self.queue.queue)?;
+        channel.qos(0, PREFETCH, false)?;
+        let consumer =
+            channel.basic_consume(self.queue.queue.as_str(), ConsumerOptions::default())?;
+        drop(limit);
+        // A second receiver, since amiquip's thread ends the connection when it has a delivery
+        // for a consumer that was dropped just then.
+        let deliveries = consumer.receiver().clone();
+        // Last, so that it is dropped first: the farewells above get a limit.
+        let _limit = link.limit_from_drop();
+
+        self.links.set(true, true);
+        log::info!(queue = self.queue.queue.as_str(); "consuming");
+        while let Some(batch) = self.next_batch(&deliveries)? {
+            self.settle(&channel, &mut dead_letters, batch)?;
+            backoff.reset();
+        }
+        Ok(())
+    }
+
+    /// Waits for a message, and takes those with it that are here already; None at the shutdown.
+    fn next_batch(
+        &self,
+        deliveries: &Receiver<ConsumerMessage>,
+    ) -> Result<Option<Vec<Delivery>>, LinkError> {
+        let first = select! {
+            recv(self.shutdown.requested()) -> _ => return Ok(None),
+            recv(deliveries) -> message => message,
+        };
+        let ended = LinkError::Broken("the broker ended the deliveries");
+        let mut batch = vec![delivery(first.map_err(|_| ended)?)?];
+        while batch.len() < BATCH_MAX {
+            match deliveries.try_recv() {
+                Ok(message) => batch.push(delivery(message)?),
+                Err(_) => break,
+            }
+        }
+        Ok(Some(batch))
+    }
+
+    /// Records what can be recorded, buries the rest, and then acknowledges all of it at once.
+    fn settle(
+        &mut self,
+        channel: &Channel,
+        dead_letters: &mut DeadLetters,
+        mut batch: Vec<Delivery>,
+    ) -> Result<(), Interruption> {
+        let mut recordable = Vec::with_capacity(batch.len());
+        let mut dead = Vec::new();
+        for delivery in &batch {
+            match read(delivery) {
+                Ok(new) => recordable.push((delivery, new)),
+                Err(reason) => dead.push((delivery, reason)),
+            }
+        }
+        self.record(recordable, &mut dead)?;
+        dead_letters.bury(&dead)?;
+        self.counts.dead.inc_by(dead.len() as u64);
+        if let Some(last) = batch.pop() {
+            last.ack_multiple(channel)?;
+        }
+        Ok(())
+    }
+
+    /// Records a batch; one that the database takes for wrong costs only itself.
+    fn record<'d>(
+        &mut self,
+        batch: Vec<(&'d Delivery, Recordable)>,
+        dead: &mut Vec<(&'d Delivery, String)>,
+    ) -> Result<(), DbError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (deliveries, orders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        match self.orders.record(&orders) {
+            Ok(new) => {
+                self.counts.recorded.inc_by(new);
+                self.counts.duplicate.inc_by(orders.len() as u64 - new);
+                Ok(())
+            }
+            Err(DbError::BadData(reason)) if orders.len() == 1 => {
+                dead.push((deliveries[0], format!("the database refused it: {reason}")));
+                Ok(())
+            }
+            Err(DbError::BadData(_)) => {
+                let mut first: Vec<_> = deliveries.into_iter().zip(orders).collect();
+                let second = first.split_off(first.len() / 2);
+                self.record(first, dead)?;
+                self.record(second, dead)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
+    match message {
+        ConsumerMessage::Delivery(delivery) => Ok(delivery),
+        ConsumerMessage::ServerClosedChannel(error)
+        | ConsumerMessage::ServerClosedConnection(error) => Err(error.into()),
+        ConsumerMessage::ServerCancelled => Err(LinkError::Broken("the queue was deleted")),
+        ConsumerMessage::ClientCancelled
+        | ConsumerMessage::ClientClosedChannel
+        | ConsumerMessage::ClientClosedConnection => Err(LinkError::Broken("the link was closed")),
+    }
+}
+
+/// The order in a message, or why there is none.
+fn read(delivery: &Delivery) -> Result<Recordable, String> {
+    let order = NewOrder::from_json(&delivery.body).map_err(|error| error.to_string())?;
+    let message_id = delivery
+        .properties
+        .message_id()
+        .clone()
+        .filter(|id| !id.is_empty());
+    match &message_id {
+        Some(id) if id.contains('\0') => Err("the message id contains NUL".to_owned()),
+        Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => Err("the message id is too long".to_owned()),
+        _ => Ok(Recordable { message_id, order }),
+    }
+}
+
+/// The queue for messages that can never be recorded, for an operator to look at.
+struct DeadLetters {
+    queue: String,
+    unconfirmed: Unconfirmed<()>,
+    confirming: Confirming,
+}
+
+impl DeadLetters {
+    fn open(link: &mut Link, config: &QueueConfig) -> Result<Self, LinkError> {
+        let queue = config.dead_queue();
+        let confirming = link.open_confirming(&queue)?;
+        Ok(Self {
+            queue,
+            unconfirmed: Unconfirmed::default(),
+            confirming,
+        })
+    }
+
+    /// Puts messages on the dead queue and waits until the broker has confirmed all of them.
+    fn bury(&mut self, dead: &[(&Delivery, String)]) -> Result<(), LinkError> {
+        for (delivery, reason) in dead {
+            let publish = Publish {
+                body: &delivery.body,
+                routing_key: self.queue.clone(),
+                mandatory: true,
+                immediate: false,
+                properties: dead_letter_properties(&delivery.properties, reason),
+            };
+            self.confirming.channel.basic_publish("", publish)?;
+            self.unconfirmed.push(());
+        }
+        while !self.unconfirmed.is_empty() {
+            let confirm = self
+                .confirming
+                .confirms
+                .recv_timeout(CONFIRM_LIMIT)
+                .map_err(|_| {
+                    LinkError::Broken("the broker does not confirm what goes to the dead queue")
+                })?;
+            let (taken, _) = self.unconfirmed.settle(confirm);
+            if !taken || !self.confirming.returns.is_empty() {
+                return Err(LinkError::Broken("the dead queue takes no messages"));
+            }
+        }
+        for (delivery, reason) in dead {
+            log::warn!(
+                message_id = delivery.properties.message_id().as_deref().unwrap_or("none"),
+                reason = reason.as_str();
+                "message moved to the dead queue"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The original's properties as far as they describe it, and why it is here. What would act on
+/// the broker is left out: an expiration, copies to other queues, a user who is not ours.
+fn dead_letter_properties(original: &AmqpProperties, reason: &str) -> AmqpProperties {
+    let mut headers: FieldTable = original.headers().clone().unwrap_or_default();
+    headers.retain(|name, _| name != "CC" && name != "BCC");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
+    headers.insert(
+        "x-dead-reason".to_owned(),
+        AmqpValue::LongString(reason.to_owned()),
+    );
+    headers.insert(
+        "x-dead-time".to_owned(),
+        AmqpValue::Timestamp(now.as_secs()),
+    );
+    let mut properties = AmqpProperties::default().with_delivery_mode(2);
+    if let Some(message_id) = original.message_id() {
+        headers.insert(
+            "x-dead-message-id".to_owned(),
+            AmqpValue::LongString(message_id.clone()),
+        );
+        properties = properties.with_message_id(message_id.clone());
+    }
+    if let Some(content_type) = original.content_type() {
+        properties = properties.with_content_type(content_type.clone());
+    }
+    if let Some(timestamp) = original.timestamp() {
+        properties = properties.with_timestamp(*timestamp);
+    }
+    properties.with_headers(headers)
+}

@@ -1,0 +1,141 @@
+//! Orders in PostgreSQL. Only this file holds SQL.
+
+use std::thread::JoinHandle;
+
+use common::db::{Connection, DatabaseConfig, DbError, Migrations};
+use common::http::Page;
+use common::order::NewOrder;
+use common::process::StartError;
+use common::shutdown::Shutdown;
+use postgres::types::ToSql;
+use postgres::{Client, Error, Row, Statement};
+
+use crate::order::Order;
+
+const MIGRATIONS: Migrations = &[("0001_orders", include_str!("../migrations/0001_orders.sql"))];
+
+const COLUMNS: &str = "id, message_id, user_id, number_of_items, total_amount::text, \
+                       to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+
+/// The orders, seen through one thread's connection.
+pub(crate) struct OrderStore {
+    connection: Connection<Statements>,
+}
+
+struct Statements {
+    list: Statement,
+    list_of_user: Statement,
+    find: Statement,
+    record: Statement,
+}
+
+fn prepare(client: &mut Client) -> Result<Statements, Error> {
+    let list = format!("SELECT {COLUMNS} FROM orders WHERE id > $1 ORDER BY id LIMIT $2");
+    let list_of_user =
+        format!("SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id > $1 ORDER BY id LIMIT $2");
+    let find = format!("SELECT {COLUMNS} FROM orders WHERE id = $1");
+    Ok(Statements {
+        list: client.prepare(&list)?,
+        list_of_user: client.prepare(&list_of_user)?,
+        find: client.prepare(&find)?,
+        record: client.prepare(
+            "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+             SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]::numeric[]) \
+             ON CONFLICT (message_id) DO NOTHING",
+        )?,
+    })
+}
+
+/// An order with the id of the message that brought it.
+pub(crate) struct Recordable {
+    pub(crate) message_id: Option<String>,
+    pub(crate) order: NewOrder,
+}
+
+impl OrderStore {
+    pub(crate) fn new(database: &DatabaseConfig) -> Self {
+        Self {
+            connection: Connection::new(database, MIGRATIONS, prepare),
+        }
+    }
+
+    /// Puts the schema in place as soon as the server is there.
+    pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError> {
+        self.connection
+            .bring_up(shutdown)
+            .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))
+    }
+
+    /// An error where the server does not answer.
+    pub(crate) fn probe(&mut self) -> Result<(), DbError> {
+        self.connection.run(|client, _| client.batch_execute(""))
+    }
+
+    pub(crate) fn is_up(&mut self) -> bool {
+        self.probe().is_ok()
+    }
+
+    /// Records all of these or, on an error, none. One whose message id is there already is
+    /// passed over; the answer is how many were new.
+    pub(crate) fn record(&mut self, batch: &[Recordable]) -> Result<u64, DbError> {
+        let message_ids: Vec<_> = batch.iter().map(|new| new.message_id.as_deref()).collect();
+        let user_ids: Vec<_> = batch.iter().map(|new| new.order.user_id.as_str()).collect();
+        let numbers: Vec<_> = batch.iter().map(|new| new.order.number_of_items).collect();
+        let amounts: Vec<_> = batch
+            .iter()
+            .map(|new| new.order.total_amount.to_string())
+            .collect();
+        self.connection.run(|client, statements| {
+            // A single statement is a transaction of its own: it is committed when this returns.
+            client.execute(
+                &statements.record,
+                &[&message_ids, &user_ids, &numbers, &amounts],
+            )
+        })
+    }
+
+    /// Orders in the order of their ids, as they arrive from the server.
+    pub(crate) fn list(
+        &mut self,
+        page: Page,
+    ) -> Result<impl Iterator<Item = Result<Order, DbError>>, DbError> {
+        let rows = self.connection.stream(|client, statements| {
+            let params: [&(dyn ToSql + Sync); 2] = [&page.after, &page.limit];
+            client.query_raw(&statements.list, params)
+        })?;
+        Ok(rows.map(|row| row.map(order)))
+    }
+
+    /// The same for one user's.
+    pub(crate) fn list_of_user<'a>(
+        &'a mut self,
+        user_id: &str,
+        page: Page,
+    ) -> Result<impl Iterator<Item = Result<Order, DbError>> + use<'a>, DbError> {
+        let rows = self.connection.stream(|client, statements| {
+            let params: [&(dyn ToSql + Sync); 3] = [&page.after, &page.limit, &user_id];
+            client.query_raw(&statements.list_of_user, params)
+        })?;
+        Ok(rows.map(|row| row.map(order)))
+    }
+
+    pub(crate) fn find(&mut self, id: i64) -> Result<Option<Order>, DbError> {
+        self.connection
+            .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(order)))
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is what iterators over rows map with"
+)]
+fn order(row: Row) -> Order {
+    Order {
+        id: row.get(0),
+        message_id: row.get(1),
+        user_id: row.get(2),
+        number_of_items: row.get(3),
+        total_amount: row.get(4),
+        created_at: row.get(5),
+    }
+}

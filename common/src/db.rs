@@ -1,0 +1,421 @@
+//! A connection to PostgreSQL that mends itself. Whatever goes wrong takes one way back: drop
+//! the connection, answer that the database is away, and dial again a little later. Dialling
+//! brings the schema up to date and prepares the statements, so a database that was away, or
+//! restored from a backup, needs no restart of ours.
+
+use std::fmt;
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use postgres::error::SqlState;
+use postgres::fallible_iterator::FallibleIterator;
+use postgres::{Client, Error, NoTls, Row, RowIter};
+
+use crate::backoff::Backoff;
+use crate::env::{ConfigError, Vars};
+use crate::http::Problem;
+use crate::shutdown::Shutdown;
+
+/// How long a server may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// After this long without use a connection is asked whether it still lives: the server may
+/// have been restarted, and a write cannot be repeated to find out.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// How long that question may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// When a peer that acknowledges nothing is given up.
+const DEAD_PEER: Duration = Duration::from_secs(20);
+
+/// Server-side limits. A lock is held for milliseconds, so whoever waits seconds for one waits
+/// behind an operator; the statement limit is the longest that a whole list may take to send.
+const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
+                       -c idle_in_transaction_session_timeout=1min";
+
+/// Held while a schema is brought up to date, so that two programs do not do it at once.
+const MIGRATION_LOCK: i64 = 0x6d6f_7669_6573;
+
+/// The versions of a schema, oldest first: a name, which is recorded, and its SQL. A version
+/// that was released is never changed, only followed by another.
+pub type Migrations = &'static [(&'static str, &'static str)];
+
+/// Where a service's database is.
+#[derive(Clone)]
+pub struct DatabaseConfig {
+    /// The server's name or address.
+    pub host: String,
+    /// The server's port.
+    pub port: u16,
+    /// The role to connect as.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// The database.
+    pub name: String,
+    /// The schema that the tables stand in; `public` unless two share a database.
+    pub schema: String,
+}
+
+impl DatabaseConfig {
+    /// From the `POSTGRES_…` variables; `name_key` is the variable that names the database.
+    pub fn from_vars(vars: &Vars, name_key: &str) -> Result<Self, ConfigError> {
+        Ok(Self {
+            host: vars.text("POSTGRES_HOST")?,
+            port: vars.port("POSTGRES_PORT")?,
+            user: vars.text("POSTGRES_USER")?,
+            password: vars.text("POSTGRES_PASSWORD")?,
+            name: vars.text(name_key)?,
+            schema: schema_name(vars)?,
+        })
+    }
+
+    fn client_config(&self) -> postgres::Config {
+        let mut config = postgres::Config::new();
+        config
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .password(&self.password)
+            .dbname(&self.name)
+            .application_name("crud-master")
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_user_timeout(DEAD_PEER)
+            .keepalives_idle(DEAD_PEER)
+            .options(&format!("{SESSION} -c search_path={},public", self.schema));
+        config
+    }
+}
+
+/// The schema's name goes into the connection's options, where only a plain name is safe.
+fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
+    let name = vars.optional("POSTGRES_SCHEMA").unwrap_or("public");
+    if name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    {
+        return Ok(name.to_owned());
+    }
+    Err(ConfigError::malformed(
+        "POSTGRES_SCHEMA",
+        "a name of a-z, 0-9 and _",
+    ))
+}
+
+/// Why something in the database was not done.
+#[derive(Debug)]
+pub enum DbError {
+    /// The server is away, starting, full or too busy: the same may succeed later.
+    Unavailable(String),
+    /// The server takes these values for wrong: they break a constraint, or are out of range.
+    BadData(String),
+    /// The server refused what was asked: a mistake of ours, or a broken schema.
+    Refused(String),
+}
+
+impl DbError {
+    fn new(error: &Error) -> Self {
+        let text = describe(error);
+        if is_outage(error) {
+            Self::Unavailable(text)
+        } else if is_bad_data(error) {
+            Self::BadData(text)
+        } else {
+            Self::Refused(text)
+        }
+    }
+}
+
+impl fmt::Display for DbError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(text) => write!(f, "PostgreSQL is unavailable: {text}"),
+            Self::BadData(text) | Self::Refused(text) => write!(f, "PostgreSQL refused: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for DbError {}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::Unavailable(_) => {
+                Problem::unavailable("the database is away; try again", error)
+            }
+            // Whatever a client may not send was refused before it came here.
+            DbError::BadData(_) | DbError::Refused(_) => Problem::internal(error),
+        }
+    }
+}
+
+/// Whether waiting may help. Without an SQLSTATE only a failure of the connection itself does.
+fn is_outage(error: &Error) -> bool {
+    let Some(state) = error.code() else {
+        let io = std::error::Error::source(error)
+            .is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+        return io || error.is_closed();
+    };
+    // Connection exceptions, insufficient resources (a full disk, too many connections),
+    // operator intervention (a shutdown, a cancelled statement).
+    ["08", "53", "57"]
+        .iter()
+        .any(|class| state.code().starts_with(class))
+        || [
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+        ]
+        .contains(state)
+}
+
+/// SQLSTATE classes 22, data exception, and 23, integrity constraint violation.
+fn is_bad_data(error: &Error) -> bool {
+    error.code().is_some_and(|state| {
+        ["22", "23"]
+            .iter()
+            .any(|class| state.code().starts_with(class))
+    })
+}
+
+/// The error with what the server said, for the log.
+fn describe(error: &Error) -> String {
+    match error.as_db_error() {
+        Some(db_error) => format!(
+            "{} (SQLSTATE {})",
+            db_error.message(),
+            db_error.code().code()
+        ),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+/// A connection and the statements `S` that were prepared on it; its owner is one thread.
+pub struct Connection<S> {
+    config: postgres::Config,
+    migrations: Migrations,
+    prepare: fn(&mut Client) -> Result<S, Error>,
+    live: Option<Live<S>>,
+    /// A stream of rows was begun and not read to its end: the rest would come first.
+    streaming: bool,
+    backoff: Backoff,
+    next_dial: Instant,
+}
+
+struct Live<S> {
+    client: Client,
+    statements: S,
+    last_used: Instant,
+}
+
+impl<S> Connection<S> {
+    /// Dials nothing yet; the first use does.
+    #[must_use]
+    pub fn new(
+        config: &DatabaseConfig,
+        migrations: Migrations,
+        prepare: fn(&mut Client) -> Result<S, Error>,
+    ) -> Self {
+        Self {
+            config: config.client_config(),
+            migrations,
+            prepare,
+            live: None,
+            streaming: false,
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
+            next_dial: Instant::now(),
+        }
+    }
+
+    /// Runs a query or a command. It is never repeated: after an outage midway, whether it was
+    /// done is for the caller to ask again.
+    pub fn run<T>(
+        &mut self,
+        query: impl FnOnce(&mut Client, &S) -> Result<T, Error>,
+    ) -> Result<T, DbError> {
+        let live = self.live()?;
+        let result = query(&mut live.client, &live.statements);
+        live.last_used = Instant::now();
+        result.map_err(|error| self.lost(&error))
+    }
+
+    /// Runs a query whose rows are taken one by one, in memory that does not grow with them.
+    pub fn stream<'a, F>(&'a mut self, query: F) -> Result<Rows<'a>, DbError>
+    where
+        F: for<'c> FnOnce(&'c mut Client, &S) -> Result<RowIter<'c>, Error>,
+    {
+        self.live()?;
+        let Some(live) = &mut self.live else {
+            unreachable!("live() has just set it")
+        };
+        live.last_used = Instant::now();
+        self.streaming = true;
+        let rows =
+            query(&mut live.client, &live.statements).map_err(|error| DbError::new(&error))?;
+        Ok(Rows {
+            rows,
+            streaming: &mut self.streaming,
+        })
+    }
+
+    /// Dials in a thread of its own until the server is there, so that the schema is in place
+    /// before anyone asks for it; then the connection has done its work.
+    pub fn bring_up(mut self, shutdown: &Shutdown) -> io::Result<JoinHandle<()>>
+    where
+        S: Send + 'static,
+    {
+        let shutdown = shutdown.clone();
+        thread::Builder::new()
+            .name("bring-up".to_owned())
+            .spawn(move || {
+                let mut waiting = false;
+                while let Err(error) = self.run(|client, _| client.batch_execute("")) {
+                    if !std::mem::replace(&mut waiting, true) {
+                        log::warn!(cause = error.to_string().as_str(); "waiting for PostgreSQL");
+                    }
+                    let until_next_dial = self.next_dial.saturating_duration_since(Instant::now());
+                    if shutdown.wait_at_most(until_next_dial) {
+                        return;
+                    }
+                }
+                log::info!("PostgreSQL is up");
+            })
+    }
+
+    /// Whether the database answers, now.
+    pub fn is_up(&mut self) -> bool {
+        self.run(|client, _| client.batch_execute("")).is_ok()
+    }
+
+    /// A connection that works as far as can be known.
+    fn live(&mut self) -> Result<&mut Live<S>, DbError> {
+        let usable = !std::mem::take(&mut self.streaming)
+            && self.live.as_mut().is_some_and(|live| {
+                !live.client.is_closed()
+                    && (live.last_used.elapsed() < TRUSTED_IDLE
+                        || live.client.is_valid(PROBE_LIMIT).is_ok())
+            });
+        if !usable {
+            self.live = None;
+        }
+        match &mut self.live {
+            Some(live) => Ok(live),
+            empty => {
+                // While the server is away its callers hear so at once, instead of each
+                // waiting for a dial of its own.
+                if Instant::now() < self.next_dial {
+                    return Err(DbError::Unavailable(
+                        "the last dial has just failed".to_owned(),
+                    ));
+                }
+                match dial(&self.config, self.migrations, self.prepare) {
+                    Ok(live) => {
+                        self.backoff.reset();
+                        Ok(empty.insert(live))
+                    }
+                    Err(error) => {
+                        self.next_dial = Instant::now() + self.backoff.delay();
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, error: &Error) -> DbError {
+        let error = DbError::new(error);
+        if matches!(error, DbError::Unavailable(_)) {
+            self.live = None;
+        }
+        error
+    }
+}
+
+fn dial<S>(
+    config: &postgres::Config,
+    migrations: Migrations,
+    prepare: fn(&mut Client) -> Result<S, Error>,
+) -> Result<Live<S>, DbError> {
+    // A wrong password or a database that is not there yet is mended from outside, like an outage.
+    let mut client = config
+        .connect(NoTls)
+        .map_err(|error| DbError::Unavailable(describe(&error)))?;
+    migrate(&mut client, migrations).map_err(|error| DbError::new(&error))?;
+    let statements = prepare(&mut client).map_err(|error| DbError::new(&error))?;
+    Ok(Live {
+        client,
+        statements,
+        last_used: Instant::now(),
+    })
+}
+
+/// Brings the schema up to date. Versions that are not known here are left alone: a newer
+/// program is being put in place beside this one.
+fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
+    if pending(client, migrations)?.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = client.transaction()?;
+    transaction.batch_execute("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])?;
+    transaction.batch_execute(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (
+             name text PRIMARY KEY,
+             applied_at timestamptz NOT NULL DEFAULT now()
+         )",
+    )?;
+    for (name, sql) in pending(&mut transaction, migrations)? {
+        transaction.batch_execute(sql)?;
+        transaction.execute("INSERT INTO schema_migrations (name) VALUES ($1)", &[&name])?;
+        log::info!(migration = name; "schema brought up to date");
+    }
+    transaction.commit()
+}
+
+/// The versions that the schema does not have yet.
+fn pending(
+    client: &mut impl postgres::GenericClient,
+    migrations: Migrations,
+) -> Result<Vec<(&'static str, &'static str)>, Error> {
+    let known = client.query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[])?;
+    let applied: Vec<String> = if known.get(0) {
+        let rows = client.query("SELECT name FROM schema_migrations", &[])?;
+        rows.iter().map(|row| row.get(0)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(migrations
+        .iter()
+        .filter(|(name, _)| !applied.iter().any(|done| done == name))
+        .copied()
+        .collect())
+}
+
+/// Rows as they arrive. Dropped before the end, the connection goes with them: the server
+/// stops sending, and the next query gets a fresh one.
+pub struct Rows<'a> {
+    rows: RowIter<'a>,
+    streaming: &'a mut bool,
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Result<Row, DbError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row = self
+            .rows
+            .next()
+            .map_err(|error| DbError::new(&error))
+            .transpose();
+        if row.is_none() {
+            *self.streaming = false;
+        }
+        row
+    }
+}

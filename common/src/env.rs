@@ -1,0 +1,208 @@
+//! The settings of a program: the process environment over the file `.env`, read once, at
+//! start. Nothing here ever shows a value, since it may be the password.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+/// Names the file to read instead of `.env` in the working directory.
+const ENV_FILE: &str = "ENV_FILE";
+
+/// The variables that a program was started with.
+#[derive(Clone, Default)]
+pub struct Vars {
+    values: HashMap<String, String>,
+}
+
+impl Vars {
+    /// Reads the file that `ENV_FILE` names, else `.env` in the working directory if there is
+    /// one; the process environment wins over both.
+    pub fn load() -> Result<Self, ConfigError> {
+        let environment: Vars = Vars {
+            values: std::env::vars_os()
+                .filter_map(|(key, value)| {
+                    Some((key.into_string().ok()?, value.into_string().ok()?))
+                })
+                .collect(),
+        };
+        let file = match environment.values.get(ENV_FILE) {
+            Some(path) => Vars::from_file(Path::new(path))?,
+            None if Path::new(".env").exists() => Vars::from_file(Path::new(".env"))?,
+            None => Vars::default(),
+        };
+        Ok(environment.over(file))
+    }
+
+    /// Reads a file of `KEY=VALUE` lines and nothing else.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |problem: String| ConfigError {
+            key: ENV_FILE.to_owned(),
+            problem: format!("names {}, {problem}", path.display()),
+        };
+        let lines = dotenvy::from_path_iter(path)
+            .map_err(|error| unreadable(format!("which cannot be read: {error}")))?;
+        let values = lines
+            .collect::<Result<_, _>>()
+            // The parser's own message quotes the line, and with it perhaps a password.
+            .map_err(|_| unreadable("which has a line that is not KEY=VALUE".to_owned()))?;
+        Ok(Self { values })
+    }
+
+    /// The given variables and no others, for tests.
+    #[must_use]
+    pub fn from_pairs<K: Into<String>, V: Into<String>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        Self {
+            values: pairs
+                .into_iter()
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+        }
+    }
+
+    /// These variables, and those of `others` that are not among them.
+    #[must_use]
+    pub fn over(self, others: Vars) -> Self {
+        let mut values = others.values;
+        values.extend(self.values);
+        Self { values }
+    }
+
+    /// The text of a variable that must be set and not empty.
+    pub fn text(&self, key: &str) -> Result<String, ConfigError> {
+        self.optional(key)
+            .map(str::to_owned)
+            .ok_or_else(|| ConfigError {
+                key: key.to_owned(),
+                problem: "is missing: set it in .env or in the environment".to_owned(),
+            })
+    }
+
+    /// The text of a variable that may be left out; one that is empty counts as left out.
+    #[must_use]
+    pub fn optional(&self, key: &str) -> Option<&str> {
+        self.values
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    /// A variable that must be set, as a value of its type; `expected` says in the error what
+    /// would have been right, as in "a port number from 0 to 65535".
+    pub fn parsed<T: FromStr>(&self, key: &str, expected: &str) -> Result<T, ConfigError> {
+        parse(key, &self.text(key)?, expected)
+    }
+
+    /// The same for a variable that has a default.
+    pub fn parsed_or<T: FromStr>(
+        &self,
+        key: &str,
+        expected: &str,
+        default: T,
+    ) -> Result<T, ConfigError> {
+        self.optional(key)
+            .map_or(Ok(default), |text| parse(key, text, expected))
+    }
+
+    /// A TCP port; 0 lets the system choose one.
+    pub fn port(&self, key: &str) -> Result<u16, ConfigError> {
+        self.parsed(key, "a port number from 0 to 65535")
+    }
+}
+
+fn parse<T: FromStr>(key: &str, text: &str, expected: &str) -> Result<T, ConfigError> {
+    text.parse()
+        .map_err(|_| ConfigError::malformed(key, expected))
+}
+
+/// Which variable is wrong, and how; never its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The name of the variable.
+    pub key: String,
+    /// What is wrong with it, to be read after its name.
+    pub problem: String,
+}
+
+impl ConfigError {
+    /// A variable whose value is not `expected`.
+    #[must_use]
+    pub fn malformed(key: &str, expected: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            problem: format!("is malformed: it must be {expected}"),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.key, self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_variable_is_named() {
+        let error = Vars::default().port("API_GATEWAY_PORT").unwrap_err();
+
+        assert_eq!(
+            error.to_string(),
+            "API_GATEWAY_PORT is missing: set it in .env or in the environment"
+        );
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_missing() {
+        let vars = Vars::from_pairs([("POSTGRES_PASSWORD", "")]);
+
+        assert_eq!(
+            vars.text("POSTGRES_PASSWORD").unwrap_err().key,
+            "POSTGRES_PASSWORD"
+        );
+        assert_eq!(vars.parsed_or("POSTGRES_PASSWORD", "a number", 7), Ok(7));
+    }
+
+    #[test]
+    fn a_malformed_variable_is_named_without_its_value() {
+        let vars = Vars::from_pairs([("POSTGRES_PORT", "hunter2")]);
+
+        let error = vars.port("POSTGRES_PORT").unwrap_err().to_string();
+
+        assert_eq!(
+            error,
+            "POSTGRES_PORT is malformed: it must be a port number from 0 to 65535"
+        );
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let file = Vars::from_pairs([("RUST_LOG", "info"), ("RABBITMQ_QUEUE", "billing_queue")]);
+        let environment = Vars::from_pairs([("RUST_LOG", "debug")]);
+
+        let vars = environment.over(file);
+
+        assert_eq!(vars.optional("RUST_LOG"), Some("debug"));
+        assert_eq!(vars.optional("RABBITMQ_QUEUE"), Some("billing_queue"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_an_error_that_names_it() {
+        let error = Vars::from_file(Path::new("/nowhere/settings"))
+            .err()
+            .unwrap()
+            .to_string();
+
+        assert!(
+            error.starts_with("ENV_FILE names /nowhere/settings, which cannot be read"),
+            "{error}"
+        );
+    }
+}

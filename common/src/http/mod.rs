@@ -1,0 +1,17 @@
+//! HTTP for the services: a handler is a plain function from a request and the worker's own
+//! state to a [`Response`] or a [`Problem`]; everything around it is done here, once.
+
+mod edge;
+mod page;
+mod problem;
+mod request;
+mod response;
+mod router;
+mod server;
+
+pub use page::Page;
+pub use problem::Problem;
+pub use request::{Method, Request};
+pub use response::{Body, Fill, Response, Stream};
+pub use router::{Handler, HandlerResult, Route, Verb};
+pub use server::{Dependency, HttpConfig, Server, Service, health};

@@ -1,0 +1,149 @@
+//! An answer that says what went wrong: `application/problem+json`, RFC 9457. It carries two
+//! texts: the detail is for the client, the cause only for the log.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::response::{Response, reason_phrase};
+
+/// After how many seconds a client may try again when something of ours was down.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The HTTP status, 400 to 599.
+    pub status: u16,
+    /// What the client should mend; it names the field.
+    pub detail: Cow<'static, str>,
+    /// What the operator should know; never sent.
+    pub cause: Option<String>,
+    headers: Vec<(&'static str, String)>,
+    dependencies: Option<Box<Value>>,
+}
+
+impl Problem {
+    fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            cause: None,
+            headers: Vec::new(),
+            dependencies: None,
+        }
+    }
+
+    fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn with_cause(mut self, cause: impl fmt::Display) -> Self {
+        self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// Adds what is up and what is down.
+    #[must_use]
+    pub(super) fn with_dependencies(mut self, states: Value) -> Self {
+        self.dependencies = Some(Box::new(states));
+        self
+    }
+
+    /// 400: malformed, or a rule broken.
+    pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(400, detail)
+    }
+
+    /// 404.
+    pub fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(404, detail)
+    }
+
+    /// 405; `allow` lists the methods that the resource has.
+    #[must_use]
+    pub fn method_not_allowed(allow: String) -> Self {
+        Self::new(405, format!("this resource allows {allow}")).with_header("allow", allow)
+    }
+
+    /// 411: a body of unknown length.
+    #[must_use]
+    pub fn length_required() -> Self {
+        Self::new(411, "send a body with its Content-Length")
+    }
+
+    /// 413; `limit_bytes` is the most that a body may have.
+    #[must_use]
+    pub fn content_too_large(limit_bytes: usize) -> Self {
+        Self::new(413, format!("a body may have at most {limit_bytes} bytes"))
+    }
+
+    /// 415: the body is said to be something else than JSON.
+    #[must_use]
+    pub fn unsupported_media_type() -> Self {
+        Self::new(
+            415,
+            "send the body as JSON, with Content-Type: application/json",
+        )
+    }
+
+    /// 500: ours to mend; the client learns nothing internal.
+    pub fn internal(cause: impl fmt::Display) -> Self {
+        Self::new(
+            500,
+            "something went wrong here; the log has the details under this request_id",
+        )
+        .with_cause(cause)
+    }
+
+    /// 502: the service behind this one cannot be reached or does not speak HTTP.
+    pub fn bad_gateway(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
+        Self::new(502, detail).with_cause(cause)
+    }
+
+    /// 503 with `Retry-After`: a dependency is down, blocked or overloaded.
+    pub fn unavailable(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
+        Self::new(503, detail)
+            .with_header("retry-after", RETRY_AFTER_SECONDS)
+            .with_cause(cause)
+    }
+
+    /// 504: the service behind this one takes too long.
+    pub fn gateway_timeout(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
+        Self::new(504, detail).with_cause(cause)
+    }
+
+    /// As an answer to the request of that id.
+    #[must_use]
+    pub(super) fn into_response(self, request_id: &str) -> Response<'static> {
+        let body = ProblemJson {
+            r#type: "about:blank",
+            title: reason_phrase(self.status),
+            status: self.status,
+            detail: &self.detail,
+            request_id,
+            dependencies: self.dependencies.as_deref(),
+        };
+        let mut response = Response::json(self.status, &body)
+            .with_header("content-type", "application/problem+json");
+        for (name, value) in self.headers {
+            response = response.with_header(name, value);
+        }
+        response
+    }
+}
+
+/// The members of RFC 9457, and extensions of ours.
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dependencies: Option<&'a Value>,
+}

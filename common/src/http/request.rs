@@ -1,0 +1,342 @@
+//! A request as a handler sees it: checked, and whole in memory.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+
+/// The most that a body may have, in bytes.
+pub(super) const BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// The most that a request id taken from a client may have.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// A request method; names are case-sensitive (RFC 9110 §9.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the method of its name")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Other(String),
+}
+
+impl Method {
+    pub(super) fn new(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "POST" => Self::Post,
+            "PUT" => Self::Put,
+            "DELETE" => Self::Delete,
+            "OPTIONS" => Self::Options,
+            _ => Self::Other(name.to_owned()),
+        }
+    }
+
+    /// As it stands in the request line.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// A request, whole in memory.
+#[derive(Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query, byte for byte as the client sent them.
+    pub target: String,
+    /// The headers in their order, names as the client wrote them.
+    pub headers: Vec<(String, String)>,
+    /// The content; empty where there was none.
+    pub body: Vec<u8>,
+    /// The id that answer, log lines and messages carry: the client's own, or made here.
+    pub request_id: String,
+    /// Who asked.
+    pub client: IpAddr,
+    /// The segments that the route's pattern names.
+    pub(super) params: Vec<(&'static str, String)>,
+}
+
+impl Request {
+    /// The path, without the query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.target
+            .split_once('?')
+            .map_or(&self.target, |(path, _)| path)
+    }
+
+    /// The first header of that name, in any case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+
+    /// A segment of the path that the route's pattern names; empty where it names none such.
+    #[must_use]
+    pub fn param(&self, name: &str) -> &str {
+        self.params
+            .iter()
+            .find(|(present, _)| *present == name)
+            .map_or("", |(_, value)| value)
+    }
+
+    /// A segment of the path as the id of a row; None where no row can have it. `007` is not
+    /// another name for 7.
+    #[must_use]
+    pub fn id_param(&self, name: &str) -> Option<i64> {
+        let text = self.param(name);
+        if is_digits(text) && (text == "0" || !text.starts_with('0')) {
+            text.parse().ok()
+        } else {
+            None
+        }
+    }
+
+    /// A parameter of the query, decoded. One that is given twice, or that is not UTF-8, is a
+    /// problem: guessing which was meant would answer another question.
+    pub fn query(&self, name: &str) -> Result<Option<String>, Problem> {
+        let query = self.target.split_once('?').map_or("", |(_, query)| query);
+        let mut found = None;
+        for pair in query.split('&') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if form_decoded(key).as_deref() != Some(name) {
+                continue;
+            }
+            let value = form_decoded(value)
+                .ok_or_else(|| Problem::bad_request(format!("{name} is not UTF-8")))?;
+            if found.replace(value).is_some() {
+                return Err(Problem::bad_request(format!("{name} is given twice")));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A parameter of the query as a number in a range; the problem names it.
+    pub fn query_number<T: FromStr + PartialOrd + std::fmt::Display>(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<T>,
+    ) -> Result<Option<T>, Problem> {
+        let Some(text) = self.query(name)? else {
+            return Ok(None);
+        };
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        match number {
+            Some(number) if is_digits(&text) => Ok(Some(number)),
+            _ => Err(Problem::bad_request(format!(
+                "{name} must be a whole number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
+        }
+    }
+
+    /// The body, a JSON object, as a value of that type.
+    pub fn json_object<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        self.require_json()?;
+        // A struct would also be read from an array of its fields' values.
+        if !self.body.trim_ascii_start().starts_with(b"{") {
+            return Err(Problem::bad_request("the body is not a JSON object"));
+        }
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Problem::bad_request(format!("the body is not a JSON object: {error}"))
+        })
+    }
+
+    /// That there is a body, and that it is said to be JSON. No length and no content is the
+    /// same to us as no length at all: a proxy may have put an empty chunked body in its place.
+    pub fn require_json(&self) -> Result<(), Problem> {
+        if self.body.is_empty() && self.header("content-length").is_none() {
+            return Err(Problem::length_required());
+        }
+        let media_type = self.header("content-type").unwrap_or("");
+        let essence = media_type.split(';').next().unwrap_or("").trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            Ok(())
+        } else {
+            Err(Problem::unsupported_media_type())
+        }
+    }
+}
+
+/// The first header of that name, in any case.
+pub(super) fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers
+        .iter()
+        .find(|(present, _)| present.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.as_str())
+}
+
+/// The client's request id where it is well-formed, else one made here. Only characters that
+/// stand unquoted in a log line are taken.
+pub(super) fn request_id(given: Option<&str>) -> String {
+    let well_formed = |id: &str| {
+        !id.is_empty()
+            && id.len() <= REQUEST_ID_BYTES_MAX
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b))
+    };
+    match given {
+        Some(id) if well_formed(id) => id.to_owned(),
+        _ => uuid::Uuid::new_v4().to_string(),
+    }
+}
+
+/// Whether the text is one or more ASCII digits: `parse` alone would take `+1`.
+pub(super) fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// A name or value of a query string: `+` is a space, `%41` an A; None where it is not UTF-8.
+fn form_decoded(text: &str) -> Option<String> {
+    let spaced = text.replace('+', " ");
+    percent_decode_str(&spaced)
+        .decode_utf8()
+        .ok()
+        .map(std::borrow::Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct NoFields {}
+
+    fn get(target: &str) -> Request {
+        Request {
+            method: Method::Get,
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            request_id: String::new(),
+            client: IpAddr::from([127, 0, 0, 1]),
+            params: Vec::new(),
+        }
+    }
+
+    fn with_content_type(media_type: &str) -> Request {
+        Request {
+            headers: vec![
+                ("Content-Type".to_owned(), media_type.to_owned()),
+                ("Content-Length".to_owned(), "2".to_owned()),
+            ],
+            body: b"{}".to_vec(),
+            ..get("/")
+        }
+    }
+
+    #[test]
+    fn query_parameters_are_decoded() {
+        let request = get("/api/movies?title=caf%C3%A9+noir&limit=2");
+
+        assert_eq!(
+            request.query("title").unwrap().as_deref(),
+            Some("café noir")
+        );
+        assert_eq!(request.query("after"), Ok(None));
+        assert_eq!(request.path(), "/api/movies");
+    }
+
+    #[test]
+    fn a_query_parameter_that_is_given_twice_or_is_not_utf_8_is_refused() {
+        let detail = |target: &str| get(target).query("title").unwrap_err().detail;
+
+        assert_eq!(detail("/?title=a&title=b"), "title is given twice");
+        assert_eq!(detail("/?title=%FF"), "title is not UTF-8");
+    }
+
+    #[test]
+    fn a_number_in_the_query_is_held_to_its_range() {
+        let limit = |target: &str| get(target).query_number("limit", 1..=1000);
+
+        assert_eq!(limit("/"), Ok(None));
+        assert_eq!(limit("/?limit=1000"), Ok(Some(1000)));
+        for target in [
+            "/?limit=0",
+            "/?limit=1001",
+            "/?limit=+1",
+            "/?limit=",
+            "/?limit=1e2",
+        ] {
+            let problem = limit(target).unwrap_err();
+            assert_eq!(
+                problem.detail, "limit must be a whole number from 1 to 1000",
+                "{target}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_json_is_taken_for_json() {
+        for media_type in ["application/json", "Application/JSON; charset=utf-8"] {
+            assert_eq!(with_content_type(media_type).json_object(), Ok(NoFields {}));
+        }
+        for media_type in [
+            "",
+            "text/json",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+        ] {
+            let problem = with_content_type(media_type)
+                .json_object::<NoFields>()
+                .unwrap_err();
+            assert_eq!(problem.status, 415, "{media_type}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_no_json_object_is_refused() {
+        for body in ["", "[]", "null", "{", "{}x", "\"\""] {
+            let request = Request {
+                body: body.as_bytes().to_vec(),
+                ..with_content_type("application/json")
+            };
+            let problem = request.json_object::<NoFields>().unwrap_err();
+            assert_eq!(problem.status, 400, "{body}");
+            assert!(
+                problem.detail.starts_with("the body is not a JSON object"),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_body_is_asked_for() {
+        assert_eq!(get("/").json_object::<NoFields>().unwrap_err().status, 411);
+    }
+
+    #[test]
+    fn only_a_request_id_that_can_stand_in_a_log_line_is_taken() {
+        assert_eq!(request_id(Some("order-7/a.b:c")), "order-7/a.b:c");
+        for given in [
+            None,
+            Some(""),
+            Some("two words"),
+            Some("a\"b"),
+            Some("ü"),
+            Some(&"a".repeat(129)),
+        ] {
+            assert_eq!(request_id(given).len(), 36, "{given:?}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What `/metrics` shows. Each started service has a registry of its own, so that several can
+//! live in one process, as they do in the tests.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+
+pub use prometheus::{Histogram, IntCounter, IntGauge};
+
+/// The metrics of one service.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    pub(crate) http_requests: IntCounterVec,
+    pub(crate) http_seconds: HistogramVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry with the standard `process_*` metrics and those of the HTTP server.
+    ///
+    /// # Panics
+    /// Never: the names are constants, and each is registered once.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let http_requests = IntCounterVec::new(
+            Opts::new("http_requests_total", "Requests answered."),
+            &["route", "method", "status"],
+        )
+        .expect(CONSTANT_NAMES);
+        let http_seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "http_request_duration_seconds",
+                "Time from the request's arrival at a worker to the end of its answer.",
+            )
+            .buckets(SECONDS.to_vec()),
+            &["route"],
+        )
+        .expect(CONSTANT_NAMES);
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect(CONSTANT_NAMES);
+        registry
+            .register(Box::new(http_requests.clone()))
+            .expect(CONSTANT_NAMES);
+        registry
+            .register(Box::new(http_seconds.clone()))
+            .expect(CONSTANT_NAMES);
+        Self {
+            registry,
+            http_requests,
+            http_seconds,
+        }
+    }
+
+    /// A counter of this service's own.
+    ///
+    /// # Panics
+    /// When `name` is taken or is no metric name: a slip in the program, seen at its start.
+    #[must_use]
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        let counter = IntCounter::new(name, help).expect(CONSTANT_NAMES);
+        self.registry
+            .register(Box::new(counter.clone()))
+            .expect(CONSTANT_NAMES);
+        counter
+    }
+
+    /// A counter with one label, `label`, whose values the program knows.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    #[must_use]
+    pub fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
+        let counters = IntCounterVec::new(Opts::new(name, help), &[label]).expect(CONSTANT_NAMES);
+        self.registry
+            .register(Box::new(counters.clone()))
+            .expect(CONSTANT_NAMES);
+        counters
+    }
+
+    /// A value that goes up and down.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    #[must_use]
+    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
+        self.registry
+            .register(Box::new(gauge.clone()))
+            .expect(CONSTANT_NAMES);
+        gauge
+    }
+
+    /// A distribution of durations in seconds.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    #[must_use]
+    pub fn seconds(&self, name: &str, help: &str) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        let histogram = Histogram::with_opts(options).expect(CONSTANT_NAMES);
+        self.registry
+            .register(Box::new(histogram.clone()))
+            .expect(CONSTANT_NAMES);
+        histogram
+    }
+
+    /// Everything, in the Prometheus text format, version 0.0.4.
+    #[must_use]
+    pub fn text(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+}
+
+const CONSTANT_NAMES: &str = "metric names are constants, each used once in a service";
+
+/// From a movie out of the cache to a caller who has long gone.
+const SECONDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];

@@ -1,0 +1,151 @@
+//! What every `main` does: settings, log, signals, start, wait, exit. A wrong setting is named
+//! on standard error and ends the program with 2 before it listens.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::env::{ConfigError, Vars};
+use crate::log as logging;
+use crate::shutdown::{self, Shutdown};
+
+/// How long the work that was accepted may take after the shutdown was requested.
+const DRAIN_LIMIT: Duration = Duration::from_secs(9);
+
+/// Why a program did not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// A variable is missing or malformed.
+    Config(ConfigError),
+    /// The system refused something; the text says what was tried.
+    System(String, io::Error),
+}
+
+impl From<ConfigError> for StartError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(error) => error.fmt(f),
+            Self::System(tried, error) => write!(f, "{tried}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// A started program, to be waited for.
+pub trait Running {
+    /// Waits for the shutdown and for the end of what was accepted before it.
+    fn join(self) -> io::Result<()>;
+}
+
+/// Runs a program to its end. 0 after a shutdown that left nothing behind, 2 for a wrong
+/// setting or argument, 1 for anything else.
+pub fn run<R: Running + Send + 'static>(
+    program: &'static str,
+    start: impl FnOnce(&Vars, &Shutdown) -> Result<R, StartError>,
+) -> ExitCode {
+    if let Some(exit_code) = answer_arguments(program) {
+        return exit_code;
+    }
+    let vars = match Vars::load() {
+        Ok(vars) => vars,
+        Err(error) => return refuse(program, &error.into()),
+    };
+    logging::init(program, &vars);
+    let (trigger, shutdown) = shutdown::channel();
+    let signals = Signals::new([SIGINT, SIGTERM]);
+    let started = signals
+        .map_err(|error| StartError::System("cannot listen for signals".to_owned(), error))
+        .and_then(|signals| Ok((signals, start(&vars, &shutdown)?)));
+    let (mut signals, running) = match started {
+        Ok(started) => started,
+        Err(error) => return refuse(program, &error),
+    };
+
+    let (ended, end) = crossbeam_channel::bounded(1);
+    thread::spawn(move || ended.send(running.join()));
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            let name = if signal == SIGINT {
+                "SIGINT"
+            } else {
+                "SIGTERM"
+            };
+            log::info!(signal = name; "shutting down");
+            trigger.request();
+        }
+    });
+
+    // A program ends when it is told to, or when it can serve nobody any more.
+    let outcome = crossbeam_channel::select! {
+        recv(end) -> outcome => Some(outcome),
+        recv(shutdown.requested()) -> _ => end.recv_timeout(DRAIN_LIMIT).ok().map(Ok),
+    };
+    match outcome {
+        Some(Ok(Ok(()))) => {
+            log::info!("ended");
+            ExitCode::SUCCESS
+        }
+        Some(Ok(Err(error))) => {
+            log::error!(cause = error.to_string().as_str(); "cannot go on");
+            ExitCode::FAILURE
+        }
+        Some(Err(_)) => {
+            log::error!("ended by a panic");
+            ExitCode::FAILURE
+        }
+        None => {
+            log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--version` and `--help`; a program takes no other argument.
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line answers there"
+)]
+fn answer_arguments(program: &str) -> Option<ExitCode> {
+    let argument = std::env::args().nth(1)?;
+    match argument.as_str() {
+        "--version" | "-V" => println!("{program} {}", env!("CARGO_PKG_VERSION")),
+        "--help" | "-h" => println!(
+            "{program} {}\n\nTakes its settings from the environment and from the file .env in the working\n\
+             directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.\n\n\
+             Usage: {program} [--help | --version]",
+            env!("CARGO_PKG_VERSION")
+        ),
+        _ => {
+            eprintln!(
+                "{program}: takes no argument but --help and --version; settings come from .env"
+            );
+            return Some(ExitCode::from(2));
+        }
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a log filter must not hide why a program did not start"
+)]
+fn refuse(program: &str, error: &StartError) -> ExitCode {
+    eprintln!("{program}: {error}");
+    match error {
+        StartError::Config(_) => ExitCode::from(2),
+        StartError::System(..) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,399 @@
+//! Where the queue is, how both ends declare it, and a link to it that can be cut. Every call
+//! of amiquip that waits for the broker waits without limit, dropping a channel or a
+//! connection included; a [`Link`] therefore keeps a second handle on its socket, and a
+//! watchdog that shuts the socket down when a limit runs out. The waiting call then fails.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::{Shutdown as Half, TcpStream, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::{
+    Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
+    ConnectionTuning, FieldTable, QueueDeclareOptions, Return,
+};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use socket2::SockRef;
+
+use crate::env::{ConfigError, Vars};
+
+/// How long the broker may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long one exchange with the broker may take: the handshake, a declaration, a close.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A broker that is silent for two of these is given up (AMQP 0-9-1 §4.2.7), in seconds.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// When a peer that acknowledges nothing is given up.
+const DEAD_PEER: Duration = Duration::from_secs(20);
+
+/// Frames on their way to the thread that writes them. A message is three; amiquip's own bound
+/// of 16 would make a publisher wait at every fifth message.
+const FRAMES_MAX: usize = 4096;
+
+/// Where the broker is, and which queue the orders take.
+#[derive(Clone)]
+pub struct QueueConfig {
+    /// The broker's name or address.
+    pub host: String,
+    /// The broker's port.
+    pub port: u16,
+    /// The user to connect as.
+    pub user: String,
+    /// Their password.
+    pub password: String,
+    /// The queue of orders.
+    pub queue: String,
+}
+
+impl QueueConfig {
+    /// From the `RABBITMQ_…` variables.
+    pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        Ok(Self {
+            host: vars.text("RABBITMQ_HOST")?,
+            port: vars.port("RABBITMQ_PORT")?,
+            user: vars.text("RABBITMQ_USER")?,
+            password: vars.text("RABBITMQ_PASSWORD")?,
+            queue: vars.text("RABBITMQ_QUEUE")?,
+        })
+    }
+
+    /// The queue for messages that can never be recorded.
+    #[must_use]
+    pub fn dead_queue(&self) -> String {
+        format!("{}.dead", self.queue)
+    }
+}
+
+/// Declares a queue as both ends do: durable and without arguments, so that a stranger who
+/// declares it plainly agrees with us.
+pub fn declare(channel: &Channel, queue: &str) -> Result<(), LinkError> {
+    let options = QueueDeclareOptions {
+        durable: true,
+        exclusive: false,
+        auto_delete: false,
+        arguments: FieldTable::new(),
+    };
+    channel.queue_declare(queue, options)?;
+    Ok(())
+}
+
+/// A channel whose messages the broker confirms.
+pub struct Confirming {
+    /// What the broker says of messages that no queue took. For a message this is sent before
+    /// its confirm (RabbitMQ, Publisher Confirms).
+    pub returns: Receiver<Return>,
+    /// The broker's confirms.
+    pub confirms: Receiver<Confirm>,
+    /// Publish here, and note each message in an [`Unconfirmed`].
+    pub channel: Channel,
+}
+
+/// Messages that were published on a [`Confirming`] channel and are not confirmed yet, in the
+/// order of their delivery tags.
+#[derive(Debug)]
+pub struct Unconfirmed<T> {
+    last_tag: u64,
+    waiting: BTreeMap<u64, T>,
+}
+
+impl<T> Default for Unconfirmed<T> {
+    fn default() -> Self {
+        Self {
+            last_tag: 0,
+            waiting: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T> Unconfirmed<T> {
+    /// Notes the message that was just published: the broker counts them from 1.
+    pub fn push(&mut self, message: T) {
+        self.last_tag += 1;
+        self.waiting.insert(self.last_tag, message);
+    }
+
+    /// Takes out the messages that a confirm is about; true where the broker has them.
+    pub fn settle(&mut self, confirm: Confirm) -> (bool, BTreeMap<u64, T>) {
+        let (taken, payload) = match confirm {
+            Confirm::Ack(payload) => (true, payload),
+            Confirm::Nack(payload) => (false, payload),
+        };
+        let later = self.waiting.split_off(&(payload.delivery_tag + 1));
+        let mut settled = std::mem::replace(&mut self.waiting, later);
+        if !payload.multiple {
+            let others = settled.split_off(&payload.delivery_tag);
+            let mut earlier = std::mem::replace(&mut settled, others);
+            self.waiting.append(&mut earlier);
+        }
+        (taken, settled)
+    }
+
+    /// The messages that wait, oldest first.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.waiting.values_mut()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+/// Why there is no link, or no more.
+#[derive(Debug)]
+pub enum LinkError {
+    /// The broker's socket cannot be had.
+    Connect(io::Error),
+    /// The broker, or the link to it, ended the conversation.
+    Amqp(amiquip::Error),
+    /// The broker did something that leaves no way on; the text says what.
+    Broken(&'static str),
+}
+
+impl From<amiquip::Error> for LinkError {
+    fn from(error: amiquip::Error) -> Self {
+        Self::Amqp(error)
+    }
+}
+
+impl From<io::Error> for LinkError {
+    fn from(error: io::Error) -> Self {
+        Self::Connect(error)
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
+            Self::Amqp(error) => write!(f, "lost RabbitMQ: {error}"),
+            Self::Broken(text) => write!(f, "gave RabbitMQ up: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+/// A connection to the broker. Dropping it takes [`EXCHANGE_LIMIT`] at most.
+pub struct Link {
+    watchdog: Watchdog,
+    connection: Connection,
+    /// What the broker says when one of its alarms begins or ends.
+    pub blocked: Receiver<ConnectionBlockedNotification>,
+}
+
+impl Link {
+    /// Connects; `program` is what the management page shows.
+    pub fn open(config: &QueueConfig, program: &str) -> Result<Self, LinkError> {
+        let socket = connect(config)?;
+        let watchdog = Watchdog::start(socket.try_clone()?)?;
+        let limit = watchdog.limit(EXCHANGE_LIMIT);
+        let options = ConnectionOptions::default()
+            .auth(Auth::Plain {
+                username: config.user.clone(),
+                password: config.password.clone(),
+            })
+            .heartbeat(HEARTBEAT_SECONDS)
+            .connection_timeout(Some(EXCHANGE_LIMIT))
+            .information(Some(program.to_owned()));
+        let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
+        let stream = mio::net::TcpStream::from_stream(socket)?;
+        let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
+        let blocked = connection.listen_for_connection_blocked()?;
+        drop(limit);
+        Ok(Self {
+            watchdog,
+            connection,
+            blocked,
+        })
+    }
+
+    /// Opens a channel.
+    pub fn open_channel(&mut self) -> Result<Channel, LinkError> {
+        let _limit = self.limit();
+        Ok(self.connection.open_channel(None)?)
+    }
+
+    /// Opens a channel for confirmed messages to that queue, which it declares.
+    pub fn open_confirming(&mut self, queue: &str) -> Result<Confirming, LinkError> {
+        let channel = self.open_channel()?;
+        let _limit = self.limit();
+        declare(&channel, queue)?;
+        let returns = channel.listen_for_returns()?;
+        let confirms = channel.listen_for_publisher_confirms()?;
+        channel.enable_publisher_confirms()?;
+        Ok(Confirming {
+            returns,
+            confirms,
+            channel,
+        })
+    }
+
+    /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
+    /// waited for; then the link is cut.
+    #[must_use]
+    pub fn limit(&self) -> Limit {
+        self.watchdog.limit(EXCHANGE_LIMIT)
+    }
+
+    /// Puts a limit on the drops that follow. Declared after the channels, the returned value
+    /// is dropped before them, and then the limit begins.
+    #[must_use]
+    pub fn limit_from_drop(&self) -> LimitFromDrop {
+        LimitFromDrop {
+            deadlines: self.watchdog.deadlines.clone(),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The connection's own drop, which follows, waits for the broker's farewell.
+        drop(self.limit_from_drop());
+    }
+}
+
+fn connect(config: &QueueConfig) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (config.host.as_str(), config.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
+            Ok(socket) => {
+                // Without it each confirmed message waits 40 ms for a delayed acknowledgement.
+                socket.set_nodelay(true)?;
+                SockRef::from(&socket).set_tcp_user_timeout(Some(DEAD_PEER))?;
+                return Ok(socket);
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Shuts a socket down when a deadline passes. Ends when the last handle on it is dropped.
+struct Watchdog {
+    deadlines: Sender<Option<Instant>>,
+}
+
+impl Watchdog {
+    fn start(socket: TcpStream) -> io::Result<Self> {
+        let (deadlines, orders) = crossbeam_channel::unbounded();
+        thread::Builder::new()
+            .name("amqp-watchdog".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || watch(&socket, &orders))?;
+        Ok(Self { deadlines })
+    }
+
+    fn limit(&self, limit: Duration) -> Limit {
+        let _ = self.deadlines.send(Some(Instant::now() + limit));
+        Limit {
+            deadlines: self.deadlines.clone(),
+        }
+    }
+}
+
+fn watch(socket: &TcpStream, deadlines: &Receiver<Option<Instant>>) {
+    let mut deadline = None;
+    loop {
+        let next = match deadline {
+            None => deadlines.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => deadlines.recv_deadline(at),
+        };
+        match next {
+            Ok(next) => deadline = next,
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = socket.shutdown(Half::Both);
+                deadline = None;
+            }
+        }
+    }
+}
+
+/// While it lives, the link is cut when the limit runs out.
+pub struct Limit {
+    deadlines: Sender<Option<Instant>>,
+}
+
+impl Drop for Limit {
+    fn drop(&mut self) {
+        let _ = self.deadlines.send(None);
+    }
+}
+
+/// When it is dropped, the limit begins.
+pub struct LimitFromDrop {
+    deadlines: Sender<Option<Instant>>,
+}
+
+impl Drop for LimitFromDrop {
+    fn drop(&mut self) {
+        let _ = self.deadlines.send(Some(Instant::now() + EXCHANGE_LIMIT));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amiquip::ConfirmPayload;
+
+    use super::*;
+
+    fn published(count: usize) -> Unconfirmed<usize> {
+        let mut unconfirmed = Unconfirmed::default();
+        (1..=count).for_each(|message| unconfirmed.push(message));
+        unconfirmed
+    }
+
+    fn messages(settled: (bool, BTreeMap<u64, usize>)) -> (bool, Vec<usize>) {
+        (settled.0, settled.1.into_values().collect())
+    }
+
+    fn payload(delivery_tag: u64, multiple: bool) -> ConfirmPayload {
+        ConfirmPayload {
+            delivery_tag,
+            multiple,
+        }
+    }
+
+    #[test]
+    fn a_refused_message_is_not_taken_by_a_later_confirm_of_several() {
+        let mut unconfirmed = published(5);
+
+        assert_eq!(
+            messages(unconfirmed.settle(Confirm::Nack(payload(3, false)))),
+            (false, vec![3])
+        );
+        assert_eq!(
+            messages(unconfirmed.settle(Confirm::Ack(payload(5, true)))),
+            (true, vec![1, 2, 4, 5])
+        );
+        assert!(unconfirmed.is_empty());
+    }
+
+    #[test]
+    fn a_confirm_of_one_leaves_those_before_and_behind_it() {
+        let mut unconfirmed = published(3);
+
+        assert_eq!(
+            messages(unconfirmed.settle(Confirm::Ack(payload(2, false)))),
+            (true, vec![2])
+        );
+        assert_eq!(
+            messages(unconfirmed.settle(Confirm::Ack(payload(2, false)))),
+            (true, vec![])
+        );
+        assert_eq!(unconfirmed.len(), 2);
+    }
+}

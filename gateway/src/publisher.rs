@@ -1,0 +1,447 @@
+//! Orders onto the queue. One thread owns the link to the broker; the HTTP workers hand it
+//! messages over a bounded channel, and each waits for the broker's confirm of its own. Orders
+//! that come together are published together, so the wait is shared.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
+};
+use common::backoff::Backoff;
+use common::http::Problem;
+use common::metrics::{Histogram, IntCounter, IntGauge, Metrics};
+use common::process::StartError;
+use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, never, select};
+
+/// How long a client waits for the confirm.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+
+/// A link whose oldest message has waited so long has forgotten it, and is given up.
+const LINK_LIMIT: Duration = Duration::from_secs(15);
+
+/// Orders that wait to be published; the next one is refused.
+const WAITING_MAX: usize = 1024;
+
+/// Messages that are published and not confirmed.
+const WINDOW_MAX: usize = 512;
+
+/// The same in bytes: below what amiquip holds for a broker that does not read, since beyond
+/// that it would make this thread wait.
+const WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How often a quiet link is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// An order on its way to the queue.
+pub(crate) struct Outgoing {
+    /// The client's JSON, byte for byte.
+    pub(crate) body: Vec<u8>,
+    pub(crate) message_id: String,
+    pub(crate) request_id: String,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The broker has it, on disk.
+    Confirmed,
+    /// The broker does not have it.
+    Refused(&'static str),
+    /// The link broke before the broker said.
+    Unknown,
+}
+
+struct Waiting {
+    message: Outgoing,
+    placed: Instant,
+    reply: Sender<Outcome>,
+}
+
+/// The workers' end; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Orders {
+    waiting: Sender<Waiting>,
+    state: Arc<State>,
+}
+
+/// What the publisher's thread last knew of the broker.
+#[derive(Default)]
+struct State {
+    connected: AtomicBool,
+    /// An alarm: the broker is short of memory or disk and reads no publishes.
+    blocked: AtomicBool,
+}
+
+impl Orders {
+    /// Whether an order has a chance now.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.connected.load(Ordering::Relaxed) && !self.state.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the broker has confirmed the message, or with a problem at
+    /// [`CONFIRM_LIMIT`] at the latest.
+    pub(crate) fn place(&self, message: Outgoing) -> Result<(), Problem> {
+        if !self.is_open() {
+            return Err(refused("RabbitMQ is away or blocked by an alarm"));
+        }
+        let (reply, outcome) = crossbeam_channel::bounded(1);
+        let waiting = Waiting {
+            message,
+            placed: Instant::now(),
+            reply,
+        };
+        match self.waiting.try_send(waiting) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(refused("too many orders wait already")),
+            Err(TrySendError::Disconnected(_)) => return Err(refused("the publisher has ended")),
+        }
+        match outcome.recv_timeout(CONFIRM_LIMIT) {
+            Ok(Outcome::Confirmed) => Ok(()),
+            Ok(Outcome::Refused(reason)) => Err(refused(reason)),
+            Ok(Outcome::Unknown) => Err(unknown("the link broke before the confirm")),
+            Err(RecvTimeoutError::Timeout) => Err(unknown("no confirm in time")),
+            Err(RecvTimeoutError::Disconnected) => Err(unknown("the publisher dropped the order")),
+        }
+    }
+}
+
+fn refused(cause: &'static str) -> Problem {
+    Problem::unavailable("the order was not placed; try again", cause)
+}
+
+fn unknown(cause: &'static str) -> Problem {
+    Problem::unavailable(
+        "whether the order was placed is not known; a repeat is safe with the Idempotency-Key of \
+         this request, and without one may order twice",
+        cause,
+    )
+}
+
+/// Starts the thread that owns the link. It ends when the last [`Orders`] is dropped and every
+/// message has its outcome.
+pub(crate) fn start(
+    config: &QueueConfig,
+    metrics: &Metrics,
+) -> Result<(Orders, JoinHandle<()>), StartError> {
+    let (sender, waiting) = crossbeam_channel::bounded(WAITING_MAX);
+    let state = Arc::new(State::default());
+    let publisher = Publisher {
+        config: config.clone(),
+        waiting,
+        state: Arc::clone(&state),
+        counts: Counts::new(metrics),
+    };
+    let thread = thread::Builder::new()
+        .name("publisher".to_owned())
+        .spawn(move || publisher.run())
+        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
+    Ok((
+        Orders {
+            waiting: sender,
+            state,
+        },
+        thread,
+    ))
+}
+
+struct Counts {
+    confirmed: IntCounter,
+    refused: IntCounter,
+    unknown: IntCounter,
+    seconds: Histogram,
+    connected: IntGauge,
+}
+
+impl Counts {
+    fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help);
+        Self {
+            confirmed: counter(
+                "orders_confirmed_total",
+                "Orders that the broker confirmed.",
+            ),
+            refused: counter(
+                "orders_refused_total",
+                "Orders that the broker did not take.",
+            ),
+            unknown: counter("orders_unknown_total", "Orders whose confirm never came."),
+            seconds: metrics.seconds(
+                "order_confirm_seconds",
+                "From an order's arrival to its confirm.",
+            ),
+            connected: metrics.gauge(
+                "rabbitmq_connected",
+                "1 while there is a link to the broker.",
+            ),
+        }
+    }
+}
+
+/// Why the publisher left a link.
+enum End {
+    /// Nobody is left who could place an order.
+    AllPlaced,
+    Lost(LinkError),
+}
+
+impl From<LinkError> for End {
+    fn from(error: LinkError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl From<amiquip::Error> for End {
+    fn from(error: amiquip::Error) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
+struct Publisher {
+    config: QueueConfig,
+    waiting: Receiver<Waiting>,
+    state: Arc<State>,
+    counts: Counts,
+}
+
+impl Publisher {
+    /// One link after another until all is placed.
+    fn run(self) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut last_cause = String::new();
+        loop {
+            let end = self.with_link(&mut backoff);
+            self.set_connected(false);
+            let error = match end {
+                End::AllPlaced => return,
+                End::Lost(error) => error,
+            };
+            let cause = error.to_string();
+            if cause != last_cause {
+                log::warn!(cause = cause.as_str(); "no link to the broker; orders are refused");
+                last_cause = cause;
+            }
+            if self.refuse_until(Instant::now() + backoff.delay()) {
+                return;
+            }
+        }
+    }
+
+    fn set_connected(&self, connected: bool) {
+        self.state.connected.store(connected, Ordering::Relaxed);
+        self.state.blocked.store(false, Ordering::Relaxed);
+        self.counts.connected.set(i64::from(connected));
+    }
+
+    /// Refuses what still arrives, until then; true when nobody is left who could place one.
+    fn refuse_until(&self, then: Instant) -> bool {
+        loop {
+            match self.waiting.recv_deadline(then) {
+                Ok(waiting) => self.tell(&waiting, Outcome::Refused("RabbitMQ is away")),
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn with_link(&self, backoff: &mut Backoff) -> End {
+        let mut unconfirmed = Unconfirmed::default();
+        let end = self
+            .publish_over_link(&mut unconfirmed, backoff)
+            .err()
+            .unwrap_or(End::AllPlaced);
+        for sent in unconfirmed.iter_mut() {
+            self.tell_sent(sent, Outcome::Unknown);
+        }
+        end
+    }
+
+    fn publish_over_link(
+        &self,
+        unconfirmed: &mut Unconfirmed<Sent>,
+        backoff: &mut Backoff,
+    ) -> Result<(), End> {
+        let mut link = Link::open(&self.config, "api-gateway")?;
+        let confirming = link.open_confirming(&self.config.queue)?;
+        let blocked = link.blocked.clone();
+        // Last, so that it is dropped first: the channel's farewell gets a limit.
+        let _limit = link.limit_from_drop();
+
+        self.set_connected(true);
+        log::info!(queue = self.config.queue.as_str(); "publishing");
+        backoff.reset();
+        let mut window_bytes = 0;
+        let mut last_look = Instant::now();
+        let mut all_placed = false;
+        loop {
+            if all_placed && unconfirmed.is_empty() {
+                return Ok(());
+            }
+            let full = unconfirmed.len() >= WINDOW_MAX || window_bytes >= WINDOW_BYTES_MAX;
+            let closed = never();
+            let waiting = if full || all_placed {
+                &closed
+            } else {
+                &self.waiting
+            };
+            select! {
+                recv(waiting) -> next => match next {
+                    Ok(waiting) => self.publish(&confirming, waiting, unconfirmed, &mut window_bytes)?,
+                    Err(_) => all_placed = true,
+                },
+                recv(confirming.confirms) -> confirm => {
+                    let confirm = confirm.map_err(|_| LinkError::Broken("it ended the link"))?;
+                    self.settle(&confirming, confirm, unconfirmed, &mut window_bytes)?;
+                }
+                recv(blocked) -> notification => self.note_alarm(notification.ok())?,
+                default(TICK) => {}
+            }
+            if last_look.elapsed() >= TICK {
+                last_look = Instant::now();
+                let oldest = unconfirmed.iter_mut().next();
+                if oldest.is_some_and(|sent| sent.placed.elapsed() > LINK_LIMIT) {
+                    return Err(LinkError::Broken("it does not confirm").into());
+                }
+            }
+        }
+    }
+
+    fn publish(
+        &self,
+        confirming: &Confirming,
+        waiting: Waiting,
+        unconfirmed: &mut Unconfirmed<Sent>,
+        window_bytes: &mut usize,
+    ) -> Result<(), End> {
+        if waiting.placed.elapsed() >= CONFIRM_LIMIT {
+            // Its client was told that the outcome is unknown; this makes it a "no".
+            self.tell(&waiting, Outcome::Refused("it waited too long"));
+            return Ok(());
+        }
+        let Waiting {
+            message,
+            placed,
+            reply,
+        } = waiting;
+        let publish = Publish {
+            body: &message.body,
+            routing_key: self.config.queue.clone(),
+            mandatory: true,
+            immediate: false,
+            properties: properties(&message),
+        };
+        *window_bytes += message.body.len();
+        unconfirmed.push(Sent {
+            message_id: message.message_id,
+            body_bytes: message.body.len(),
+            placed,
+            reply,
+            returned: false,
+        });
+        Ok(confirming.channel.basic_publish("", publish)?)
+    }
+
+    fn settle(
+        &self,
+        confirming: &Confirming,
+        confirm: Confirm,
+        unconfirmed: &mut Unconfirmed<Sent>,
+        window_bytes: &mut usize,
+    ) -> Result<(), End> {
+        // A message that no queue took is returned first and then confirmed like any other.
+        let mut queue_is_gone = false;
+        for returned in confirming.returns.try_iter() {
+            queue_is_gone = true;
+            let id = returned
+                .properties
+                .message_id()
+                .as_deref()
+                .unwrap_or_default();
+            if let Some(sent) = unconfirmed
+                .iter_mut()
+                .find(|s| !s.returned && s.message_id == id)
+            {
+                sent.returned = true;
+            }
+        }
+        let (taken, settled) = unconfirmed.settle(confirm);
+        for mut sent in settled.into_values() {
+            *window_bytes -= sent.body_bytes;
+            let outcome = match (taken, sent.returned) {
+                (true, false) => Outcome::Confirmed,
+                (true, true) => Outcome::Refused("the queue is gone"),
+                (false, _) => Outcome::Refused("the broker could not store it"),
+            };
+            self.tell_sent(&mut sent, outcome);
+        }
+        if queue_is_gone {
+            // A new link declares the queue anew.
+            return Err(LinkError::Broken("the queue is gone").into());
+        }
+        Ok(())
+    }
+
+    fn note_alarm(&self, notification: Option<ConnectionBlockedNotification>) -> Result<(), End> {
+        match notification {
+            Some(ConnectionBlockedNotification::Blocked(reason)) => {
+                self.state.blocked.store(true, Ordering::Relaxed);
+                log::warn!(reason = reason.as_str(); "the broker raised an alarm; orders are refused");
+            }
+            Some(ConnectionBlockedNotification::Unblocked) => {
+                self.state.blocked.store(false, Ordering::Relaxed);
+                log::info!("the broker's alarm is over");
+            }
+            None => return Err(LinkError::Broken("it ended the link").into()),
+        }
+        Ok(())
+    }
+
+    fn tell_sent(&self, sent: &mut Sent, outcome: Outcome) {
+        match outcome {
+            Outcome::Confirmed => {
+                self.counts.confirmed.inc();
+                self.counts
+                    .seconds
+                    .observe(sent.placed.elapsed().as_secs_f64());
+            }
+            Outcome::Refused(_) => self.counts.refused.inc(),
+            Outcome::Unknown => self.counts.unknown.inc(),
+        }
+        // A client who no longer waits has had another answer.
+        let _ = sent.reply.try_send(outcome);
+    }
+
+    fn tell(&self, waiting: &Waiting, outcome: Outcome) {
+        self.counts.refused.inc();
+        let _ = waiting.reply.try_send(outcome);
+    }
+}
+
+/// A published message whose confirm is awaited.
+struct Sent {
+    message_id: String,
+    body_bytes: usize,
+    placed: Instant,
+    reply: Sender<Outcome>,
+    returned: bool,
+}
+
+fn properties(message: &Outgoing) -> AmqpProperties {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let mut headers = FieldTable::new();
+    headers.insert(
+        "x-request-id".to_owned(),
+        AmqpValue::LongString(message.request_id.clone()),
+    );
+    AmqpProperties::default()
+        .with_content_type("application/json".to_owned())
+        .with_delivery_mode(2)
+        .with_message_id(message.message_id.clone())
+        .with_timestamp(now.as_secs())
+        .with_headers(headers)
+}

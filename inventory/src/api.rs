@@ -1,0 +1,105 @@
+//! Movies over HTTP.
+
+use common::http::{
+    Dependency, HandlerResult, Page, Problem, Request, Response, Route, Service, Verb,
+};
+use serde_json::json;
+
+use crate::movie::{MovieChanges, MovieFields, NewMovie, RuleBroken};
+use crate::store::MovieStore;
+
+const ROUTES: &[Route<MovieStore>] = &[
+    (Verb::Get, "/api/movies", list_movies),
+    (Verb::Post, "/api/movies", create_movie),
+    (Verb::Delete, "/api/movies", delete_all_movies),
+    (Verb::Get, "/api/movies/:id", get_movie),
+    (Verb::Put, "/api/movies/:id", change_movie),
+    (Verb::Delete, "/api/movies/:id", delete_movie),
+];
+
+pub(crate) fn service() -> Service<MovieStore> {
+    Service {
+        routes: ROUTES,
+        dependencies,
+    }
+}
+
+fn dependencies(movies: &mut MovieStore) -> Vec<Dependency> {
+    vec![Dependency {
+        name: "postgresql",
+        up: movies.is_up(),
+    }]
+}
+
+fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let page = Page::from_query(request)?;
+    let part = request.query("title")?.unwrap_or_default();
+    if part.contains('\0') {
+        return Err(Problem::bad_request("title must not contain NUL"));
+    }
+    if part.is_empty() {
+        page.respond(
+            movies.list(page.with_one_more())?,
+            |movie| movie.id,
+            request,
+        )
+    } else {
+        page.respond(
+            movies.search(&part, page.with_one_more())?,
+            |movie| movie.id,
+            request,
+        )
+    }
+}
+
+fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let new_movie = NewMovie::try_from(request.json_object::<MovieFields>()?)?;
+    let movie = movies.create(new_movie)?;
+    Ok(Response::json(201, &movie).with_header("location", format!("/api/movies/{}", movie.id)))
+}
+
+fn delete_all_movies<'a>(movies: &'a mut MovieStore, _: &Request) -> HandlerResult<'a> {
+    let deleted = movies.delete_all()?;
+    let answer = json!({ "message": "All movies have been deleted", "deleted": deleted });
+    Ok(Response::json(200, &answer))
+}
+
+fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let movie = movies
+        .find(movie_id(request)?)?
+        .ok_or_else(|| no_such_movie(request))?;
+    Ok(Response::json(200, &movie))
+}
+
+fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let id = movie_id(request)?;
+    let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
+    let movie = movies
+        .change(id, &changes)?
+        .ok_or_else(|| no_such_movie(request))?;
+    Ok(Response::json(200, &movie))
+}
+
+fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let id = movie_id(request)?;
+    if !movies.delete(id)? {
+        return Err(no_such_movie(request));
+    }
+    let answer = json!({ "message": format!("Movie with id {id} has been deleted"), "id": id });
+    Ok(Response::json(200, &answer))
+}
+
+/// An id that is no number, or too large for one, is an id that no movie has.
+fn movie_id(request: &Request) -> Result<i64, Problem> {
+    request.id_param("id").ok_or_else(|| no_such_movie(request))
+}
+
+fn no_such_movie(request: &Request) -> Problem {
+    Problem::not_found(format!("there is no movie with id {}", request.param("id")))
+}
+
+impl From<RuleBroken> for Problem {
+    fn from(RuleBroken(rule): RuleBroken) -> Self {
+        Problem::bad_request(rule)
+    }
+}

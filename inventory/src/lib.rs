@@ -1,0 +1,57 @@
+//! Movies: REST on PostgreSQL. `api` speaks HTTP, `store` speaks SQL, `movie` speaks neither.
+
+mod config;
+mod movie;
+
+mod api;
+mod store;
+
+use std::io;
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
+use common::http::Server;
+use common::metrics::Metrics;
+use common::process::{Running, StartError};
+use common::shutdown::Shutdown;
+
+pub use config::Config;
+use store::MovieStore;
+pub use store::{SEARCH, search_pattern};
+
+/// The running service.
+pub struct Inventory {
+    server: Server,
+    bring_up: JoinHandle<()>,
+}
+
+/// Starts the service: what `main` and the tests call alike.
+pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartError> {
+    let metrics = Metrics::new();
+    let database = config.database.clone();
+    let server = Server::start(
+        &config.http,
+        api::service(),
+        &metrics,
+        shutdown,
+        move || MovieStore::new(&database),
+    )?;
+    let bring_up = MovieStore::new(&config.database).bring_up(shutdown)?;
+    Ok(Inventory { server, bring_up })
+}
+
+impl Inventory {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+}
+
+impl Running for Inventory {
+    fn join(self) -> io::Result<()> {
+        let outcome = self.server.join();
+        let _ = self.bring_up.join();
+        outcome
+    }
+}

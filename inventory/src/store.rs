@@ -1,0 +1,202 @@
+//! Movies in PostgreSQL. Only this file holds SQL.
+
+use std::thread::JoinHandle;
+
+use common::db::{Connection, DatabaseConfig, DbError, Migrations};
+use common::http::Page;
+use common::process::StartError;
+use common::shutdown::Shutdown;
+use postgres::types::Type;
+use postgres::{Client, Error, Row, Statement};
+
+use crate::movie::{Movie, MovieChanges, NewMovie};
+
+const MIGRATIONS: Migrations = &[("0001_movies", include_str!("../migrations/0001_movies.sql"))];
+
+/// Part of a title: a pattern of ILIKE, the id to begin behind, how many rows at most.
+pub const SEARCH: &str = "SELECT id, title, description FROM movies \
+                          WHERE title ILIKE $1 AND id > $2 ORDER BY id LIMIT $3";
+
+/// The movies, seen through one worker's connection.
+pub(crate) struct MovieStore {
+    connection: Connection<Statements>,
+}
+
+struct Statements {
+    list: Statement,
+    find: Statement,
+    create: Statement,
+    change: Statement,
+    delete: Statement,
+    delete_all: Statement,
+}
+
+fn prepare(client: &mut Client) -> Result<Statements, Error> {
+    Ok(Statements {
+        list: client.prepare(
+            "SELECT id, title, description FROM movies WHERE id > $1 ORDER BY id LIMIT $2",
+        )?,
+        find: client.prepare("SELECT id, title, description FROM movies WHERE id = $1")?,
+        create: client
+            .prepare("INSERT INTO movies (title, description) VALUES ($1, $2) RETURNING id")?,
+        change: client.prepare(
+            "UPDATE movies SET title = coalesce($2, title), description = coalesce($3, description) \
+             WHERE id = $1 RETURNING id, title, description",
+        )?,
+        delete: client.prepare("DELETE FROM movies WHERE id = $1")?,
+        delete_all: client.prepare("DELETE FROM movies")?,
+    })
+}
+
+impl MovieStore {
+    pub(crate) fn new(database: &DatabaseConfig) -> Self {
+        Self {
+            connection: Connection::new(database, MIGRATIONS, prepare),
+        }
+    }
+
+    /// Puts the schema in place as soon as the server is there.
+    pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError> {
+        self.connection
+            .bring_up(shutdown)
+            .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))
+    }
+
+    pub(crate) fn is_up(&mut self) -> bool {
+        self.connection.is_up()
+    }
+
+    /// Movies in the order of their ids, as they arrive from the server.
+    pub(crate) fn list(
+        &mut self,
+        page: Page,
+    ) -> Result<impl Iterator<Item = Result<Movie, DbError>>, DbError> {
+        let rows = self.connection.stream(|client, statements| {
+            let params: [Option<i64>; 2] = [Some(page.after), page.limit];
+            client.query_raw(&statements.list, params)
+        })?;
+        Ok(rows.map(|row| row.map(movie)))
+    }
+
+    /// The same for those whose title contains `part`, in any case.
+    pub(crate) fn search<'a>(
+        &'a mut self,
+        part: &str,
+        page: Page,
+    ) -> Result<impl Iterator<Item = Result<Movie, DbError>> + use<'a>, DbError> {
+        let pattern = search_pattern(part);
+        let rows = self.connection.stream(|client, _| {
+            // Planned anew for each pattern: a plan that serves all of them reads the table.
+            let params: [(&(dyn postgres::types::ToSql + Sync), Type); 3] = [
+                (&pattern, Type::TEXT),
+                (&page.after, Type::INT8),
+                (&page.limit, Type::INT8),
+            ];
+            client.query_typed_raw(SEARCH, params)
+        })?;
+        Ok(rows.map(|row| row.map(movie)))
+    }
+
+    pub(crate) fn find(&mut self, id: i64) -> Result<Option<Movie>, DbError> {
+        self.connection
+            .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(movie)))
+    }
+
+    pub(crate) fn create(&mut self, new_movie: NewMovie) -> Result<Movie, DbError> {
+        let NewMovie { title, description } = new_movie;
+        let row = self.connection.run(|client, statements| {
+            client.query_one(&statements.create, &[&title, &description])
+        })?;
+        Ok(Movie {
+            id: row.get(0),
+            title,
+            description,
+        })
+    }
+
+    /// The movie after the change; None where there is none of that id.
+    pub(crate) fn change(
+        &mut self,
+        id: i64,
+        changes: &MovieChanges,
+    ) -> Result<Option<Movie>, DbError> {
+        self.connection.run(|client, statements| {
+            let params: [&(dyn postgres::types::ToSql + Sync); 3] =
+                [&id, &changes.title, &changes.description];
+            Ok(client.query_opt(&statements.change, &params)?.map(movie))
+        })
+    }
+
+    /// Whether there was such a movie.
+    pub(crate) fn delete(&mut self, id: i64) -> Result<bool, DbError> {
+        let deleted = self
+            .connection
+            .run(|client, statements| client.execute(&statements.delete, &[&id]))?;
+        Ok(deleted > 0)
+    }
+
+    /// How many there were.
+    pub(crate) fn delete_all(&mut self) -> Result<u64, DbError> {
+        self.connection
+            .run(|client, statements| client.execute(&statements.delete_all, &[]))
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is what iterators over rows map with"
+)]
+fn movie(row: Row) -> Movie {
+    Movie {
+        id: row.get(0),
+        title: row.get(1),
+        description: row.get(2),
+    }
+}
+
+/// The ILIKE pattern for "contains this": `%` and `_` stand for themselves.
+#[must_use]
+pub fn search_pattern(part: &str) -> String {
+    let mut pattern = String::with_capacity(part.len() + 2);
+    pattern.push('%');
+    for character in part.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(character);
+    }
+    pattern.push('%');
+    pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What LIKE does with a pattern, from PostgreSQL's documentation: `%` is any text, `_` any
+    /// one character, `\` takes the next one as it is.
+    fn like(text: &[char], pattern: &[char]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            ['%', rest @ ..] => (0..=text.len()).any(|skipped| like(&text[skipped..], rest)),
+            ['_', rest @ ..] => !text.is_empty() && like(&text[1..], rest),
+            ['\\', literal, rest @ ..] | [literal, rest @ ..] => {
+                text.first() == Some(literal) && like(&text[1..], rest)
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_finds_exactly_the_titles_that_contain_the_part(
+            title in "[a%_\\\\]{0,8}",
+            part in "[a%_\\\\]{0,4}",
+        ) {
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            let found = like(&chars(&title), &chars(&search_pattern(&part)));
+            prop_assert_eq!(found, title.contains(&part));
+        }
+    }
+}

@@ -1,0 +1,640 @@
+//! Movies, through a real socket, on a real PostgreSQL.
+
+use std::fmt::Write as _;
+
+use common::http::HttpConfig;
+use serde_json::{Value, json};
+use testkit::{Client, Reply, Service, TestDatabase, eventually};
+
+/// Connections are the scarce thing on the test server.
+const WORKERS: usize = 2;
+
+struct Inventory {
+    service: Service<inventory::Inventory>,
+    database: TestDatabase,
+}
+
+impl Inventory {
+    fn start() -> Self {
+        let database = TestDatabase::create();
+        let config = inventory::Config {
+            http: HttpConfig {
+                address: ([127, 0, 0, 1], 0).into(),
+                workers: WORKERS,
+            },
+            database: database.config(),
+        };
+        let service = Service::start(
+            |shutdown| inventory::start(&config, shutdown),
+            inventory::Inventory::address,
+        );
+        Self { service, database }
+    }
+
+    fn client(&self) -> &Client {
+        &self.service.client
+    }
+
+    fn get(&self, target: &str) -> Reply {
+        self.client().get(target)
+    }
+
+    fn create(&self, title: &str) -> Value {
+        self.client().post("/api/movies", &movie(title)).json
+    }
+
+    fn titles(&self, target: &str) -> Vec<String> {
+        titles(&self.get(target))
+    }
+}
+
+fn movie(title: &str) -> Value {
+    json!({ "title": title, "description": "A film" })
+}
+
+fn titles(reply: &Reply) -> Vec<String> {
+    let movies = reply.json.as_array().expect("an array");
+    movies
+        .iter()
+        .map(|movie| movie["title"].as_str().expect("a title").to_owned())
+        .collect()
+}
+
+fn with_id(mut movie: Value, id: &Value) -> Value {
+    movie["id"] = id.clone();
+    movie
+}
+
+#[test]
+fn a_list_without_movies_is_an_empty_array() {
+    let inventory = Inventory::start();
+
+    let reply = inventory.get("/api/movies");
+
+    assert_eq!((reply.status, reply.text.as_str()), (200, "[]"));
+    assert_eq!(reply.header("content-type"), "application/json");
+}
+
+#[test]
+fn a_created_movie_is_answered_with_its_place_and_can_be_read_there() {
+    let inventory = Inventory::start();
+
+    let reply = inventory.client().post("/api/movies", &movie("Alien"));
+
+    assert_eq!(
+        (reply.status, &reply.json),
+        (201, &with_id(movie("Alien"), &json!(1)))
+    );
+    assert_eq!(reply.header("location"), "/api/movies/1");
+    let read = inventory.get("/api/movies/1");
+    assert_eq!((read.status, read.json), (200, reply.json));
+}
+
+#[test]
+fn a_client_cannot_choose_an_id_or_add_a_field() {
+    let inventory = Inventory::start();
+    let mut wish = movie("Alien");
+    wish["id"] = json!(77);
+    wish["rating"] = json!(10);
+
+    let reply = inventory.client().post("/api/movies", &wish);
+
+    assert_eq!(
+        (reply.status, reply.json),
+        (201, with_id(movie("Alien"), &json!(1)))
+    );
+}
+
+#[test]
+fn movies_are_listed_in_the_order_of_their_ids() {
+    let inventory = Inventory::start();
+    for title in ["Brazil", "Alien", "Casablanca"] {
+        inventory.create(title);
+    }
+
+    assert_eq!(
+        inventory.titles("/api/movies"),
+        ["Brazil", "Alien", "Casablanca"]
+    );
+}
+
+#[test]
+fn a_search_finds_any_part_of_a_title_in_any_case() {
+    let inventory = Inventory::start();
+    for title in ["Alien", "Aliens", "L'ÉCLAIR", "Brazil"] {
+        inventory.create(title);
+    }
+
+    assert_eq!(
+        inventory.titles("/api/movies?title=LIEN"),
+        ["Alien", "Aliens"]
+    );
+    assert_eq!(
+        inventory.titles("/api/movies?title=%C3%A9clair"),
+        ["L'ÉCLAIR"]
+    );
+    assert_eq!(inventory.titles("/api/movies?title=nothing"), [""; 0]);
+    assert_eq!(inventory.titles("/api/movies?title=").len(), 4);
+}
+
+#[test]
+fn a_search_takes_wildcards_and_quotes_literally() {
+    let inventory = Inventory::start();
+    for title in [
+        "100% Wolf",
+        "100 Wolves",
+        "under_score",
+        "underscore",
+        r"back\slash",
+        "O'Brien",
+    ] {
+        inventory.create(title);
+    }
+
+    assert_eq!(inventory.titles("/api/movies?title=100%25"), ["100% Wolf"]);
+    assert_eq!(inventory.titles("/api/movies?title=r_s"), ["under_score"]);
+    assert_eq!(inventory.titles("/api/movies?title=k%5Cs"), [r"back\slash"]);
+    assert_eq!(inventory.titles("/api/movies?title=O'B"), ["O'Brien"]);
+}
+
+#[test]
+fn pages_lead_through_all_movies_and_then_end() {
+    let inventory = Inventory::start();
+    for number in 1..=5 {
+        inventory.create(&format!("Part {number}"));
+    }
+    let mut target = "/api/movies?limit=2&title=part".to_owned();
+    let mut pages = Vec::new();
+
+    loop {
+        let reply = inventory.get(&target);
+        pages.push(titles(&reply));
+        let link = reply.header("link");
+        if link.is_empty() {
+            break;
+        }
+        let (uri, relation) = link.split_once("; ").expect("a link and its relation");
+        assert_eq!(relation, r#"rel="next""#);
+        target = uri.trim_matches(['<', '>']).to_owned();
+    }
+
+    assert_eq!(
+        pages,
+        [
+            vec!["Part 1", "Part 2"],
+            vec!["Part 3", "Part 4"],
+            vec!["Part 5"]
+        ]
+    );
+}
+
+#[test]
+fn a_page_that_ends_with_the_last_movie_has_no_next_one() {
+    let inventory = Inventory::start();
+    for title in ["Alien", "Brazil"] {
+        inventory.create(title);
+    }
+
+    let reply = inventory.get("/api/movies?limit=2");
+
+    assert_eq!((titles(&reply).len(), reply.header("link")), (2, ""));
+    assert_eq!(inventory.titles("/api/movies?after=1"), ["Brazil"]);
+    assert_eq!(inventory.titles("/api/movies?limit=1&after=1"), ["Brazil"]);
+}
+
+#[test]
+fn a_page_that_makes_no_sense_is_refused_by_name() {
+    let inventory = Inventory::start();
+    for (query, detail) in [
+        ("limit=0", "limit must be a whole number from 1 to 1000"),
+        ("limit=1001", "limit must be a whole number from 1 to 1000"),
+        ("limit=ten", "limit must be a whole number from 1 to 1000"),
+        (
+            "limit=1&after=-1",
+            "after must be a whole number from 0 to 9223372036854775807",
+        ),
+        ("limit=1&limit=2", "limit is given twice"),
+        ("title=%00", "title must not contain NUL"),
+        ("title=%FF", "title is not UTF-8"),
+    ] {
+        let reply = inventory.get(&format!("/api/movies?{query}"));
+
+        assert_eq!(reply.problem(), (400, detail), "{query}");
+    }
+}
+
+#[test]
+fn a_change_touches_only_the_fields_that_it_names() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+
+    let reply = inventory
+        .client()
+        .put("/api/movies/1", &json!({ "title": "Aliens" }));
+
+    let expected = with_id(movie("Aliens"), &json!(1));
+    assert_eq!((reply.status, &reply.json), (200, &expected));
+    let reply = inventory
+        .client()
+        .put("/api/movies/1", &json!({ "description": "More" }));
+    assert_eq!(
+        reply.json,
+        json!({ "id": 1, "title": "Aliens", "description": "More" })
+    );
+    assert_eq!(inventory.get("/api/movies/1").json, reply.json);
+}
+
+#[test]
+fn a_deleted_movie_is_gone_and_said_so() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    inventory.create("Brazil");
+
+    let reply = inventory.client().delete("/api/movies/1");
+
+    let answer = json!({ "message": "Movie with id 1 has been deleted", "id": 1 });
+    assert_eq!((reply.status, reply.json), (200, answer));
+    assert_eq!(inventory.get("/api/movies/1").status, 404);
+    assert_eq!(inventory.titles("/api/movies"), ["Brazil"]);
+}
+
+#[test]
+fn deleting_a_movie_twice_is_not_found_the_second_time() {
+    let inventory = Inventory::start();
+    let path = format!("/api/movies/{}", inventory.create("Alien")["id"]);
+
+    assert_eq!(inventory.client().delete(&path).status, 200);
+
+    assert_eq!(inventory.client().delete(&path).status, 404);
+}
+
+#[test]
+fn all_movies_are_deleted_and_counted() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    inventory.create("Brazil");
+
+    let reply = inventory.client().delete("/api/movies");
+
+    let answer = json!({ "message": "All movies have been deleted", "deleted": 2 });
+    assert_eq!((reply.status, reply.json), (200, answer));
+    assert_eq!(inventory.get("/api/movies").text, "[]");
+}
+
+#[test]
+fn an_id_that_no_movie_has_is_not_found_whatever_it_looks_like() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    for id in [
+        "2",
+        "0",
+        "-1",
+        "+1",
+        "01",
+        "1.0",
+        "one",
+        "%31x",
+        "1%00",
+        "9223372036854775807",
+        "9223372036854775808",
+        "99999999999999999999999999",
+        "%F0%9F%8E%AC",
+        "1'--",
+    ] {
+        let path = format!("/api/movies/{id}");
+
+        let statuses = [
+            inventory.get(&path).status,
+            inventory.client().put(&path, &movie("Aliens")).status,
+            inventory.client().delete(&path).status,
+        ];
+
+        assert_eq!(statuses, [404; 3], "{id}");
+    }
+    assert_eq!(inventory.titles("/api/movies"), ["Alien"]);
+}
+
+#[test]
+fn a_movie_that_breaks_a_rule_is_refused_by_the_name_of_the_field() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    let long = "ü".repeat(256);
+    for (fields, detail) in [
+        (json!({ "title": "Alien" }), "description is required"),
+        (json!({ "description": "A film" }), "title is required"),
+        (
+            json!({ "title": 5, "description": "A film" }),
+            "title must be a string",
+        ),
+        (
+            json!({ "title": null, "description": "A film" }),
+            "title must be a string",
+        ),
+        (
+            json!({ "title": "Alien", "description": " \n" }),
+            "description must not be blank",
+        ),
+        (
+            json!({ "title": "a\0b", "description": "A film" }),
+            "title must not contain NUL",
+        ),
+        (
+            json!({ "title": long, "description": "A film" }),
+            "title may have at most 255 characters",
+        ),
+    ] {
+        let reply = inventory.client().post("/api/movies", &fields);
+
+        assert_eq!(reply.problem(), (400, detail));
+    }
+    let reply = inventory.client().put("/api/movies/1", &json!({}));
+    assert_eq!(reply.problem(), (400, "title or description is required"));
+    assert_eq!(inventory.titles("/api/movies"), ["Alien"]);
+}
+
+#[test]
+fn titles_of_every_script_come_back_as_they_were_sent() {
+    let inventory = Inventory::start();
+    for title in [
+        "七人の侍",
+        "Ирония судьбы",
+        "🎬",
+        "\"quoted\" \\ / \u{7f}\t",
+        &"ü".repeat(255),
+    ] {
+        let id = inventory.create(title)["id"].clone();
+
+        let read = inventory.get(&format!("/api/movies/{id}"));
+
+        assert_eq!(read.json["title"], title);
+    }
+}
+
+#[test]
+fn a_body_that_is_no_json_object_is_refused() {
+    let inventory = Inventory::start();
+    for body in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "\"Alien\"",
+        "{\"title\":\"Alien\",}",
+        "title=Alien",
+    ] {
+        let headers = [("content-type", "application/json")];
+
+        let reply = inventory
+            .client()
+            .send("POST", "/api/movies", &headers, Some(body));
+
+        let (status, detail) = reply.problem();
+        assert_eq!(status, 400, "{body}");
+        assert!(
+            detail.starts_with("the body is not a JSON object"),
+            "{body}: {detail}"
+        );
+    }
+}
+
+#[test]
+fn a_body_that_is_not_said_to_be_json_is_an_unsupported_media_type() {
+    let inventory = Inventory::start();
+    let body = movie("Alien").to_string();
+    for headers in [&[][..], &[("content-type", "text/plain")]] {
+        let reply = inventory
+            .client()
+            .send("POST", "/api/movies", headers, Some(&body));
+
+        assert_eq!(reply.status, 415, "{headers:?}");
+    }
+    let headers = [("content-type", "application/json; charset=utf-8")];
+    let reply = inventory
+        .client()
+        .send("POST", "/api/movies", &headers, Some(&body));
+    assert_eq!(reply.status, 201);
+}
+
+#[test]
+fn a_body_without_a_length_is_asked_for_it_and_one_over_the_limit_is_refused() {
+    let inventory = Inventory::start();
+    let bare = "POST /api/movies HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+                Content-Type: application/json\r\n\r\n";
+    let huge = json!({ "title": "Alien", "description": "x".repeat(1024 * 1024) });
+
+    let answer = testkit::exchange(inventory.client().address(), bare.as_bytes());
+    let reply = inventory.client().post("/api/movies", &huge);
+
+    assert!(
+        answer.starts_with("HTTP/1.1 411 Length Required\r\n"),
+        "{answer}"
+    );
+    assert_eq!(
+        reply.problem(),
+        (413, "a body may have at most 1048576 bytes")
+    );
+    assert_eq!(inventory.get("/api/movies").text, "[]");
+}
+
+#[test]
+fn a_path_with_one_trailing_slash_is_the_same_resource() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+
+    assert_eq!(inventory.titles("/api/movies/"), ["Alien"]);
+    assert_eq!(inventory.get("/api/movies/1/").json["title"], "Alien");
+    assert_eq!(inventory.get("/api/movies/1//").status, 404);
+}
+
+#[test]
+fn head_answers_as_get_does_without_the_content() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+
+    let got = inventory.get("/api/movies/1");
+    let head = inventory.client().send("HEAD", "/api/movies/1", &[], None);
+
+    assert_eq!((head.status, head.text.as_str()), (200, ""));
+    assert_eq!(head.header("content-length"), got.text.len().to_string());
+    assert_eq!(
+        inventory
+            .client()
+            .send("HEAD", "/api/movies", &[], None)
+            .status,
+        200
+    );
+    assert_eq!(
+        inventory
+            .client()
+            .send("HEAD", "/api/movies/9", &[], None)
+            .status,
+        404
+    );
+}
+
+#[test]
+fn options_and_other_methods_are_told_what_a_resource_allows() {
+    let inventory = Inventory::start();
+    for (path, allow) in [
+        ("/api/movies", "GET, HEAD, POST, DELETE, OPTIONS"),
+        ("/api/movies/1", "GET, HEAD, PUT, DELETE, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
+    ] {
+        let options = inventory.client().send("OPTIONS", path, &[], None);
+        let patch = inventory.client().send("PATCH", path, &[], Some("{}"));
+
+        assert_eq!((options.status, options.header("allow")), (204, allow));
+        assert_eq!((patch.status, patch.header("allow")), (405, allow));
+    }
+}
+
+#[test]
+fn a_problem_is_described_as_rfc_9457_asks() {
+    let inventory = Inventory::start();
+
+    let reply = inventory
+        .client()
+        .send("GET", "/api/films", &[("x-request-id", "trace-7")], None);
+
+    assert_eq!(reply.header("content-type"), "application/problem+json");
+    assert_eq!(reply.header("x-request-id"), "trace-7");
+    let expected = json!({
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "there is nothing at /api/films",
+        "request_id": "trace-7",
+    });
+    assert_eq!((reply.status, reply.json), (404, expected));
+}
+
+#[test]
+fn operations_are_answered_by_the_process_and_by_its_database() {
+    let inventory = Inventory::start();
+    inventory.get("/api/movies/1");
+
+    let health = inventory.get("/health");
+    let ready = inventory.get("/ready");
+    let metrics = inventory.get("/metrics");
+
+    assert_eq!(
+        (health.status, health.json),
+        (200, json!({ "status": "ok" }))
+    );
+    let state = json!({ "status": "ready", "dependencies": { "postgresql": "up" } });
+    assert_eq!((ready.status, ready.json), (200, state));
+    assert_eq!(
+        metrics.header("content-type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    for line in [
+        "http_requests_total{method=\"GET\",route=\"/api/movies/:id\",status=\"404\"} 1\n",
+        "\nprocess_start_time_seconds ",
+        "\nprocess_resident_memory_bytes ",
+        "\nprocess_open_fds ",
+        "\nprocess_threads ",
+    ] {
+        assert!(metrics.text.contains(line), "{line:?} in {}", metrics.text);
+    }
+}
+
+#[test]
+fn a_broken_table_costs_its_callers_a_500_that_tells_nothing_and_heals_with_the_table() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    inventory
+        .database
+        .execute("ALTER TABLE movies RENAME TO films");
+
+    let reply = inventory.get("/api/movies/1");
+
+    assert_eq!(reply.status, 500);
+    assert!(
+        !reply.text.contains("movies\" does not exist") && !reply.text.contains("SQL"),
+        "{}",
+        reply.text
+    );
+    assert_eq!(inventory.get("/health").status, 200);
+    inventory
+        .database
+        .execute("ALTER TABLE films RENAME TO movies");
+    eventually("the movie is back", || {
+        inventory.get("/api/movies/1").status == 200
+    });
+}
+
+#[test]
+fn two_services_may_bring_up_one_schema_at_once() {
+    let database = TestDatabase::create();
+    let config = inventory::Config {
+        http: HttpConfig {
+            address: ([127, 0, 0, 1], 0).into(),
+            workers: WORKERS,
+        },
+        database: database.config(),
+    };
+    let services: Vec<_> = (0..4)
+        .map(|_| {
+            Service::start(
+                |shutdown| inventory::start(&config, shutdown),
+                inventory::Inventory::address,
+            )
+        })
+        .collect();
+
+    for service in &services {
+        assert_eq!(service.client.get("/api/movies").status, 200);
+    }
+
+    assert_eq!(database.count("SELECT count(*) FROM schema_migrations"), 1);
+}
+
+#[test]
+fn the_table_repeats_the_rules() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    for (title, description) in [
+        ("''", "'x'"),
+        ("' '", "'x'"),
+        ("'x'", "e'\\t'"),
+        ("NULL", "'x'"),
+        ("repeat('x', 256)", "'x'"),
+    ] {
+        let insert =
+            format!("INSERT INTO movies (title, description) VALUES ({title}, {description})");
+
+        let refused = std::panic::catch_unwind(|| inventory.database.execute(&insert));
+
+        assert!(refused.is_err(), "{insert}");
+    }
+}
+
+#[test]
+fn a_search_at_100_000_movies_uses_the_index() {
+    let inventory = Inventory::start();
+    inventory.create("The needle in the haystack");
+    inventory.database.execute(
+        "INSERT INTO movies (title, description) \
+         SELECT 'Film ' || md5(n::text), 'x' FROM generate_series(1, 100000) n; ANALYZE movies",
+    );
+
+    let pattern = inventory::search_pattern("NEEDLE");
+    let explain = format!("EXPLAIN {}", inventory::SEARCH);
+    let plan = inventory
+        .database
+        .query(&explain, &[&pattern, &0_i64, &None::<i64>]);
+
+    let plan = plan.iter().fold(String::new(), |mut text, row| {
+        let _ = writeln!(text, "{}", row.get::<_, &str>(0));
+        text
+    });
+    assert!(
+        plan.contains("Bitmap Index Scan on movies_title_trigrams"),
+        "{plan}"
+    );
+    assert_eq!(
+        inventory.titles("/api/movies?title=NEEDLE"),
+        ["The needle in the haystack"]
+    );
+    assert_eq!(inventory.titles("/api/movies").len(), 100_001);
+}

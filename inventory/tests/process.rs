@@ -1,0 +1,188 @@
+//! The program as a process: its settings, its signals, and a PostgreSQL that comes and goes.
+
+use serde_json::json;
+use testkit::{Client, Program, Relay, TestDatabase, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
+
+fn vars(database: &TestDatabase) -> Vec<(String, String)> {
+    let mut vars = database.vars("INVENTORY_DB_NAME");
+    for (key, value) in [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("INVENTORY_API_PORT", "0"),
+        ("HTTP_WORKERS", "2"),
+    ] {
+        vars.push((key.to_owned(), value.to_owned()));
+    }
+    vars
+}
+
+fn with(mut vars: Vec<(String, String)>, key: &str, value: &str) -> Vec<(String, String)> {
+    vars.retain(|(present, _)| present != key);
+    vars.push((key.to_owned(), value.to_owned()));
+    vars
+}
+
+/// The program behind a relay to PostgreSQL.
+fn behind(relay: &Relay, database: &TestDatabase) -> Program {
+    let vars = with(
+        vars(database),
+        "POSTGRES_HOST",
+        &relay.address().ip().to_string(),
+    );
+    let vars = with(vars, "POSTGRES_PORT", &relay.address().port().to_string());
+    Program::start(PROGRAM, vars)
+}
+
+#[test]
+fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listens() {
+    let database = TestDatabase::create();
+    for (key, value, problem) in [
+        (
+            "POSTGRES_PASSWORD",
+            "",
+            "is missing: set it in .env or in the environment",
+        ),
+        (
+            "POSTGRES_PORT",
+            "secret",
+            "is malformed: it must be a port number from 0 to 65535",
+        ),
+        (
+            "INVENTORY_API_PORT",
+            "70000",
+            "is malformed: it must be a port number from 0 to 65535",
+        ),
+        (
+            "LISTEN_ADDRESS",
+            "secret",
+            "is malformed: it must be an IP address such as 0.0.0.0",
+        ),
+        (
+            "HTTP_WORKERS",
+            "0",
+            "is malformed: it must be a whole number from 1 to 1024",
+        ),
+        (
+            "ENV_FILE",
+            "/nowhere",
+            "names /nowhere, which cannot be read: ",
+        ),
+    ] {
+        let program = Program::start(PROGRAM, with(vars(&database), key, value));
+
+        let (status, log) = program.wait();
+
+        assert_eq!(status.code(), Some(2), "{key}");
+        assert!(
+            log.starts_with(&format!("inventory-api: {key} {problem}")),
+            "{log}"
+        );
+        assert!(
+            !log.contains("secret") && !log.contains("listening"),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let database = TestDatabase::create();
+    let first = Program::start(PROGRAM, vars(&database));
+    let port = first.address().port().to_string();
+
+    let (status, log) =
+        Program::start(PROGRAM, with(vars(&database), "INVENTORY_API_PORT", &port)).wait();
+
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        log.contains(&format!("cannot listen on 127.0.0.1:{port}: ")),
+        "{log}"
+    );
+}
+
+#[test]
+fn sigint_and_sigterm_end_the_program_with_0() {
+    for signal in ["INT", "TERM"] {
+        let database = TestDatabase::create();
+        let program = Program::start(PROGRAM, vars(&database));
+        let client = Client::new(program.address());
+        assert_eq!(client.get("/health").status, 200);
+
+        program.signal(signal);
+
+        let (status, log) = program.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(
+            log.contains(&format!("msg=\"shutting down\" signal=SIG{signal}")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn started_before_postgresql_it_answers_and_heals_by_itself() {
+    let database = TestDatabase::create();
+    let config = database.config();
+    let relay = Relay::down(&config.host, config.port);
+    let program = behind(&relay, &database);
+    let client = Client::new(program.address());
+
+    let movies = client.get("/api/movies");
+    let ready = client.get("/ready");
+
+    assert_eq!(movies.problem(), (503, "the database is away; try again"));
+    assert_eq!(movies.header("retry-after"), "1");
+    assert_eq!(
+        (ready.status, &ready.json["dependencies"]),
+        (503, &json!({ "postgresql": "down" }))
+    );
+    assert_eq!(client.get("/health").status, 200);
+    relay.restore();
+    eventually("it is ready", || client.get("/ready").status == 200);
+    assert_eq!(client.get("/api/movies").text, "[]");
+}
+
+#[test]
+fn a_postgresql_that_goes_away_is_a_503_until_it_is_back() {
+    let database = TestDatabase::create();
+    let config = database.config();
+    let relay = Relay::up(&config.host, config.port);
+    let program = behind(&relay, &database);
+    let client = Client::new(program.address());
+    let movie = json!({ "title": "Alien", "description": "A film" });
+    assert_eq!(client.post("/api/movies", &movie).status, 201);
+
+    relay.cut();
+
+    eventually("the loss is noticed", || {
+        client.get("/api/movies").status == 503
+    });
+    assert_eq!(client.post("/api/movies", &movie).status, 503);
+    assert_eq!(client.get("/health").status, 200);
+    relay.restore();
+    eventually("the movies are back", || {
+        client.get("/api/movies").status == 200
+    });
+    assert_eq!(client.get("/api/movies/1").json["title"], "Alien");
+}
+
+#[test]
+fn help_and_version_are_answered_and_other_arguments_refused() {
+    let run = |argument: &str| {
+        std::process::Command::new(PROGRAM)
+            .arg(argument)
+            .output()
+            .expect(PROGRAM)
+    };
+
+    let version = run("--version");
+
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert_eq!(
+        text,
+        format!("inventory-api {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    assert!(String::from_utf8_lossy(&run("--help").stdout).contains("Usage: inventory-api"));
+    assert_eq!(run("--verbose").status.code(), Some(2));
+}

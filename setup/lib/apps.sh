@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# The four programs under PM2, which starts them, keeps them running and holds their logs.
+# FOLDER is where PM2's own folder (pm2), the logs (logs) and the list of programs (apps.json)
+# are; the programs read their settings from FOLDER/settings.env themselves, so that PM2, which
+# passes on and writes down every variable it knows, knows no secret.
+
+apps=(api-gateway inventory-api billing-api billing-consumer)
+
+# The setting that holds the port of each.
+# shellcheck disable=SC2034
+declare -A app_port_key=(
+    [api-gateway]=API_GATEWAY_PORT
+    [inventory-api]=INVENTORY_API_PORT
+    [billing-api]=BILLING_API_PORT
+    [billing-consumer]=BILLING_CONSUMER_PORT
+)
+
+# run_pm2 FOLDER ARGUMENT…: without the banner, and without telling its makers that it runs.
+run_pm2() {
+    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" \
+        PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \
+        node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
+}
+
+# apps_start FOLDER PROGRAMS: starts the programs of that folder. One that runs already stays,
+# unless it was built anew or its settings changed.
+apps_start() {
+    local app due=()
+    apps_write_list "$1" "$2"
+    for app in "${apps[@]}"; do
+        app_is_current "$1" "$2" "$app" || due+=("$app")
+    done
+    ((${#due[@]} > 0)) || return 0
+
+    apps_daemon_pid "$1" >/dev/null || apps_stop_orphans "$1"
+    detached run_pm2 "$1" delete "${due[@]}" || true
+    detached run_pm2 "$1" start "$1/apps.json" --only "$(IFS=, && echo "${due[*]}")"
+}
+
+# apps_write_list FOLDER PROGRAMS: for PM2. A drain takes up to 10 s, so 15 s pass between
+# SIGINT and SIGKILL; without a growing delay, PM2 gives a program up after 16 quick failures.
+apps_write_list() {
+    local app separator='' new=$1/apps.json.new
+    install -d "$1/logs"
+    {
+        echo '{"apps": ['
+        for app in "${apps[@]}"; do
+            printf '%s' "$separator"
+            cat <<JSON
+{
+    "name": "$app",
+    "script": $(json_text "$2/$app"),
+    "cwd": $(json_text "$1"),
+    "env": {"ENV_FILE": $(json_text "$1/settings.env")},
+    "interpreter": "none",
+    "kill_timeout": 15000,
+    "exp_backoff_restart_delay": 100,
+    "out_file": $(json_text "$1/logs/$app.log"),
+    "error_file": $(json_text "$1/logs/$app.log"),
+    "merge_logs": true,
+    "vizion": false
+}
+JSON
+            separator=,
+        done
+        echo ']}'
+    } >"$new"
+    if cmp -s "$new" "$1/apps.json"; then
+        rm "$new"
+    else
+        mv "$new" "$1/apps.json"
+    fi
+}
+
+# app_is_current FOLDER PROGRAMS APP: it runs, from the file that is there now, and was
+# started after its settings were written.
+app_is_current() {
+    local pid pidfile
+    apps_daemon_pid "$1" >/dev/null && pid=$(app_pid "$1" "$3") || return 1
+    pidfile=$(app_pidfile "$1" "$3")
+    [[ /proc/$pid/exe -ef $2/$3 ]] &&
+        [[ $pidfile -nt $1/settings.env && $pidfile -nt $1/apps.json ]]
+}
+
+# app_pidfile FOLDER APP: PM2 puts a number of its own behind the name.
+app_pidfile() {
+    compgen -G "$1/pm2/pids/$2-*.pid" | head -n 1
+}
+
+# app_pid FOLDER APP: the program's pid, if it runs.
+app_pid() {
+    pid_of "$(app_pidfile "$1" "$2")" "ENV_FILE=$1/settings.env"
+}
+
+apps_daemon_pid() {
+    pid_of "$1/pm2/pm2.pid" "PM2_HOME=$1/pm2"
+}
+
+# apps_stop FOLDER: the programs, each of which finishes what it holds, and PM2 with them.
+apps_stop() {
+    if apps_daemon_pid "$1" >/dev/null; then
+        detached run_pm2 "$1" kill
+    fi
+    apps_stop_orphans "$1"
+}
+
+# apps_stop_orphans FOLDER: what a PM2 that was killed left running. A new one would not know
+# of it and start everything a second time.
+apps_stop_orphans() {
+    local app pidfile
+    for app in "${apps[@]}"; do
+        while pidfile=$(app_pidfile "$1" "$app") && [[ -n $pidfile ]]; do
+            stop_daemon "$pidfile" "ENV_FILE=$1/settings.env"
+        done
+    done
+}

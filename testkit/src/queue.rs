@@ -1,0 +1,181 @@
+//! Queues of RabbitMQ for one test.
+
+use amiquip::{AmqpProperties, Channel, Confirm, Publish, QueueDeleteOptions};
+use common::queue::{Link, QueueConfig};
+
+use crate::{SETTINGS, unique_name};
+
+/// A queue of orders and its dead queue, deleted with their test. The queues themselves are
+/// declared by whoever uses them first, as in production.
+pub struct TestQueue {
+    config: QueueConfig,
+}
+
+/// A message taken off a queue.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its content.
+    pub body: Vec<u8>,
+    /// Its properties.
+    pub properties: AmqpProperties,
+}
+
+impl TestQueue {
+    /// Chooses a name.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn create() -> Self {
+        let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        let config = QueueConfig {
+            host: text("RABBITMQ_HOST"),
+            port: SETTINGS
+                .port("RABBITMQ_PORT")
+                .expect("TEST_ENV_FILE is complete"),
+            user: text("RABBITMQ_USER"),
+            password: text("RABBITMQ_PASSWORD"),
+            queue: unique_name("test"),
+        };
+        Self { config }
+    }
+
+    /// For the service that is tested.
+    #[must_use]
+    pub fn config(&self) -> QueueConfig {
+        self.config.clone()
+    }
+
+    /// The same as variables, for a program that is tested as a process.
+    #[must_use]
+    pub fn vars(&self) -> Vec<(String, String)> {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        vec![
+            pair("RABBITMQ_HOST", &self.config.host),
+            pair("RABBITMQ_PORT", &self.config.port.to_string()),
+            pair("RABBITMQ_USER", &self.config.user),
+            pair("RABBITMQ_PASSWORD", &self.config.password),
+            pair("RABBITMQ_QUEUE", &self.config.queue),
+        ]
+    }
+
+    /// The name of the queue of orders.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.queue
+    }
+
+    /// The name of the dead queue.
+    #[must_use]
+    pub fn dead_name(&self) -> String {
+        self.config.dead_queue()
+    }
+
+    /// Publishes to the queue of orders as a stranger would, and waits for the confirm.
+    ///
+    /// # Panics
+    /// When the broker does not take it.
+    pub fn publish(&self, body: &[u8], properties: AmqpProperties) {
+        self.publish_all(&[(body.to_vec(), properties)]);
+    }
+
+    /// The same for many messages.
+    ///
+    /// # Panics
+    /// When the broker does not take them.
+    pub fn publish_all(&self, messages: &[(Vec<u8>, AmqpProperties)]) {
+        let mut link = self.link();
+        let confirming = link.open_confirming(self.name()).expect("a channel");
+        for (body, properties) in messages {
+            let publish = Publish {
+                body,
+                routing_key: self.name().to_owned(),
+                mandatory: true,
+                immediate: false,
+                properties: properties.clone(),
+            };
+            confirming
+                .channel
+                .basic_publish("", publish)
+                .expect("a publish");
+        }
+        let mut confirmed = 0;
+        while confirmed < messages.len() as u64 {
+            match confirming.confirms.recv().expect("a confirm") {
+                Confirm::Ack(ack) => confirmed = confirmed.max(ack.delivery_tag),
+                Confirm::Nack(nack) => panic!("the broker refused {nack:?}"),
+            }
+        }
+    }
+
+    /// Takes the next message off the queue of orders.
+    #[must_use]
+    pub fn take(&self) -> Option<Message> {
+        self.take_from(self.name())
+    }
+
+    /// Takes the next message off the dead queue.
+    #[must_use]
+    pub fn take_dead(&self) -> Option<Message> {
+        self.take_from(&self.dead_name())
+    }
+
+    /// Messages that wait in the queue of orders, and its consumers; None where there is no
+    /// such queue.
+    #[must_use]
+    pub fn counts(&self) -> Option<(u32, u32)> {
+        self.on_channel(|channel| {
+            let queue = channel.queue_declare_passive(self.name()).ok()?;
+            Some((
+                queue.declared_message_count()?,
+                queue.declared_consumer_count()?,
+            ))
+        })
+    }
+
+    /// Deletes the queue of orders, with what is in it.
+    pub fn delete(&self) {
+        self.delete_queue(self.name());
+    }
+
+    /// Runs something on a channel of its own.
+    ///
+    /// # Panics
+    /// When the test server is not there.
+    pub fn on_channel<T>(&self, work: impl FnOnce(&Channel) -> T) -> T {
+        let mut link = self.link();
+        let channel = link.open_channel().expect("a channel");
+        work(&channel)
+    }
+
+    fn take_from(&self, queue: &str) -> Option<Message> {
+        self.on_channel(|channel| {
+            let get = channel.basic_get(queue, true).ok()??;
+            Some(Message {
+                body: get.delivery.body,
+                properties: get.delivery.properties,
+            })
+        })
+    }
+
+    fn delete_queue(&self, queue: &str) {
+        self.on_channel(|channel| {
+            let _ = channel.queue_delete(queue, QueueDeleteOptions::default());
+        });
+    }
+
+    fn link(&self) -> Link {
+        Link::open(&self.config, "tests").expect("the RabbitMQ that TEST_ENV_FILE names")
+    }
+}
+
+impl Drop for TestQueue {
+    fn drop(&mut self) {
+        // A panic while a failed test unwinds would hide the first one.
+        if std::thread::panicking() {
+            return;
+        }
+        self.delete_queue(self.name());
+        self.delete_queue(&self.dead_name());
+    }
+}

@@ -1,0 +1,47 @@
+//! A service started in the test's own process.
+
+use std::net::SocketAddr;
+
+use common::process::{Running, StartError};
+use common::shutdown::{self, Shutdown, ShutdownTrigger};
+
+use crate::Client;
+
+/// A running service; dropping it shuts it down and waits for its end.
+pub struct Service<R: Running> {
+    /// Speaks to it.
+    pub client: Client,
+    trigger: Option<ShutdownTrigger>,
+    running: Option<R>,
+}
+
+impl<R: Running> Service<R> {
+    /// Starts a service as its `main` would; `address` tells where it listens.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(
+        start: impl FnOnce(&Shutdown) -> Result<R, StartError>,
+        address: impl FnOnce(&R) -> SocketAddr,
+    ) -> Self {
+        let (trigger, shutdown) = shutdown::channel();
+        let running = start(&shutdown).expect("the service starts");
+        let client = Client::new(address(&running));
+        Self {
+            client,
+            trigger: Some(trigger),
+            running: Some(running),
+        }
+    }
+}
+
+impl<R: Running> Drop for Service<R> {
+    fn drop(&mut self) {
+        drop(self.trigger.take());
+        if let Some(Err(error)) = self.running.take().map(Running::join)
+            && !std::thread::panicking()
+        {
+            panic!("the service did not end well: {error}");
+        }
+    }
+}
