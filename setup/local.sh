@@ -275,9 +275,9 @@ holder_name() {
 }
 
 start_postgres() {
-    step "PostgreSQL at $(server_address postgres)" \
+    step "Start PostgreSQL at $(server_address postgres)" \
         postgres_start "$folder/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
-    step 'Databases and the role that owns them' make_databases
+    step 'Make the databases and the role that owns them' make_databases
 }
 
 make_databases() {
@@ -291,11 +291,11 @@ make_databases() {
 }
 
 start_rabbitmq() {
-    step "RabbitMQ at $(server_address rabbitmq)" \
+    step "Start RabbitMQ at $(server_address rabbitmq)" \
         rabbitmq_start "$folder/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
         "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "${SETTINGS[RABBITMQ_DIST_PORT]}" \
         "${SETTINGS[ERL_EPMD_PORT]}"
-    step 'The queue and its user' \
+    step 'Make the queue and its user' \
         rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}"
 }

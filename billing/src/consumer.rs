@@ -16,7 +16,7 @@ use amiquip::{
     Publish,
 };
 use common::backoff::Backoff;
-use common::db::DbError;
+use common::db::{Database, DbError};
 use common::http::{Dependency, Service};
 use common::metrics::{IntCounter, Metrics};
 use common::order::NewOrder;
@@ -26,7 +26,7 @@ use common::shutdown::Shutdown;
 use crossbeam_channel::{Receiver, select};
 
 use crate::config::ConsumerConfig;
-use crate::store::{OrderStore, Recordable};
+use crate::store::{self, OrderStore, Recordable};
 
 /// At most so many orders in one commit.
 const BATCH_MAX: usize = 500;
@@ -87,7 +87,7 @@ pub(crate) fn start(
 ) -> Result<JoinHandle<()>, StartError> {
     let mut consumer = Consumer {
         queue: config.queue.clone(),
-        orders: OrderStore::new(&config.database),
+        orders: OrderStore::new(&Database::new(&config.database, store::MIGRATIONS)),
         links,
         counts: Counts::new(metrics),
         shutdown: shutdown.clone(),

@@ -12,6 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
+use common::db::Database;
 use common::http::Server;
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
@@ -29,7 +30,8 @@ pub struct BillingApi {
 /// Starts `billing-api`: what its `main` and the tests call alike.
 pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, StartError> {
     let metrics = Metrics::new();
-    let database = config.database.clone();
+    let database = Database::new(&config.database, store::MIGRATIONS);
+    let bring_up = OrderStore::new(&database).bring_up(shutdown)?;
     let server = Server::start(
         &config.http,
         api::service(),
@@ -37,7 +39,6 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
         shutdown,
         move || OrderStore::new(&database),
     )?;
-    let bring_up = OrderStore::new(&config.database).bring_up(shutdown)?;
     Ok(BillingApi { server, bring_up })
 }
 

@@ -1,8 +1,9 @@
 //! Orders in PostgreSQL. Only this file holds SQL.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use common::db::{Connection, DatabaseConfig, DbError, Migrations};
+use common::db::{Connection, Database, DbError, Migrations};
 use common::http::Page;
 use common::order::NewOrder;
 use common::process::StartError;
@@ -12,7 +13,8 @@ use postgres::{Client, Error, Row, Statement};
 
 use crate::order::Order;
 
-const MIGRATIONS: Migrations = &[("0001_orders", include_str!("../migrations/0001_orders.sql"))];
+pub(crate) const MIGRATIONS: Migrations =
+    &[("0001_orders", include_str!("../migrations/0001_orders.sql"))];
 
 const COLUMNS: &str = "id, message_id, user_id, number_of_items, total_amount::text, \
                        to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
@@ -53,9 +55,9 @@ pub(crate) struct Recordable {
 }
 
 impl OrderStore {
-    pub(crate) fn new(database: &DatabaseConfig) -> Self {
+    pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: Connection::new(database, MIGRATIONS, prepare),
+            connection: Connection::new(database, prepare),
         }
     }
 

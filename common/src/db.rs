@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -196,16 +197,72 @@ fn describe(error: &Error) -> String {
     }
 }
 
-/// A connection and the statements `S` that were prepared on it; its owner is one thread.
-pub struct Connection<S> {
+/// A database, as all connections of a service know it.
+pub struct Database {
     config: postgres::Config,
     migrations: Migrations,
-    prepare: fn(&mut Client) -> Result<S, Error>,
+    gate: Mutex<Gate>,
+}
+
+/// While the server is away its callers hear so at once, instead of each waiting for a dial of
+/// its own; and when one dial succeeds, all may.
+struct Gate {
+    backoff: Backoff,
+    next_dial: Instant,
+}
+
+impl Database {
+    /// Dials nothing yet; the first use of a connection does.
+    #[must_use]
+    pub fn new(config: &DatabaseConfig, migrations: Migrations) -> Arc<Self> {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        Arc::new(Self {
+            config: config.client_config(),
+            migrations,
+            gate: Mutex::new(Gate {
+                backoff,
+                next_dial: Instant::now(),
+            }),
+        })
+    }
+
+    fn next_dial(&self) -> Instant {
+        self.gate().next_dial
+    }
+
+    fn dial<S>(&self, prepare: Prepare<S>) -> Result<Live<S>, DbError> {
+        if Instant::now() < self.next_dial() {
+            return Err(DbError::Unavailable(
+                "the last dial has just failed".to_owned(),
+            ));
+        }
+        let dialled = dial(&self.config, self.migrations, prepare);
+        let mut gate = self.gate();
+        if dialled.is_ok() {
+            gate.backoff.reset();
+            gate.next_dial = Instant::now();
+        } else {
+            gate.next_dial = Instant::now() + gate.backoff.delay();
+        }
+        dialled
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // Whoever panicked while holding it left nothing half done.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Prepares a service's statements on a new connection.
+pub type Prepare<S> = fn(&mut Client) -> Result<S, Error>;
+
+/// A connection and the statements `S` that were prepared on it; its owner is one thread.
+pub struct Connection<S> {
+    database: Arc<Database>,
+    prepare: Prepare<S>,
     live: Option<Live<S>>,
     /// A stream of rows was begun and not read to its end: the rest would come first.
     streaming: bool,
-    backoff: Backoff,
-    next_dial: Instant,
 }
 
 struct Live<S> {
@@ -217,19 +274,12 @@ struct Live<S> {
 impl<S> Connection<S> {
     /// Dials nothing yet; the first use does.
     #[must_use]
-    pub fn new(
-        config: &DatabaseConfig,
-        migrations: Migrations,
-        prepare: fn(&mut Client) -> Result<S, Error>,
-    ) -> Self {
+    pub fn new(database: &Arc<Database>, prepare: Prepare<S>) -> Self {
         Self {
-            config: config.client_config(),
-            migrations,
+            database: Arc::clone(database),
             prepare,
             live: None,
             streaming: false,
-            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(2)),
-            next_dial: Instant::now(),
         }
     }
 
@@ -279,7 +329,10 @@ impl<S> Connection<S> {
                     if !std::mem::replace(&mut waiting, true) {
                         log::warn!(cause = error.to_string().as_str(); "waiting for PostgreSQL");
                     }
-                    let until_next_dial = self.next_dial.saturating_duration_since(Instant::now());
+                    let until_next_dial = self
+                        .database
+                        .next_dial()
+                        .saturating_duration_since(Instant::now());
                     if shutdown.wait_at_most(until_next_dial) {
                         return;
                     }
@@ -306,25 +359,7 @@ impl<S> Connection<S> {
         }
         match &mut self.live {
             Some(live) => Ok(live),
-            empty => {
-                // While the server is away its callers hear so at once, instead of each
-                // waiting for a dial of its own.
-                if Instant::now() < self.next_dial {
-                    return Err(DbError::Unavailable(
-                        "the last dial has just failed".to_owned(),
-                    ));
-                }
-                match dial(&self.config, self.migrations, self.prepare) {
-                    Ok(live) => {
-                        self.backoff.reset();
-                        Ok(empty.insert(live))
-                    }
-                    Err(error) => {
-                        self.next_dial = Instant::now() + self.backoff.delay();
-                        Err(error)
-                    }
-                }
-            }
+            empty => Ok(empty.insert(self.database.dial(self.prepare)?)),
         }
     }
 
@@ -340,7 +375,7 @@ impl<S> Connection<S> {
 fn dial<S>(
     config: &postgres::Config,
     migrations: Migrations,
-    prepare: fn(&mut Client) -> Result<S, Error>,
+    prepare: Prepare<S>,
 ) -> Result<Live<S>, DbError> {
     // A wrong password or a database that is not there yet is mended from outside, like an outage.
     let mut client = config

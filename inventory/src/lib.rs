@@ -10,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
+use common::db::Database;
 use common::http::Server;
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
@@ -28,7 +29,8 @@ pub struct Inventory {
 /// Starts the service: what `main` and the tests call alike.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartError> {
     let metrics = Metrics::new();
-    let database = config.database.clone();
+    let database = Database::new(&config.database, store::MIGRATIONS);
+    let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
     let server = Server::start(
         &config.http,
         api::service(),
@@ -36,7 +38,6 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
         shutdown,
         move || MovieStore::new(&database),
     )?;
-    let bring_up = MovieStore::new(&config.database).bring_up(shutdown)?;
     Ok(Inventory { server, bring_up })
 }
 

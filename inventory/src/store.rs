@@ -1,8 +1,9 @@
 //! Movies in PostgreSQL. Only this file holds SQL.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use common::db::{Connection, DatabaseConfig, DbError, Migrations};
+use common::db::{Connection, Database, DbError, Migrations};
 use common::http::Page;
 use common::process::StartError;
 use common::shutdown::Shutdown;
@@ -11,7 +12,8 @@ use postgres::{Client, Error, Row, Statement};
 
 use crate::movie::{Movie, MovieChanges, NewMovie};
 
-const MIGRATIONS: Migrations = &[("0001_movies", include_str!("../migrations/0001_movies.sql"))];
+pub(crate) const MIGRATIONS: Migrations =
+    &[("0001_movies", include_str!("../migrations/0001_movies.sql"))];
 
 /// Part of a title: a pattern of ILIKE, the id to begin behind, how many rows at most.
 pub const SEARCH: &str = "SELECT id, title, description FROM movies \
@@ -49,9 +51,9 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
 }
 
 impl MovieStore {
-    pub(crate) fn new(database: &DatabaseConfig) -> Self {
+    pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: Connection::new(database, MIGRATIONS, prepare),
+            connection: Connection::new(database, prepare),
         }
     }
 

@@ -33,7 +33,8 @@ regex_text() {
     local i
     for ((i = 0; i < ${#1}; i++)); do
         case ${1:i:1} in
-            [][\\.^$*+?\(\){}\|]) printf '\\%s' "${1:i:1}" ;;
+            [A-Za-z0-9_-]) printf '%s' "${1:i:1}" ;;
+            [[:punct:]]) printf '\\%s' "${1:i:1}" ;;
             *) printf '%s' "${1:i:1}" ;;
         esac
     done
