@@ -1,6 +1,7 @@
 //! The gateway's settings.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
@@ -16,8 +17,34 @@ pub struct Config {
     pub http: HttpConfig,
     /// Where movies are forwarded to.
     pub inventory: SocketAddr,
+    /// How long the inventory may take.
+    pub limits: Limits,
     /// Where orders go.
     pub queue: QueueConfig,
+}
+
+/// How long the inventory may take before the gateway answers in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Until it accepts a connection.
+    pub connect: Duration,
+    /// Until it has taken the request.
+    pub send: Duration,
+    /// From then until its answer begins.
+    pub response: Duration,
+    /// Between two parts of its answer.
+    pub pause: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            send: Duration::from_secs(5),
+            response: Duration::from_secs(10),
+            pause: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Config {
@@ -27,6 +54,7 @@ impl Config {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?,
             inventory: SocketAddr::new(host, vars.port("INVENTORY_API_PORT")?),
+            limits: Limits::default(),
             queue: QueueConfig::from_vars(vars)?,
         })
     }

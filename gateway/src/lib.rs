@@ -16,7 +16,7 @@ use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
-pub use config::Config;
+pub use config::{Config, Limits};
 
 /// The running service.
 pub struct Gateway {
@@ -28,14 +28,14 @@ pub struct Gateway {
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
     let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
-    let inventory = config.inventory;
+    let (inventory, limits) = (config.inventory, config.limits);
     let server = Server::start(
         &config.http,
         api::service(),
         &metrics,
         shutdown,
         move || api::Doors {
-            inventory: proxy::Inventory::new(inventory),
+            inventory: proxy::Inventory::new(inventory, limits),
             orders: orders.clone(),
         },
     )?;

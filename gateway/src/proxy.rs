@@ -7,18 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::http::{Body, HandlerResult, Method, Problem, Request, Response, Stream};
-use http::{HeaderMap, Uri};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
-/// How long the inventory may take to accept a connection, then to take the request.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-const SEND_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long the inventory may take until its answer begins.
-const RESPONSE_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long an answer may pause while it is sent.
-const READ_LIMIT: Duration = Duration::from_secs(10);
+use crate::config::Limits;
 
 /// How long the inventory may take to say that it lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -29,16 +22,20 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// How much of an answer is passed on at once.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// The longest head of an answer, and the longest line of a request's head.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
 /// This gateway's name in `Via`.
 const VIA: &str = "1.1 crud-master";
 
 /// Headers that belong to one connection; so do those that `Connection` names. `Expect` is
 /// answered by us, and ureq writes `Host` and the length itself.
-const HOP_BY_HOP: [&str; 10] = [
+const HOP_BY_HOP: [&str; 11] = [
     "connection",
     "keep-alive",
     "proxy-connection",
     "proxy-authenticate",
+    "proxy-authentication-info",
     "proxy-authorization",
     "te",
     "trailer",
@@ -54,7 +51,7 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    pub(crate) fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr, limits: Limits) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -67,13 +64,13 @@ impl Inventory {
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)
-            .input_buffer_size(PIECE_BYTES)
-            .output_buffer_size(PIECE_BYTES)
-            .timeout_connect(Some(CONNECT_LIMIT))
-            .timeout_send_request(Some(SEND_LIMIT))
-            .timeout_send_body(Some(SEND_LIMIT))
-            .timeout_recv_response(Some(RESPONSE_LIMIT))
-            .timeout_per_read(Some(READ_LIMIT))
+            .input_buffer_size(HEAD_BYTES_MAX)
+            .output_buffer_size(HEAD_BYTES_MAX)
+            .timeout_connect(Some(limits.connect))
+            .timeout_send_request(Some(limits.send))
+            .timeout_send_body(Some(limits.send))
+            .timeout_recv_response(Some(limits.response))
+            .timeout_per_read(Some(limits.pause))
             .build();
         Self {
             address,
@@ -83,15 +80,16 @@ impl Inventory {
 
     /// Whether the inventory's process answers, now.
     pub(crate) fn is_up(&self) -> bool {
-        let probe = self
-            .agent
-            .get(format!("http://{}/health", self.address))
-            .config()
-            .timeout_connect(Some(PROBE_LIMIT))
-            .timeout_recv_response(Some(PROBE_LIMIT))
-            .build()
-            .call();
-        probe.is_ok_and(|mut response| {
+        let probe = || {
+            self.agent
+                .get(format!("http://{}/health", self.address))
+                .config()
+                .timeout_connect(Some(PROBE_LIMIT))
+                .timeout_recv_response(Some(PROBE_LIMIT))
+                .build()
+                .call()
+        };
+        repeated_once(true, probe).is_ok_and(|mut response| {
             // Read to its end, so that the connection can be used again.
             response.status() == 200 && response.body_mut().read_to_vec().is_ok()
         })
@@ -99,76 +97,106 @@ impl Inventory {
 
     /// Passes the request on and the answer back.
     pub(crate) fn forward(&mut self, request: &Request) -> HandlerResult<'static> {
-        let uri = format!("http://{}{}", self.address, request.target);
-        let uri: Uri = uri.parse().map_err(|_| {
-            Problem::bad_request("the path or query has characters that must be percent-encoded")
-        })?;
-        let answer = match self.send(request, &uri) {
-            // A connection that the inventory closed while it was idle shows only when it is
-            // used. What may be done twice is tried on another one.
-            Err(error) if is_disconnect(&error) && is_idempotent(&request.method) => {
-                self.send(request, &uri)
+        let outgoing = self.passed_on(request)?;
+        let answer = repeated_once(is_idempotent(&request.method), || {
+            let outgoing = outgoing.clone();
+            if has_body(request) {
+                self.agent.run(outgoing.map(|()| request.body.as_slice()))
+            } else {
+                self.agent.run(outgoing)
             }
-            answer => answer,
-        };
+        });
         Ok(passed_back(
             answer.map_err(|error| problem(&error))?,
             &request.method,
         ))
     }
 
-    fn send(
-        &self,
-        request: &Request,
-        uri: &Uri,
-    ) -> Result<http::Response<ureq::Body>, ureq::Error> {
+    /// The request as the inventory gets it.
+    fn passed_on(&self, request: &Request) -> Result<http::Request<()>, Problem> {
+        // Its target names no resource but a host, which ureq would put in place of the path.
+        if request.method.as_str() == "CONNECT" {
+            return Err(Problem::bad_request(
+                "CONNECT is for proxies of another kind",
+            ));
+        }
+        let must_be_encoded = || {
+            Problem::bad_request("the path or query has characters that must be percent-encoded")
+        };
+        let uri = format!("http://{}{}", self.address, request.target);
+        let uri: Uri = uri.parse().map_err(|_| must_be_encoded())?;
+        // What a fragment would cut off belongs to the path or query as well.
+        if uri.path_and_query().map(PathAndQuery::as_str) != Some(&request.target) {
+            return Err(must_be_encoded());
+        }
         let mut outgoing = http::Request::builder()
             .method(request.method.as_str())
             .uri(uri);
-        for (name, value) in passed_on(request) {
+        for (name, value) in headers_passed_on(request) {
             outgoing = outgoing.header(name, value);
         }
-        if request.header("content-length").is_some()
-            || request.header("transfer-encoding").is_some()
-        {
-            self.agent.run(outgoing.body(request.body.as_slice())?)
-        } else {
-            self.agent.run(outgoing.body(())?)
-        }
+        outgoing.body(()).map_err(|error| {
+            Problem::bad_request(format!("the request cannot be passed on: {error}"))
+        })
     }
 }
 
+/// A connection that the inventory closed while it was idle shows only when it is used. What
+/// may be done twice is then tried on another one.
+fn repeated_once(
+    repeatable: bool,
+    send: impl Fn() -> Result<http::Response<ureq::Body>, ureq::Error>,
+) -> Result<http::Response<ureq::Body>, ureq::Error> {
+    match send() {
+        Err(error) if repeatable && is_disconnect(&error) => send(),
+        answer => answer,
+    }
+}
+
+/// An empty body is one where it had a length. Where there is none, ureq puts an empty chunked
+/// one behind a POST, PUT or PATCH. One of a HEAD request has no meaning (RFC 9110 §9.3.2).
+fn has_body(request: &Request) -> bool {
+    let sent = !request.body.is_empty() || request.header("content-length").is_some();
+    sent && request.method != Method::Head
+}
+
 /// The request's end-to-end headers, and those that say where it came from.
-fn passed_on(request: &Request) -> Vec<(String, String)> {
-    let listed = request.header("connection").unwrap_or("").to_owned();
-    let mut host = String::new();
-    let mut forwarded_for = request.client.to_string();
-    let mut via = VIA.to_owned();
+fn headers_passed_on(request: &Request) -> Vec<(&str, String)> {
+    let listed = request
+        .headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
+    let listed = listed_in(listed.map(|(_, value)| value.as_str()));
+    let client = request.client.to_string();
+    let (mut forwarded_for, mut via, mut host) = (Vec::new(), Vec::new(), None);
     let mut headers = Vec::with_capacity(request.headers.len() + 5);
     for (name, value) in &request.headers {
         match name.to_ascii_lowercase().as_str() {
-            "host" => host.clone_from(value),
-            "x-forwarded-for" => forwarded_for = format!("{value}, {forwarded_for}"),
-            "via" => via = format!("{value}, {via}"),
+            "host" => host = Some(value.clone()),
+            "x-forwarded-for" => forwarded_for.push(value.as_str()),
+            "via" => via.push(value.as_str()),
             "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host" => {}
             name if is_hop_by_hop(name, &listed) => {}
-            _ => headers.push((name.clone(), value.clone())),
+            _ => headers.push((name.as_str(), value.clone())),
         }
     }
-    headers.push(("x-forwarded-for".to_owned(), forwarded_for));
-    headers.push(("x-forwarded-proto".to_owned(), "http".to_owned()));
-    headers.push(("x-forwarded-host".to_owned(), host));
-    headers.push(("via".to_owned(), via));
-    headers.push(("x-request-id".to_owned(), request.request_id.clone()));
+    // Of several, in their order (RFC 9110 §5.3), ours is the last.
+    forwarded_for.push(&client);
+    via.push(VIA);
+    headers.push(("x-forwarded-for", forwarded_for.join(", ")));
+    headers.push(("x-forwarded-proto", "http".to_owned()));
+    headers.extend(host.map(|host| ("x-forwarded-host", host)));
+    headers.push(("via", via.join(", ")));
+    headers.push(("x-request-id", request.request_id.clone()));
     headers
 }
 
 /// The inventory's answer as ours.
 fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<'static> {
     let (head, body) = answer.into_parts();
-    let length = content_length(&head.headers);
     let status = head.status.as_u16();
     let bodiless = *method == Method::Head || status == 204 || status == 304;
+    let length = content_length(&head.headers);
     let body = if bodiless {
         Body::Empty
     } else {
@@ -178,10 +206,16 @@ fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<
         ))
     };
     let mut response = Response::new(status, body);
-    let listed = text(head.headers.get("connection")).to_owned();
+    let listed = listed_in(head.headers.get_all("connection").iter().map(text));
     for (name, value) in &head.headers {
-        // The length goes with the body, where there is one.
-        if !is_hop_by_hop(name.as_str(), &listed) && (bodiless || name != "content-length") {
+        let stays_behind = match name.as_str() {
+            // The length goes with the body, where there is one.
+            "content-length" => !bodiless,
+            // The client gets the one that our log has.
+            "x-request-id" => true,
+            name => is_hop_by_hop(name, &listed),
+        };
+        if !stays_behind {
             let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
             response.push_header(name.as_str().to_owned(), value);
         }
@@ -205,20 +239,29 @@ fn stream(length: Option<u64>, mut reader: impl Read + 'static) -> Stream<'stati
     }
 }
 
+/// None where chunks say it instead, which win over a length beside them (RFC 9112 §6.3).
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    text(headers.get("content-length")).parse().ok()
+    if headers.contains_key("transfer-encoding") {
+        return None;
+    }
+    text(headers.get("content-length")?).parse().ok()
 }
 
-fn text(value: Option<&http::HeaderValue>) -> &str {
-    value.and_then(|value| value.to_str().ok()).unwrap_or("")
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or("")
 }
 
-/// `name` is in lower case; `listed` is the value of `Connection`.
-fn is_hop_by_hop(name: &str, listed: &str) -> bool {
-    HOP_BY_HOP.contains(&name)
-        || listed
-            .split(',')
-            .any(|token| token.trim().eq_ignore_ascii_case(name))
+/// The names in the values of `Connection`, in lower case.
+fn listed_in<'a>(connection: impl Iterator<Item = &'a str>) -> Vec<String> {
+    connection
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect()
+}
+
+/// `name` is in lower case; `listed` are the names that `Connection` has.
+fn is_hop_by_hop(name: &str, listed: &[String]) -> bool {
+    HOP_BY_HOP.contains(&name) || listed.iter().any(|listed| listed == name)
 }
 
 /// RFC 9110 §9.2.2.

@@ -213,9 +213,7 @@ impl Publisher {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut last_cause = String::new();
         loop {
-            let end = self.with_link(&mut backoff);
-            self.set_connected(false);
-            let error = match end {
+            let error = match self.with_link(&mut backoff) {
                 End::AllPlaced => return,
                 End::Lost(error) => error,
             };
@@ -253,6 +251,7 @@ impl Publisher {
             .publish_over_link(&mut unconfirmed, backoff)
             .err()
             .unwrap_or(End::AllPlaced);
+        self.set_connected(false);
         for sent in unconfirmed.iter_mut() {
             self.tell_sent(sent, Outcome::Unknown);
         }
@@ -366,6 +365,10 @@ impl Publisher {
             {
                 sent.returned = true;
             }
+        }
+        if queue_is_gone {
+            // Before anyone is told: who hears of it finds `/ready` of the same opinion.
+            self.set_connected(false);
         }
         let (taken, settled) = unconfirmed.settle(confirm);
         for mut sent in settled.into_values() {

@@ -58,6 +58,7 @@ impl Client {
             .allow_non_standard_methods(true)
             .timeout_connect(Some(PATIENCE))
             .timeout_recv_response(Some(PATIENCE))
+            .timeout_per_read(Some(PATIENCE))
             .build();
         Self {
             address,

@@ -81,7 +81,12 @@ impl TestDatabase {
         self.query(sql, &[])[0].get(0)
     }
 
-    fn connect(&self) -> Client {
+    /// A connection to the schema, for a transaction or for an error to be looked at.
+    ///
+    /// # Panics
+    /// When the test server is not there.
+    #[must_use]
+    pub fn connect(&self) -> Client {
         let DatabaseConfig {
             host,
             port,

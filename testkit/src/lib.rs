@@ -7,16 +7,20 @@ mod database;
 mod eventually;
 mod program;
 mod queue;
+mod raw;
 mod relay;
 mod service;
+mod upstream;
 
 pub use client::{Client, Reply, exchange};
 pub use database::TestDatabase;
 pub use eventually::{eventually, eventually_some};
 pub use program::Program;
 pub use queue::{Message, TestQueue};
+pub use raw::RawReply;
 pub use relay::Relay;
 pub use service::Service;
+pub use upstream::{Play, Recorded, Upstream};
 
 use std::path::Path;
 use std::sync::LazyLock;

@@ -1,6 +1,6 @@
 //! Queues of RabbitMQ for one test.
 
-use amiquip::{AmqpProperties, Channel, Confirm, Publish, QueueDeleteOptions};
+use amiquip::{AmqpProperties, Channel, Confirm, Get, Publish, QueueDeleteOptions};
 use common::queue::{Link, QueueConfig};
 
 use crate::{SETTINGS, unique_name};
@@ -114,6 +114,15 @@ impl TestQueue {
         self.take_from(self.name())
     }
 
+    /// Takes every message off the queue of orders.
+    #[must_use]
+    pub fn take_all(&self) -> Vec<Message> {
+        self.on_channel(|channel| {
+            let next = || Some(message(channel.basic_get(self.name(), true).ok()??));
+            std::iter::from_fn(next).collect()
+        })
+    }
+
     /// Takes the next message off the dead queue.
     #[must_use]
     pub fn take_dead(&self) -> Option<Message> {
@@ -149,13 +158,7 @@ impl TestQueue {
     }
 
     fn take_from(&self, queue: &str) -> Option<Message> {
-        self.on_channel(|channel| {
-            let get = channel.basic_get(queue, true).ok()??;
-            Some(Message {
-                body: get.delivery.body,
-                properties: get.delivery.properties,
-            })
-        })
+        self.on_channel(|channel| Some(message(channel.basic_get(queue, true).ok()??)))
     }
 
     fn delete_queue(&self, queue: &str) {
@@ -166,6 +169,13 @@ impl TestQueue {
 
     fn link(&self) -> Link {
         Link::open(&self.config, "tests").expect("the RabbitMQ that TEST_ENV_FILE names")
+    }
+}
+
+fn message(get: Get) -> Message {
+    Message {
+        body: get.delivery.body,
+        properties: get.delivery.properties,
     }
 }
 

@@ -3,18 +3,25 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 /// Passes connections on while it is up; while it is down, it closes each at once.
 pub struct Relay {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    thawed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     up: bool,
+    frozen: bool,
     /// Both ends of what is passed on.
     streams: Vec<TcpStream>,
 }
@@ -34,31 +41,49 @@ impl Relay {
     /// When no port is to be had.
     #[must_use]
     pub fn down(host: &str, port: u16) -> Self {
+        Self::start(host, port, |_| {})
+    }
+
+    /// A relay, up from the start, that changes in place what clients send: for bytes that a
+    /// well-behaved client library does not let through.
+    #[must_use]
+    pub fn changing(host: &str, port: u16, change: fn(&mut [u8])) -> Self {
+        let relay = Self::start(host, port, change);
+        relay.restore();
+        relay
+    }
+
+    fn start(host: &str, port: u16, change: fn(&mut [u8])) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
-        let state = Arc::new(Mutex::new(State::default()));
+        let shared = Arc::new(Shared::default());
         let target = (host.to_owned(), port);
-        let accepting = Arc::clone(&state);
+        let accepting = Arc::clone(&shared);
         // Ends with the test's process, like the threads that it starts.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let mut state = lock(&accepting);
+                let mut state = accepting.lock();
                 if !state.up {
                     continue;
                 }
                 let Ok(server) = TcpStream::connect((target.0.as_str(), target.1)) else {
                     continue;
                 };
-                for (from, to) in [(&client, &server), (&server, &client)] {
+                for stream in [&client, &server] {
+                    // Without it what comes in two parts waits 40 ms between them.
+                    let _ = stream.set_nodelay(true);
+                }
+                for (from, to, change) in [(&client, &server, change), (&server, &client, |_| {})] {
                     let (from, to) = (clone(from), clone(to));
                     state.streams.push(clone(&from));
-                    thread::spawn(move || pass_on(from, to));
+                    let shared = Arc::clone(&accepting);
+                    thread::spawn(move || pass_on(&shared, from, to, change));
                 }
             }
         });
-        Self { address, state }
+        Self { address, shared }
     }
 
     /// Where to connect to.
@@ -69,16 +94,39 @@ impl Relay {
 
     /// Ends every connection and takes no new one.
     pub fn cut(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.shared.lock();
         state.up = false;
+        state.frozen = false;
+        self.shared.thawed.notify_all();
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
+    /// Keeps every connection and passes nothing on, as a server that hangs.
+    pub fn freeze(&self) {
+        self.shared.lock().frozen = true;
+    }
+
     /// Passes connections on again.
     pub fn restore(&self) {
-        lock(&self.state).up = true;
+        let mut state = self.shared.lock();
+        state.up = true;
+        state.frozen = false;
+        self.shared.thawed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread of a relay panics")
+    }
+
+    fn wait_until_thawed(&self) {
+        let _state = self
+            .thawed
+            .wait_while(self.lock(), |state| state.frozen)
+            .expect("no thread of a relay panics");
     }
 }
 
@@ -88,17 +136,15 @@ impl Drop for Relay {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().expect("no thread of a relay panics")
-}
-
 fn clone(stream: &TcpStream) -> TcpStream {
     stream.try_clone().expect("a descriptor")
 }
 
-fn pass_on(mut from: TcpStream, mut to: TcpStream) {
+fn pass_on(shared: &Shared, mut from: TcpStream, mut to: TcpStream, change: fn(&mut [u8])) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        change(&mut buffer[..read]);
+        shared.wait_until_thawed();
         if to.write_all(&buffer[..read]).is_err() {
             break;
         }

@@ -1,0 +1,558 @@
+//! Orders, through a real socket, onto a real RabbitMQ.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use amiquip::{AmqpValue, QueueDeclareOptions};
+use common::http::HttpConfig;
+use common::queue::QueueConfig;
+use gateway::Limits;
+use serde_json::{Value, json};
+use testkit::{Client, Message, RawReply, Relay, Reply, Service, TestQueue, Upstream, eventually};
+
+const WORKERS: usize = 8;
+
+/// Longer than the gateway lets any client wait.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Much less than the gateway waits for a confirm.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+struct Gateway {
+    service: Service<gateway::Gateway>,
+    queue: TestQueue,
+}
+
+impl Gateway {
+    /// Returns when orders pass.
+    fn start() -> Self {
+        let queue = TestQueue::create();
+        let gateway = Self::publishing_to(queue.config(), queue);
+        gateway.wait_until_ready();
+        gateway
+    }
+
+    fn behind(relay: &Relay, queue: TestQueue) -> Self {
+        let config = QueueConfig {
+            host: relay.address().ip().to_string(),
+            port: relay.address().port(),
+            ..queue.config()
+        };
+        Self::publishing_to(config, queue)
+    }
+
+    fn publishing_to(config: QueueConfig, queue: TestQueue) -> Self {
+        let inventory = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let config = gateway::Config {
+            http: HttpConfig {
+                address: ([127, 0, 0, 1], 0).into(),
+                workers: WORKERS,
+            },
+            inventory: inventory.address(),
+            limits: Limits::default(),
+            queue: config,
+        };
+        let service = Service::start(
+            |shutdown| gateway::start(&config, shutdown),
+            gateway::Gateway::address,
+        );
+        Self { service, queue }
+    }
+
+    fn client(&self) -> &Client {
+        &self.service.client
+    }
+
+    fn wait_until_ready(&self) {
+        eventually("orders pass", || self.client().get("/ready").status == 200);
+    }
+
+    fn place(&self, body: &str) -> Reply {
+        self.place_with(&[], body)
+    }
+
+    fn place_with(&self, headers: &[(&str, &str)], body: &str) -> Reply {
+        place(self.client(), headers, body)
+    }
+
+    /// A client of its own with a connection that is open already.
+    fn another_client(&self) -> Client {
+        let client = Client::new(self.client().address());
+        assert_eq!(client.get("/health").status, 200);
+        client
+    }
+}
+
+fn place(client: &Client, headers: &[(&str, &str)], body: &str) -> Reply {
+    let headers = [&[JSON], headers].concat();
+    client.send("POST", "/api/billing", &headers, Some(body))
+}
+
+fn order() -> Value {
+    json!({ "user_id": "20", "number_of_items": "99", "total_amount": "250.00" })
+}
+
+fn order_with(field: &str, value: Value) -> String {
+    let mut order = order();
+    order[field] = value;
+    order.to_string()
+}
+
+fn message_id(reply: &Reply) -> String {
+    let id = reply.json["message_id"].as_str();
+    id.expect("an answer with a message id").to_owned()
+}
+
+fn ids(messages: &[Message]) -> Vec<String> {
+    let id = |message: &Message| message.properties.message_id().clone();
+    messages.iter().filter_map(id).collect()
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.expect("a time after 1970").as_secs()
+}
+
+#[test]
+fn an_order_is_on_the_queue_as_it_was_posted_when_it_is_answered() {
+    let gateway = Gateway::start();
+    let body = "  {\"user_id\" : \"ü\\u0041\",\r\n\t\"total_amount\":250.00,\"number_of_items\":99 , \
+                \"note\":{\"gift\":[true, 1.50e0]}}\n ";
+    let before = now();
+
+    let reply = gateway.place(body);
+
+    let id = message_id(&reply);
+    let answer = json!({ "message": "Message posted", "message_id": id });
+    assert_eq!((reply.status, &reply.json), (200, &answer));
+    let messages = gateway.queue.take_all();
+    assert_eq!(messages.len(), 1);
+    let Message {
+        body: taken,
+        properties,
+    } = &messages[0];
+    assert_eq!(String::from_utf8_lossy(taken), body);
+    assert_eq!(
+        (
+            properties.content_type().as_deref(),
+            *properties.delivery_mode(),
+            properties.message_id()
+        ),
+        (Some("application/json"), Some(2), &Some(id))
+    );
+    let timestamp = properties.timestamp().expect("a timestamp");
+    assert!((before..=now()).contains(&timestamp), "{timestamp}");
+    let request_id = AmqpValue::LongString(reply.header("x-request-id").to_owned());
+    let headers = properties.headers().as_ref().expect("headers");
+    assert_eq!(
+        headers.iter().collect::<Vec<_>>(),
+        [(&"x-request-id".to_owned(), &request_id)]
+    );
+}
+
+#[test]
+fn a_request_id_of_the_client_goes_with_the_message() {
+    let gateway = Gateway::start();
+
+    let reply = gateway.place_with(&[("x-request-id", "trace-7")], &order().to_string());
+
+    assert_eq!(reply.header("x-request-id"), "trace-7");
+    let message = gateway.queue.take().expect("a message");
+    let headers = message.properties.headers().as_ref().expect("headers");
+    assert_eq!(
+        headers.get("x-request-id"),
+        Some(&AmqpValue::LongString("trace-7".to_owned()))
+    );
+}
+
+#[test]
+fn every_order_gets_an_id_of_its_own() {
+    let gateway = Gateway::start();
+
+    let replies = [(); 2].map(|()| gateway.place(&order().to_string()));
+
+    let answered = replies.map(|reply| message_id(&reply));
+    assert_ne!(answered[0], answered[1]);
+    assert_eq!(ids(&gateway.queue.take_all()), answered);
+}
+
+#[test]
+fn an_idempotency_key_is_the_message_id() {
+    let gateway = Gateway::start();
+    let keys = ["a", "!~\"{}\\,;", &"k".repeat(64)];
+
+    let answered = keys.map(|key| {
+        let reply = gateway.place_with(&[("idempotency-key", key)], &order().to_string());
+        message_id(&reply)
+    });
+
+    assert_eq!(answered, keys);
+    assert_eq!(ids(&gateway.queue.take_all()), keys);
+}
+
+#[test]
+fn an_idempotency_key_that_breaks_the_rule_is_refused_by_name() {
+    let gateway = Gateway::start();
+    for key in ["", "two words", "a\tb", &"k".repeat(65)] {
+        let reply = gateway.place_with(&[("idempotency-key", key)], &order().to_string());
+
+        let detail = "Idempotency-Key must have 1 to 64 visible ASCII characters";
+        assert_eq!(reply.problem(), (400, detail), "{key}");
+    }
+    assert_eq!(gateway.queue.counts(), Some((0, 0)));
+}
+
+#[test]
+fn every_field_may_be_a_string_or_a_number() {
+    let gateway = Gateway::start();
+    for body in [
+        r#"{"user_id":20,"number_of_items":99,"total_amount":250.5}"#,
+        r#"{"user_id":"20","number_of_items":"99","total_amount":"180"}"#,
+        r#"{"user_id":"x","number_of_items":2147483647,"total_amount":9999999999.99}"#,
+        r#"{"user_id":"x","number_of_items":1,"total_amount":0}"#,
+    ] {
+        assert_eq!(gateway.place(body).status, 200, "{body}");
+
+        let message = gateway.queue.take().expect(body);
+        assert_eq!(String::from_utf8_lossy(&message.body), body);
+    }
+}
+
+#[test]
+fn an_order_that_breaks_a_rule_is_refused_by_the_name_of_the_field() {
+    let gateway = Gateway::start();
+    let user_id = "user_id must have 1 to 50 characters, none of them NUL";
+    let number_of_items = "number_of_items must be a whole number from 1 to 2147483647";
+    let total_amount = "total_amount must be a number from 0 to 9999999999.99 in plain digits, \
+                        with at most two after the point";
+    for (field, value, detail) in [
+        ("user_id", json!(""), user_id),
+        ("user_id", json!("ü".repeat(51)), user_id),
+        ("user_id", json!("a\0b"), user_id),
+        ("user_id", json!(null), "user_id is required"),
+        (
+            "user_id",
+            json!(["20"]),
+            "user_id must be a string or a number",
+        ),
+        ("number_of_items", json!(0), number_of_items),
+        ("number_of_items", json!(-1), number_of_items),
+        ("number_of_items", json!(1.5), number_of_items),
+        ("number_of_items", json!("2147483648"), number_of_items),
+        ("number_of_items", json!("many"), number_of_items),
+        (
+            "number_of_items",
+            json!(null),
+            "number_of_items is required",
+        ),
+        ("total_amount", json!(-1), total_amount),
+        ("total_amount", json!("29.999"), total_amount),
+        ("total_amount", json!("1e400"), total_amount),
+        ("total_amount", json!("NaN"), total_amount),
+        ("total_amount", json!("abc"), total_amount),
+        ("total_amount", json!("10000000000"), total_amount),
+        ("total_amount", json!(null), "total_amount is required"),
+        (
+            "total_amount",
+            json!(true),
+            "total_amount must be a string or a number",
+        ),
+    ] {
+        let reply = gateway.place(&order_with(field, value));
+
+        assert_eq!(reply.problem(), (400, detail));
+    }
+    assert_eq!(gateway.queue.counts(), Some((0, 0)));
+}
+
+#[test]
+fn a_body_that_is_no_json_object_is_refused() {
+    let gateway = Gateway::start();
+    for body in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "user_id=20",
+        "[\"20\",\"99\",\"250.00\"]",
+    ] {
+        let reply = gateway.place(body);
+
+        let (status, detail) = reply.problem();
+        assert_eq!(status, 400, "{body}");
+        assert!(detail.starts_with("the body is not"), "{body}: {detail}");
+    }
+    assert_eq!(gateway.queue.counts(), Some((0, 0)));
+}
+
+#[test]
+fn a_body_that_is_not_said_to_be_json_is_an_unsupported_media_type() {
+    let gateway = Gateway::start();
+    let body = order().to_string();
+    for headers in [&[][..], &[("content-type", "text/plain")]] {
+        let reply = gateway
+            .client()
+            .send("POST", "/api/billing", headers, Some(&body));
+
+        assert_eq!(reply.status, 415, "{headers:?}");
+    }
+    let headers = [("content-type", "Application/JSON; charset=utf-8")];
+    let reply = gateway
+        .client()
+        .send("POST", "/api/billing", &headers, Some(&body));
+    assert_eq!(reply.status, 200);
+}
+
+#[test]
+fn a_body_without_a_length_is_asked_for_it_and_one_over_the_limit_is_refused() {
+    let gateway = Gateway::start();
+    let bare = "POST /api/billing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+                Content-Type: application/json\r\n\r\n";
+    let limit = 1024 * 1024;
+    let padded = |bytes| {
+        let empty = order_with("note", json!("")).len();
+        order_with("note", json!("x".repeat(bytes - empty)))
+    };
+
+    let without = RawReply::to(gateway.client().address(), bare.as_bytes());
+    let over = gateway.place(&padded(limit + 1));
+    let at = gateway.place(&padded(limit));
+
+    assert_eq!(without.status_line, "HTTP/1.1 411 Length Required");
+    assert_eq!(
+        over.problem(),
+        (413, "a body may have at most 1048576 bytes")
+    );
+    assert_eq!(at.status, 200);
+    let message = gateway.queue.take().expect("a message");
+    assert!(message.body == padded(limit).as_bytes());
+}
+
+#[test]
+fn a_chunked_body_is_a_body() {
+    let gateway = Gateway::start();
+    let order = order().to_string();
+    let request = format!(
+        "POST /api/billing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
+         {:x}\r\n{order}\r\n0\r\n\r\n",
+        order.len()
+    );
+
+    let reply = RawReply::to(gateway.client().address(), request.as_bytes());
+
+    assert_eq!(reply.status(), 200);
+    assert_eq!(
+        gateway.queue.take().expect("a message").body,
+        order.as_bytes()
+    );
+}
+
+#[test]
+fn options_and_other_methods_are_told_what_orders_allow() {
+    let gateway = Gateway::start();
+    for path in ["/api/billing", "/api/billing/"] {
+        let options = gateway.client().send("OPTIONS", path, &[], None);
+        assert_eq!(
+            (options.status, options.header("allow")),
+            (204, "POST, OPTIONS")
+        );
+
+        for method in ["GET", "PUT", "DELETE", "PATCH"] {
+            let reply = gateway.client().send(method, path, &[], None);
+
+            assert_eq!(
+                (reply.status, reply.header("allow")),
+                (405, "POST, OPTIONS")
+            );
+            assert_eq!(reply.problem().1, "this resource allows POST, OPTIONS");
+        }
+        assert_eq!(gateway.client().send("HEAD", path, &[], None).status, 405);
+    }
+    assert_eq!(gateway.client().get("/api/billing/1").status, 404);
+}
+
+#[test]
+fn a_path_with_one_trailing_slash_takes_orders_too() {
+    let gateway = Gateway::start();
+
+    let reply = gateway.client().post("/api/billing/", &order());
+
+    assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
+}
+
+#[test]
+fn a_stranger_who_declares_the_queue_durable_and_plain_agrees() {
+    let gateway = Gateway::start();
+    let declare = |durable| {
+        let options = QueueDeclareOptions {
+            durable,
+            ..QueueDeclareOptions::default()
+        };
+        gateway
+            .queue
+            .on_channel(|channel| channel.queue_declare(gateway.queue.name(), options).is_ok())
+    };
+
+    assert_eq!((declare(true), declare(false)), (true, false));
+}
+
+#[test]
+fn orders_of_many_clients_at_once_are_all_confirmed_and_all_on_the_queue() {
+    const CLIENTS: usize = 8;
+    const ORDERS: usize = 50;
+    let gateway = Gateway::start();
+    let clients = [(); CLIENTS].map(|()| gateway.another_client());
+
+    let answered: Vec<_> = thread::scope(|scope| {
+        let place_all = |client: Client| {
+            let one = |number| place(&client, &[], &order_with("number_of_items", json!(number)));
+            (1..=ORDERS)
+                .map(|number| message_id(&one(number)))
+                .collect::<Vec<_>>()
+        };
+        let threads = clients.map(|client| scope.spawn(move || place_all(client)));
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a client"))
+            .collect()
+    });
+
+    let messages = gateway.queue.take_all();
+    assert_eq!(messages.len(), CLIENTS * ORDERS);
+    let unique = |ids: Vec<String>| ids.into_iter().collect::<HashSet<_>>();
+    assert_eq!(unique(ids(&messages)), unique(answered));
+    let metrics = gateway.client().get("/metrics").text;
+    assert!(
+        metrics.contains("\norders_confirmed_total 400\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() {
+    let queue = TestQueue::create();
+    let relay = Relay::down(&queue.config().host, queue.config().port);
+    let gateway = Gateway::behind(&relay, queue);
+    let started = Instant::now();
+
+    let reply = gateway.place(&order().to_string());
+
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
+    assert_eq!(
+        reply.problem(),
+        (503, "the order was not placed; try again")
+    );
+    assert_eq!(reply.header("retry-after"), "1");
+    assert_eq!(gateway.client().get("/health").status, 200);
+    let ready = gateway.client().get("/ready");
+    assert_eq!(
+        ready.problem(),
+        (503, "not ready: rabbitmq cannot be reached")
+    );
+    let states = json!({ "inventory": "up", "rabbitmq": "down" });
+    assert_eq!(ready.json["dependencies"], states);
+    // A client's own mistake is told even now.
+    assert_eq!(gateway.place("{}").problem(), (400, "user_id is required"));
+    relay.restore();
+    gateway.wait_until_ready();
+    let reply = gateway.place(&order().to_string());
+    assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
+}
+
+#[test]
+fn a_broker_that_is_cut_under_load_costs_no_confirmed_order_and_leaves_no_client_waiting() {
+    let queue = TestQueue::create();
+    let relay = Relay::up(&queue.config().host, queue.config().port);
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    let clients = [(); 4].map(|()| gateway.another_client());
+    let (confirmed, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let enough = AtomicBool::new(false);
+    let load = |client: Client| {
+        let mut placed = Vec::new();
+        while !enough.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            let reply = place(&client, &[], &order().to_string());
+            assert!(started.elapsed() < DEADLINE, "{:?}", started.elapsed());
+            if reply.status == 200 {
+                placed.push(message_id(&reply));
+                confirmed.fetch_add(1, Ordering::Relaxed);
+            } else {
+                assert_eq!((reply.status, reply.header("retry-after")), (503, "1"));
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        placed
+    };
+    let more = |count: &AtomicUsize| {
+        let before = count.load(Ordering::Relaxed);
+        eventually("the answers change", || {
+            count.load(Ordering::Relaxed) >= before + 20
+        });
+    };
+
+    let placed: Vec<_> = thread::scope(|scope| {
+        let threads = clients.map(|client| scope.spawn(|| load(client)));
+        for _ in 0..3 {
+            more(&confirmed);
+            relay.cut();
+            more(&refused);
+            relay.restore();
+        }
+        more(&confirmed);
+        enough.store(true, Ordering::Relaxed);
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a client"))
+            .collect()
+    });
+
+    let on_queue: HashSet<_> = ids(&gateway.queue.take_all()).into_iter().collect();
+    let lost: Vec<_> = placed.iter().filter(|id| !on_queue.contains(*id)).collect();
+    assert_eq!(lost, [""; 0]);
+}
+
+#[test]
+fn an_order_is_never_confirmed_into_a_queue_that_was_deleted() {
+    let gateway = Gateway::start();
+    gateway.queue.delete();
+
+    let reply = gateway.place(&order().to_string());
+
+    assert_eq!(
+        reply.problem(),
+        (503, "the order was not placed; try again")
+    );
+    assert_eq!(reply.header("retry-after"), "1");
+    gateway.wait_until_ready();
+    let reply = gateway.place(&order().to_string());
+    assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
+}
+
+#[test]
+fn a_broker_that_hangs_leaves_no_client_waiting_and_a_repeat_is_safe_with_the_key() {
+    let queue = TestQueue::create();
+    let relay = Relay::up(&queue.config().host, queue.config().port);
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    relay.freeze();
+    let place = || gateway.place_with(&[("idempotency-key", "key-7")], &order().to_string());
+    let started = Instant::now();
+
+    let reply = place();
+
+    assert!(started.elapsed() < DEADLINE, "{:?}", started.elapsed());
+    let detail = "whether the order was placed is not known; a repeat is safe with the \
+                  Idempotency-Key of this request, and without one may order twice";
+    assert_eq!(reply.problem(), (503, detail));
+    assert_eq!(reply.header("retry-after"), "1");
+    relay.restore();
+    eventually("orders pass", || place().status == 200);
+    let on_queue: HashSet<_> = ids(&gateway.queue.take_all()).into_iter().collect();
+    assert_eq!(on_queue, HashSet::from(["key-7".to_owned()]));
+}

@@ -1,0 +1,299 @@
+//! The program as a process: its settings, its signals, its log, and two services behind it
+//! that come and go.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use serde_json::{Value, json};
+use testkit::{Client, Play, Program, Relay, TestQueue, Upstream, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
+    let mut vars = queue.vars();
+    for (key, value) in [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("API_GATEWAY_PORT", "0"),
+        ("HTTP_WORKERS", "4"),
+        ("INVENTORY_VM_IP", &inventory.address().ip().to_string()),
+        (
+            "INVENTORY_API_PORT",
+            &inventory.address().port().to_string(),
+        ),
+    ] {
+        vars.push((key.to_owned(), value.to_owned()));
+    }
+    vars
+}
+
+fn with(mut vars: Vec<(String, String)>, key: &str, value: &str) -> Vec<(String, String)> {
+    vars.retain(|(present, _)| present != key);
+    vars.push((key.to_owned(), value.to_owned()));
+    vars
+}
+
+fn order() -> Value {
+    json!({ "user_id": "20", "number_of_items": "99", "total_amount": "250.00" })
+}
+
+fn wait_until_ready(client: &Client) {
+    eventually("it is ready", || client.get("/ready").status == 200);
+}
+
+#[test]
+fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listens() {
+    let queue = TestQueue::create();
+    let inventory = Upstream::answering(OK);
+    let port = "is malformed: it must be a port number from 0 to 65535";
+    let missing = "is missing: set it in .env or in the environment";
+    for (key, value, problem) in [
+        ("RABBITMQ_HOST", "", missing),
+        ("RABBITMQ_USER", "", missing),
+        ("RABBITMQ_PASSWORD", "", missing),
+        ("RABBITMQ_QUEUE", "", missing),
+        ("RABBITMQ_PORT", "secret", port),
+        ("API_GATEWAY_PORT", "70000", port),
+        ("INVENTORY_API_PORT", "-1", port),
+        (
+            "INVENTORY_VM_IP",
+            "secret",
+            "is malformed: it must be an IP address such as 192.168.56.11",
+        ),
+        (
+            "LISTEN_ADDRESS",
+            "secret",
+            "is malformed: it must be an IP address such as 0.0.0.0",
+        ),
+        (
+            "HTTP_WORKERS",
+            "0",
+            "is malformed: it must be a whole number from 1 to 1024",
+        ),
+        (
+            "ENV_FILE",
+            "/nowhere",
+            "names /nowhere, which cannot be read: ",
+        ),
+    ] {
+        let program = Program::start(PROGRAM, with(vars(&queue, &inventory), key, value));
+
+        let (status, log) = program.wait();
+
+        assert_eq!(status.code(), Some(2), "{key}");
+        assert!(
+            log.starts_with(&format!("api-gateway: {key} {problem}")),
+            "{log}"
+        );
+        assert!(
+            !log.contains("secret") && !log.contains("listening"),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let queue = TestQueue::create();
+    let inventory = Upstream::answering(OK);
+    let port = inventory.address().port().to_string();
+    let vars = with(vars(&queue, &inventory), "API_GATEWAY_PORT", &port);
+
+    let (status, log) = Program::start(PROGRAM, vars).wait();
+
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        log.contains(&format!("cannot listen on 127.0.0.1:{port}: ")),
+        "{log}"
+    );
+}
+
+#[test]
+fn sigint_and_sigterm_end_the_program_with_0() {
+    for signal in ["INT", "TERM"] {
+        let queue = TestQueue::create();
+        let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+        wait_until_ready(&Client::new(program.address()));
+
+        program.signal(signal);
+
+        let (status, log) = program.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(
+            log.contains(&format!("msg=\"shutting down\" signal=SIG{signal}")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn a_signal_ends_the_program_with_0_while_nothing_behind_it_is_there() {
+    let queue = TestQueue::create();
+    let nobody = with(vars(&queue, &Upstream::answering(OK)), "RABBITMQ_PORT", "1");
+    let program = Program::start(PROGRAM, with(nobody, "INVENTORY_API_PORT", "1"));
+    let client = Client::new(program.address());
+    assert_eq!(client.post("/api/billing", &order()).status, 503);
+
+    program.signal("TERM");
+
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn a_request_that_was_accepted_before_the_signal_is_answered() {
+    let queue = TestQueue::create();
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    let inventory = Upstream::start(move |request| {
+        if request.line.contains("/api/movies") {
+            let _ = released.lock().expect("nobody panics").recv();
+        }
+        Play::Answer(OK.into())
+    });
+    let program = Program::start(PROGRAM, vars(&queue, &inventory));
+    let client = Client::new(program.address());
+
+    let reply = thread::scope(|scope| {
+        let reply = scope.spawn(|| client.get("/api/movies"));
+        eventually("it is under way", || inventory.requests().len() == 1);
+        program.signal("TERM");
+        eventually("the signal is heard", || program.log().contains("SIGTERM"));
+        release.send(()).expect("the inventory waits");
+        reply.join().expect("a client")
+    });
+
+    assert_eq!((reply.status, reply.text.as_str()), (200, "ok"));
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn orders_at_the_time_of_the_signal_are_on_the_queue_where_they_were_answered() {
+    let queue = TestQueue::create();
+    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let address = program.address();
+    wait_until_ready(&Client::new(address));
+    let clients = [(); 4].map(|()| Client::new(address));
+    for client in &clients {
+        assert_eq!(client.get("/health").status, 200);
+    }
+    let placed = AtomicUsize::new(0);
+    let body = order().to_string();
+    let json = [("content-type", "application/json")];
+    let place_until_it_ends = |client: Client| {
+        let mut ids = Vec::new();
+        while let Ok(reply) = client.try_send("POST", "/api/billing", &json, Some(&body)) {
+            if reply.status == 200 {
+                ids.push(reply.json["message_id"].to_string());
+                placed.fetch_add(1, Ordering::Relaxed);
+            } else {
+                assert_eq!(reply.status, 503, "{}", reply.text);
+            }
+        }
+        ids
+    };
+
+    let (answered, (status, log)): (HashSet<_>, _) = thread::scope(|scope| {
+        let clients = clients.map(|client| scope.spawn(|| place_until_it_ends(client)));
+        eventually("orders are placed", || placed.load(Ordering::Relaxed) >= 40);
+        program.signal("TERM");
+        let end = program.wait();
+        let ids = clients.map(|client| client.join().expect("a client"));
+        (ids.into_iter().flatten().collect(), end)
+    });
+
+    assert_eq!(status.code(), Some(0), "{log}");
+    let on_queue: HashSet<_> = queue
+        .take_all()
+        .iter()
+        .map(|message| json!(message.properties.message_id()).to_string())
+        .collect();
+    assert_eq!(on_queue, answered);
+}
+
+#[test]
+fn started_before_the_inventory_and_rabbitmq_it_answers_and_heals_by_itself() {
+    let queue = TestQueue::create();
+    let inventory = Upstream::answering(OK);
+    let (address, config) = (inventory.address(), queue.config());
+    let movies = Relay::down(&address.ip().to_string(), address.port());
+    let orders = Relay::down(&config.host, config.port);
+    let port = |relay: &Relay| relay.address().port().to_string();
+    let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port(&orders));
+    let vars = with(vars, "RABBITMQ_HOST", "127.0.0.1");
+    let program = Program::start(PROGRAM, with(vars, "INVENTORY_API_PORT", &port(&movies)));
+    let client = Client::new(program.address());
+
+    let statuses = [
+        client.get("/api/movies").status,
+        client.post("/api/billing", &order()).status,
+        client.get("/health").status,
+    ];
+    let ready = client.get("/ready");
+
+    assert_eq!(statuses, [502, 503, 200]);
+    assert_eq!(
+        ready.problem(),
+        (503, "not ready: inventory and rabbitmq cannot be reached")
+    );
+    let states = json!({ "inventory": "down", "rabbitmq": "down" });
+    assert_eq!(ready.json["dependencies"], states);
+    movies.restore();
+    orders.restore();
+    wait_until_ready(&client);
+    assert_eq!(client.get("/api/movies").text, "ok");
+    assert_eq!(client.post("/api/billing", &order()).status, 200);
+    assert_eq!(queue.counts(), Some((1, 0)));
+}
+
+#[test]
+fn each_line_about_a_request_has_its_id() {
+    let queue = TestQueue::create();
+    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+    let body = order().to_string();
+    let headers = [
+        ("content-type", "application/json"),
+        ("x-request-id", "trace-7"),
+    ];
+
+    let _ = client.send("GET", "/api/movies", &headers[1..], None);
+    let _ = client.send("POST", "/api/billing", &headers, Some(&body));
+
+    program.signal("TERM");
+    let (_, log) = program.wait();
+    let lines: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(" request_id=trace-7 "))
+        .collect();
+    assert_eq!(lines.len(), 2, "{log}");
+    for (line, path) in lines.iter().zip(["/api/movies", "/api/billing"]) {
+        assert!(
+            line.contains(&format!(" path={path} ")) && line.contains(" status=200 "),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn help_and_version_are_answered_and_other_arguments_refused() {
+    let run = |argument: &str| {
+        std::process::Command::new(PROGRAM)
+            .arg(argument)
+            .output()
+            .expect(PROGRAM)
+    };
+
+    let version = run("--version");
+
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert_eq!(text, format!("api-gateway {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(String::from_utf8_lossy(&run("--help").stdout).contains("Usage: api-gateway"));
+    assert_eq!(run("--verbose").status.code(), Some(2));
+}

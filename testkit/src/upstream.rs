@@ -1,0 +1,188 @@
+//! A server that a test writes, for whoever forwards requests: it keeps the bytes of each
+//! request that arrives, and plays raw bytes back, well-formed or not.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::raw::{fields, values};
+
+/// A listening server; it ends with the test's process.
+pub struct Upstream {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<Recorded>>>,
+    closed: Arc<AtomicUsize>,
+}
+
+/// A request as it arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Which connection it came on, counted from 0.
+    pub connection: usize,
+    /// Which request of its connection it is, counted from 0.
+    pub turn: usize,
+    /// The request line.
+    pub line: String,
+    /// The headers in their order, as they were written.
+    pub headers: Vec<(String, String)>,
+    /// The content.
+    pub body: Vec<u8>,
+}
+
+/// What is done about a request.
+pub enum Play {
+    /// These bytes are the answer, and the connection waits for the next request.
+    Answer(Vec<u8>),
+    /// These bytes are sent, perhaps none, and the connection is closed.
+    Last(Vec<u8>),
+    /// Nothing is sent, and nothing is closed.
+    Silence,
+}
+
+impl Recorded {
+    /// All values of a header, whose name is in lower case.
+    #[must_use]
+    pub fn values(&self, name: &str) -> Vec<&str> {
+        values(&self.headers, name)
+    }
+}
+
+impl Upstream {
+    /// Starts a server; `play` decides what is done about each request.
+    ///
+    /// # Panics
+    /// When no port is to be had.
+    #[must_use]
+    pub fn start(play: impl Fn(&Recorded) -> Play + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let closed = Arc::new(AtomicUsize::new(0));
+        let (recorded, ended) = (Arc::clone(&requests), Arc::clone(&closed));
+        let play = Arc::new(play);
+        thread::spawn(move || {
+            for (connection, stream) in listener.incoming().flatten().enumerate() {
+                let (play, recorded) = (Arc::clone(&play), Arc::clone(&recorded));
+                let ended = Arc::clone(&ended);
+                thread::spawn(move || {
+                    let _ = converse(connection, stream, &*play, &recorded);
+                    ended.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+        Self {
+            address,
+            requests,
+            closed,
+        }
+    }
+
+    /// Starts a server that answers each request with the same bytes.
+    #[must_use]
+    pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        Self::start(move |_| Play::Answer(answer.clone()))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The requests so far, in the order of their arrival.
+    ///
+    /// # Panics
+    /// When `play` panicked.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Recorded> {
+        self.requests.lock().expect("play does not panic").clone()
+    }
+
+    /// How many connections are closed on this side.
+    #[must_use]
+    pub fn closed(&self) -> usize {
+        self.closed.load(Ordering::Relaxed)
+    }
+}
+
+fn converse(
+    connection: usize,
+    stream: TcpStream,
+    play: &(dyn Fn(&Recorded) -> Play + Send + Sync),
+    recorded: &Mutex<Vec<Recorded>>,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream);
+    for turn in 0.. {
+        let Some(request) = read_request(&mut reader, connection, turn)? else {
+            break;
+        };
+        recorded
+            .lock()
+            .expect("no other thread panics")
+            .push(request.clone());
+        match play(&request) {
+            Play::Answer(bytes) => reader.get_mut().write_all(&bytes)?,
+            Play::Last(bytes) => {
+                reader.get_mut().write_all(&bytes)?;
+                break;
+            }
+            Play::Silence => {}
+        }
+    }
+    Ok(())
+}
+
+/// None at the end of the connection.
+fn read_request(
+    reader: &mut BufReader<TcpStream>,
+    connection: usize,
+    turn: usize,
+) -> io::Result<Option<Recorded>> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Ok(None);
+        }
+    }
+    let (line, headers) = fields(&head);
+    let mut body = Vec::new();
+    if values(&headers, "transfer-encoding").is_empty() {
+        let length = values(&headers, "content-length").concat();
+        read_piece(reader, length.parse().unwrap_or(0), &mut body)?;
+    } else {
+        while let size @ 1.. = chunk_size(reader)? {
+            read_piece(reader, size, &mut body)?;
+            line_of(reader)?;
+        }
+        line_of(reader)?;
+    }
+    Ok(Some(Recorded {
+        connection,
+        turn,
+        line,
+        headers,
+        body,
+    }))
+}
+
+fn read_piece(reader: &mut impl Read, size: usize, body: &mut Vec<u8>) -> io::Result<()> {
+    let begin = body.len();
+    body.resize(begin + size, 0);
+    reader.read_exact(&mut body[begin..])
+}
+
+fn chunk_size(reader: &mut impl BufRead) -> io::Result<usize> {
+    usize::from_str_radix(line_of(reader)?.trim_end(), 16).map_err(io::Error::other)
+}
+
+fn line_of(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    Ok(line)
+}
