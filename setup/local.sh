@@ -51,6 +51,8 @@ local_defaults=(
     RABBITMQ_DIST_PORT=25673
     ERL_EPMD_PORT=14369
 )
+# What the programs know beside what .env has.
+optional_settings=(POSTGRES_SCHEMA HTTP_WORKERS)
 server_port_keys=(
     POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT
 )
@@ -59,17 +61,17 @@ server_port_keys=(
 
 up() {
     local programs
-    require_debian
-    choose_settings
-    take_folder
+    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
+    trap 'die "interrupted; the next run goes on from here"' INT
     say "The platform on this machine, in $folder"
+    require_debian
+    require_own_folder
+    choose_settings
     install_what_is_missing
+    take_folder
     refuse_foreign_ports
 
-    say 'Build the four programs (the first time this takes some minutes)'
-    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
-    (cd "$repo" && cargo build --release --locked)
-
+    build
     write_settings "$folder/settings.env"
     start_postgres
     start_rabbitmq
@@ -81,6 +83,7 @@ up() {
 down() {
     [[ -d $folder ]] || die "there is no $folder, so nothing runs in it"
     take_folder
+    use_node
     step 'Stop the programs' apps_stop "$folder"
     step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq"
     step 'Stop PostgreSQL' postgres_stop "$folder/postgres"
@@ -132,6 +135,7 @@ logs() {
 }
 
 stop() {
+    use_settings
     take_folder
     case $1 in
         postgres) step 'Stop PostgreSQL' postgres_stop "$folder/postgres" ;;
@@ -180,17 +184,21 @@ find_folder() {
         die "LOCAL_DIR is $((bytes - 108)) bytes too long for the sockets in it: name a shorter one"
 }
 
+# require_own_folder: two users cannot take turns with the same files.
+require_own_folder() {
+    [[ ! -e $folder || -O $folder ]] ||
+        die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+}
+
 # take_folder: makes it, and lets one script at a time change what runs there. The folder
 # itself is the lock, which ends with this script.
 take_folder() {
-    local lock
-    [[ ! -e $folder || -O $folder ]] ||
-        die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    require_own_folder
     install -d "$folder"
-    exec {lock}<"$folder"
-    flock --nonblock "$lock" && return
+    exec {folder_lock}<"$folder"
+    flock --nonblock "$folder_lock" && return
     say "Wait for another setup/local.sh that is at work in $folder"
-    flock "$lock"
+    flock "$folder_lock"
 }
 
 # choose_settings: the environment over what differs on one machine over .env.
@@ -200,7 +208,7 @@ choose_settings() {
     for default in "${local_defaults[@]}"; do
         set_setting "${default%%=*}" "${default#*=}"
     done
-    environment_wins
+    environment_wins "${optional_settings[@]}"
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE
     require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
@@ -272,6 +280,17 @@ holder_name() {
         '? ?') echo 'a process of another user' ;;
         *) echo "${1#* } (process ${1% *})" ;;
     esac
+}
+
+# build: without the lock on the folder, which a compiler cache that cargo may start would
+# keep for ever.
+build() {
+    say 'Build the four programs (the first time this takes some minutes)'
+    (
+        exec {folder_lock}<&-
+        cd "$repo"
+        cargo build --release --locked
+    )
 }
 
 start_postgres() {

@@ -15,16 +15,21 @@ detached() (
     "$@" </dev/null
 )
 
-# start_daemon PIDFILE LOG [NAME=VALUE…] COMMAND…: in a session of its own, which no Ctrl-C
-# of this terminal reaches.
+# start_daemon PIDFILE LOG MARK [NAME=VALUE…] COMMAND…: in a session of its own, which no
+# Ctrl-C of this terminal reaches. MARK is a variable too, the one by which the process is
+# known again; it takes a moment to show.
 start_daemon() {
-    local pidfile=$1 log=$2
+    local pidfile=$1 log=$2 mark=$3 tries
     shift 2
     (
         let_go
         exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
     ) </dev/null >"$log" 2>&1 &
     echo "$!" >"$pidfile"
+    for ((tries = 0; tries < 50; tries++)); do
+        has_mark "$!" "$mark" && return
+        sleep 0.02
+    done
 }
 
 # let_go: leaves the working directory and closes what this shell has open beside its input
@@ -39,12 +44,12 @@ let_go() {
     cd /
 }
 
-# stop_daemon PIDFILE MARK: asks the process to end and waits; after a minute it
+# stop_daemon PIDFILE MARK [SIGNAL]: asks the process to end and waits; after a minute it
 # insists.
 stop_daemon() {
     local pid waited
     if pid=$(pid_of "$1" "$2"); then
-        kill -TERM "$pid" 2>/dev/null || true
+        kill -s "${3:-TERM}" "$pid" 2>/dev/null || true
         for ((waited = 0; waited < 600; waited++)); do
             has_mark "$pid" "$2" || break
             sleep 0.1
@@ -70,5 +75,5 @@ pid_in() {
 }
 
 has_mark() {
-    { tr '\0' '\n' <"/proc/$1/environ" | grep -qxF -- "$2"; } 2>/dev/null
+    grep -qszxF -- "$2" "/proc/$1/environ"
 }

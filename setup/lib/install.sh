@@ -20,23 +20,36 @@ require_debian() {
         die "this works on Debian and Ubuntu, and this machine is neither"
 }
 
-# install_packages PACKAGE…: from those that `lacking` named. Nothing is asked of apt, and no
-# rights of root are needed, where there is nothing to install.
+# install_packages [PACKAGE…]: nothing is asked of apt, and no rights of root are needed, where
+# there is nothing to install.
 install_packages() {
-    local servers=()
+    local units
     (($# > 0)) || return 0
     require_root "install $*"
-    mapfile -t servers < <(printf '%s\n' "$@" | grep -xE 'postgresql|rabbitmq-server' || true)
+    mapfile -t units < <(units_in "$@")
     step "Install $* (this may take some minutes)" install_with_apt "$@"
-    ((${#servers[@]} == 0)) || step "Keep the servers that came with them from starting with the machine" \
-        keep_disabled "${servers[@]}"
+    [[ ! -d /run/systemd/system ]] || ((${#units[@]} == 0)) ||
+        step "Keep ${units[*]} from starting with the machine" disable_units "${units[@]}"
+}
+
+# units_in PACKAGE…: the services that these packages will bring to this machine.
+units_in() {
+    local package
+    for package in "$@"; do
+        case $package in
+            postgresql) echo postgresql ;;
+            rabbitmq-server)
+                echo rabbitmq-server
+                command -v epmd >/dev/null || echo epmd.socket
+                ;;
+        esac
+    done
 }
 
 # require_root WHAT
 require_root() {
-    ((EUID == 0)) || command -v sudo >/dev/null ||
+    ((EUID == 0)) || { command -v sudo >/dev/null && sudo -v; } ||
         die "to $1 takes root: run this as root, or as a user who may use sudo"
-    ((EUID == 0)) || sudo -v
 }
 
 as_root() {
@@ -78,16 +91,14 @@ allow_server_starts() {
     ! grep -qs 'Made by setup/ of crud-master' "$server_policy" || as_root rm -f "$server_policy"
 }
 
-# keep_disabled PACKAGE…: only ever of packages that were installed here and now.
-keep_disabled() {
+disable_units() {
     local unit
-    [[ -d /run/systemd/system ]] || return 0
-    for unit in "$@" epmd.socket; do
+    for unit in "$@"; do
         as_root systemctl disable --now "$unit" || true
     done
 }
 
-# lacking_basics, lacking_servers, lacking_node: print the packages that are missing, one to
+# lacking_basics, lacking_servers, lacking_node, lacking_checkers: print the packages that are missing, one to
 # a line, judged by what is used of them.
 lacking_basics() {
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
@@ -106,8 +117,9 @@ lacking_node() {
     has_node || [[ -d $tools/node ]] || python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
 }
 
-lacking_shellcheck() {
+lacking_checkers() {
     command -v shellcheck >/dev/null || echo shellcheck
+    command -v git >/dev/null || echo git
 }
 
 # install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml
@@ -160,6 +172,7 @@ fetch_pm2() {
 
 # install_cargo_deny: from source, the way that works on every machine that has cargo.
 install_cargo_deny() {
+    [[ $(cargo deny --version 2>/dev/null) != "cargo-deny $cargo_deny_version" ]] || return 0
     install_tool cargo-deny "$cargo_deny_version" \
         "Build cargo-deny $cargo_deny_version (once; it takes some minutes)" fetch_cargo_deny
     PATH=$tools/cargo-deny/bin:$PATH

@@ -9,10 +9,10 @@ port_valid() {
 # port_holder PORT: prints "PID NAME" of the process that listens there, or "? ?" where it
 # belongs to another user; prints nothing and fails where nobody listens.
 port_holder() {
-    local line
-    line=$(ss -Hltnp "sport = :$1" | head -n 1)
-    [[ -n $line ]] || return 1
-    if [[ $line =~ \(\(\"([^\"]*)\",pid=([0-9]+) ]]; then
+    local listeners
+    listeners=$(ss -Hltnp "sport = :$1")
+    [[ -n $listeners ]] || return 1
+    if [[ $listeners =~ \(\(\"([^\"]*)\",pid=([0-9]+) ]]; then
         echo "${BASH_REMATCH[2]} ${BASH_REMATCH[1]}"
     else
         echo '? ?'
@@ -22,4 +22,40 @@ port_holder() {
 # port_answers ADDRESS PORT: something accepts connections there.
 port_answers() {
     (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null
+}
+
+# claim_ports VARIABLE COUNT: finds that many free ports in a row, sets VARIABLE to the first
+# and keeps them from other runs of this function for as long as this script lives. They lie
+# below the range from which the system itself takes ports.
+claim_ports() {
+    local tries port
+    for ((tries = 0; tries < 500; tries++)); do
+        port=$((21000 + RANDOM % 200 * 20))
+        if ports_free "$port" "$2" && hold_claim "$port"; then
+            printf -v "$1" '%s' "$port"
+            return
+        fi
+    done
+    die "there are no $2 free ports in a row between 21000 and 25000"
+}
+
+ports_free() {
+    [[ -z $(ss -Hltn "sport >= :$1 and sport < :$(($1 + $2))") ]]
+}
+
+# A lock on an empty folder that every run knows by its name. One that was removed between
+# opening and locking it does not count.
+hold_claim() {
+    local claim
+    claimed_folder=/tmp/crud-master-ports-$1
+    mkdir -p "$claimed_folder"
+    exec {claim}<"$claimed_folder"
+    flock --nonblock "$claim" && [[ /proc/$BASHPID/fd/$claim -ef $claimed_folder ]] && return
+    exec {claim}<&-
+    return 1
+}
+
+# give_ports_back: the folder goes, and with this script the lock on it.
+give_ports_back() {
+    [[ -z ${claimed_folder:-} ]] || rmdir "$claimed_folder" 2>/dev/null || true
 }

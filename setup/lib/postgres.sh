@@ -12,7 +12,7 @@
 postgres_programs() {
     local version='*' initdb
     [[ ! -f $1/data/PG_VERSION ]] || version=$(<"$1/data/PG_VERSION")
-    initdb=$(compgen -G "/usr/lib/postgresql/$version/bin/initdb" | sort -V | tail -n 1)
+    initdb=$(compgen -G "/usr/lib/postgresql/$version/bin/initdb" | sort -V | tail -n 1) || true
     [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version"
     dirname "$initdb"
 }
@@ -125,8 +125,11 @@ postgres_stop() {
 
 # postgres_remove HOME: the folder, and where it leads to.
 postgres_remove() {
-    [[ ! -L $1 ]] || rm -rf "$(readlink -f "$1")"
-    rm -rf "$1"
+    local place
+    place=$(readlink -f "$1")
+    rm -rf "$1" "$place"
+    [[ $place != /var/lib/crud-master/* ]] ||
+        rmdir --ignore-fail-on-non-empty /var/lib/crud-master
 }
 
 # postgres_sql HOME PORT: runs the SQL on its input as the superuser, to the first error. The

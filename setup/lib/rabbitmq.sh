@@ -13,8 +13,9 @@ rabbitmq_programs=/usr/lib/rabbitmq/bin
 
 # rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT: returns when the node
 # answers. What runs already with the same settings stays.
-rabbitmq_start() {
-    local home=$1
+rabbitmq_start() (
+    home=$1
+    umask 077
     rabbitmq_create "$home"
     rabbitmq_environment "$home" "$4" "$5" >"$home/environment.new"
     rabbitmq_configuration "$home" "$2" "$3" >"$home/rabbitmq.conf.new"
@@ -28,7 +29,7 @@ rabbitmq_start() {
     rabbitmq_epmd_pid "$home" >/dev/null || rabbitmq_start_epmd "$home" "$5"
     rabbitmq_pid "$home" >/dev/null || rabbitmq_start_node "$home"
     rabbitmq_wait "$home" "$2" "$3"
-}
+)
 
 # rabbitmq_create HOME: the folder, closed to others, and the two secrets in it.
 rabbitmq_create() {
@@ -95,7 +96,7 @@ rabbitmq_start_epmd() {
 rabbitmq_start_node() {
     local variables
     mapfile -t variables <"$1/environment"
-    start_daemon "$1/pid" "$1/log/start" RUNNING_UNDER_SYSTEMD=true "${variables[@]}" \
+    start_daemon "$1/pid" "$1/log/start" "HOME=$1" "${variables[@]}" RUNNING_UNDER_SYSTEMD=true \
         "$rabbitmq_programs/rabbitmq-server"
 }
 
@@ -120,9 +121,10 @@ rabbitmq_wait() {
     done
 }
 
-# rabbitmq_stop HOME
+# rabbitmq_stop HOME [SIGNAL]: takes some seconds to close its books; with KILL it is quick, for
+# a node whose data nobody wants.
 rabbitmq_stop() {
-    stop_daemon "$1/pid" "HOME=$1"
+    stop_daemon "$1/pid" "HOME=$1" "${2:-TERM}"
     stop_daemon "$1/epmd.pid" "HOME=$1"
 }
 

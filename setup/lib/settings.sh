@@ -15,6 +15,7 @@ set_setting() {
 # read_settings FILE: takes over every line of the file.
 read_settings() {
     local line key value
+    [[ -r $1 ]] || die "$1 cannot be read"
     while IFS= read -r line || [[ -n $line ]]; do
         [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
         [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$ ]] ||
@@ -27,15 +28,18 @@ read_settings() {
 }
 
 # unquoted TEXT: the value that the text behind KEY= stands for. Substitutions and escapes,
-# which dotenvy knows, are refused rather than guessed.
+# which dotenvy knows, are refused rather than guessed; only '\'' is known, as in the shell.
 unquoted() {
-    local end='[[:space:]]*([[:space:]]#.*)?$'
-    local single="^'([^']*)'$end" double="^\"([^\"\\\$]*)\"$end" bare="^([^[:space:]\"'\\\$]*)$end"
-    if [[ $1 =~ $single || $1 =~ $double || $1 =~ $bare ]]; then
-        printf '%s' "${BASH_REMATCH[1]}"
+    local end='[[:space:]]*([[:space:]]#.*)?$' value
+    local single="^'(([^']|'\\\\'')*)'$end" double="^\"([^\"\\\$]*)\"$end" bare="^([^[:space:]\"'\\\$]*)$end"
+    if [[ $1 =~ $single ]]; then
+        value=${BASH_REMATCH[1]//"'\\''"/"'"}
+    elif [[ $1 =~ $double || $1 =~ $bare ]]; then
+        value=${BASH_REMATCH[1]}
     else
         return 1
     fi
+    printf '%s' "$value"
 }
 
 # quoted TEXT: the opposite.
@@ -47,12 +51,14 @@ quoted() {
     fi
 }
 
-# environment_wins: a variable of the same name in the environment replaces a setting.
+# environment_wins [KEY…]: a variable of the same name in the environment replaces a setting,
+# or adds one of these.
 environment_wins() {
     local key value
-    for key in "${SETTING_KEYS[@]}"; do
+    for key in "${SETTING_KEYS[@]}" "$@"; do
         if value=$(printenv -- "$key"); then
-            SETTINGS[$key]=$value
+            [[ $value != *$'\n'* ]] || die "$key must be a single line"
+            set_setting "$key" "$value"
         fi
     done
 }

@@ -1,0 +1,223 @@
+#!/usr/bin/env bash
+# All checks, the same here and in CI, against a PostgreSQL and a RabbitMQ of their own that
+# are gone afterwards. Nothing that runs on this machine is met or touched.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/quoting.sh"
+source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
+source "$repo/setup/lib/daemon.sh"
+source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/postgres.sh"
+source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/readme.sh"
+
+usage() {
+    cat <<'USAGE'
+All checks, the same as in CI.
+
+  setup/test.sh                   format, clippy, each service alone, tests, dependencies,
+                                  shell scripts, and the examples in README.md
+  setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
+                                  need, for instance: setup/test.sh run cargo test -p billing
+USAGE
+}
+
+main() {
+    case ${1:-} in
+        '') all_checks ;;
+        run)
+            (($# > 1)) || wrong_usage
+            with_servers "${@:2}"
+            ;;
+        help | --help | -h) usage ;;
+        *) wrong_usage ;;
+    esac
+}
+
+wrong_usage() {
+    usage >&2
+    exit 2
+}
+
+all_checks() {
+    cd "$repo"
+    heading 'What the checks need'
+    install_what_is_missing
+    start_servers
+
+    check 'Format' cargo fmt --all --check
+    check 'Clippy' cargo clippy --workspace --all-targets --locked -- -D warnings
+    check 'Each service alone' each_alone
+    check 'Tests' run_tests
+    check 'Dependencies' dependencies
+    check 'Shell scripts' shell_scripts
+    check 'The examples in README.md' readme_examples
+    sum_up
+}
+
+# with_servers COMMAND…
+with_servers() {
+    local status=0
+    install_what_is_missing >&2
+    start_servers >&2
+    "$@" || status=$?
+    exit "$status"
+}
+
+# What the checks need
+
+install_what_is_missing() {
+    local missing
+    require_debian
+    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers)
+    install_packages "${missing[@]}"
+    install_rust
+    install_cargo_deny
+}
+
+# start_servers: what they write may be lost, so they need not wait for the disk. The first
+# ports are theirs, the others those of the platform that the README is tried against.
+start_servers() {
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-test-XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM HUP
+    chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
+    first_port=''
+    claim_ports first_port 14
+    export TEST_ENV_FILE=$folder/test.env
+
+    step 'Start PostgreSQL' postgres_start "$folder/postgres" "$first_port" \
+        'max_connections = 400' 'fsync = off' 'synchronous_commit = off' 'full_page_writes = off'
+    step 'Start RabbitMQ' rabbitmq_start "$folder/rabbitmq" \
+        $((first_port + 1)) $((first_port + 2)) $((first_port + 3)) $((first_port + 4))
+    step 'Make a database and an ordinary role' make_test_database
+}
+
+# make_test_database: each test makes a schema of its own in it. An extension is there once per
+# database, so this one is not left to the first test that wants it.
+make_test_database() {
+    local password
+    password=$(random_secret)
+    {
+        sql_role tests "$password"
+        sql_database tests tests
+        echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
+    } | postgres_sql "$(readlink -f "$folder/postgres")" "$first_port"
+    install -m 600 /dev/null "$TEST_ENV_FILE"
+    cat >"$TEST_ENV_FILE" <<SETTINGS
+POSTGRES_HOST=127.0.0.1
+POSTGRES_PORT=$first_port
+POSTGRES_USER=tests
+POSTGRES_PASSWORD=$password
+POSTGRES_DB=tests
+RABBITMQ_HOST=127.0.0.1
+RABBITMQ_PORT=$((first_port + 1))
+RABBITMQ_MANAGEMENT_PORT=$((first_port + 2))
+RABBITMQ_USER=setup
+RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
+SETTINGS
+}
+
+clean_up() {
+    trap '' INT TERM HUP
+    [[ ! -d $folder/local ]] || LOCAL_DIR=$folder/local "$repo/setup/local.sh" reset --yes >/dev/null || true
+    rabbitmq_stop "$folder/rabbitmq" KILL
+    postgres_stop "$folder/postgres" || true
+    postgres_remove "$folder/postgres"
+    rm -rf "$folder"
+    give_ports_back
+}
+
+# The checks
+
+failed=()
+
+# check TITLE COMMAND…: goes on to the next check whatever comes out.
+check() {
+    local title=$1 started=$SECONDS status
+    shift
+    heading "$title"
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    if ((status == 0)); then
+        note "passed after $((SECONDS - started)) s"
+    else
+        note "FAILED after $((SECONDS - started)) s"
+        failed+=("$title")
+    fi
+}
+
+# each_alone: a build of the whole workspace gives every crate the features that any of them
+# asks for, and so hides one that is missing.
+each_alone() {
+    cargo check --locked -p common
+    cargo check --locked -p common --features db
+    cargo check --locked -p common --features queue
+    cargo check --locked -p gateway
+    cargo check --locked -p inventory
+    cargo check --locked -p billing
+}
+
+run_tests() {
+    cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$folder/tests.log"
+}
+
+# dependencies: the list of known vulnerabilities is fetched anew. Not to get hold of it is no
+# finding.
+dependencies() {
+    cargo deny check bans licenses sources
+    if timeout 120 cargo deny fetch db; then
+        cargo deny check advisories
+    else
+        note 'NOTE: the list of known vulnerabilities cannot be fetched from here: not checked'
+    fi
+}
+
+shell_scripts() {
+    local scripts
+    mapfile -t scripts < <(find setup -name '*.sh')
+    shellcheck --external-sources .ci/run "${scripts[@]}"
+}
+
+# readme_examples: against a platform as setup/local.sh starts it.
+readme_examples() {
+    local next=$((first_port + 5)) name
+    for name in API_GATEWAY_PORT INVENTORY_API_PORT BILLING_API_PORT BILLING_CONSUMER_PORT \
+        POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT; do
+        export "$name=$((next++))"
+    done
+    export LOCAL_DIR=$folder/local
+    setup/local.sh up
+    run_tour README.md "5000=$API_GATEWAY_PORT" "8080=$INVENTORY_API_PORT" \
+        "8081=$BILLING_API_PORT" "8082=$BILLING_CONSUMER_PORT" \
+        "15673=$RABBITMQ_MANAGEMENT_PORT"
+}
+
+# sum_up: with cargo's totals as the last line.
+sum_up() {
+    local line tests_passed=0 tests_failed=0
+    while read -r line; do
+        [[ $line =~ ^test\ result:.*\ ([0-9]+)\ passed\;\ ([0-9]+)\ failed ]] || continue
+        ((tests_passed += BASH_REMATCH[1], tests_failed += BASH_REMATCH[2])) || true
+    done <"$folder/tests.log"
+
+    if ((${#failed[@]} == 0)); then
+        heading 'All checks passed'
+    else
+        heading 'Failed'
+        printf '         %s\n' "${failed[@]}"
+    fi
+    echo "$tests_passed passed, $tests_failed failed"
+    ((${#failed[@]} == 0))
+}
+
+main "$@"
