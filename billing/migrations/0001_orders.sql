@@ -5,7 +5,8 @@ CREATE TABLE orders (
     message_id      text UNIQUE CHECK (message_id <> ''),
     user_id         text NOT NULL CHECK (char_length(user_id) BETWEEN 1 AND 50),
     number_of_items integer NOT NULL CHECK (number_of_items >= 1),
-    total_amount    numeric(12,2) NOT NULL CHECK (total_amount >= 0),
+    -- To PostgreSQL NaN is greater than every number: without the upper bound it would pass.
+    total_amount    numeric(12,2) NOT NULL CHECK (total_amount BETWEEN 0 AND 9999999999.99),
     created_at      timestamptz NOT NULL DEFAULT now()
 );
 

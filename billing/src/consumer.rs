@@ -44,6 +44,10 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// How long a reason may be in a header of a dead letter.
 const REASON_BYTES_MAX: usize = 500;
 
+/// How long the original's headers may be in a dead letter. RabbitMQ takes 128 KiB for all
+/// properties of a message together, and ends the connection over more.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+
 /// Whether the two servers are there, as last seen by the consumer.
 #[derive(Clone, Default)]
 pub(crate) struct Links {
@@ -58,20 +62,36 @@ impl Links {
     }
 }
 
+/// What the consumer's own port answers from.
+pub(crate) struct Operations {
+    links: Links,
+    /// While no order arrives, only a question of its own shows that the database is away.
+    orders: OrderStore,
+}
+
+impl Operations {
+    pub(crate) fn new(config: &ConsumerConfig, links: Links) -> Self {
+        let database = Database::new(&config.database, store::MIGRATIONS);
+        Self {
+            links,
+            orders: OrderStore::new(&database),
+        }
+    }
+}
+
 /// What the consumer's own port answers.
-pub(crate) fn operations() -> Service<Links> {
+pub(crate) fn operations() -> Service<Operations> {
     Service {
         routes: &[],
-        dependencies: |links| {
-            let up = |link: &AtomicBool| link.load(Ordering::Relaxed);
+        dependencies: |Operations { links, orders }| {
             vec![
                 Dependency {
                     name: "postgresql",
-                    up: up(&links.postgresql),
+                    up: links.postgresql.load(Ordering::Relaxed) && orders.is_up(),
                 },
                 Dependency {
                     name: "rabbitmq",
-                    up: up(&links.rabbitmq),
+                    up: links.rabbitmq.load(Ordering::Relaxed),
                 },
             ]
         },
@@ -174,8 +194,11 @@ impl Consumer {
             let outcome = catch_unwind(AssertUnwindSafe(|| self.session(&mut backoff)))
                 .unwrap_or(Err(Interruption::Panic));
             let Err(interruption) = outcome else { return };
-            self.links
-                .set(!matches!(interruption, Interruption::Database(_)), false);
+            let down = match interruption {
+                Interruption::Database(_) => &self.links.postgresql,
+                Interruption::Broker(_) | Interruption::Panic => &self.links.rabbitmq,
+            };
+            down.store(false, Ordering::Relaxed);
             // The same cause again and again is one line, until it changes or is over.
             let cause = interruption.to_string();
             if cause != last_cause {
@@ -190,9 +213,7 @@ impl Consumer {
 
     /// Consumes until the shutdown, or until something breaks.
     fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
-        // First the database: without it there is nothing to take a message for.
-        self.orders.probe()?;
-        let mut link = Link::open(&self.queue, "billing-consumer")?;
+        let mut link = self.connect()?;
         let channel = link.open_channel()?;
         let mut dead_letters = DeadLetters::open(&mut link, &self.queue)?;
         let limit = link.limit();
@@ -216,11 +237,28 @@ impl Consumer {
         Ok(())
     }
 
+    /// Connects to both servers. Where one is away the other is asked all the same, so that
+    /// `/ready` tells the truth of each; what broke the session before counts as down until
+    /// this one consumes.
+    fn connect(&mut self) -> Result<Link, Interruption> {
+        let probed = self.orders.probe();
+        let link = Link::open(&self.queue, "billing-consumer");
+        if probed.is_err() || link.is_err() {
+            self.links.set(probed.is_ok(), link.is_ok());
+        }
+        probed?;
+        Ok(link?)
+    }
+
     /// Waits for a message, and takes those with it that are here already; None at the shutdown.
     fn next_batch(
         &self,
         deliveries: &Receiver<ConsumerMessage>,
     ) -> Result<Option<Vec<Delivery>>, LinkError> {
+        // A select takes any that is ready: orders that keep coming would put the end off.
+        if self.shutdown.is_requested() {
+            return Ok(None);
+        }
         let first = select! {
             recv(self.shutdown.requested()) -> _ => return Ok(None),
             recv(deliveries) -> message => message,
@@ -236,59 +274,80 @@ impl Consumer {
         Ok(Some(batch))
     }
 
-    /// Records what can be recorded, buries the rest, and then acknowledges all of it at once.
+    /// Records what can be recorded, and buries the rest. Each is acknowledged as soon as it is
+    /// done with, so that a dead queue which takes nothing does not bring the others again: one
+    /// without a message id would be recorded twice.
     fn settle(
         &mut self,
         channel: &Channel,
         dead_letters: &mut DeadLetters,
-        mut batch: Vec<Delivery>,
+        batch: Vec<Delivery>,
     ) -> Result<(), Interruption> {
         let mut recordable = Vec::with_capacity(batch.len());
         let mut dead = Vec::new();
-        for delivery in &batch {
-            match read(delivery) {
+        for delivery in batch {
+            match read(&delivery) {
                 Ok(new) => recordable.push((delivery, new)),
                 Err(reason) => dead.push((delivery, reason)),
             }
         }
-        self.record(recordable, &mut dead)?;
+        self.record(channel, recordable, &mut dead)?;
         dead_letters.bury(&dead)?;
         self.counts.dead.inc_by(dead.len() as u64);
-        if let Some(last) = batch.pop() {
-            last.ack_multiple(channel)?;
+        for (delivery, _) in dead {
+            delivery.ack(channel)?;
         }
         Ok(())
     }
 
     /// Records a batch; one that the database takes for wrong costs only itself.
-    fn record<'d>(
+    fn record(
         &mut self,
-        batch: Vec<(&'d Delivery, Recordable)>,
-        dead: &mut Vec<(&'d Delivery, String)>,
-    ) -> Result<(), DbError> {
+        channel: &Channel,
+        mut batch: Vec<(Delivery, Recordable)>,
+        dead: &mut Vec<(Delivery, String)>,
+    ) -> Result<(), Interruption> {
         if batch.is_empty() {
             return Ok(());
         }
-        let (deliveries, orders): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        match self.orders.record(&orders) {
+        match self.orders.record(batch.iter().map(|(_, new)| new)) {
             Ok(new) => {
                 self.counts.recorded.inc_by(new);
-                self.counts.duplicate.inc_by(orders.len() as u64 - new);
+                self.counts.duplicate.inc_by(batch.len() as u64 - new);
+                acknowledge(channel, batch, dead.is_empty())?;
                 Ok(())
             }
-            Err(DbError::BadData(reason)) if orders.len() == 1 => {
-                dead.push((deliveries[0], format!("the database refused it: {reason}")));
+            Err(DbError::BadData(reason)) if batch.len() == 1 => {
+                let reason = format!("the database refused it: {reason}");
+                dead.extend(
+                    batch
+                        .into_iter()
+                        .map(|(delivery, _)| (delivery, reason.clone())),
+                );
                 Ok(())
             }
             Err(DbError::BadData(_)) => {
-                let mut first: Vec<_> = deliveries.into_iter().zip(orders).collect();
-                let second = first.split_off(first.len() / 2);
-                self.record(first, dead)?;
-                self.record(second, dead)
+                let second = batch.split_off(batch.len() / 2);
+                self.record(channel, batch, dead)?;
+                self.record(channel, second, dead)
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Acknowledges what was recorded: all at once where nothing before it waits to be buried.
+fn acknowledge(
+    channel: &Channel,
+    mut recorded: Vec<(Delivery, Recordable)>,
+    none_dead: bool,
+) -> Result<(), amiquip::Error> {
+    if none_dead && let Some((last, _)) = recorded.pop() {
+        return last.ack_multiple(channel);
+    }
+    recorded
+        .into_iter()
+        .try_for_each(|(delivery, _)| delivery.ack(channel))
 }
 
 fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
@@ -312,7 +371,9 @@ fn read(delivery: &Delivery) -> Result<Recordable, String> {
         .clone()
         .filter(|id| !id.is_empty());
     match &message_id {
-        Some(id) if id.contains('\0') => Err("the message id contains NUL".to_owned()),
+        Some(id) if id.contains('\0') => {
+            Err("the message id contains NUL or is not UTF-8".to_owned())
+        }
         Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => Err("the message id is too long".to_owned()),
         _ => Ok(Recordable { message_id, order }),
     }
@@ -337,7 +398,7 @@ impl DeadLetters {
     }
 
     /// Puts messages on the dead queue and waits until the broker has confirmed all of them.
-    fn bury(&mut self, dead: &[(&Delivery, String)]) -> Result<(), LinkError> {
+    fn bury(&mut self, dead: &[(Delivery, String)]) -> Result<(), LinkError> {
         for (delivery, reason) in dead {
             let publish = Publish {
                 body: &delivery.body,
@@ -374,9 +435,14 @@ impl DeadLetters {
 }
 
 /// The original's properties as far as they describe it, and why it is here. What would act on
-/// the broker is left out: an expiration, copies to other queues, a user who is not ours.
+/// the broker is left out: an expiration, copies to other queues, a user who is not ours; and so
+/// are headers that would leave no room for the reason.
 fn dead_letter_properties(original: &AmqpProperties, reason: &str) -> AmqpProperties {
     let mut headers: FieldTable = original.headers().clone().unwrap_or_default();
+    // As JSON every value is longer than on the wire.
+    if serde_json::to_vec(&headers).map_or(usize::MAX, |json| json.len()) > HEADERS_BYTES_MAX {
+        headers.clear();
+    }
     headers.retain(|name, _| name != "CC" && name != "BCC");
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -72,10 +72,10 @@ pub fn start_consumer(
     let metrics = Metrics::new();
     let links = consumer::Links::default();
     let server = {
-        let links = links.clone();
+        let (links, settings) = (links.clone(), config.clone());
         let service = consumer::operations();
         Server::start(&config.http, service, &metrics, shutdown, move || {
-            links.clone()
+            consumer::Operations::new(&settings, links.clone())
         })?
     };
     let consumer = consumer::start(config, &metrics, links, shutdown)?;

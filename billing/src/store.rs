@@ -79,12 +79,17 @@ impl OrderStore {
 
     /// Records all of these or, on an error, none. One whose message id is there already is
     /// passed over; the answer is how many were new.
-    pub(crate) fn record(&mut self, batch: &[Recordable]) -> Result<u64, DbError> {
-        let message_ids: Vec<_> = batch.iter().map(|new| new.message_id.as_deref()).collect();
-        let user_ids: Vec<_> = batch.iter().map(|new| new.order.user_id.as_str()).collect();
-        let numbers: Vec<_> = batch.iter().map(|new| new.order.number_of_items).collect();
+    pub(crate) fn record<'a>(
+        &mut self,
+        batch: impl Iterator<Item = &'a Recordable> + Clone,
+    ) -> Result<u64, DbError> {
+        let message_ids: Vec<_> = batch.clone().map(|new| new.message_id.as_deref()).collect();
+        let user_ids: Vec<_> = batch
+            .clone()
+            .map(|new| new.order.user_id.as_str())
+            .collect();
+        let numbers: Vec<_> = batch.clone().map(|new| new.order.number_of_items).collect();
         let amounts: Vec<_> = batch
-            .iter()
             .map(|new| new.order.total_amount.to_string())
             .collect();
         self.connection.run(|client, statements| {

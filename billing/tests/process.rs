@@ -1,0 +1,393 @@
+//! Both programs as processes: their settings, their signals, and servers that come and go.
+
+use amiquip::AmqpProperties;
+use serde_json::json;
+use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
+
+const API: &str = env!("CARGO_BIN_EXE_billing-api");
+const CONSUMER: &str = env!("CARGO_BIN_EXE_billing-consumer");
+const PROGRAMS: [(&str, &str); 2] = [("billing-api", API), ("billing-consumer", CONSUMER)];
+
+/// What both programs are told; each takes what it needs.
+fn vars(database: &TestDatabase, queue: &TestQueue) -> Vec<(String, String)> {
+    let mut vars = database.vars("BILLING_DB_NAME");
+    vars.extend(queue.vars());
+    for (key, value) in [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("BILLING_API_PORT", "0"),
+        ("BILLING_CONSUMER_PORT", "0"),
+        ("HTTP_WORKERS", "2"),
+    ] {
+        vars.push((key.to_owned(), value.to_owned()));
+    }
+    vars
+}
+
+fn with(mut vars: Vec<(String, String)>, key: &str, value: &str) -> Vec<(String, String)> {
+    vars.retain(|(present, _)| present != key);
+    vars.push((key.to_owned(), value.to_owned()));
+    vars
+}
+
+/// With a relay in front of the server whose variables begin with `server`.
+fn behind(relay: &Relay, vars: Vec<(String, String)>, server: &str) -> Vec<(String, String)> {
+    let address = relay.address();
+    let vars = with(vars, &format!("{server}_HOST"), &address.ip().to_string());
+    with(vars, &format!("{server}_PORT"), &address.port().to_string())
+}
+
+fn order(user_id: &str) -> Vec<u8> {
+    json!({ "user_id": user_id, "number_of_items": 1, "total_amount": "1.00" })
+        .to_string()
+        .into_bytes()
+}
+
+/// Puts orders into the queue, numbered from 0, each with an id of its own.
+fn publish(queue: &TestQueue, count: u32) {
+    let messages: Vec<_> = (0..count)
+        .map(|number| {
+            let id = format!("m-{number:06}");
+            let properties = AmqpProperties::default().with_message_id(id.clone());
+            (order(&id), properties)
+        })
+        .collect();
+    queue.publish_all(&messages);
+}
+
+fn recorded(database: &TestDatabase) -> u32 {
+    let count = database.count("SELECT count(*) FROM orders");
+    u32::try_from(count).expect("not that many")
+}
+
+/// Starts the consumer, and waits until it consumes.
+fn start_consumer(database: &TestDatabase, queue: &TestQueue) -> Program {
+    let program = Program::start(CONSUMER, vars(database, queue));
+    eventually("it consumes", || program.log().contains("msg=consuming"));
+    program
+}
+
+/// Every number from 0 to `count`, once.
+fn assert_recorded_once_each(database: &TestDatabase, count: u32) {
+    let sql = "SELECT count(*), count(DISTINCT message_id), min(message_id), max(message_id) \
+               FROM orders";
+    let row = &database.query(sql, &[])[0];
+    let (first, last) = ("m-000000", format!("m-{:06}", count - 1));
+    assert_eq!(
+        (
+            row.get::<_, i64>(0),
+            row.get::<_, i64>(1),
+            row.get::<_, &str>(2),
+            row.get::<_, &str>(3),
+        ),
+        (i64::from(count), i64::from(count), first, last.as_str())
+    );
+}
+
+#[test]
+fn a_missing_or_malformed_setting_is_named_and_ends_a_program_before_it_listens() {
+    let missing = "is missing: set it in .env or in the environment";
+    let no_port = "is malformed: it must be a port number from 0 to 65535";
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    for (name, path, key, value, problem) in [
+        ("billing-api", API, "POSTGRES_PASSWORD", "", missing),
+        ("billing-api", API, "BILLING_DB_NAME", "", missing),
+        ("billing-api", API, "BILLING_API_PORT", "70000", no_port),
+        ("billing-api", API, "POSTGRES_PORT", "secret", no_port),
+        (
+            "billing-api",
+            API,
+            "HTTP_WORKERS",
+            "0",
+            "is malformed: it must be a whole number from 1 to 1024",
+        ),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "BILLING_CONSUMER_PORT",
+            "",
+            missing,
+        ),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "POSTGRES_PORT",
+            "secret",
+            no_port,
+        ),
+        ("billing-consumer", CONSUMER, "RABBITMQ_HOST", "", missing),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "RABBITMQ_PORT",
+            "secret",
+            no_port,
+        ),
+        ("billing-consumer", CONSUMER, "RABBITMQ_USER", "", missing),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "RABBITMQ_PASSWORD",
+            "",
+            missing,
+        ),
+        ("billing-consumer", CONSUMER, "RABBITMQ_QUEUE", "", missing),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "LISTEN_ADDRESS",
+            "secret",
+            "is malformed: it must be an IP address such as 0.0.0.0",
+        ),
+    ] {
+        let program = Program::start(path, with(vars(&database, &queue), key, value));
+
+        let (status, log) = program.wait();
+
+        assert_eq!(status.code(), Some(2), "{name}: {key}");
+        assert!(
+            log.starts_with(&format!("{name}: {key} {problem}")),
+            "{log}"
+        );
+        assert!(
+            !log.contains("secret") && !log.contains("listening"),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn the_api_needs_no_setting_of_the_queue() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let mut vars = vars(&database, &queue);
+    vars.retain(|(key, _)| !key.starts_with("RABBITMQ_"));
+
+    let program = Program::start(API, vars);
+
+    let client = Client::new(program.address());
+    eventually("it is ready", || client.get("/ready").status == 200);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    for (_, path) in PROGRAMS {
+        let first = Program::start(path, vars(&database, &queue));
+        let port = first.address().port().to_string();
+        let taken = ["BILLING_API_PORT", "BILLING_CONSUMER_PORT"]
+            .iter()
+            .fold(vars(&database, &queue), |vars, key| with(vars, key, &port));
+
+        let (status, log) = Program::start(path, taken).wait();
+
+        assert_eq!(status.code(), Some(1));
+        assert!(
+            log.contains(&format!("cannot listen on 127.0.0.1:{port}: ")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
+fn sigint_and_sigterm_end_both_programs_with_0() {
+    for (_, path) in PROGRAMS {
+        for signal in ["INT", "TERM"] {
+            let (database, queue) = (TestDatabase::create(), TestQueue::create());
+            let program = Program::start(path, vars(&database, &queue));
+            let client = Client::new(program.address());
+            eventually("it is ready", || client.get("/ready").status == 200);
+
+            program.signal(signal);
+
+            let (status, log) = program.wait();
+            assert_eq!(status.code(), Some(0), "{log}");
+            assert!(
+                log.contains(&format!("msg=\"shutting down\" signal=SIG{signal}")),
+                "{log}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_signal_ends_both_programs_with_0_while_their_servers_are_away() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let relay = Relay::down("127.0.0.1", 0);
+    for (_, path) in PROGRAMS {
+        let vars = behind(&relay, vars(&database, &queue), "POSTGRES");
+        let program = Program::start(path, behind(&relay, vars, "RABBITMQ"));
+        let client = Client::new(program.address());
+        assert_eq!(client.get("/ready").status, 503);
+
+        program.signal("TERM");
+
+        let (status, log) = program.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
+}
+
+#[test]
+fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let config = database.config();
+    let relay = Relay::down(&config.host, config.port);
+    let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
+    let client = Client::new(program.address());
+
+    let orders = client.get("/api/orders");
+    let ready = client.get("/ready");
+
+    assert_eq!(orders.problem(), (503, "the database is away; try again"));
+    assert_eq!(orders.header("retry-after"), "1");
+    assert_eq!(
+        (ready.status, &ready.json["dependencies"]),
+        (503, &json!({ "postgresql": "down" }))
+    );
+    assert_eq!(client.get("/health").status, 200);
+    assert_eq!(client.get("/api/health").status, 200);
+    relay.restore();
+    eventually("it is ready", || client.get("/ready").status == 200);
+    assert_eq!(client.get("/api/orders").text, "[]");
+}
+
+#[test]
+fn the_api_answers_503_while_postgresql_is_away() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let config = database.config();
+    let relay = Relay::up(&config.host, config.port);
+    let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
+    let client = Client::new(program.address());
+    eventually("it is ready", || client.get("/ready").status == 200);
+
+    relay.cut();
+
+    for target in ["/api/orders", "/api/orders/1", "/api/orders?user_id=20"] {
+        eventually("the loss is noticed", || client.get(target).status == 503);
+    }
+    assert_eq!(client.get("/health").status, 200);
+    relay.restore();
+    eventually("the orders are back", || {
+        client.get("/api/orders").status == 200
+    });
+}
+
+#[test]
+fn the_consumer_started_before_either_server_heals_by_itself() {
+    for (server, down, up) in [
+        ("POSTGRES", "postgresql", "rabbitmq"),
+        ("RABBITMQ", "rabbitmq", "postgresql"),
+    ] {
+        let (database, queue) = (TestDatabase::create(), TestQueue::create());
+        let relay = match server {
+            "POSTGRES" => Relay::down(&database.config().host, database.config().port),
+            _ => Relay::down(&queue.config().host, queue.config().port),
+        };
+        publish(&queue, 10);
+        let vars = behind(&relay, vars(&database, &queue), server);
+        let program = Program::start(CONSUMER, vars);
+        let client = Client::new(program.address());
+
+        eventually("it knows what is down", || {
+            client.get("/ready").json["dependencies"] == json!({ down: "down", up: "up" })
+        });
+
+        assert_eq!(client.get("/health").status, 200);
+        assert_eq!(queue.counts(), Some((10, 0)));
+        relay.restore();
+        eventually("it is ready", || client.get("/ready").status == 200);
+        eventually("the orders are recorded", || recorded(&database) == 10);
+    }
+}
+
+#[test]
+fn sigterm_under_load_loses_no_order_and_the_next_consumer_records_the_rest() {
+    const COUNT: u32 = 6000;
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    publish(&queue, COUNT);
+    let program = start_consumer(&database, &queue);
+    eventually("orders are recorded", || recorded(&database) > 0);
+
+    program.signal("TERM");
+
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let before = recorded(&database);
+    eventually("the others are in the queue", || {
+        queue.counts() == Some((COUNT - before, 0))
+    });
+    let _next = start_consumer(&database, &queue);
+    eventually("all are recorded", || recorded(&database) >= COUNT);
+    assert_recorded_once_each(&database, COUNT);
+    assert!(queue.take_dead().is_none());
+}
+
+#[test]
+fn a_consumer_killed_under_load_loses_no_order_and_repeats_none() {
+    const COUNT: u32 = 6000;
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    publish(&queue, COUNT);
+    let program = start_consumer(&database, &queue);
+    eventually("orders are recorded", || recorded(&database) > 0);
+
+    program.signal("KILL");
+
+    let (status, _) = program.wait();
+    assert_eq!(status.code(), None);
+    let _next = start_consumer(&database, &queue);
+    eventually("all are recorded", || recorded(&database) >= COUNT);
+    assert_recorded_once_each(&database, COUNT);
+    assert!(queue.take_dead().is_none());
+}
+
+#[test]
+fn what_the_consumer_records_the_api_reads_out() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let _consumer = start_consumer(&database, &queue);
+    let api = Program::start(API, vars(&database, &queue));
+    let client = Client::new(api.address());
+    let body = br#"{"user_id":20,"number_of_items":"99","total_amount":250}"#;
+    let properties = AmqpProperties::default().with_message_id("m-1".to_owned());
+
+    queue.publish(body, properties);
+
+    eventually("the order is shown", || {
+        client.get("/api/orders/1").status == 200
+    });
+    let mut shown = client.get("/api/orders/1").json;
+    let created_at = shown["created_at"].take();
+    assert_eq!(
+        shown,
+        json!({
+            "id": 1,
+            "message_id": "m-1",
+            "user_id": "20",
+            "number_of_items": 99,
+            "total_amount": "250.00",
+            "created_at": null,
+        })
+    );
+    let rfc_3339 = "SELECT abs(extract(epoch FROM now() - $1::text::timestamptz)) < 300 \
+                    AND $1 ~ '^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{6}Z$'";
+    let created_at = created_at.as_str().expect("a time");
+    let row = &database.query(rfc_3339, &[&created_at])[0];
+    assert!(row.get::<_, bool>(0), "{created_at}");
+}
+
+#[test]
+fn help_and_version_are_answered_and_other_arguments_refused() {
+    for (name, path) in PROGRAMS {
+        let run = |argument: &str| {
+            std::process::Command::new(path)
+                .arg(argument)
+                .output()
+                .expect(path)
+        };
+
+        let version = run("--version");
+
+        let text = String::from_utf8_lossy(&version.stdout).into_owned();
+        assert_eq!(text, format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
+        let help = run("--help").stdout;
+        assert!(String::from_utf8_lossy(&help).contains(&format!("Usage: {name}")));
+        assert_eq!(run("--verbose").status.code(), Some(2));
+    }
+}
