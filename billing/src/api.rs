@@ -1,30 +1,14 @@
 //! Recorded orders over HTTP, to be read.
 
-use common::http::{
-    Dependency, HandlerResult, Page, Problem, Request, Response, Route, Service, Verb, health,
-};
+use common::http::{HandlerResult, Page, Problem, Request, Response, Route, Verb, health};
 
 use crate::store::OrderStore;
 
-const ROUTES: &[Route<OrderStore>] = &[
+pub(crate) const ROUTES: &[Route<OrderStore>] = &[
     (Verb::Get, "/api/orders", list_orders),
     (Verb::Get, "/api/orders/:id", get_order),
     (Verb::Get, "/api/health", get_health),
 ];
-
-pub(crate) fn service() -> Service<OrderStore> {
-    Service {
-        routes: ROUTES,
-        dependencies,
-    }
-}
-
-fn dependencies(orders: &mut OrderStore) -> Vec<Dependency> {
-    vec![Dependency {
-        name: "postgresql",
-        up: orders.is_up(),
-    }]
-}
 
 fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query(request)?;

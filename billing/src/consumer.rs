@@ -17,7 +17,7 @@ use amiquip::{
 };
 use common::backoff::Backoff;
 use common::db::{Database, DbError};
-use common::http::{Dependency, Service};
+use common::http::Dependency;
 use common::metrics::{IntCounter, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
@@ -56,45 +56,20 @@ pub(crate) struct Links {
 }
 
 impl Links {
+    /// The state of both. While no order arrives, only a question of its own shows that the
+    /// database is away; `orders` asks it.
+    pub(crate) fn dependencies(&self, orders: &mut OrderStore) -> Vec<Dependency> {
+        let postgresql = self.postgresql.load(Ordering::Relaxed) && orders.is_up();
+        let rabbitmq = self.rabbitmq.load(Ordering::Relaxed);
+        vec![
+            Dependency { name: "postgresql", up: postgresql },
+            Dependency { name: "rabbitmq", up: rabbitmq },
+        ]
+    }
+
     fn set(&self, postgresql: bool, rabbitmq: bool) {
         self.postgresql.store(postgresql, Ordering::Relaxed);
         self.rabbitmq.store(rabbitmq, Ordering::Relaxed);
-    }
-}
-
-/// What the consumer's own port answers from.
-pub(crate) struct Operations {
-    links: Links,
-    /// While no order arrives, only a question of its own shows that the database is away.
-    orders: OrderStore,
-}
-
-impl Operations {
-    pub(crate) fn new(config: &ConsumerConfig, links: Links) -> Self {
-        let database = Database::new(&config.database, store::MIGRATIONS);
-        Self {
-            links,
-            orders: OrderStore::new(&database),
-        }
-    }
-}
-
-/// What the consumer's own port answers.
-pub(crate) fn operations() -> Service<Operations> {
-    Service {
-        routes: &[],
-        dependencies: |Operations { links, orders }| {
-            vec![
-                Dependency {
-                    name: "postgresql",
-                    up: links.postgresql.load(Ordering::Relaxed) && orders.is_up(),
-                },
-                Dependency {
-                    name: "rabbitmq",
-                    up: links.rabbitmq.load(Ordering::Relaxed),
-                },
-            ]
-        },
     }
 }
 

@@ -8,12 +8,12 @@ mod api;
 mod consumer;
 mod store;
 
-use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use common::db::Database;
-use common::http::Server;
+use common::http::{Dependency, Hall, Server};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
@@ -32,13 +32,22 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
     let bring_up = OrderStore::new(&database).bring_up(shutdown)?;
-    let server = Server::start(
-        &config.http,
-        api::service(),
-        &metrics,
-        shutdown,
-        move || OrderStore::new(&database),
-    )?;
+    let orders = {
+        let database = Arc::clone(&database);
+        Hall::new("/api", config.http.workers, api::ROUTES, move || {
+            OrderStore::new(&database)
+        })
+    };
+    let dependencies = move || {
+        let mut orders = OrderStore::new(&database);
+        move || {
+            vec![Dependency {
+                name: "postgresql",
+                up: orders.is_up(),
+            }]
+        }
+    };
+    let server = Server::start(&config.http, vec![orders], dependencies, &metrics, shutdown)?;
     Ok(BillingApi { server, bring_up })
 }
 
@@ -51,10 +60,9 @@ impl BillingApi {
 }
 
 impl Running for BillingApi {
-    fn join(self) -> io::Result<()> {
-        let outcome = self.server.join();
+    fn join(self) {
+        self.server.join();
         let _ = self.bring_up.join();
-        outcome
     }
 }
 
@@ -71,13 +79,14 @@ pub fn start_consumer(
 ) -> Result<BillingConsumer, StartError> {
     let metrics = Metrics::new();
     let links = consumer::Links::default();
-    let server = {
-        let (links, settings) = (links.clone(), config.clone());
-        let service = consumer::operations();
-        Server::start(&config.http, service, &metrics, shutdown, move || {
-            consumer::Operations::new(&settings, links.clone())
-        })?
+    let dependencies = {
+        let (links, database) = (links.clone(), Database::new(&config.database, store::MIGRATIONS));
+        move || {
+            let (links, mut orders) = (links.clone(), OrderStore::new(&database));
+            move || links.dependencies(&mut orders)
+        }
     };
+    let server = Server::start(&config.http, Vec::new(), dependencies, &metrics, shutdown)?;
     let consumer = consumer::start(config, &metrics, links, shutdown)?;
     Ok(BillingConsumer { server, consumer })
 }
@@ -91,11 +100,8 @@ impl BillingConsumer {
 }
 
 impl Running for BillingConsumer {
-    fn join(self) -> io::Result<()> {
-        let outcome = self.server.join();
-        self.consumer
-            .join()
-            .map_err(|_| io::Error::other("the consumer panicked"))?;
-        outcome
+    fn join(self) {
+        self.server.join();
+        let _ = self.consumer.join();
     }
 }

@@ -17,10 +17,7 @@ impl Billing {
     fn start() -> Self {
         let database = TestDatabase::create();
         let config = billing::ApiConfig {
-            http: HttpConfig {
-                address: ([127, 0, 0, 1], 0).into(),
-                workers: WORKERS,
-            },
+            http: HttpConfig::on_loopback(WORKERS),
             database: database.config(),
         };
         let service = Service::start(

@@ -146,10 +146,7 @@ fn start_consumer(
     queue: QueueConfig,
 ) -> Service<billing::BillingConsumer> {
     let config = billing::ConsumerConfig {
-        http: HttpConfig {
-            address: ([127, 0, 0, 1], 0).into(),
-            workers: 1,
-        },
+        http: HttpConfig::on_loopback(1),
         database,
         queue,
     };

@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Each started service has a registry of its own, so that several can
 //! live in one process, as they do in the tests.
 
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 
@@ -12,6 +13,9 @@ pub struct Metrics {
     registry: Registry,
     pub(crate) http_requests: IntCounterVec,
     pub(crate) http_seconds: HistogramVec,
+    pub(crate) connections: IntGauge,
+    pub(crate) refused_connections: IntCounter,
+    pub(crate) refused_requests: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -28,34 +32,44 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
-        let http_requests = IntCounterVec::new(
-            Opts::new("http_requests_total", "Requests answered."),
-            &["route", "method", "status"],
-        )
-        .expect(CONSTANT_NAMES);
-        let http_seconds = HistogramVec::new(
-            HistogramOpts::new(
-                "http_request_duration_seconds",
-                "Time from the request's arrival at a worker to the end of its answer.",
-            )
-            .buckets(SECONDS.to_vec()),
-            &["route"],
-        )
-        .expect(CONSTANT_NAMES);
-        registry
-            .register(Box::new(ProcessCollector::for_self()))
-            .expect(CONSTANT_NAMES);
-        registry
-            .register(Box::new(http_requests.clone()))
-            .expect(CONSTANT_NAMES);
-        registry
-            .register(Box::new(http_seconds.clone()))
-            .expect(CONSTANT_NAMES);
-        Self {
+        let requests = Opts::new("http_requests_total", "Requests answered.");
+        let seconds = HistogramOpts::new(
+            "http_request_duration_seconds",
+            "Time from the request's arrival at a worker to the end of its answer.",
+        );
+        let connections = Opts::new("http_connections", "Connections that are open.");
+        let refused_connections = Opts::new(
+            "http_connections_refused_total",
+            "Connections that were one too many.",
+        );
+        let refused_requests = Opts::new(
+            "http_requests_refused_total",
+            "Requests that were malformed, too large or too slow, by status.",
+        );
+        let metrics = Self {
+            http_requests: IntCounterVec::new(requests, &["route", "method", "status"])
+                .expect(CONSTANT_NAMES),
+            http_seconds: HistogramVec::new(seconds.buckets(SECONDS.to_vec()), &["route"])
+                .expect(CONSTANT_NAMES),
+            connections: IntGauge::with_opts(connections).expect(CONSTANT_NAMES),
+            refused_connections: IntCounter::with_opts(refused_connections).expect(CONSTANT_NAMES),
+            refused_requests: IntCounterVec::new(refused_requests, &["status"])
+                .expect(CONSTANT_NAMES),
             registry,
-            http_requests,
-            http_seconds,
-        }
+        };
+        metrics.register(ProcessCollector::for_self());
+        metrics.register(metrics.http_requests.clone());
+        metrics.register(metrics.http_seconds.clone());
+        metrics.register(metrics.connections.clone());
+        metrics.register(metrics.refused_connections.clone());
+        metrics.register(metrics.refused_requests.clone());
+        metrics
+    }
+
+    fn register(&self, metric: impl Collector + 'static) {
+        self.registry
+            .register(Box::new(metric))
+            .expect(CONSTANT_NAMES);
     }
 
     /// A counter of this service's own.
@@ -65,9 +79,7 @@ impl Metrics {
     #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         let counter = IntCounter::new(name, help).expect(CONSTANT_NAMES);
-        self.registry
-            .register(Box::new(counter.clone()))
-            .expect(CONSTANT_NAMES);
+        self.register(counter.clone());
         counter
     }
 
@@ -78,9 +90,7 @@ impl Metrics {
     #[must_use]
     pub fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
         let counters = IntCounterVec::new(Opts::new(name, help), &[label]).expect(CONSTANT_NAMES);
-        self.registry
-            .register(Box::new(counters.clone()))
-            .expect(CONSTANT_NAMES);
+        self.register(counters.clone());
         counters
     }
 
@@ -91,9 +101,7 @@ impl Metrics {
     #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
         let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
-        self.registry
-            .register(Box::new(gauge.clone()))
-            .expect(CONSTANT_NAMES);
+        self.register(gauge.clone());
         gauge
     }
 
@@ -105,9 +113,7 @@ impl Metrics {
     pub fn seconds(&self, name: &str, help: &str) -> Histogram {
         let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
         let histogram = Histogram::with_opts(options).expect(CONSTANT_NAMES);
-        self.registry
-            .register(Box::new(histogram.clone()))
-            .expect(CONSTANT_NAMES);
+        self.register(histogram.clone());
         histogram
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -46,7 +47,7 @@ impl std::error::Error for StartError {}
 /// A started program, to be waited for.
 pub trait Running {
     /// Waits for the shutdown and for the end of what was accepted before it.
-    fn join(self) -> io::Result<()>;
+    fn join(self);
 }
 
 /// Runs a program to its end. 0 after a shutdown that left nothing behind, 2 for a wrong
@@ -73,8 +74,7 @@ pub fn run<R: Running + Send + 'static>(
         Err(error) => return refuse(program, &error),
     };
 
-    let (ended, end) = crossbeam_channel::bounded(1);
-    thread::spawn(move || ended.send(running.join()));
+    raise_descriptor_limit();
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let name = if signal == SIGINT {
@@ -86,29 +86,27 @@ pub fn run<R: Running + Send + 'static>(
             trigger.request();
         }
     });
+    let (ended, end) = crossbeam_channel::bounded(1);
+    thread::spawn(move || {
+        running.join();
+        let _ = ended.send(());
+    });
+    shutdown.wait();
+    if end.recv_timeout(DRAIN_LIMIT).is_err() {
+        log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
+        return ExitCode::FAILURE;
+    }
+    log::info!("ended");
+    ExitCode::SUCCESS
+}
 
-    // A program ends when it is told to, or when it can serve nobody any more.
-    let outcome = crossbeam_channel::select! {
-        recv(end) -> outcome => Some(outcome),
-        recv(shutdown.requested()) -> _ => end.recv_timeout(DRAIN_LIMIT).ok().map(Ok),
-    };
-    match outcome {
-        Some(Ok(Ok(()))) => {
-            log::info!("ended");
-            ExitCode::SUCCESS
-        }
-        Some(Ok(Err(error))) => {
-            log::error!(cause = error.to_string().as_str(); "cannot go on");
-            ExitCode::FAILURE
-        }
-        Some(Err(_)) => {
-            log::error!("ended by a panic");
-            ExitCode::FAILURE
-        }
-        None => {
-            log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
-            ExitCode::FAILURE
-        }
+/// As many descriptors as the system allows: a connection needs one, and the usual 1024 are
+/// meant for programs that use `select`.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!(cause = error.to_string().as_str(); "cannot raise the limit of open files");
     }
 }
 

@@ -166,8 +166,5 @@ pub fn wait_until_ready(client: &Client) {
 }
 
 fn http() -> HttpConfig {
-    HttpConfig {
-        address: ([127, 0, 0, 1], 0).into(),
-        workers: WORKERS,
-    }
+    HttpConfig::on_loopback(WORKERS)
 }

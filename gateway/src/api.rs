@@ -1,6 +1,6 @@
 //! What the gateway answers itself, and what it passes on.
 
-use common::http::{Dependency, HandlerResult, Problem, Request, Response, Route, Service, Verb};
+use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
 use common::order::NewOrder;
 use serde_json::json;
 use uuid::Uuid;
@@ -11,50 +11,24 @@ use crate::publisher::{Orders, Outgoing};
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 
-/// What a worker reaches the two other services through.
-pub(crate) struct Doors {
-    pub(crate) inventory: Inventory,
-    pub(crate) orders: Orders,
-}
+pub(crate) const MOVIES: &[Route<Inventory>] =
+    &[(Verb::Any, "/api/movies/*", forward_to_inventory)];
 
-const ROUTES: &[Route<Doors>] = &[
-    (Verb::Any, "/api/movies/*", forward_to_inventory),
-    (Verb::Post, "/api/billing", place_order),
-];
+pub(crate) const BILLING: &[Route<Orders>] = &[(Verb::Post, "/api/billing", place_order)];
 
-pub(crate) fn service() -> Service<Doors> {
-    Service {
-        routes: ROUTES,
-        dependencies,
-    }
-}
-
-fn dependencies(doors: &mut Doors) -> Vec<Dependency> {
-    vec![
-        Dependency {
-            name: "inventory",
-            up: doors.inventory.is_up(),
-        },
-        Dependency {
-            name: "rabbitmq",
-            up: doors.orders.is_open(),
-        },
-    ]
-}
-
-fn forward_to_inventory<'a>(doors: &'a mut Doors, request: &Request) -> HandlerResult<'a> {
-    doors.inventory.forward(request)
+fn forward_to_inventory<'a>(inventory: &'a mut Inventory, request: &Request) -> HandlerResult<'a> {
+    inventory.forward(request)
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.
-fn place_order<'a>(doors: &'a mut Doors, request: &Request) -> HandlerResult<'a> {
+fn place_order<'a>(orders: &'a mut Orders, request: &Request) -> HandlerResult<'a> {
     request.require_json()?;
     let message_id = match request.header("idempotency-key") {
         Some(key) => idempotency_key(key)?,
         None => Uuid::now_v7().to_string(),
     };
     NewOrder::from_json(&request.body).map_err(|error| Problem::bad_request(error.to_string()))?;
-    doors.orders.place(Outgoing {
+    orders.place(Outgoing {
         body: request.body.clone(),
         message_id: message_id.clone(),
         request_id: request.request_id.clone(),

@@ -7,16 +7,16 @@ mod api;
 mod proxy;
 mod publisher;
 
-use std::io;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
-use common::http::Server;
+use common::http::{Dependency, Hall, Server};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
 pub use config::{Config, Limits};
+use proxy::Inventory;
 
 /// The running service.
 pub struct Gateway {
@@ -29,16 +29,34 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let metrics = Metrics::new();
     let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
     let (inventory, limits) = (config.inventory, config.limits);
-    let server = Server::start(
-        &config.http,
-        api::service(),
-        &metrics,
-        shutdown,
-        move || api::Doors {
-            inventory: proxy::Inventory::new(inventory, limits),
-            orders: orders.clone(),
-        },
-    )?;
+    let workers = config.http.workers;
+    // Two halls: a dead inventory does not stop orders, nor a blocked broker movies.
+    let movies = Hall::new("/api/movies", workers, api::MOVIES, move || {
+        Inventory::new(inventory, limits)
+    });
+    let billing = {
+        let orders = orders.clone();
+        Hall::new("/api/billing", workers, api::BILLING, move || {
+            orders.clone()
+        })
+    };
+    let dependencies = move || {
+        let (inventory, orders) = (Inventory::new(inventory, limits), orders.clone());
+        move || {
+            vec![
+                Dependency {
+                    name: "inventory",
+                    up: inventory.is_up(),
+                },
+                Dependency {
+                    name: "rabbitmq",
+                    up: orders.is_open(),
+                },
+            ]
+        }
+    };
+    let halls = vec![movies, billing];
+    let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
     Ok(Gateway { server, publisher })
 }
 
@@ -52,11 +70,8 @@ impl Gateway {
 
 impl Running for Gateway {
     /// The publisher ends when no worker is left that could hand it an order.
-    fn join(self) -> io::Result<()> {
-        let outcome = self.server.join();
-        self.publisher
-            .join()
-            .map_err(|_| io::Error::other("the publisher panicked"))?;
-        outcome
+    fn join(self) {
+        self.server.join();
+        let _ = self.publisher.join();
     }
 }

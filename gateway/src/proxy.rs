@@ -133,7 +133,7 @@ impl Inventory {
             .method(request.method.as_str())
             .uri(uri);
         for (name, value) in headers_passed_on(request) {
-            outgoing = outgoing.header(name, value);
+            outgoing = outgoing.header(name, octets(&value));
         }
         outgoing.body(()).map_err(|error| {
             Problem::bad_request(format!("the request cannot be passed on: {error}"))
@@ -191,6 +191,14 @@ fn headers_passed_on(request: &Request) -> Vec<(&str, String)> {
     headers
 }
 
+/// A header's value as it was sent: one octet for each character.
+fn octets(value: &str) -> Vec<u8> {
+    value
+        .chars()
+        .filter_map(|character| u8::try_from(character).ok())
+        .collect()
+}
+
 /// The inventory's answer as ours.
 fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<'static> {
     let (head, body) = answer.into_parts();
@@ -216,7 +224,7 @@ fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<
             name => is_hop_by_hop(name, &listed),
         };
         if !stays_behind {
-            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let value = value.as_bytes().iter().copied().map(char::from).collect();
             response.push_header(name.as_str().to_owned(), value);
         }
     }

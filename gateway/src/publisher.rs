@@ -2,6 +2,7 @@
 //! messages over a bounded channel, and each waits for the broker's confirm of its own. Orders
 //! that come together are published together, so the wait is shared.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -247,10 +248,15 @@ impl Publisher {
 
     fn with_link(&self, backoff: &mut Backoff) -> End {
         let mut unconfirmed = Unconfirmed::default();
-        let end = self
-            .publish_over_link(&mut unconfirmed, backoff)
-            .err()
-            .unwrap_or(End::AllPlaced);
+        // Were this thread to end by a panic, orders would be refused for ever after.
+        let left = catch_unwind(AssertUnwindSafe(|| {
+            self.publish_over_link(&mut unconfirmed, backoff)
+        }));
+        let end = match left {
+            Ok(Ok(())) => End::AllPlaced,
+            Ok(Err(end)) => end,
+            Err(_) => End::Lost(LinkError::Broken("the publisher panicked")),
+        };
         self.set_connected(false);
         for sent in unconfirmed.iter_mut() {
             self.tell_sent(sent, Outcome::Unknown);

@@ -48,10 +48,7 @@ impl Gateway {
     fn publishing_to(config: QueueConfig, queue: TestQueue) -> Self {
         let inventory = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let config = gateway::Config {
-            http: HttpConfig {
-                address: ([127, 0, 0, 1], 0).into(),
-                workers: WORKERS,
-            },
+            http: HttpConfig::on_loopback(WORKERS),
             inventory: inventory.address(),
             limits: Limits::default(),
             queue: config,

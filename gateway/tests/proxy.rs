@@ -58,10 +58,7 @@ impl Gateway {
 /// One worker, so that it is always the same one whose connection is used again.
 fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gateway> {
     let config = gateway::Config {
-        http: HttpConfig {
-            address: ([127, 0, 0, 1], 0).into(),
-            workers: 1,
-        },
+        http: HttpConfig::on_loopback(1),
         inventory,
         limits,
         queue: QueueConfig {
@@ -407,6 +404,7 @@ fn status_headers_and_content_come_back_as_they_were_sent() {
     ];
     assert_eq!(reply.values("set-cookie"), cookies);
     let expected = pairs(&[
+        ("connection", "close"),
         ("content-encoding", "gzip"),
         ("content-length", "14"),
         ("content-type", "text/plain"),
@@ -445,7 +443,11 @@ fn headers_of_the_inner_connection_do_not_reach_the_client() {
 
     let reply = gateway.get().without(&["date", "x-request-id"]);
 
-    let expected = pairs(&[("content-length", "2"), ("x-kept", "1")]);
+    let expected = pairs(&[
+        ("connection", "close"),
+        ("content-length", "2"),
+        ("x-kept", "1"),
+    ]);
     assert_eq!(
         (sorted(reply.headers), reply.body.as_str()),
         (expected, "ok")

@@ -1,14 +1,12 @@
 //! Movies over HTTP.
 
-use common::http::{
-    Dependency, HandlerResult, Page, Problem, Request, Response, Route, Service, Verb,
-};
+use common::http::{HandlerResult, Page, Problem, Request, Response, Route, Verb};
 use serde_json::json;
 
 use crate::movie::{MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::MovieStore;
 
-const ROUTES: &[Route<MovieStore>] = &[
+pub(crate) const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Get, "/api/movies", list_movies),
     (Verb::Post, "/api/movies", create_movie),
     (Verb::Delete, "/api/movies", delete_all_movies),
@@ -16,20 +14,6 @@ const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Put, "/api/movies/:id", change_movie),
     (Verb::Delete, "/api/movies/:id", delete_movie),
 ];
-
-pub(crate) fn service() -> Service<MovieStore> {
-    Service {
-        routes: ROUTES,
-        dependencies,
-    }
-}
-
-fn dependencies(movies: &mut MovieStore) -> Vec<Dependency> {
-    vec![Dependency {
-        name: "postgresql",
-        up: movies.is_up(),
-    }]
-}
 
 fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query(request)?;

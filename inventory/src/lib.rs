@@ -6,12 +6,12 @@ mod movie;
 mod api;
 mod store;
 
-use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use common::db::Database;
-use common::http::Server;
+use common::http::{Dependency, Hall, Server};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
@@ -31,13 +31,22 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
-    let server = Server::start(
-        &config.http,
-        api::service(),
-        &metrics,
-        shutdown,
-        move || MovieStore::new(&database),
-    )?;
+    let movies = {
+        let database = Arc::clone(&database);
+        Hall::new("/api/movies", config.http.workers, api::ROUTES, move || {
+            MovieStore::new(&database)
+        })
+    };
+    let dependencies = move || {
+        let mut movies = MovieStore::new(&database);
+        move || {
+            vec![Dependency {
+                name: "postgresql",
+                up: movies.is_up(),
+            }]
+        }
+    };
+    let server = Server::start(&config.http, vec![movies], dependencies, &metrics, shutdown)?;
     Ok(Inventory { server, bring_up })
 }
 
@@ -50,9 +59,8 @@ impl Inventory {
 }
 
 impl Running for Inventory {
-    fn join(self) -> io::Result<()> {
-        let outcome = self.server.join();
+    fn join(self) {
+        self.server.join();
         let _ = self.bring_up.join();
-        outcome
     }
 }

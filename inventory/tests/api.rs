@@ -18,10 +18,7 @@ impl Inventory {
     fn start() -> Self {
         let database = TestDatabase::create();
         let config = inventory::Config {
-            http: HttpConfig {
-                address: ([127, 0, 0, 1], 0).into(),
-                workers: WORKERS,
-            },
+            http: HttpConfig::on_loopback(WORKERS),
             database: database.config(),
         };
         let service = Service::start(
@@ -567,10 +564,7 @@ fn a_broken_table_costs_its_callers_a_500_that_tells_nothing_and_heals_with_the_
 fn two_services_may_bring_up_one_schema_at_once() {
     let database = TestDatabase::create();
     let config = inventory::Config {
-        http: HttpConfig {
-            address: ([127, 0, 0, 1], 0).into(),
-            workers: WORKERS,
-        },
+        http: HttpConfig::on_loopback(WORKERS),
         database: database.config(),
     };
     let services: Vec<_> = (0..4)

@@ -2,6 +2,8 @@
 //! state to a [`Response`] or a [`Problem`]; everything around it is done here, once.
 
 mod edge;
+mod exchange;
+mod operations;
 mod page;
 mod problem;
 mod request;
@@ -9,9 +11,11 @@ mod response;
 mod router;
 mod server;
 
+pub use edge::EdgeLimits;
+pub use operations::{Dependency, health};
 pub use page::Page;
 pub use problem::Problem;
 pub use request::{Method, Request};
 pub use response::{Body, Fill, Response, Stream};
 pub use router::{Handler, HandlerResult, Route, Verb};
-pub use server::{Dependency, HttpConfig, Server, Service, health};
+pub use server::{Hall, HttpConfig, Server};

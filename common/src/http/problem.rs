@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::edge::Refusal;
 use super::response::{Response, reason_phrase};
 
 /// After how many seconds a client may try again when something of ours was down.
@@ -75,10 +76,16 @@ impl Problem {
         Self::new(411, "send a body with its Content-Length")
     }
 
-    /// 413; `limit_bytes` is the most that a body may have.
+    /// What the edge does not take.
     #[must_use]
-    pub fn content_too_large(limit_bytes: usize) -> Self {
-        Self::new(413, format!("a body may have at most {limit_bytes} bytes"))
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        let status = refusal.status;
+        let problem = Self::new(status, refusal.detail);
+        if status == 503 {
+            problem.with_header("retry-after", RETRY_AFTER_SECONDS)
+        } else {
+            problem
+        }
     }
 
     /// 415: the body is said to be something else than JSON.

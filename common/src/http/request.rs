@@ -1,18 +1,14 @@
 //! A request as a handler sees it: checked, and whole in memory.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
+use super::edge::EDGE_HEADER;
 use super::problem::Problem;
-
-/// The most that a body may have, in bytes.
-pub(super) const BODY_BYTES_MAX: usize = 1024 * 1024;
-
-/// The most that a request id taken from a client may have.
-const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// A request method; names are case-sensitive (RFC 9110 §9.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +58,8 @@ pub struct Request {
     pub method: Method,
     /// Path and query, byte for byte as the client sent them.
     pub target: String,
-    /// The headers in their order, names as the client wrote them.
+    /// The headers in their order, names as the client wrote them. Values are read as
+    /// ISO 8859-1, one character for each octet (RFC 9110 §5.5 leaves their meaning open).
     pub headers: Vec<(String, String)>,
     /// The content; empty where there was none.
     pub body: Vec<u8>,
@@ -185,19 +182,91 @@ pub(super) fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<
         .map(|(_, value)| value.as_str())
 }
 
-/// The client's request id where it is well-formed, else one made here. Only characters that
-/// stand unquoted in a log line are taken.
-pub(super) fn request_id(given: Option<&str>) -> String {
-    let well_formed = |id: &str| {
-        !id.is_empty()
-            && id.len() <= REQUEST_ID_BYTES_MAX
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b))
-    };
-    match given {
-        Some(id) if well_formed(id) => id.to_owned(),
-        _ => uuid::Uuid::new_v4().to_string(),
+/// What a worker must know of the client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LaneFlags {
+    /// The client knows no chunks.
+    pub(crate) http_10: bool,
+    /// This answer is the last on its connection.
+    pub(crate) close: bool,
+}
+
+impl fmt::Display for LaneFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.http_10, self.close) {
+            (false, false) => "-",
+            (false, true) => "c",
+            (true, false) => "0",
+            (true, true) => "0c",
+        })
+    }
+}
+
+/// A request as it comes off a lane.
+#[derive(Debug)]
+pub(super) struct LaneRequest {
+    pub(super) request: Request,
+    pub(super) lane: usize,
+    pub(super) flags: LaneFlags,
+}
+
+impl LaneRequest {
+    /// None where the first header is not the edge's own: lane, client, flags, request id.
+    pub(super) fn read<'a>(
+        method: &str,
+        target: &str,
+        mut headers: impl Iterator<Item = (&'a str, &'a str)>,
+        body: Vec<u8>,
+    ) -> Option<Self> {
+        let (_, edge) = headers.next().filter(|(name, _)| *name == EDGE_HEADER)?;
+        let mut words = edge.split(' ');
+        let lane = words.next()?.parse().ok()?;
+        let client: SocketAddr = words.next()?.parse().ok()?;
+        let flags = words.next()?;
+        let request_id = words.next()?.to_owned();
+        let headers = headers.filter(|(name, _)| !name.eq_ignore_ascii_case(EDGE_HEADER));
+        let request = Request {
+            method: Method::new(method),
+            target: target.to_owned(),
+            headers: headers.map(|(name, value)| decoded(name, value)).collect(),
+            body,
+            request_id,
+            client: client.ip(),
+            params: Vec::new(),
+        };
+        let flags = LaneFlags {
+            http_10: flags.contains('0'),
+            close: flags.contains('c'),
+        };
+        Some(Self {
+            request,
+            lane,
+            flags,
+        })
+    }
+}
+
+/// The name of a header that carries another one whose value is not ASCII, which tiny_http does
+/// not read.
+const OCTETS_HEADER: &str = "x-edge-octets";
+
+/// What is percent-encoded there.
+const OCTETS: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b' ').add(b'%');
+
+/// Writes such a header.
+pub(super) fn encode_octets(line: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let value = percent_encoding::percent_encode(value, OCTETS);
+    line.extend_from_slice(format!("{OCTETS_HEADER}: {name} {value}").as_bytes());
+}
+
+/// A header as the client sent it.
+fn decoded(name: &str, value: &str) -> (String, String) {
+    match value.split_once(' ') {
+        Some((original, octets)) if name == OCTETS_HEADER => (
+            original.to_owned(),
+            percent_decode_str(octets).map(char::from).collect(),
+        ),
+        _ => (name.to_owned(), value.to_owned()),
     }
 }
 
@@ -326,17 +395,56 @@ mod tests {
     }
 
     #[test]
-    fn only_a_request_id_that_can_stand_in_a_log_line_is_taken() {
-        assert_eq!(request_id(Some("order-7/a.b:c")), "order-7/a.b:c");
-        for given in [
-            None,
-            Some(""),
-            Some("two words"),
-            Some("a\"b"),
-            Some("ü"),
-            Some(&"a".repeat(129)),
-        ] {
-            assert_eq!(request_id(given).len(), 36, "{given:?}");
-        }
+    fn a_header_of_any_octets_crosses_the_lane_as_it_was() {
+        let value: Vec<u8> = (1..=255).filter(|b| !matches!(b, b'\n' | b'\r')).collect();
+        let mut line = Vec::new();
+        encode_octets(&mut line, "X-Note", &value);
+        let line = String::from_utf8(line).expect("ASCII");
+        let (name, carried) = line.split_once(": ").expect("a header");
+
+        let headers = [
+            (EDGE_HEADER, "00007 192.0.2.1:80 0c trace-7"),
+            (name, carried),
+        ];
+        let read =
+            LaneRequest::read("GET", "/", headers.into_iter(), Vec::new()).expect("a request");
+
+        assert_eq!(
+            (read.lane, read.flags),
+            (
+                7,
+                LaneFlags {
+                    http_10: true,
+                    close: true
+                }
+            )
+        );
+        assert_eq!(read.request.client, IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(read.request.request_id, "trace-7");
+        let octets: Vec<u8> = read
+            .request
+            .header("x-note")
+            .unwrap()
+            .chars()
+            .map(|c| c as u8)
+            .collect();
+        assert_eq!(octets, value);
+    }
+
+    #[test]
+    fn what_a_client_puts_into_the_header_of_the_edge_is_not_read() {
+        let headers = [
+            (EDGE_HEADER, "00001 192.0.2.1:80 - id"),
+            (EDGE_HEADER, "00002 10.0.0.1:1 - forged"),
+        ];
+
+        let read =
+            LaneRequest::read("GET", "/", headers.into_iter(), Vec::new()).expect("a request");
+
+        assert_eq!(
+            (read.lane, read.request.client),
+            (1, IpAddr::from([192, 0, 2, 1]))
+        );
+        assert_eq!(read.request.headers, []);
     }
 }

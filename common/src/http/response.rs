@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::problem::Problem;
+use super::request::LaneFlags;
 
 /// A stream is written in pieces of about this size, and one that ends before it is sent like
 /// any other body, with its length.
@@ -139,8 +140,7 @@ impl<'a> Response<'a> {
     }
 
     /// Writes the answer. `head_only` answers a HEAD request: the head as for GET, no content.
-    /// `http_10` is a client that knows no chunks: the end of the connection ends its answer.
-    pub(super) fn write_to(self, out: &mut dyn Write, head_only: bool, http_10: bool) -> Sent {
+    pub(super) fn write_to(self, out: &mut dyn Write, head_only: bool, flags: LaneFlags) -> Sent {
         let mut buffer = Vec::with_capacity(512);
         push_head(&mut buffer, self.status, &self.headers);
         match self.body {
@@ -155,7 +155,7 @@ impl<'a> Response<'a> {
                 }
                 Sent::from(out.write_all(&buffer).and_then(|()| out.flush()))
             }
-            Body::Stream(stream) => write_stream(out, buffer, stream, head_only, http_10),
+            Body::Stream(stream) => write_stream(out, buffer, stream, head_only, flags),
         }
     }
 }
@@ -165,6 +165,8 @@ impl<'a> Response<'a> {
 pub(super) enum Sent {
     /// All of it went out.
     Whole,
+    /// All of it went out, and the end of the connection is to be its end.
+    UntilTheEnd,
     /// Nothing went out: the stream had a problem before its first piece.
     Refused(Problem),
     /// The stream had a problem midway: the client holds a part, and must be able to tell.
@@ -195,7 +197,7 @@ fn write_stream(
     mut head: Vec<u8>,
     mut stream: Stream<'_>,
     head_only: bool,
-    http_10: bool,
+    flags: LaneFlags,
 ) -> Sent {
     let mut piece = vec![0; CHUNK_HEAD_BYTES];
     let mut ended = false;
@@ -217,8 +219,8 @@ fn write_stream(
             push_length(&mut head, length);
             Framing::Length
         }
-        None if http_10 => {
-            head.extend_from_slice(b"connection: close\r\n\r\n");
+        None if flags.http_10 => {
+            head.extend_from_slice(b"\r\n");
             Framing::ConnectionEnd
         }
         None => {
@@ -238,11 +240,6 @@ fn write_stream(
         }
         piece.truncate(CHUNK_HEAD_BYTES);
         if let Err(problem) = (stream.fill)(&mut piece) {
-            if framing == Framing::Chunked {
-                // No chunk size: the client's parser fails here instead of taking a part of
-                // the answer for all of it.
-                let _ = out.write_all(b"broken off\r\n").and_then(|()| out.flush());
-            }
             return Sent::BrokenOff(problem);
         }
         if piece.len() == CHUNK_HEAD_BYTES {
@@ -251,7 +248,14 @@ fn write_stream(
             } else {
                 b""
             };
-            return Sent::from(out.write_all(end).and_then(|()| out.flush()));
+            if let Err(error) = out.write_all(end).and_then(|()| out.flush()) {
+                return Sent::ClientGone(error);
+            }
+            return if framing == Framing::ConnectionEnd {
+                Sent::UntilTheEnd
+            } else {
+                Sent::Whole
+            };
         }
     }
 }
@@ -276,14 +280,16 @@ fn push_head(buffer: &mut Vec<u8>, status: u16, headers: &[(Cow<'_, str>, Cow<'_
         buffer.extend_from_slice(name.as_bytes());
         buffer.extend_from_slice(b": ");
         // A line break in a value would end the header, and what follows would be the client's
-        // to misread (response splitting).
-        buffer.extend(value.bytes().map(|b| {
-            if b == b'\r' || b == b'\n' || b == 0 {
-                b' '
-            } else {
-                b
-            }
-        }));
+        // to misread (response splitting). Values are ISO 8859-1, as in requests.
+        buffer.extend(
+            value
+                .chars()
+                .map(|character| match u8::try_from(character) {
+                    Ok(b'\r' | b'\n' | 0) => b' ',
+                    Ok(octet) => octet,
+                    Err(_) => b'?',
+                }),
+        );
         buffer.extend_from_slice(b"\r\n");
     }
     if !dated {
@@ -338,11 +344,20 @@ pub(super) fn reason_phrase(status: u16) -> &'static str {
 mod tests {
     use super::*;
 
+    const HTTP_11: LaneFlags = LaneFlags {
+        http_10: false,
+        close: false,
+    };
+    const HTTP_10: LaneFlags = LaneFlags {
+        http_10: true,
+        close: true,
+    };
+
     fn sent(response: Response<'_>) -> String {
         let mut out = Vec::new();
         let sent = response
             .with_header("date", "now")
-            .write_to(&mut out, false, false);
+            .write_to(&mut out, false, HTTP_11);
         assert!(matches!(sent, Sent::Whole | Sent::BrokenOff(_)), "{sent:?}");
         String::from_utf8(out).unwrap()
     }
@@ -398,7 +413,7 @@ mod tests {
         let mut out = Vec::new();
         let values = std::iter::once(Err::<(), _>(Problem::internal("the table is gone")));
 
-        let sent = Response::json_array(200, values).write_to(&mut out, false, false);
+        let sent = Response::json_array(200, values).write_to(&mut out, false, HTTP_11);
 
         assert!(matches!(sent, Sent::Refused(problem) if problem.status == 500));
         assert!(out.is_empty());
@@ -417,11 +432,16 @@ mod tests {
     fn a_client_of_http_1_0_gets_no_chunks() {
         let mut out = Vec::new();
 
-        let _ = Response::json_array(200, numbers(50_000)).write_to(&mut out, false, true);
+        let sent = Response::json_array(200, numbers(50_000)).write_to(&mut out, false, HTTP_10);
+
+        assert!(matches!(sent, Sent::UntilTheEnd));
 
         let text = String::from_utf8(out).unwrap();
         let (head, content) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains("connection: close") && !head.contains("transfer-encoding"));
+        assert!(
+            !head.contains("transfer-encoding") && !head.contains("content-length"),
+            "{head}"
+        );
         assert_eq!(
             serde_json::from_str::<Vec<usize>>(content).unwrap().len(),
             50_000
@@ -434,7 +454,7 @@ mod tests {
 
         let _ = Response::json(200, &[1, 2])
             .with_header("date", "now")
-            .write_to(&mut out, true, false);
+            .write_to(&mut out, true, HTTP_11);
 
         assert_eq!(
             String::from_utf8(out).unwrap(),

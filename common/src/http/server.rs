@@ -1,42 +1,54 @@
 //! The worker threads. Each takes one request at a time and owns the state that its handlers
 //! use, so a service has as many connections to its database as it has workers, and no lock.
+//! Workers stand in halls, one for each kind of request: when those of one hall all wait for
+//! something slow, the others go on.
 
-use std::io::{self, Read, Write};
+use std::fs::DirBuilder;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, select};
-use serde_json::json;
-
-use super::edge;
+use super::edge::{Acceptor, Edge, EdgeLimits, HallLanes, LaneHandles, Lanes, PROOF_TARGET};
+use super::exchange::{After, Exchange};
+use super::operations::{self, Dependencies, Dependency};
 use super::problem::Problem;
-use super::request::{self, BODY_BYTES_MAX, Method, Request};
-use super::response::{Response, Sent};
+use super::request::{LaneRequest, Request};
+use super::response::Response;
 use super::router::{self, Destination, HandlerResult, Route};
 use crate::env::{ConfigError, Vars};
 use crate::metrics::Metrics;
 use crate::process::StartError;
 use crate::shutdown::Shutdown;
 
-/// What a worker needs of its stack, measured with room to spare.
+/// What a worker needs of its stack, with room to spare.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
-/// Where a server listens, and with how many workers.
+/// How long connections may take to end after the shutdown was requested.
+const DRAIN_LIMIT: Duration = Duration::from_secs(8);
+
+/// Where a server listens, with how many workers, and what it puts up with.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
     /// Port 0 lets the system choose.
     pub address: SocketAddr,
-    /// How many requests are worked on at the same time.
+    /// Whether another process may listen there too, to take over without a gap.
+    pub reuse_port: bool,
+    /// How many requests of one kind are worked on at the same time.
     pub workers: usize,
+    /// What clients may do.
+    pub limits: EdgeLimits,
 }
 
 impl HttpConfig {
-    /// From `LISTEN_ADDRESS`, the port that `port_key` names, and `HTTP_WORKERS` where it is
-    /// set; else `workers`.
+    /// From `LISTEN_ADDRESS`, the port that `port_key` names, and the optional `HTTP_…`
+    /// variables.
     pub fn from_vars(vars: &Vars, port_key: &str, workers: usize) -> Result<Self, ConfigError> {
         let address: IpAddr = vars.parsed("LISTEN_ADDRESS", "an IP address such as 0.0.0.0")?;
         let expected = "a whole number from 1 to 1024";
@@ -46,144 +58,281 @@ impl HttpConfig {
         }
         Ok(Self {
             address: SocketAddr::new(address, vars.port(port_key)?),
+            reuse_port: vars.parsed_or("HTTP_REUSE_PORT", "true or false", false)?,
             workers,
+            limits: EdgeLimits::from_vars(vars)?,
         })
+    }
+
+    /// On a loopback port that the system chooses, for tests.
+    #[must_use]
+    pub fn on_loopback(workers: usize) -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            reuse_port: false,
+            workers,
+            limits: EdgeLimits::default(),
+        }
     }
 }
 
-/// What a server answers with. `/health` and `/metrics` are the same for all.
-pub struct Service<S: 'static> {
-    /// The table of handlers.
-    pub routes: &'static [Route<S>],
-    /// What the service needs and whether it is there, asked by `/ready`.
-    pub dependencies: fn(&mut S) -> Vec<Dependency>,
+/// What the thread of a worker does.
+type Work = dyn Fn(&tiny_http::Server, &Context) + Send + Sync;
+
+/// The workers for one kind of request.
+pub struct Hall {
+    prefix: &'static str,
+    workers: usize,
+    work: Arc<Work>,
 }
 
-/// Something that a service cannot work without.
-#[derive(Debug)]
-pub struct Dependency {
-    /// As `/ready` shows it: `postgresql`.
-    pub name: &'static str,
-    /// Whether it answers.
-    pub up: bool,
+impl Hall {
+    /// For `prefix` and all paths below it; the empty prefix takes what no other hall does.
+    /// `state` makes what a worker owns, in that worker.
+    pub fn new<S: 'static>(
+        prefix: &'static str,
+        workers: usize,
+        routes: &'static [Route<S>],
+        state: impl Fn() -> S + Send + Sync + 'static,
+    ) -> Self {
+        let work = move |tiny: &tiny_http::Server, context: &Context| {
+            Worker {
+                routes,
+                context,
+                state: state(),
+            }
+            .run(tiny, &state);
+        };
+        Self {
+            prefix,
+            workers,
+            work: Arc::new(work),
+        }
+    }
+
+    /// Opens the hall: its tiny_http behind a socket in `directory`, its workers as they are
+    /// needed.
+    fn open(
+        self,
+        directory: &Path,
+        name: usize,
+        limits: &EdgeLimits,
+        metrics: &Metrics,
+    ) -> io::Result<(OpenHall, HallLanes)> {
+        let socket = directory.join(name.to_string());
+        let listener = UnixListener::bind(&socket)?;
+        let tiny = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+        let tiny = Arc::new(tiny);
+        let handles = LaneHandles::new(self.workers);
+        let context = Arc::new(Context {
+            metrics: metrics.clone(),
+            lanes: Arc::clone(&handles),
+            closing: AtomicBool::new(false),
+        });
+        let start_worker = {
+            let (tiny, context, work) = (Arc::clone(&tiny), Arc::clone(&context), self.work);
+            move |number: usize| {
+                let (tiny, context, work) =
+                    (Arc::clone(&tiny), Arc::clone(&context), Arc::clone(&work));
+                thread::Builder::new()
+                    .name(format!("http-{name}-{number}"))
+                    .stack_size(WORKER_STACK_BYTES)
+                    .spawn(move || work(&tiny, &context))
+            }
+        };
+        let lanes = Lanes::open(
+            socket,
+            self.workers,
+            limits,
+            handles,
+            Box::new(start_worker),
+        )?;
+        let hall = OpenHall { tiny, context };
+        Ok((
+            hall,
+            HallLanes {
+                prefix: self.prefix,
+                lanes,
+            },
+        ))
+    }
+}
+
+/// What the workers of a hall share.
+struct Context {
+    metrics: Metrics,
+    lanes: Arc<LaneHandles>,
+    /// No request will come any more.
+    closing: AtomicBool,
+}
+
+struct OpenHall {
+    tiny: Arc<tiny_http::Server>,
+    context: Arc<Context>,
 }
 
 /// A running server.
 pub struct Server {
-    address: SocketAddr,
-    tiny: Arc<tiny_http::Server>,
-    workers: Vec<JoinHandle<()>>,
+    acceptor: Acceptor,
+    halls: Vec<OpenHall>,
     shutdown: Shutdown,
-    listener_failed: Receiver<io::Error>,
+    /// Where the private sockets are; removed with the server.
+    _directory: PrivateDirectory,
 }
 
 impl Server {
-    /// Starts listening and working; `state` makes what a worker owns, in that worker.
-    pub fn start<S>(
+    /// Starts listening and working. `dependencies` makes, in a worker of its own, what
+    /// `/ready` asks.
+    pub fn start<D>(
         config: &HttpConfig,
-        service: Service<S>,
+        halls: Vec<Hall>,
+        dependencies: impl Fn() -> D + Send + Sync + 'static,
         metrics: &Metrics,
         shutdown: &Shutdown,
-        state: impl Fn() -> S + Send + Sync + 'static,
-    ) -> Result<Self, StartError> {
-        Self::try_start(config, service, metrics, shutdown, state).map_err(|error| {
+    ) -> Result<Self, StartError>
+    where
+        D: FnMut() -> Vec<Dependency> + 'static,
+    {
+        let operations = Hall::new("", 1, operations::ROUTES, move || {
+            Box::new(dependencies()) as Dependencies
+        });
+        Self::try_start(config, halls, operations, metrics, shutdown).map_err(|error| {
             StartError::System(format!("cannot listen on {}", config.address), error)
         })
     }
 
-    fn try_start<S>(
+    fn try_start(
         config: &HttpConfig,
-        service: Service<S>,
+        halls: Vec<Hall>,
+        operations: Hall,
         metrics: &Metrics,
         shutdown: &Shutdown,
-        state: impl Fn() -> S + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let listener = edge::listen(config.address)?;
-        let address = listener.local_addr()?;
-        let tiny =
-            Arc::new(tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?);
-        let (failed, listener_failed) = crossbeam_channel::bounded(1);
-        let shared = Arc::new(Shared {
-            service,
-            metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
-            state,
-            failed,
-        });
-        log::info!(address = address.to_string().as_str(), workers = config.workers; "listening");
-        let workers = (1..=config.workers)
-            .map(|number| {
-                let (tiny, shared) = (Arc::clone(&tiny), Arc::clone(&shared));
-                thread::Builder::new()
-                    .name(format!("http-{number}"))
-                    .stack_size(WORKER_STACK_BYTES)
-                    .spawn(move || work(&tiny, &shared))
-            })
-            .collect::<io::Result<_>>()?;
+        let directory = PrivateDirectory::create()?;
+        let (mut open_halls, mut lanes) = (Vec::new(), Vec::new());
+        // The operations' hall takes what no other does, so it is asked last.
+        for (name, hall) in halls.into_iter().chain([operations]).enumerate() {
+            let (open, of_hall) = hall.open(&directory.path, name, &config.limits, metrics)?;
+            open_halls.push(open);
+            lanes.push(of_hall);
+        }
+        let edge = Edge::new(config.limits.clone(), lanes, metrics, shutdown);
+        let acceptor = Acceptor::start(config.address, config.reuse_port, edge)?;
+        log::info!(
+            address = acceptor.address.to_string().as_str(), workers = config.workers;
+            "listening"
+        );
         Ok(Self {
-            address,
-            tiny,
-            workers,
+            acceptor,
+            halls: open_halls,
             shutdown: shutdown.clone(),
-            listener_failed,
+            _directory: directory,
         })
     }
 
     /// Where it listens, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.acceptor.address
     }
 
-    /// Waits for the shutdown, then until every accepted request is answered. An error means
-    /// that the listener failed, and that nobody can be served any more.
-    pub fn join(self) -> io::Result<()> {
-        let outcome = select! {
-            recv(self.shutdown.requested()) -> _ => Ok(()),
-            recv(self.listener_failed) -> error => Err(error.unwrap_or_else(io::Error::other)),
-        };
-        for worker in self.workers {
-            // Each call wakes one worker, and one that wakes ends.
-            while !worker.is_finished() {
-                self.tiny.unblock();
-                thread::yield_now();
-            }
-            let _ = worker.join();
-        }
-        outcome
-    }
-}
-
-/// What all workers of a server share.
-struct Shared<S: 'static, F> {
-    service: Service<S>,
-    metrics: Metrics,
-    shutdown: Shutdown,
-    state: F,
-    failed: Sender<io::Error>,
-}
-
-fn work<S, F: Fn() -> S>(tiny: &tiny_http::Server, shared: &Shared<S, F>) {
-    let mut state = (shared.state)();
-    loop {
-        // At the shutdown, what was accepted is still answered.
-        let incoming = if shared.shutdown.is_requested() {
-            match tiny.try_recv() {
-                Ok(Some(incoming)) => incoming,
-                Ok(None) | Err(_) => return,
-            }
-        } else {
-            match tiny.recv() {
-                Ok(incoming) => incoming,
-                Err(_) if shared.shutdown.is_requested() => continue,
-                Err(error) => {
-                    let _ = shared.failed.try_send(error);
-                    return;
+    /// Waits for the shutdown, then until every accepted request is answered.
+    pub fn join(self) {
+        self.shutdown.wait();
+        let edge = self.acceptor.join(Instant::now() + DRAIN_LIMIT);
+        for (hall, lanes) in self.halls.iter().zip(&edge.halls) {
+            hall.context.closing.store(true, Ordering::Relaxed);
+            for worker in lanes.lanes.close() {
+                // Each call wakes one worker, and one that wakes ends.
+                while !worker.is_finished() {
+                    hall.tiny.unblock();
+                    thread::yield_now();
                 }
+                let _ = worker.join();
+            }
+        }
+    }
+}
+
+/// A worker with what it owns.
+struct Worker<'c, S: 'static> {
+    routes: &'static [Route<S>],
+    context: &'c Context,
+    state: S,
+}
+
+impl<S> Worker<'_, S> {
+    fn run(&mut self, tiny: &tiny_http::Server, new_state: &dyn Fn() -> S) {
+        while !self.context.closing.load(Ordering::Relaxed) {
+            let Ok(incoming) = tiny.recv() else { continue };
+            if incoming.url() == PROOF_TARGET {
+                // A lane that was just opened asks whether anybody is here.
+                let mut out = incoming.into_writer();
+                let _ = out.write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+                let _ = out.flush();
+            } else if self.serve(incoming) == Served::Panicked {
+                // What the handler left behind may be half done.
+                self.state = new_state();
+            }
+        }
+    }
+
+    /// From the request's arrival to its line in the log.
+    fn serve(&mut self, mut incoming: tiny_http::Request) -> Served {
+        let started = Instant::now();
+        let LaneRequest {
+            request,
+            lane,
+            flags,
+        } = match receive(&mut incoming) {
+            Ok(received) => received,
+            Err(error) => {
+                log::error!(cause = error.to_string().as_str(); "a lane was cut off");
+                return Served::Normally;
             }
         };
-        if serve(&mut state, shared, incoming) == Served::Panicked {
-            state = (shared.state)();
+        let mut request = request;
+        let mut out = Tracked {
+            out: incoming.into_writer(),
+            begun: false,
+        };
+        let mut exchange = Exchange {
+            request_id: request.request_id.clone(),
+            client: request.client,
+            method: request.method.as_str().to_owned(),
+            target: request.target.clone(),
+            route: "none",
+            status: 500,
+            cause: None,
+            broken_off: false,
+            started,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let result = dispatch(
+                self.routes,
+                &mut self.state,
+                &mut request,
+                &mut exchange.route,
+            );
+            exchange.answer(result, &mut out, flags)
+        }));
+        let after = outcome.as_ref().copied().unwrap_or_else(|_| {
+            let problem = Err(Problem::internal("the handler panicked"));
+            if out.begun {
+                After::End
+            } else {
+                exchange.answer(problem, &mut out, flags)
+            }
+        });
+        drop(out);
+        if after == After::End {
+            self.context.lanes.end(lane);
+        }
+        exchange.record(&self.context.metrics);
+        if outcome.is_err() {
+            Served::Panicked
+        } else {
+            Served::Normally
         }
     }
 }
@@ -194,103 +343,26 @@ enum Served {
     Panicked,
 }
 
-/// From the request's arrival to its line in the log.
-fn serve<S, F>(state: &mut S, shared: &Shared<S, F>, mut incoming: tiny_http::Request) -> Served {
-    let started = Instant::now();
-    let http_10 = *incoming.http_version() <= tiny_http::HTTPVersion(1, 0);
-    let (mut request, refused) = receive(&mut incoming);
-    let mut out = Tracked {
-        out: incoming.into_writer(),
-        begun: AtomicBool::new(false),
-    };
-    let mut exchange = Exchange {
-        route: "none",
-        status: 500,
-        cause: None,
-        broken_off: false,
-    };
-
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let result = match refused {
-            Some(problem) => Err(problem),
-            None => dispatch(state, shared, &mut request, &mut exchange.route),
-        };
-        exchange.answer(
-            &request,
-            result,
-            &mut out,
-            shared.shutdown.is_requested(),
-            http_10,
-        );
-    }));
-    if outcome.is_err() {
-        exchange.cause = Some("the handler panicked".to_owned());
-        if !out.begun.load(Ordering::Relaxed) {
-            let problem = Err(Problem::internal("the handler panicked"));
-            exchange.answer(&request, problem, &mut out, true, http_10);
-        }
-    }
-    exchange.record(&request, started, &shared.metrics);
-    if outcome.is_err() {
-        Served::Panicked
-    } else {
-        Served::Normally
-    }
-}
-
-/// Reads the request into memory; the problem is one that no handler should see.
-fn receive(incoming: &mut tiny_http::Request) -> (Request, Option<Problem>) {
-    let headers: Vec<(String, String)> = incoming
+/// Reads a request off its lane, where the edge has put all of it.
+fn receive(incoming: &mut tiny_http::Request) -> io::Result<LaneRequest> {
+    let mut body = Vec::with_capacity(incoming.body_length().unwrap_or(0));
+    incoming.as_reader().read_to_end(&mut body)?;
+    let headers = incoming
         .headers()
         .iter()
-        .map(|header| (header.field.to_string(), header.value.to_string()))
-        .collect();
-    let mut request = Request {
-        method: Method::new(incoming.method().as_str()),
-        target: incoming.url().to_owned(),
-        request_id: request::request_id(request::header(&headers, "x-request-id")),
-        client: incoming
-            .remote_addr()
-            .map_or(IpAddr::from([0, 0, 0, 0]), SocketAddr::ip),
-        headers,
-        body: Vec::new(),
-        params: Vec::new(),
-    };
-    if incoming
-        .body_length()
-        .is_some_and(|length| length > BODY_BYTES_MAX)
-    {
-        return (request, Some(Problem::content_too_large(BODY_BYTES_MAX)));
-    }
-    let limit = BODY_BYTES_MAX as u64 + 1;
-    let refused = match incoming
-        .as_reader()
-        .take(limit)
-        .read_to_end(&mut request.body)
-    {
-        Ok(_) if request.body.len() > BODY_BYTES_MAX => {
-            Some(Problem::content_too_large(BODY_BYTES_MAX))
-        }
-        Ok(_) => None,
-        Err(error) => Some(Problem::bad_request(format!(
-            "the body could not be read: {error}"
-        ))),
-    };
-    (request, refused)
+        .map(|header| (header.field.as_str().as_str(), header.value.as_str()));
+    LaneRequest::read(incoming.method().as_str(), incoming.url(), headers, body)
+        .ok_or_else(|| io::Error::other("the edge's header is missing"))
 }
 
 /// To the handler, or to what every resource answers alike.
-fn dispatch<'a, S, F>(
+fn dispatch<'a, S>(
+    routes: &'static [Route<S>],
     state: &'a mut S,
-    shared: &Shared<S, F>,
     request: &mut Request,
     route: &mut &'static str,
 ) -> HandlerResult<'a> {
-    if let Some(operation) = OPERATIONS.iter().find(|path| **path == request.path()) {
-        *route = operation;
-        return operate(state, shared, request);
-    }
-    match router::find(shared.service.routes, &request.method, request.path()) {
+    match router::find(routes, &request.method, request.path()) {
         Destination::Handler {
             pattern,
             handler,
@@ -315,171 +387,39 @@ fn dispatch<'a, S, F>(
     }
 }
 
-const HEALTH: &str = "/health";
-const READY: &str = "/ready";
-const METRICS: &str = "/metrics";
-const OPERATIONS: [&str; 3] = [HEALTH, READY, METRICS];
-
-/// What an operator asks of every program.
-fn operate<'a, S, F>(state: &mut S, shared: &Shared<S, F>, request: &Request) -> HandlerResult<'a> {
-    const ALLOW: &str = "GET, HEAD, OPTIONS";
-    match (&request.method, request.path()) {
-        (Method::Options, _) => Ok(Response::empty(204).with_header("allow", ALLOW)),
-        (Method::Get | Method::Head, HEALTH) => Ok(health()),
-        (Method::Get | Method::Head, READY) => readiness(&(shared.service.dependencies)(state)),
-        (Method::Get | Method::Head, _) => Ok(Response::text(
-            200,
-            "text/plain; version=0.0.4; charset=utf-8",
-            shared.metrics.text(),
-        )),
-        _ => Err(Problem::method_not_allowed(ALLOW.to_owned())),
-    }
-}
-
-/// The answer that says that the process lives.
-#[must_use]
-pub fn health() -> Response<'static> {
-    Response::json(200, &json!({ "status": "ok" }))
-}
-
-fn readiness<'a>(dependencies: &[Dependency]) -> HandlerResult<'a> {
-    let states: serde_json::Map<_, _> = dependencies
-        .iter()
-        .map(|dependency| {
-            (
-                dependency.name.to_owned(),
-                json!(if dependency.up { "up" } else { "down" }),
-            )
-        })
-        .collect();
-    if dependencies.iter().all(|dependency| dependency.up) {
-        return Ok(Response::json(
-            200,
-            &json!({ "status": "ready", "dependencies": states }),
-        ));
-    }
-    let down = dependencies
-        .iter()
-        .filter(|dependency| !dependency.up)
-        .map(|dependency| dependency.name);
-    let down = down.collect::<Vec<_>>().join(" and ");
-    Err(Problem::unavailable(
-        format!("not ready: {down} cannot be reached"),
-        format!("{down} down"),
-    )
-    .with_dependencies(states.into()))
-}
-
-/// What is known of an exchange when it is over.
-struct Exchange {
-    route: &'static str,
-    status: u16,
-    cause: Option<String>,
-    broken_off: bool,
-}
-
-impl Exchange {
-    /// Writes the answer that came of the request.
-    fn answer(
-        &mut self,
-        request: &Request,
-        result: HandlerResult<'_>,
-        out: &mut dyn Write,
-        close: bool,
-        http_10: bool,
-    ) {
-        let head_only = request.method == Method::Head;
-        let response = result.unwrap_or_else(|problem| self.refuse(request, problem));
-        self.status = response.status;
-        match finished(response, request, close).write_to(out, head_only, http_10) {
-            Sent::Whole => {}
-            Sent::Refused(problem) => {
-                let response = self.refuse(request, problem);
-                self.status = response.status;
-                if let Sent::ClientGone(error) =
-                    finished(response, request, close).write_to(out, head_only, http_10)
-                {
-                    self.break_off(error.to_string());
-                }
-            }
-            Sent::BrokenOff(problem) => self.break_off(problem.cause.unwrap_or_default()),
-            Sent::ClientGone(error) => self.break_off(format!("the client went away: {error}")),
-        }
-    }
-
-    fn refuse(&mut self, request: &Request, problem: Problem) -> Response<'static> {
-        self.cause.clone_from(&problem.cause);
-        problem.into_response(&request.request_id)
-    }
-
-    fn break_off(&mut self, cause: String) {
-        self.broken_off = true;
-        self.cause = Some(cause);
-    }
-
-    /// One line in the log, one count in the metrics.
-    fn record(self, request: &Request, started: Instant, metrics: &Metrics) {
-        let elapsed = started.elapsed();
-        let method = match &request.method {
-            // What a client makes up must not make up new time series.
-            Method::Other(_) => "other",
-            method => method.as_str(),
-        };
-        metrics
-            .http_requests
-            .with_label_values(&[self.route, method, &self.status.to_string()])
-            .inc();
-        metrics
-            .http_seconds
-            .with_label_values(&[self.route])
-            .observe(elapsed.as_secs_f64());
-        let level = match self.status {
-            // A dependency that is down is logged as an error where it is noticed, once.
-            500 => log::Level::Error,
-            502..=504 => log::Level::Warn,
-            _ if self.broken_off => log::Level::Warn,
-            _ => log::Level::Info,
-        };
-        log::log!(
-            target: "access", level,
-            request_id = request.request_id.as_str(),
-            client = request.client.to_string().as_str(),
-            method = request.method.as_str(),
-            path = request.target.as_str(),
-            route = self.route,
-            status = self.status,
-            ms = format!("{:.2}", elapsed.as_secs_f64() * 1000.0).as_str(),
-            broken_off = self.broken_off,
-            cause = self.cause.as_deref().unwrap_or("none");
-            "request"
-        );
-    }
-}
-
-/// Adds what every answer carries.
-fn finished<'a>(mut response: Response<'a>, request: &Request, close: bool) -> Response<'a> {
-    if !response.has_header("x-request-id") {
-        response.push_header("x-request-id".to_owned(), request.request_id.clone());
-    }
-    if close {
-        response = response.with_header("connection", "close");
-    }
-    response
-}
-
 /// Knows whether anything was written, for the answer after a panic.
 struct Tracked {
     out: Box<dyn Write + Send>,
-    begun: AtomicBool,
+    begun: bool,
 }
 
 impl Write for Tracked {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.begun.store(true, Ordering::Relaxed);
+        self.begun = true;
         self.out.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+/// A directory that nobody else may enter, removed when it is dropped.
+struct PrivateDirectory {
+    path: PathBuf,
+}
+
+impl PrivateDirectory {
+    fn create() -> io::Result<Self> {
+        let name = format!("crud-master-{}", uuid::Uuid::new_v4().simple());
+        let path = std::env::temp_dir().join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }

@@ -1,0 +1,164 @@
+//! A request and its answer, from the outside: what every answer carries, and what the log and
+//! the metrics say of it. The same for what a worker answers and for what the edge answers.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::problem::Problem;
+use super::request::LaneFlags;
+use super::response::{Response, Sent};
+use crate::metrics::Metrics;
+
+/// The most that a request id taken from a client may have.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What is known of an exchange.
+pub(crate) struct Exchange {
+    pub(crate) request_id: String,
+    pub(crate) client: IpAddr,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    /// The pattern of the route: a label of the metrics, so never what a client made up.
+    pub(crate) route: &'static str,
+    pub(crate) status: u16,
+    pub(crate) cause: Option<String>,
+    pub(crate) broken_off: bool,
+    pub(crate) started: Instant,
+}
+
+/// What is to be done with the connection that the answer went to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// It is ready for the next one.
+    Next,
+    /// Its end is the end of the answer.
+    End,
+}
+
+impl Exchange {
+    /// Writes the answer that came of the request.
+    pub(crate) fn answer(
+        &mut self,
+        result: Result<Response<'_>, Problem>,
+        out: &mut dyn Write,
+        flags: LaneFlags,
+    ) -> After {
+        let response = result.unwrap_or_else(|problem| self.refuse(problem));
+        self.status = response.status;
+        let head_only = self.method == "HEAD";
+        match self.finish(response, flags).write_to(out, head_only, flags) {
+            Sent::Whole => After::Next,
+            Sent::UntilTheEnd => After::End,
+            Sent::Refused(problem) => {
+                let response = self.refuse(problem);
+                self.status = response.status;
+                match self.finish(response, flags).write_to(out, head_only, flags) {
+                    Sent::Whole => After::Next,
+                    _ => After::End,
+                }
+            }
+            Sent::BrokenOff(problem) => {
+                self.broken_off = true;
+                self.cause = problem.cause;
+                After::End
+            }
+            Sent::ClientGone(error) => {
+                self.broken_off = true;
+                self.cause = Some(format!("the client went away: {error}"));
+                After::End
+            }
+        }
+    }
+
+    fn refuse(&mut self, problem: Problem) -> Response<'static> {
+        self.cause.clone_from(&problem.cause);
+        problem.into_response(&self.request_id)
+    }
+
+    /// Adds what every answer carries.
+    fn finish<'a>(&self, mut response: Response<'a>, flags: LaneFlags) -> Response<'a> {
+        if !response.has_header("x-request-id") {
+            response.push_header("x-request-id".to_owned(), self.request_id.clone());
+        }
+        if flags.close {
+            response.push_header("connection".to_owned(), "close".to_owned());
+        }
+        response
+    }
+
+    /// One line in the log, one count in the metrics.
+    pub(crate) fn record(self, metrics: &Metrics) {
+        let elapsed = self.started.elapsed();
+        let method = match self.method.as_str() {
+            known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => known,
+            // What a client makes up must not make up new time series.
+            _ => "other",
+        };
+        let status = self.status.to_string();
+        metrics
+            .http_requests
+            .with_label_values(&[self.route, method, &status])
+            .inc();
+        metrics
+            .http_seconds
+            .with_label_values(&[self.route])
+            .observe(elapsed.as_secs_f64());
+        let level = match self.status {
+            500 => log::Level::Error,
+            502..=504 => log::Level::Warn,
+            _ if self.broken_off => log::Level::Warn,
+            _ => log::Level::Info,
+        };
+        log::log!(
+            target: "access", level,
+            request_id = self.request_id.as_str(),
+            client = self.client.to_string().as_str(),
+            method = self.method.as_str(),
+            path = self.target.as_str(),
+            route = self.route,
+            status = self.status,
+            ms = format!("{:.2}", elapsed.as_secs_f64() * 1000.0).as_str(),
+            broken_off = self.broken_off,
+            cause = self.cause.as_deref().unwrap_or("none");
+            "request"
+        );
+    }
+}
+
+/// The client's request id where it is well-formed, else one made here. Only characters that
+/// stand unquoted in a log line are taken.
+pub(crate) fn request_id(given: Option<&str>) -> String {
+    let well_formed = |id: &str| {
+        !id.is_empty()
+            && id.len() <= REQUEST_ID_BYTES_MAX
+            && id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b))
+    };
+    match given {
+        Some(id) if well_formed(id) => id.to_owned(),
+        _ => uuid::Uuid::new_v4().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_request_id_that_can_stand_in_a_log_line_is_taken() {
+        assert_eq!(request_id(Some("order-7/a.b:c")), "order-7/a.b:c");
+        let long = "a".repeat(129);
+        for given in [
+            None,
+            Some(""),
+            Some("two words"),
+            Some("a\"b"),
+            Some("ü"),
+            Some(&*long),
+        ] {
+            assert_eq!(request_id(given).len(), 36, "{given:?}");
+        }
+    }
+}
