@@ -5,7 +5,7 @@
 use billing::{ApiConfig, BillingApi, BillingConsumer, ConsumerConfig};
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
-use gateway::{Gateway, Limits};
+use gateway::{AccessConfig, Gateway, Limits};
 use inventory::Inventory;
 use serde_json::{Value, json};
 use testkit::{Client, Relay, Service, TestDatabase, TestQueue, eventually};
@@ -88,6 +88,7 @@ impl Platform {
             http: http(),
             inventory: way_to_inventory.address(),
             limits: Limits::default(),
+            access: AccessConfig::default(),
             queue: QueueConfig {
                 host: way_to_broker.address().ip().to_string(),
                 port: way_to_broker.address().port(),

@@ -1,34 +1,51 @@
 //! What the gateway answers itself, and what it passes on.
 
+use std::sync::Arc;
+
 use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
 use common::order::NewOrder;
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::access::Access;
 use crate::proxy::Inventory;
 use crate::publisher::{Orders, Outgoing};
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 
-pub(crate) const MOVIES: &[Route<Inventory>] =
-    &[(Verb::Any, "/api/movies/*", forward_to_inventory)];
+/// What a worker has for movies.
+pub(crate) struct Movies {
+    pub(crate) access: Arc<Access>,
+    pub(crate) inventory: Inventory,
+}
 
-pub(crate) const BILLING: &[Route<Orders>] = &[(Verb::Post, "/api/billing", place_order)];
+/// What a worker has for orders.
+#[derive(Clone)]
+pub(crate) struct Billing {
+    pub(crate) access: Arc<Access>,
+    pub(crate) orders: Orders,
+}
 
-fn forward_to_inventory<'a>(inventory: &'a mut Inventory, request: &Request) -> HandlerResult<'a> {
-    inventory.forward(request)
+pub(crate) const MOVIES: &[Route<Movies>] = &[(Verb::Any, "/api/movies/*", forward_to_inventory)];
+
+pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", place_order)];
+
+fn forward_to_inventory<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
+    movies.access.check(request)?;
+    movies.inventory.forward(request)
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.
-fn place_order<'a>(orders: &'a mut Orders, request: &Request) -> HandlerResult<'a> {
+fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult<'a> {
+    billing.access.check(request)?;
     request.require_json()?;
     let message_id = match request.header("idempotency-key") {
         Some(key) => idempotency_key(key)?,
         None => Uuid::now_v7().to_string(),
     };
     NewOrder::from_json(&request.body).map_err(|error| Problem::bad_request(error.to_string()))?;
-    orders.place(Outgoing {
+    billing.orders.place(Outgoing {
         body: request.body.clone(),
         message_id: message_id.clone(),
         request_id: request.request_id.clone(),

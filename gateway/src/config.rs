@@ -7,6 +7,8 @@ use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
 
+use crate::access::AccessConfig;
+
 /// A worker waits for the inventory or for the broker nearly all of its time.
 const WORKERS: usize = 32;
 
@@ -21,6 +23,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where orders go.
     pub queue: QueueConfig,
+    /// Who may do what, and how often.
+    pub access: AccessConfig,
 }
 
 /// How long the inventory may take before the gateway answers in its place.
@@ -56,6 +60,7 @@ impl Config {
             inventory: SocketAddr::new(host, vars.port("INVENTORY_API_PORT")?),
             limits: Limits::default(),
             queue: QueueConfig::from_vars(vars)?,
+            access: AccessConfig::from_vars(vars)?,
         })
     }
 }

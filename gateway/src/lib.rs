@@ -3,11 +3,13 @@
 
 mod config;
 
+mod access;
 mod api;
 mod proxy;
 mod publisher;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use common::http::{Dependency, Hall, Server};
@@ -15,7 +17,11 @@ use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
+pub use access::AccessConfig;
 pub use config::{Config, Limits};
+
+use access::Access;
+use api::{Billing, Movies};
 use proxy::Inventory;
 
 /// The running service.
@@ -31,13 +37,21 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let (inventory, limits) = (config.inventory, config.limits);
     let workers = config.http.workers;
     // Two halls: a dead inventory does not stop orders, nor a blocked broker movies.
-    let movies = Hall::new("/api/movies", workers, api::MOVIES, move || {
-        Inventory::new(inventory, limits)
-    });
+    let access = Arc::new(Access::new(&config.access));
+    let movies = {
+        let access = Arc::clone(&access);
+        Hall::new("/api/movies", workers, api::MOVIES, move || Movies {
+            access: Arc::clone(&access),
+            inventory: Inventory::new(inventory, limits),
+        })
+    };
     let billing = {
-        let orders = orders.clone();
+        let billing = Billing {
+            access,
+            orders: orders.clone(),
+        };
         Hall::new("/api/billing", workers, api::BILLING, move || {
-            orders.clone()
+            billing.clone()
         })
     };
     let dependencies = move || {

@@ -120,6 +120,13 @@ impl Inventory {
                 "CONNECT is for proxies of another kind",
             ));
         }
+        // ureq reads this one, as text.
+        if request
+            .header("authorization")
+            .is_some_and(|value| !value.is_ascii())
+        {
+            return Err(Problem::bad_request("Authorization must be ASCII"));
+        }
         let must_be_encoded = || {
             Problem::bad_request("the path or query has characters that must be percent-encoded")
         };

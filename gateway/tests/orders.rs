@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use amiquip::{AmqpValue, QueueDeclareOptions};
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
-use gateway::Limits;
+use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
 use testkit::{Client, Message, RawReply, Relay, Reply, Service, TestQueue, Upstream, eventually};
 
@@ -51,6 +51,7 @@ impl Gateway {
             http: HttpConfig::on_loopback(WORKERS),
             inventory: inventory.address(),
             limits: Limits::default(),
+            access: AccessConfig::default(),
             queue: config,
         };
         let service = Service::start(

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
-use gateway::Limits;
+use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
 use testkit::{Client, Play, RawReply, Recorded, Reply, Service, Upstream, eventually};
 
@@ -68,6 +68,7 @@ fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gate
             password: "nothing".to_owned(),
             queue: "none".to_owned(),
         },
+        access: AccessConfig::default(),
     };
     Service::start(
         |shutdown| gateway::start(&config, shutdown),

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -57,6 +58,24 @@ impl Problem {
     /// 400: malformed, or a rule broken.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, detail)
+    }
+
+    /// 401 with `WWW-Authenticate`: nobody we know.
+    pub fn unauthorized(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(401, detail).with_header("www-authenticate", "Bearer realm=\"crud-master\"")
+    }
+
+    /// 403: somebody we know, who may not do this.
+    pub fn forbidden(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(403, detail)
+    }
+
+    /// 429 with `Retry-After`, in seconds rounded up.
+    #[must_use]
+    pub fn too_many_requests(wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self::new(429, format!("too many requests; try again in {seconds} s"))
+            .with_header("retry-after", seconds.to_string())
     }
 
     /// 404.

@@ -83,7 +83,9 @@ impl Asked {
         let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut storage);
         let complete = request.parse(head).is_ok();
-        let given = values(request.headers, "x-request-id").next().filter(|_| complete);
+        let given = values(request.headers, "x-request-id")
+            .next()
+            .filter(|_| complete);
         Self {
             request_id: request_id(given.and_then(|id| std::str::from_utf8(id).ok())),
             method: request.method.unwrap_or_default().to_owned(),

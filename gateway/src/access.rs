@@ -1,0 +1,310 @@
+//! Who may do what, and how often. Without `API_KEYS_FILE` the gateway is open to all; without
+//! `RATE_LIMIT_PER_SECOND` as often as they like.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use common::env::{ConfigError, Vars};
+use common::http::{Method, Problem, Request};
+use governor::clock::{Clock, DefaultClock};
+use governor::state::keyed::HashMapStateStore;
+use governor::{Quota, RateLimiter};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// After so many requests, callers who have not called lately are forgotten.
+const SWEEP_REQUESTS: u32 = 10_000;
+
+/// Who may do what, and how often.
+pub(crate) struct Access {
+    keys: Option<Vec<Key>>,
+    limiter: Option<Limiter>,
+}
+
+/// What the gateway asks of its callers.
+#[derive(Clone, Default)]
+pub struct AccessConfig {
+    keys: Option<Vec<Key>>,
+    quota: Option<Quota>,
+}
+
+/// One caller's key, known only by its hash.
+#[derive(Debug, Clone)]
+struct Key {
+    name: String,
+    sha256: [u8; 32],
+    role: Role,
+}
+
+/// What a key allows; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    Read,
+    Write,
+    Admin,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// Whose requests are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Caller {
+    Key(String),
+    Address(IpAddr),
+}
+
+struct Limiter {
+    callers: RateLimiter<Caller, HashMapStateStore<Caller>, DefaultClock>,
+    clock: DefaultClock,
+    since_sweep: AtomicU32,
+}
+
+impl AccessConfig {
+    /// From `API_KEYS_FILE`, `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`; all are optional.
+    pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        const FILE: &str = "API_KEYS_FILE";
+        let keys = match vars.optional(FILE) {
+            None => None,
+            Some(path) => {
+                let malformed = |problem: String| ConfigError {
+                    key: FILE.to_owned(),
+                    problem,
+                };
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    malformed(format!("names {path}, which cannot be read: {error}"))
+                })?;
+                let keys = read_keys(&text).map_err(|(line, problem)| {
+                    malformed(format!("names {path}, where line {line} {problem}"))
+                })?;
+                Some(keys)
+            }
+        };
+        Ok(Self {
+            keys,
+            quota: quota(vars)?,
+        })
+    }
+}
+
+fn quota(vars: &Vars) -> Result<Option<Quota>, ConfigError> {
+    const EXPECTED: &str = "a whole number from 1 to 4294967295";
+    if vars.optional("RATE_LIMIT_PER_SECOND").is_none() {
+        return Ok(None);
+    }
+    let per_second: NonZeroU32 = vars.parsed("RATE_LIMIT_PER_SECOND", EXPECTED)?;
+    let burst: NonZeroU32 = vars.parsed_or("RATE_LIMIT_BURST", EXPECTED, per_second)?;
+    Ok(Some(Quota::per_second(per_second).allow_burst(burst)))
+}
+
+/// Lines of `name:sha256-hex:read|write|admin`; empty ones and comments are passed over. The
+/// error is the number of the line and what is wrong with it, without what it says.
+fn read_keys(text: &str) -> Result<Vec<Key>, (usize, &'static str)> {
+    let mut keys: Vec<Key> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let key = read_key(line).map_err(|problem| (number, problem))?;
+        if keys.iter().any(|other| other.name == key.name) {
+            return Err((number, "repeats a name"));
+        }
+        keys.push(key);
+    }
+    if keys.is_empty() {
+        Err((1, "and the others hold no key"))
+    } else {
+        Ok(keys)
+    }
+}
+
+fn read_key(line: &str) -> Result<Key, &'static str> {
+    let mut parts = line.split(':');
+    let (Some(name), Some(hash), Some(role), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err("is not name:sha256-hex:read|write|admin");
+    };
+    if name.is_empty() {
+        return Err("has no name");
+    }
+    let mut sha256 = [0; 32];
+    hex::decode_to_slice(hash, &mut sha256)
+        .map_err(|_| "has no SHA-256 of 64 hexadecimal digits")?;
+    let role = match role {
+        "read" => Role::Read,
+        "write" => Role::Write,
+        "admin" => Role::Admin,
+        _ => return Err("has a role that is not read, write or admin"),
+    };
+    Ok(Key {
+        name: name.to_owned(),
+        sha256,
+        role,
+    })
+}
+
+impl Access {
+    pub(crate) fn new(config: &AccessConfig) -> Self {
+        if config.keys.is_none() {
+            log::warn!("API_KEYS_FILE is not set: whoever reaches this gateway may do everything");
+        }
+        let limiter = config.quota.map(|quota| Limiter {
+            callers: RateLimiter::hashmap(quota),
+            clock: DefaultClock::default(),
+            since_sweep: AtomicU32::new(0),
+        });
+        Self {
+            keys: config.keys.clone(),
+            limiter,
+        }
+    }
+
+    /// Whether this request may be done, now.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Problem> {
+        let key = self.keys.as_ref().map(|keys| authenticated(keys, request));
+        if let Some(limiter) = &self.limiter {
+            // Whoever guesses at keys is counted by address.
+            let caller = match &key {
+                Some(Ok(key)) => Caller::Key(key.name.clone()),
+                _ => Caller::Address(network(request.client)),
+            };
+            limiter.check(&caller)?;
+        }
+        let Some(key) = key.transpose()? else {
+            return Ok(());
+        };
+        let needed = needed_role(&request.method);
+        if key.role < needed {
+            return Err(Problem::forbidden(format!(
+                "this key may not do that: it needs the role {needed}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The key that the request carries (RFC 6750 §2.1).
+fn authenticated<'k>(keys: &'k [Key], request: &Request) -> Result<&'k Key, Problem> {
+    let unauthorized =
+        || Problem::unauthorized("send a valid API key, as Authorization: Bearer KEY");
+    let given = request.header("authorization").ok_or_else(unauthorized)?;
+    let (scheme, token) = given.split_once(' ').ok_or_else(unauthorized)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(unauthorized());
+    }
+    let hash = Sha256::digest(token.trim().as_bytes());
+    // All are compared, and each in full: the time tells nothing about how near a guess was.
+    let mut found = None;
+    for key in keys {
+        if bool::from(key.sha256.as_slice().ct_eq(hash.as_slice())) {
+            found = Some(key);
+        }
+    }
+    found.ok_or_else(unauthorized)
+}
+
+fn needed_role(method: &Method) -> Role {
+    match method {
+        Method::Get | Method::Head | Method::Options => Role::Read,
+        Method::Post | Method::Put => Role::Write,
+        Method::Delete | Method::Other(_) => Role::Admin,
+    }
+}
+
+/// The address that counts: a caller with IPv6 usually has a whole /64 to call from.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+impl Limiter {
+    fn check(&self, caller: &Caller) -> Result<(), Problem> {
+        if self.since_sweep.fetch_add(1, Ordering::Relaxed) >= SWEEP_REQUESTS {
+            self.since_sweep.store(0, Ordering::Relaxed);
+            self.callers.retain_recent();
+        }
+        self.callers.check_key(caller).map_err(|until| {
+            let wait = until.wait_time_from(self.clock.now());
+            Problem::too_many_requests(wait.max(Duration::from_secs(1)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+    fn refused(text: &str) -> (usize, &'static str) {
+        read_keys(text).err().expect("a malformed file")
+    }
+
+    #[test]
+    fn keys_are_read_line_by_line() {
+        let text = format!(
+            "# keys\n\nalice:{HASH}:admin\n  bob:{}:read\n",
+            HASH.to_uppercase()
+        );
+
+        let keys = read_keys(&text).expect("a well-formed file");
+
+        let read: Vec<_> = keys
+            .iter()
+            .map(|key| (key.name.as_str(), key.role))
+            .collect();
+        assert_eq!(read, [("alice", Role::Admin), ("bob", Role::Read)]);
+        assert_eq!(keys[0].sha256, keys[1].sha256);
+    }
+
+    #[test]
+    fn a_malformed_line_is_named_by_its_number() {
+        assert_eq!(
+            refused("alice:x:admin"),
+            (1, "has no SHA-256 of 64 hexadecimal digits")
+        );
+        assert_eq!(
+            refused(&format!("\nbob:{HASH}:root")),
+            (2, "has a role that is not read, write or admin")
+        );
+        assert_eq!(
+            refused(&format!("bob:{HASH}")),
+            (1, "is not name:sha256-hex:read|write|admin")
+        );
+        assert_eq!(refused(&format!(":{HASH}:read")), (1, "has no name"));
+        assert_eq!(
+            refused(&format!("a:{HASH}:read\na:{HASH}:admin")),
+            (2, "repeats a name")
+        );
+        assert_eq!(refused("# nobody\n"), (1, "and the others hold no key"));
+    }
+
+    #[test]
+    fn callers_with_ipv6_are_counted_by_their_network() {
+        let network_of = |text: &str| network(text.parse().expect("an address"));
+
+        assert_eq!(
+            network_of("2001:db8:1:2:3:4:5:6"),
+            network_of("2001:db8:1:2::9")
+        );
+        assert_ne!(network_of("2001:db8:1:2::9"), network_of("2001:db8:1:3::9"));
+        assert_ne!(network_of("192.0.2.1"), network_of("192.0.2.2"));
+    }
+}

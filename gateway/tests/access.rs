@@ -1,0 +1,241 @@
+//! Who may do what, and how often.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use common::env::Vars;
+use common::http::HttpConfig;
+use common::queue::QueueConfig;
+use gateway::{AccessConfig, Gateway, Limits};
+use testkit::{Program, Reply, Service, Upstream};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
+
+/// The keys are `reader-key`, `writer-key` and `admin-key`.
+const KEYS: &str = "\
+reader:ec4408df15da46b328f6f3246fa723d0aa6cb0f0a0dd9c4626080ab1b02aa3b2:read
+writer:3aec1946afb01344ae0065f3b123820a2144e455c13e5816dbd439e6634f7f26:write
+admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
+";
+
+const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+
+/// A file that goes with its test.
+struct KeysFile {
+    path: PathBuf,
+}
+
+impl KeysFile {
+    fn with(text: &str) -> Self {
+        let name = format!("crud-master-keys-{}", uuid::Uuid::new_v4());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).expect("a file for keys");
+        Self { path }
+    }
+
+    fn vars(&self) -> Vec<(String, String)> {
+        vec![("API_KEYS_FILE".to_owned(), self.path.display().to_string())]
+    }
+}
+
+impl Drop for KeysFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A gateway before an inventory that answers all with 204. Nobody is where its broker is said
+/// to be, so an order that is let in gets 503.
+fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gateway> {
+    let config = gateway::Config {
+        http: HttpConfig::on_loopback(2),
+        inventory,
+        limits: Limits::default(),
+        queue: QueueConfig {
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            user: "nobody".to_owned(),
+            password: "nothing".to_owned(),
+            queue: "none".to_owned(),
+        },
+        access: AccessConfig::from_vars(&Vars::from_pairs(vars)).expect("well-formed settings"),
+    };
+    Service::start(
+        |shutdown| gateway::start(&config, shutdown),
+        Gateway::address,
+    )
+}
+
+fn ask(gateway: &Service<Gateway>, method: &str, path: &str, authorization: Option<&str>) -> Reply {
+    let headers: Vec<_> = authorization
+        .map(|value| ("authorization", value))
+        .into_iter()
+        .collect();
+    gateway.client.send(method, path, &headers, None)
+}
+
+#[test]
+fn each_role_may_do_its_own_and_no_more() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let gateway = gateway(keys.vars(), inventory.address());
+    for (key, expected) in [
+        ("reader-key", [204, 204, 403, 403, 403, 403]),
+        ("writer-key", [204, 204, 204, 204, 403, 411]),
+        ("admin-key", [204, 204, 204, 204, 204, 411]),
+    ] {
+        let bearer = format!("Bearer {key}");
+        let status = |method, path| ask(&gateway, method, path, Some(&bearer)).status;
+
+        let statuses = [
+            status("GET", "/api/movies"),
+            status("HEAD", "/api/movies/1"),
+            status("POST", "/api/movies"),
+            status("PUT", "/api/movies/1"),
+            status("DELETE", "/api/movies/1"),
+            status("POST", "/api/billing"),
+        ];
+
+        assert_eq!(statuses, expected, "{key}");
+    }
+}
+
+#[test]
+fn nobody_we_know_is_asked_for_a_key() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let gateway = gateway(keys.vars(), inventory.address());
+    for authorization in [
+        None,
+        Some(""),
+        Some("Bearer"),
+        Some("Bearer "),
+        Some("Bearer reader-key2"),
+        Some("Basic cmVhZGVyLWtleQ=="),
+        Some("Bearer ec4408df15da46b328f6f3246fa723d0aa6cb0f0a0dd9c4626080ab1b02aa3b2"),
+    ] {
+        let reply = ask(&gateway, "GET", "/api/movies", authorization);
+
+        let expected = (401, "send a valid API key, as Authorization: Bearer KEY");
+        assert_eq!(reply.problem(), expected, "{authorization:?}");
+        assert_eq!(
+            reply.header("www-authenticate"),
+            "Bearer realm=\"crud-master\""
+        );
+    }
+    assert_eq!(ask(&gateway, "POST", "/api/billing", None).status, 401);
+    assert_eq!(ask(&gateway, "GET", "/health", None).status, 200);
+    assert_eq!(inventory.requests().len(), 0);
+}
+
+#[test]
+fn a_key_is_limited_to_its_own_rate() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let mut vars = keys.vars();
+    vars.push(("RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned()));
+    vars.push(("RATE_LIMIT_BURST".to_owned(), "3".to_owned()));
+    let gateway = gateway(vars, inventory.address());
+    let read = |key: &str| {
+        ask(
+            &gateway,
+            "GET",
+            "/api/movies",
+            Some(&format!("Bearer {key}")),
+        )
+    };
+
+    let statuses: Vec<u16> = (0..3).map(|_| read("reader-key").status).collect();
+    let limited = read("reader-key");
+
+    assert_eq!(statuses, [204; 3]);
+    assert_eq!(
+        limited.problem(),
+        (429, "too many requests; try again in 1 s")
+    );
+    assert_eq!(limited.header("retry-after"), "1");
+    assert_eq!(read("writer-key").status, 204);
+}
+
+#[test]
+fn without_keys_an_address_is_limited() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let vars = vec![("RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned())];
+    let gateway = gateway(vars, inventory.address());
+
+    let statuses: Vec<u16> = (0..2)
+        .map(|_| ask(&gateway, "GET", "/api/movies", None).status)
+        .collect();
+
+    assert_eq!(statuses, [204, 429]);
+    assert_eq!(ask(&gateway, "GET", "/health", None).status, 200);
+}
+
+#[test]
+fn a_wrong_setting_is_named_and_ends_the_program() {
+    let keys = KeysFile::with("alice:not-a-hash:admin\n");
+    let file = keys.path.display().to_string();
+    let common = [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("API_GATEWAY_PORT", "0"),
+        ("INVENTORY_VM_IP", "127.0.0.1"),
+        ("INVENTORY_API_PORT", "1"),
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", "1"),
+        ("RABBITMQ_USER", "nobody"),
+        ("RABBITMQ_PASSWORD", "nothing"),
+        ("RABBITMQ_QUEUE", "none"),
+    ];
+    for (key, value, problem) in [
+        (
+            "API_KEYS_FILE",
+            file.as_str(),
+            "where line 1 has no SHA-256 of 64 hexadecimal digits",
+        ),
+        (
+            "API_KEYS_FILE",
+            "/nowhere",
+            "names /nowhere, which cannot be read",
+        ),
+        (
+            "RATE_LIMIT_PER_SECOND",
+            "0",
+            "must be a whole number from 1 to 4294967295",
+        ),
+    ] {
+        let program = Program::start(PROGRAM, common.into_iter().chain([(key, value)]));
+
+        let (status, log) = program.wait();
+
+        assert_eq!(status.code(), Some(2), "{log}");
+        assert!(
+            log.starts_with(&format!("api-gateway: {key} ")) && log.contains(problem),
+            "{log}"
+        );
+        assert!(!log.contains("not-a-hash"), "{log}");
+    }
+}
+
+#[test]
+fn an_open_gateway_says_so_at_its_start() {
+    let vars = [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("API_GATEWAY_PORT", "0"),
+        ("INVENTORY_VM_IP", "127.0.0.1"),
+        ("INVENTORY_API_PORT", "1"),
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", "1"),
+        ("RABBITMQ_USER", "nobody"),
+        ("RABBITMQ_PASSWORD", "nothing"),
+        ("RABBITMQ_QUEUE", "none"),
+    ];
+
+    let program = Program::start(PROGRAM, vars);
+    let _ = program.address();
+
+    assert!(
+        program.log().contains("API_KEYS_FILE is not set"),
+        "{}",
+        program.log()
+    );
+}
