@@ -897,7 +897,6 @@ fn nest(bytes: &mut [u8]) {
 }
 
 #[test]
-#[ignore = "amiquip gives up the connection over it, again and again: common::queue has to mend it"]
 fn properties_that_are_not_utf_8_stop_neither_their_message_nor_those_behind_it() {
     let queue = TestQueue::create();
     queue.publish(&order("before"), anonymous());
@@ -924,7 +923,6 @@ fn properties_that_are_not_utf_8_stop_neither_their_message_nor_those_behind_it(
 }
 
 #[test]
-#[ignore = "amiquip overflows its stack over it and ends the process: common::queue has to mend it"]
 fn headers_nested_without_end_do_not_end_the_consumer() {
     let queue = TestQueue::create();
     let deep = AmqpValue::LongString(format!("nested{}", "x".repeat(12_000 - 6)));

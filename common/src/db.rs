@@ -106,7 +106,7 @@ fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
 }
 
 /// Why something in the database was not done.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum DbError {
     /// The server is away, starting, full or too busy: the same may succeed later.
     Unavailable(String),
@@ -209,6 +209,8 @@ pub struct Database {
 struct Gate {
     backoff: Backoff,
     next_dial: Instant,
+    /// Why the last dial failed, for those who come before the next one.
+    failure: Option<DbError>,
 }
 
 impl Database {
@@ -222,6 +224,7 @@ impl Database {
             gate: Mutex::new(Gate {
                 backoff,
                 next_dial: Instant::now(),
+                failure: None,
             }),
         })
     }
@@ -231,13 +234,12 @@ impl Database {
     }
 
     fn dial<S>(&self, prepare: Prepare<S>) -> Result<Live<S>, DbError> {
-        if Instant::now() < self.next_dial() {
-            return Err(DbError::Unavailable(
-                "the last dial has just failed".to_owned(),
-            ));
+        if let Some(failure) = self.recent_failure() {
+            return Err(failure);
         }
         let dialled = dial(&self.config, self.migrations, prepare);
         let mut gate = self.gate();
+        gate.failure = dialled.as_ref().err().cloned();
         if dialled.is_ok() {
             gate.backoff.reset();
             gate.next_dial = Instant::now();
@@ -245,6 +247,13 @@ impl Database {
             gate.next_dial = Instant::now() + gate.backoff.delay();
         }
         dialled
+    }
+
+    /// A schema that refused the statements of the last dial is no server that is away.
+    fn recent_failure(&self) -> Option<DbError> {
+        let gate = self.gate();
+        let recent = Instant::now() < gate.next_dial;
+        gate.failure.clone().filter(|_| recent)
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {

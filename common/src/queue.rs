@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use socket2::SockRef;
 
 use crate::env::{ConfigError, Vars};
+use crate::legible::Legible;
 
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -209,7 +210,7 @@ impl Link {
             .connection_timeout(Some(EXCHANGE_LIMIT))
             .information(Some(program.to_owned()));
         let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
-        let stream = mio::net::TcpStream::from_stream(socket)?;
+        let stream = Legible::new(mio::net::TcpStream::from_stream(socket)?);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let blocked = connection.listen_for_connection_blocked()?;
         drop(limit);
