@@ -1,6 +1,6 @@
 //! Recorded orders over HTTP, to be read.
 
-use common::http::{HandlerResult, Page, Problem, Request, Response, Route, Verb, health};
+use common::http::{HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed};
 
 use crate::store::OrderStore;
 
@@ -36,8 +36,8 @@ fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult
     let no_such_order =
         || Problem::not_found(format!("there is no order with id {}", request.param("id")));
     let id = request.id_param("id").ok_or_else(no_such_order)?;
-    Ok(Response::json(
-        200,
+    Ok(json_if_changed(
+        request,
         &orders.find(id)?.ok_or_else(no_such_order)?,
     ))
 }

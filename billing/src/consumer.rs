@@ -62,8 +62,14 @@ impl Links {
         let postgresql = self.postgresql.load(Ordering::Relaxed) && orders.is_up();
         let rabbitmq = self.rabbitmq.load(Ordering::Relaxed);
         vec![
-            Dependency { name: "postgresql", up: postgresql },
-            Dependency { name: "rabbitmq", up: rabbitmq },
+            Dependency {
+                name: "postgresql",
+                up: postgresql,
+            },
+            Dependency {
+                name: "rabbitmq",
+                up: rabbitmq,
+            },
         ]
     }
 

@@ -80,7 +80,10 @@ pub fn start_consumer(
     let metrics = Metrics::new();
     let links = consumer::Links::default();
     let dependencies = {
-        let (links, database) = (links.clone(), Database::new(&config.database, store::MIGRATIONS));
+        let (links, database) = (
+            links.clone(),
+            Database::new(&config.database, store::MIGRATIONS),
+        );
         move || {
             let (links, mut orders) = (links.clone(), OrderStore::new(&database));
             move || links.dependencies(&mut orders)

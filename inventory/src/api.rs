@@ -1,9 +1,12 @@
 //! Movies over HTTP.
 
-use common::http::{HandlerResult, Page, Problem, Request, Response, Route, Verb};
+use common::http::{
+    HandlerResult, Page, Problem, Request, Response, Route, Verb, entity_tag_of, is_conditional,
+    json_if_changed, require_unchanged,
+};
 use serde_json::json;
 
-use crate::movie::{MovieChanges, MovieFields, NewMovie, RuleBroken};
+use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::MovieStore;
 
 pub(crate) const ROUTES: &[Route<MovieStore>] = &[
@@ -39,7 +42,9 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
 fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let new_movie = NewMovie::try_from(request.json_object::<MovieFields>()?)?;
     let movie = movies.create(new_movie)?;
-    Ok(Response::json(201, &movie).with_header("location", format!("/api/movies/{}", movie.id)))
+    Ok(Response::json(201, &movie)
+        .with_header("location", format!("/api/movies/{}", movie.id))
+        .with_header("etag", entity_tag_of(&movie)))
 }
 
 fn delete_all_movies<'a>(movies: &'a mut MovieStore, _: &Request) -> HandlerResult<'a> {
@@ -52,21 +57,31 @@ fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult
     let movie = movies
         .find(movie_id(request)?)?
         .ok_or_else(|| no_such_movie(request))?;
-    Ok(Response::json(200, &movie))
+    Ok(json_if_changed(request, &movie))
 }
 
 fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
     let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
-    let movie = movies
-        .change(id, &changes)?
-        .ok_or_else(|| no_such_movie(request))?;
-    Ok(Response::json(200, &movie))
+    let result = if is_conditional(request) {
+        let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
+        movies.change_if(id, &changes, check)?.transpose()?
+    } else {
+        movies.change(id, &changes)?
+    };
+    let movie = result.ok_or_else(|| no_such_movie(request))?;
+    Ok(Response::json(200, &movie).with_header("etag", entity_tag_of(&movie)))
 }
 
 fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
-    if !movies.delete(id)? {
+    let deleted = if is_conditional(request) {
+        let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
+        movies.delete_if(id, check)?.transpose()?.is_some()
+    } else {
+        movies.delete(id)?
+    };
+    if !deleted {
         return Err(no_such_movie(request));
     }
     let answer = json!({ "message": format!("Movie with id {id} has been deleted"), "id": id });

@@ -7,8 +7,8 @@ use common::db::{Connection, Database, DbError, Migrations};
 use common::http::Page;
 use common::process::StartError;
 use common::shutdown::Shutdown;
-use postgres::types::Type;
-use postgres::{Client, Error, Row, Statement};
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Error, GenericClient, Row, Statement};
 
 use crate::movie::{Movie, MovieChanges, NewMovie};
 
@@ -27,6 +27,7 @@ pub(crate) struct MovieStore {
 struct Statements {
     list: Statement,
     find: Statement,
+    lock: Statement,
     create: Statement,
     change: Statement,
     delete: Statement,
@@ -39,6 +40,9 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
             "SELECT id, title, description FROM movies WHERE id > $1 ORDER BY id LIMIT $2",
         )?,
         find: client.prepare("SELECT id, title, description FROM movies WHERE id = $1")?,
+        lock: client.prepare(
+            "SELECT id, title, description FROM movies WHERE id = $1 FOR UPDATE",
+        )?,
         create: client
             .prepare("INSERT INTO movies (title, description) VALUES ($1, $2) RETURNING id")?,
         change: client.prepare(
@@ -89,7 +93,7 @@ impl MovieStore {
         let pattern = search_pattern(part);
         let rows = self.connection.stream(|client, _| {
             // Planned anew for each pattern: a plan that serves all of them reads the table.
-            let params: [(&(dyn postgres::types::ToSql + Sync), Type); 3] = [
+            let params: [(&(dyn ToSql + Sync), Type); 3] = [
                 (&pattern, Type::TEXT),
                 (&page.after, Type::INT8),
                 (&page.limit, Type::INT8),
@@ -122,10 +126,28 @@ impl MovieStore {
         id: i64,
         changes: &MovieChanges,
     ) -> Result<Option<Movie>, DbError> {
+        self.connection
+            .run(|client, statements| change(client, statements, id, changes))
+    }
+
+    /// The same if the movie, as it is now, passes the check; nobody changes it in between.
+    pub(crate) fn change_if<E>(
+        &mut self,
+        id: i64,
+        changes: &MovieChanges,
+        check: impl FnOnce(&Movie) -> Result<(), E>,
+    ) -> Result<Option<Result<Movie, E>>, DbError> {
         self.connection.run(|client, statements| {
-            let params: [&(dyn postgres::types::ToSql + Sync); 3] =
-                [&id, &changes.title, &changes.description];
-            Ok(client.query_opt(&statements.change, &params)?.map(movie))
+            let mut transaction = client.transaction()?;
+            let Some(row) = transaction.query_opt(&statements.lock, &[&id])? else {
+                return Ok(None);
+            };
+            if let Err(error) = check(&movie(row)) {
+                return Ok(Some(Err(error)));
+            }
+            let movie = change(&mut transaction, statements, id, changes)?;
+            transaction.commit()?;
+            Ok(movie.map(Ok))
         })
     }
 
@@ -137,11 +159,41 @@ impl MovieStore {
         Ok(deleted > 0)
     }
 
+    /// The same if the movie, as it is now, passes the check; nobody changes it in between.
+    pub(crate) fn delete_if<E>(
+        &mut self,
+        id: i64,
+        check: impl FnOnce(&Movie) -> Result<(), E>,
+    ) -> Result<Option<Result<(), E>>, DbError> {
+        self.connection.run(|client, statements| {
+            let mut transaction = client.transaction()?;
+            let Some(row) = transaction.query_opt(&statements.lock, &[&id])? else {
+                return Ok(None);
+            };
+            if let Err(error) = check(&movie(row)) {
+                return Ok(Some(Err(error)));
+            }
+            transaction.execute(&statements.delete, &[&id])?;
+            transaction.commit()?;
+            Ok(Some(Ok(())))
+        })
+    }
+
     /// How many there were.
     pub(crate) fn delete_all(&mut self) -> Result<u64, DbError> {
         self.connection
             .run(|client, statements| client.execute(&statements.delete_all, &[]))
     }
+}
+
+fn change(
+    client: &mut impl GenericClient,
+    statements: &Statements,
+    id: i64,
+    changes: &MovieChanges,
+) -> Result<Option<Movie>, Error> {
+    let params: [&(dyn ToSql + Sync); 3] = [&id, &changes.title, &changes.description];
+    Ok(client.query_opt(&statements.change, &params)?.map(movie))
 }
 
 #[expect(

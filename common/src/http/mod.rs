@@ -1,6 +1,7 @@
 //! HTTP for the services: a handler is a plain function from a request and the worker's own
 //! state to a [`Response`] or a [`Problem`]; everything around it is done here, once.
 
+mod conditional;
 mod edge;
 mod exchange;
 mod operations;
@@ -11,6 +12,7 @@ mod response;
 mod router;
 mod server;
 
+pub use conditional::{entity_tag_of, is_conditional, json_if_changed, require_unchanged};
 pub use edge::EdgeLimits;
 pub use operations::{Dependency, health};
 pub use page::Page;

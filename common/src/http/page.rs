@@ -3,13 +3,17 @@
 
 use serde::Serialize;
 
+use super::conditional::json_if_changed;
 use super::problem::Problem;
-use super::request::Request;
+use super::request::{Request, names};
 use super::response::Response;
 use super::router::HandlerResult;
 
 /// The most rows on one page.
 const LIMIT_MAX: i64 = 1000;
+
+/// A list without a limit is held in memory up to so many rows; a longer one is streamed.
+const ROWS_HELD_MAX: usize = 100;
 
 /// Which part of a list is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,30 +44,36 @@ impl Page {
     }
 
     /// The rows of [`Page::with_one_more`] as an answer. While there is more to come, a `Link`
-    /// (RFC 8288) leads on. Without a limit the rows are streamed.
-    pub fn respond<'a, T: Serialize, E: Into<Problem>>(
+    /// (RFC 8288) leads on. Without a limit, what is more than a page is streamed, and has no
+    /// entity tag: it would have to be read twice.
+    pub fn respond<'a, T: Serialize + 'a, E: Into<Problem>>(
         self,
         rows: impl Iterator<Item = Result<T, E>> + 'a,
         id: fn(&T) -> i64,
         request: &Request,
     ) -> HandlerResult<'a> {
-        let Some(limit) = self.limit else {
+        let mut rows = rows.map(|row| row.map_err(E::into));
+        let held = self
+            .limit
+            .map_or(ROWS_HELD_MAX, |limit| usize::try_from(limit).unwrap_or(0));
+        let mut page: Vec<T> = rows.by_ref().take(held + 1).collect::<Result<_, _>>()?;
+        if page.len() <= held {
+            return Ok(json_if_changed(request, &page));
+        }
+        if self.limit.is_none() {
             return Ok(Response::json_array(
                 200,
-                rows.map(|row| row.map_err(E::into)),
+                page.into_iter().map(Ok).chain(rows),
             ));
-        };
-        let mut rows: Vec<T> = rows.collect::<Result<_, E>>().map_err(E::into)?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        let response = Response::json(200, &rows);
-        Ok(match rows.last() {
-            Some(last) if more => response.with_header(
+        }
+        page.truncate(held);
+        let response = json_if_changed(request, &page);
+        Ok(match page.last() {
+            Some(last) => response.with_header(
                 "link",
                 format!("<{}>; rel=\"next\"", next(request, id(last))),
             ),
-            _ => response,
+            None => response,
         })
     }
 }
@@ -76,7 +86,7 @@ fn next(request: &Request, after: i64) -> String {
         .map_or("", |(_, query)| query);
     let kept = query
         .split('&')
-        .filter(|pair| !pair.is_empty() && !pair.starts_with("after="));
+        .filter(|pair| !pair.is_empty() && !names(pair, "after"));
     let pairs: Vec<&str> = kept.collect();
     format!("{}?{}&after={after}", request.path(), pairs.join("&")).replace('>', "%3E")
 }

@@ -95,6 +95,15 @@ impl Problem {
         Self::new(411, "send a body with its Content-Length")
     }
 
+    /// 412: the resource is not as the client last saw it.
+    #[must_use]
+    pub fn precondition_failed() -> Self {
+        Self::new(
+            412,
+            "this has changed since you read it; read it again, and then change it",
+        )
+    }
+
     /// What the edge does not take.
     #[must_use]
     pub(super) fn refused(refusal: Refusal) -> Self {

@@ -113,10 +113,10 @@ impl Request {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
         let mut found = None;
         for pair in query.split('&') {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if form_decoded(key).as_deref() != Some(name) {
+            if !names(pair, name) {
                 continue;
             }
+            let value = pair.split_once('=').map_or("", |(_, value)| value);
             let value = form_decoded(value)
                 .ok_or_else(|| Problem::bad_request(format!("{name} is not UTF-8")))?;
             if found.replace(value).is_some() {
@@ -273,6 +273,12 @@ fn decoded(name: &str, value: &str) -> (String, String) {
 /// Whether the text is one or more ASCII digits: `parse` alone would take `+1`.
 pub(super) fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether a pair of a query string gives that parameter, however its name is encoded.
+pub(super) fn names(pair: &str, name: &str) -> bool {
+    let key = pair.split_once('=').map_or(pair, |(key, _)| key);
+    form_decoded(key).as_deref() == Some(name)
 }
 
 /// A name or value of a query string: `+` is a space, `%41` an A; None where it is not UTF-8.

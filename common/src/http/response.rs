@@ -133,6 +133,10 @@ impl<'a> Response<'a> {
         self.headers.push((name.into(), value.into()));
     }
 
+    pub(super) fn body(&self) -> &Body<'a> {
+        &self.body
+    }
+
     /// Whether a header of that name, in lower case, is set.
     #[must_use]
     pub fn has_header(&self, name: &str) -> bool {

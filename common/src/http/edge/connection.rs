@@ -27,8 +27,8 @@ const ALLOWANCE_BYTES: usize = 16 * 1024;
 
 /// After a refusal the client's bytes are read on for so long and so far: were they left
 /// unread, closing would reset the connection and take the answer with it.
-const LINGER_TIME: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 

@@ -1,0 +1,174 @@
+//! Conditional requests (RFC 9110 §13): an answer that the client has already is not sent again,
+//! and of two editors the second does not overwrite what they have not seen.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::problem::Problem;
+use super::request::{Method, Request};
+use super::response::{Body, Response};
+
+/// How many bytes of the hash make an entity tag: enough that no two bodies ever share one.
+const TAG_BYTES: usize = 16;
+
+/// A strong entity tag: the same bytes have the same tag, and no others.
+pub(super) fn entity_tag(body: &[u8]) -> String {
+    let hash = Sha256::digest(body);
+    let mut tag = String::with_capacity(2 * TAG_BYTES + 2);
+    tag.push('"');
+    for byte in &hash[..TAG_BYTES] {
+        tag.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or('0'));
+        tag.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or('0'));
+    }
+    tag.push('"');
+    tag
+}
+
+/// The entity tag that a value has as the JSON of an answer.
+///
+/// # Panics
+/// When the value has a map with keys that are not strings; ours have none.
+#[must_use]
+pub fn entity_tag_of(value: &impl Serialize) -> String {
+    entity_tag(&serde_json::to_vec(value).expect("our answers have string keys only"))
+}
+
+/// A value as JSON with its entity tag, or 304 where the client has it already.
+#[must_use]
+pub fn json_if_changed(request: &Request, value: &impl Serialize) -> Response<'static> {
+    let response = Response::json(200, value);
+    let Body::Bytes(body) = response.body() else {
+        return response;
+    };
+    let tag = entity_tag(body);
+    let safe = matches!(request.method, Method::Get | Method::Head);
+    if safe && lists(request, "if-none-match", &tag, Comparison::Weak) == Some(true) {
+        return Response::empty(304).with_header("etag", tag);
+    }
+    response.with_header("etag", tag)
+}
+
+/// Whether a request asks for the state of the resource before it is changed.
+#[must_use]
+pub fn is_conditional(request: &Request) -> bool {
+    request.header("if-match").is_some() || request.header("if-none-match").is_some()
+}
+
+/// Whether a resource with that tag may be changed by this request; a problem, 412, if not.
+pub fn require_unchanged(request: &Request, tag: &str) -> Result<(), Problem> {
+    let holds = lists(request, "if-match", tag, Comparison::Strong) != Some(false)
+        && lists(request, "if-none-match", tag, Comparison::Weak) != Some(true);
+    if holds {
+        Ok(())
+    } else {
+        Err(Problem::precondition_failed())
+    }
+}
+
+/// Weak tags are equal to others only where the comparison is weak (RFC 9110 §8.8.3.2).
+#[derive(Clone, Copy, PartialEq)]
+enum Comparison {
+    Strong,
+    Weak,
+}
+
+/// Whether the header lists the tag, or any by `*`; None where there is no such header.
+fn lists(request: &Request, name: &str, tag: &str, comparison: Comparison) -> Option<bool> {
+    let mut values = request
+        .headers
+        .iter()
+        .filter(|(present, _)| present.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .peekable();
+    values.peek()?;
+    Some(
+        values
+            .any(|value| value == "*" || tags(value).any(|listed| equal(listed, tag, comparison))),
+    )
+}
+
+fn equal(listed: &str, tag: &str, comparison: Comparison) -> bool {
+    match listed.strip_prefix("W/") {
+        Some(weak) => comparison == Comparison::Weak && weak == tag,
+        None => listed == tag,
+    }
+}
+
+/// The tags of a list; our own have no comma, and a stranger's that has one is not ours.
+fn tags(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    const TAG: &str = "\"1234\"";
+
+    fn request(method: Method, headers: &[(&str, &str)]) -> Request {
+        Request {
+            method,
+            target: "/api/movies/1".to_owned(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            body: Vec::new(),
+            request_id: String::new(),
+            client: IpAddr::from([127, 0, 0, 1]),
+            params: Vec::new(),
+        }
+    }
+
+    fn may_change(headers: &[(&str, &str)]) -> bool {
+        require_unchanged(&request(Method::Put, headers), TAG).is_ok()
+    }
+
+    #[test]
+    fn equal_bodies_and_no_others_have_equal_tags() {
+        assert_eq!(entity_tag(b"[]"), entity_tag(b"[]"));
+        assert_ne!(entity_tag(b"[]"), entity_tag(b"{}"));
+        assert_eq!(entity_tag(b"[]").len(), 34);
+        assert_eq!(entity_tag(b"[]"), entity_tag_of(&[0; 0]));
+    }
+
+    #[test]
+    fn what_the_client_has_is_not_sent_again() {
+        let tag = entity_tag(b"[1]");
+        let weak = format!("W/{tag}");
+        let among = format!("\"other\", {tag}");
+        let status = |method, value: &str| {
+            json_if_changed(&request(method, &[("If-None-Match", value)]), &[1]).status
+        };
+
+        for value in [tag.as_str(), weak.as_str(), among.as_str(), "*"] {
+            assert_eq!(status(Method::Get, value), 304, "{value}");
+            assert_eq!(status(Method::Head, value), 304, "{value}");
+        }
+        assert_eq!(status(Method::Get, "\"other\""), 200);
+        assert_eq!(status(Method::Put, &tag), 200);
+    }
+
+    #[test]
+    fn a_change_is_made_only_to_what_its_editor_has_seen() {
+        for headers in [
+            &[][..],
+            &[("If-Match", TAG)],
+            &[("if-match", "*")],
+            &[("If-Match", "\"0\", \"1234\"")],
+        ] {
+            assert!(may_change(headers), "{headers:?}");
+        }
+        for headers in [
+            &[("If-Match", "\"0\"")][..],
+            &[("If-Match", "W/\"1234\"")],
+            &[("If-Match", "")],
+            &[("If-None-Match", "*")],
+            &[("If-None-Match", "W/\"1234\"")],
+        ] {
+            assert!(!may_change(headers), "{headers:?}");
+        }
+    }
+}
