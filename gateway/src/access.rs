@@ -254,7 +254,7 @@ mod tests {
     const HASH: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
     fn refused(text: &str) -> (usize, &'static str) {
-        read_keys(text).err().expect("a malformed file")
+        read_keys(text).expect_err("a malformed file")
     }
 
     #[test]
