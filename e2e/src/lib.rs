@@ -86,7 +86,7 @@ impl Platform {
         let way_to_broker = Relay::up(&queue.config().host, queue.config().port);
         let gateway_config = gateway::Config {
             http: http(),
-            inventory: way_to_inventory.address(),
+            inventories: vec![way_to_inventory.address()],
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: QueueConfig {

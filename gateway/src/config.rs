@@ -17,8 +17,8 @@ const WORKERS: usize = 32;
 pub struct Config {
     /// Where it listens.
     pub http: HttpConfig,
-    /// Where movies are forwarded to.
-    pub inventory: SocketAddr,
+    /// Where movies are forwarded to, in turn; at least one.
+    pub inventories: Vec<SocketAddr>,
     /// How long the inventory may take.
     pub limits: Limits,
     /// Where orders go.
@@ -54,13 +54,80 @@ impl Default for Limits {
 impl Config {
     /// From the variables of `.env`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
-        let host: IpAddr = vars.parsed("INVENTORY_VM_IP", "an IP address such as 192.168.56.11")?;
         Ok(Self {
             http: HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?,
-            inventory: SocketAddr::new(host, vars.port("INVENTORY_API_PORT")?),
+            inventories: inventories(vars)?,
             limits: Limits::default(),
             queue: QueueConfig::from_vars(vars)?,
             access: AccessConfig::from_vars(vars)?,
         })
+    }
+}
+
+/// From `INVENTORY_URLS` where it is set, else from the address and the port of the one
+/// inventory.
+fn inventories(vars: &Vars) -> Result<Vec<SocketAddr>, ConfigError> {
+    const URLS: &str = "INVENTORY_URLS";
+    let Some(urls) = vars.optional(URLS) else {
+        let host: IpAddr = vars.parsed("INVENTORY_VM_IP", "an IP address such as 192.168.56.11")?;
+        return Ok(vec![SocketAddr::new(
+            host,
+            vars.port("INVENTORY_API_PORT")?,
+        )]);
+    };
+    // Addresses and no names: a name would be looked up again for each request.
+    let address = |url: &str| {
+        let address = url.trim().strip_prefix("http://")?;
+        address.strip_suffix('/').unwrap_or(address).parse().ok()
+    };
+    urls.split(',')
+        .map(address)
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| {
+            ConfigError::malformed(
+                URLS,
+                "a list such as http://192.168.56.11:8080,http://192.168.56.21:8080",
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inventories_of(urls: &str) -> Result<Vec<SocketAddr>, ConfigError> {
+        inventories(&Vars::from_pairs([
+            ("INVENTORY_URLS", urls),
+            ("INVENTORY_VM_IP", "192.0.2.1"),
+            ("INVENTORY_API_PORT", "8080"),
+        ]))
+    }
+
+    #[test]
+    fn several_inventories_are_listed_and_one_needs_no_list() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+
+        assert_eq!(inventories_of(""), Ok(vec![address("192.0.2.1:8080")]));
+        assert_eq!(
+            inventories_of("http://192.0.2.7:80, http://[2001:db8::1]:81/"),
+            Ok(vec![address("192.0.2.7:80"), address("[2001:db8::1]:81")])
+        );
+    }
+
+    #[test]
+    fn a_list_that_is_malformed_is_named() {
+        for urls in [
+            "https://192.0.2.7:80",
+            "192.0.2.7:80",
+            "http://192.0.2.7",
+            "http://a:80,",
+            ",",
+        ] {
+            assert_eq!(
+                inventories_of(urls).unwrap_err().key,
+                "INVENTORY_URLS",
+                "{urls}"
+            );
+        }
     }
 }

@@ -7,6 +7,7 @@ mod access;
 mod api;
 mod proxy;
 mod publisher;
+mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,26 +24,32 @@ pub use config::{Config, Limits};
 use access::Access;
 use api::{Billing, Movies};
 use proxy::Inventory;
+use upstreams::Upstreams;
 
 /// The running service.
 pub struct Gateway {
     server: Server,
     publisher: JoinHandle<()>,
+    watch: JoinHandle<()>,
 }
 
 /// Starts the service: what `main` and the tests call alike.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
     let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
-    let (inventory, limits) = (config.inventory, config.limits);
+    let limits = config.limits;
+    let upstreams = Upstreams::new(&config.inventories);
+    let watch = upstreams
+        .watch(limits, shutdown)
+        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
     let workers = config.http.workers;
     // Two halls: a dead inventory does not stop orders, nor a blocked broker movies.
     let access = Arc::new(Access::new(&config.access));
     let movies = {
-        let access = Arc::clone(&access);
+        let (access, upstreams) = (Arc::clone(&access), Arc::clone(&upstreams));
         Hall::new("/api/movies", workers, api::MOVIES, move || Movies {
             access: Arc::clone(&access),
-            inventory: Inventory::new(inventory, limits),
+            inventory: Inventory::new(&upstreams, limits),
         })
     };
     let billing = {
@@ -55,7 +62,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         })
     };
     let dependencies = move || {
-        let (inventory, orders) = (Inventory::new(inventory, limits), orders.clone());
+        let (inventory, orders) = (Inventory::new(&upstreams, limits), orders.clone());
         move || {
             vec![
                 Dependency {
@@ -71,7 +78,11 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     };
     let halls = vec![movies, billing];
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
-    Ok(Gateway { server, publisher })
+    Ok(Gateway {
+        server,
+        publisher,
+        watch,
+    })
 }
 
 impl Gateway {
@@ -87,5 +98,6 @@ impl Running for Gateway {
     fn join(self) {
         self.server.join();
         let _ = self.publisher.join();
+        let _ = self.watch.join();
     }
 }

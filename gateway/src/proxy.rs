@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::http::{Body, HandlerResult, Method, Problem, Request, Response, Stream};
@@ -12,6 +13,10 @@ use http::{HeaderMap, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
 use crate::config::Limits;
+use crate::upstreams::Upstreams;
+
+/// What came of sending a request to an inventory.
+type Answer = Result<http::Response<ureq::Body>, ureq::Error>;
 
 /// How long the inventory may take to say that it lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -44,14 +49,14 @@ const HOP_BY_HOP: [&str; 11] = [
     "expect",
 ];
 
-/// The inventory, as one worker reaches it.
+/// The inventories, as one worker reaches them.
 pub(crate) struct Inventory {
-    address: SocketAddr,
+    upstreams: Arc<Upstreams>,
     agent: Agent,
 }
 
 impl Inventory {
-    pub(crate) fn new(address: SocketAddr, limits: Limits) -> Self {
+    pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -61,7 +66,7 @@ impl Inventory {
             .accept_encoding("")
             .allow_non_standard_methods(true)
             .no_delay(true)
-            .max_idle_connections(1)
+            .max_idle_connections(upstreams.len())
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)
             .input_buffer_size(HEAD_BYTES_MAX)
@@ -73,23 +78,37 @@ impl Inventory {
             .timeout_per_read(Some(limits.pause))
             .build();
         Self {
-            address,
+            upstreams: Arc::clone(upstreams),
             agent: config.new_agent(),
         }
     }
 
-    /// Whether the inventory's process answers, now.
+    /// Whether the process of one of the inventories answers, now.
     pub(crate) fn is_up(&self) -> bool {
+        self.probe(self.upstreams.choose(), "/health")
+    }
+
+    /// Whether that inventory can work, now.
+    pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
+        self.probe(address, "/ready")
+    }
+
+    fn probe(&self, address: SocketAddr, path: &str) -> bool {
         let probe = || {
             self.agent
-                .get(format!("http://{}/health", self.address))
+                .get(format!("http://{address}{path}"))
                 .config()
                 .timeout_connect(Some(PROBE_LIMIT))
                 .timeout_recv_response(Some(PROBE_LIMIT))
                 .build()
                 .call()
         };
-        repeated_once(true, probe).is_ok_and(|mut response| {
+        // A connection that was closed while it was idle is no answer.
+        let answer = match probe() {
+            Err(error) if is_disconnect(&error) => probe(),
+            answer => answer,
+        };
+        answer.is_ok_and(|mut response| {
             // Read to its end, so that the connection can be used again.
             response.status() == 200 && response.body_mut().read_to_vec().is_ok()
         })
@@ -97,67 +116,85 @@ impl Inventory {
 
     /// Passes the request on and the answer back.
     pub(crate) fn forward(&mut self, request: &Request) -> HandlerResult<'static> {
-        let outgoing = self.passed_on(request)?;
-        let answer = repeated_once(is_idempotent(&request.method), || {
-            let outgoing = outgoing.clone();
-            if has_body(request) {
-                self.agent.run(outgoing.map(|()| request.body.as_slice()))
-            } else {
-                self.agent.run(outgoing)
-            }
-        });
-        Ok(passed_back(
-            answer.map_err(|error| problem(&error))?,
-            &request.method,
-        ))
+        let address = self.upstreams.choose();
+        let answer = match self.send(request, address)? {
+            Err(error) => self.repeated(request, address, error)?,
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| problem(&error))?;
+        Ok(passed_back(answer, &request.method))
     }
 
-    /// The request as the inventory gets it.
-    fn passed_on(&self, request: &Request) -> Result<http::Request<()>, Problem> {
-        // Its target names no resource but a host, which ureq would put in place of the path.
-        if request.method.as_str() == "CONNECT" {
-            return Err(Problem::bad_request(
-                "CONNECT is for proxies of another kind",
-            ));
+    /// A second try, where one may help and can do no harm. A connection that the inventory
+    /// closed while it was idle shows only when it is used; an inventory that is gone has
+    /// perhaps a neighbour.
+    fn repeated(
+        &self,
+        request: &Request,
+        failed: SocketAddr,
+        error: ureq::Error,
+    ) -> Result<Answer, Problem> {
+        let stale = is_disconnect(&error);
+        if !stale {
+            self.upstreams.leave_out(failed);
         }
-        // ureq reads this one, as text.
-        if request
-            .header("authorization")
-            .is_some_and(|value| !value.is_ascii())
-        {
-            return Err(Problem::bad_request("Authorization must be ASCII"));
-        }
-        let must_be_encoded = || {
-            Problem::bad_request("the path or query has characters that must be percent-encoded")
+        let repeatable = stale && is_idempotent(&request.method) || never_sent(&error);
+        let next = self
+            .upstreams
+            .choose_other(failed)
+            .or(stale.then_some(failed));
+        let Some(next) = next.filter(|_| repeatable) else {
+            return Ok(Err(error));
         };
-        let uri = format!("http://{}{}", self.address, request.target);
-        let uri: Uri = uri.parse().map_err(|_| must_be_encoded())?;
-        // What a fragment would cut off belongs to the path or query as well.
-        if uri.path_and_query().map(PathAndQuery::as_str) != Some(&request.target) {
-            return Err(must_be_encoded());
+        let answer = self.send(request, next)?;
+        if answer.is_err() {
+            self.upstreams.leave_out(next);
         }
-        let mut outgoing = http::Request::builder()
-            .method(request.method.as_str())
-            .uri(uri);
-        for (name, value) in headers_passed_on(request) {
-            outgoing = outgoing.header(name, octets(&value));
-        }
-        outgoing.body(()).map_err(|error| {
-            Problem::bad_request(format!("the request cannot be passed on: {error}"))
+        Ok(answer)
+    }
+
+    fn send(&self, request: &Request, address: SocketAddr) -> Result<Answer, Problem> {
+        let outgoing = passed_on(request, address)?;
+        Ok(if has_body(request) {
+            self.agent.run(outgoing.map(|()| request.body.as_slice()))
+        } else {
+            self.agent.run(outgoing)
         })
     }
 }
 
-/// A connection that the inventory closed while it was idle shows only when it is used. What
-/// may be done twice is then tried on another one.
-fn repeated_once(
-    repeatable: bool,
-    send: impl Fn() -> Result<http::Response<ureq::Body>, ureq::Error>,
-) -> Result<http::Response<ureq::Body>, ureq::Error> {
-    match send() {
-        Err(error) if repeatable && is_disconnect(&error) => send(),
-        answer => answer,
+/// The request as the inventory gets it.
+fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>, Problem> {
+    // Its target names no resource but a host, which ureq would put in place of the path.
+    if request.method.as_str() == "CONNECT" {
+        return Err(Problem::bad_request(
+            "CONNECT is for proxies of another kind",
+        ));
     }
+    // ureq reads this one, as text.
+    if request
+        .header("authorization")
+        .is_some_and(|value| !value.is_ascii())
+    {
+        return Err(Problem::bad_request("Authorization must be ASCII"));
+    }
+    let must_be_encoded =
+        || Problem::bad_request("the path or query has characters that must be percent-encoded");
+    let uri = format!("http://{}{}", address, request.target);
+    let uri: Uri = uri.parse().map_err(|_| must_be_encoded())?;
+    // What a fragment would cut off belongs to the path or query as well.
+    if uri.path_and_query().map(PathAndQuery::as_str) != Some(&request.target) {
+        return Err(must_be_encoded());
+    }
+    let mut outgoing = http::Request::builder()
+        .method(request.method.as_str())
+        .uri(uri);
+    for (name, value) in headers_passed_on(request) {
+        outgoing = outgoing.header(name, octets(&value));
+    }
+    outgoing
+        .body(())
+        .map_err(|error| Problem::bad_request(format!("the request cannot be passed on: {error}")))
 }
 
 /// An empty body is one where it had a length. Where there is none, ureq puts an empty chunked
@@ -295,6 +332,15 @@ fn is_disconnect(error: &ureq::Error) -> bool {
         error.kind(),
         BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
     ))
+}
+
+/// Whether the inventory cannot have seen anything of the request.
+fn never_sent(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
+        ureq::Error::Timeout(Timeout::Connect) | ureq::Error::ConnectionFailed => true,
+        _ => false,
+    }
 }
 
 fn problem(error: &ureq::Error) -> Problem {

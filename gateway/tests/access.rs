@@ -49,7 +49,7 @@ impl Drop for KeysFile {
 fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gateway> {
     let config = gateway::Config {
         http: HttpConfig::on_loopback(2),
-        inventory,
+        inventories: vec![inventory],
         limits: Limits::default(),
         queue: QueueConfig {
             host: "127.0.0.1".to_owned(),

@@ -49,7 +49,7 @@ impl Gateway {
         let inventory = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let config = gateway::Config {
             http: HttpConfig::on_loopback(WORKERS),
-            inventory: inventory.address(),
+            inventories: vec![inventory.address()],
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: config,

@@ -59,7 +59,7 @@ impl Gateway {
 fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gateway> {
     let config = gateway::Config {
         http: HttpConfig::on_loopback(1),
-        inventory,
+        inventories: vec![inventory],
         limits,
         queue: QueueConfig {
             host: NOBODY.ip().to_string(),

@@ -1,0 +1,155 @@
+//! The inventories that movies are forwarded to, in turn. One that fails is left out until its
+//! `/ready` says that it is back, so that a dead one costs its callers one try and not each of
+//! them a time-out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use common::shutdown::Shutdown;
+
+use crate::config::Limits;
+use crate::proxy::Inventory;
+
+/// How often an inventory that was left out is asked whether it is back.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// All inventories, as all workers see them.
+pub(crate) struct Upstreams {
+    upstreams: Vec<Upstream>,
+    next: AtomicUsize,
+}
+
+struct Upstream {
+    address: SocketAddr,
+    left_out: AtomicBool,
+}
+
+impl Upstreams {
+    /// At least one address.
+    pub(crate) fn new(addresses: &[SocketAddr]) -> Arc<Self> {
+        let upstream = |address| Upstream {
+            address,
+            left_out: AtomicBool::new(false),
+        };
+        Arc::new(Self {
+            upstreams: addresses.iter().copied().map(upstream).collect(),
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.upstreams.len()
+    }
+
+    /// The one whose turn it is among those that work; where none does, among all: one of them
+    /// may be back before anybody has asked it.
+    pub(crate) fn choose(&self) -> SocketAddr {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let in_turn = || (0..self.len()).map(|step| &self.upstreams[(turn + step) % self.len()]);
+        let working = in_turn().find(|upstream| !upstream.left_out.load(Ordering::Relaxed));
+        working
+            .unwrap_or_else(|| &self.upstreams[turn % self.len()])
+            .address
+    }
+
+    /// Another one that works than the one which has just failed.
+    pub(crate) fn choose_other(&self, failed: SocketAddr) -> Option<SocketAddr> {
+        let others = self
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.address != failed);
+        let mut working = others.filter(|upstream| !upstream.left_out.load(Ordering::Relaxed));
+        working.next().map(|upstream| upstream.address)
+    }
+
+    /// Leaves one out. The only one there is stays: there is nobody to turn to.
+    pub(crate) fn leave_out(&self, failed: SocketAddr) {
+        if self.len() < 2 {
+            return;
+        }
+        for upstream in self
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.address == failed)
+        {
+            if !upstream.left_out.swap(true, Ordering::Relaxed) {
+                log::warn!(address = failed.to_string().as_str(); "inventory left out");
+            }
+        }
+    }
+
+    /// Starts the thread that asks those left out whether they are back.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        limits: Limits,
+        shutdown: &Shutdown,
+    ) -> io::Result<JoinHandle<()>> {
+        let (upstreams, shutdown) = (Arc::clone(self), shutdown.clone());
+        thread::Builder::new()
+            .name("upstreams".to_owned())
+            .spawn(move || {
+                let inventory = Inventory::new(&upstreams, limits);
+                while !shutdown.wait_at_most(ASK_AGAIN) {
+                    upstreams.bring_back(&inventory);
+                }
+            })
+    }
+
+    fn bring_back(&self, inventory: &Inventory) {
+        for upstream in &self.upstreams {
+            if upstream.left_out.load(Ordering::Relaxed) && inventory.is_ready(upstream.address) {
+                upstream.left_out.store(false, Ordering::Relaxed);
+                log::info!(address = upstream.address.to_string().as_str(); "inventory is back");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    fn ports(upstreams: &Upstreams, choices: usize) -> Vec<u16> {
+        (0..choices).map(|_| upstreams.choose().port()).collect()
+    }
+
+    #[test]
+    fn inventories_are_used_in_turn_and_one_that_failed_is_left_out() {
+        let upstreams = Upstreams::new(&[address(1), address(2), address(3)]);
+        assert_eq!(ports(&upstreams, 4), [1, 2, 3, 1]);
+
+        upstreams.leave_out(address(2));
+
+        assert_eq!(ports(&upstreams, 3), [3, 3, 1]);
+        assert_eq!(upstreams.choose_other(address(1)), Some(address(3)));
+    }
+
+    #[test]
+    fn where_all_have_failed_all_are_tried() {
+        let upstreams = Upstreams::new(&[address(1), address(2)]);
+
+        upstreams.leave_out(address(1));
+        upstreams.leave_out(address(2));
+
+        assert_eq!(ports(&upstreams, 4), [1, 2, 1, 2]);
+        assert_eq!(upstreams.choose_other(address(1)), None);
+    }
+
+    #[test]
+    fn the_only_one_is_never_left_out() {
+        let upstreams = Upstreams::new(&[address(1)]);
+
+        upstreams.leave_out(address(1));
+
+        assert!(!upstreams.upstreams[0].left_out.load(Ordering::Relaxed));
+    }
+}
