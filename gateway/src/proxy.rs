@@ -228,7 +228,8 @@ fn headers_passed_on(request: &Request) -> Vec<(&str, String)> {
     forwarded_for.push(&client);
     via.push(VIA);
     headers.push(("x-forwarded-for", forwarded_for.join(", ")));
-    headers.push(("x-forwarded-proto", "http".to_owned()));
+    let scheme = if request.secure { "https" } else { "http" };
+    headers.push(("x-forwarded-proto", scheme.to_owned()));
     headers.extend(host.map(|host| ("x-forwarded-host", host)));
     headers.push(("via", via.join(", ")));
     headers.push(("x-request-id", request.request_id.clone()));

@@ -118,6 +118,7 @@ mod tests {
             body: Vec::new(),
             request_id: String::new(),
             client: IpAddr::from([127, 0, 0, 1]),
+            secure: false,
             params: Vec::new(),
         }
     }

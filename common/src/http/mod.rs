@@ -13,7 +13,7 @@ mod router;
 mod server;
 
 pub use conditional::{entity_tag_of, is_conditional, json_if_changed, require_unchanged};
-pub use edge::EdgeLimits;
+pub use edge::{EdgeLimits, Tls};
 pub use operations::{Dependency, health};
 pub use page::Page;
 pub use problem::Problem;

@@ -67,6 +67,8 @@ pub struct Request {
     pub request_id: String,
     /// Who asked.
     pub client: IpAddr,
+    /// Whether it came by HTTPS.
+    pub secure: bool,
     /// The segments that the route's pattern names.
     pub(super) params: Vec<(&'static str, String)>,
 }
@@ -189,16 +191,20 @@ pub(crate) struct LaneFlags {
     pub(crate) http_10: bool,
     /// This answer is the last on its connection.
     pub(crate) close: bool,
+    /// The client speaks HTTPS.
+    pub(crate) secure: bool,
 }
 
 impl fmt::Display for LaneFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.http_10, self.close) {
-            (false, false) => "-",
-            (false, true) => "c",
-            (true, false) => "0",
-            (true, true) => "0c",
-        })
+        // Never empty: it is one word of several.
+        f.write_str("-")?;
+        for (flag, letter) in [(self.http_10, "0"), (self.close, "c"), (self.secure, "s")] {
+            if flag {
+                f.write_str(letter)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -232,11 +238,13 @@ impl LaneRequest {
             body,
             request_id,
             client: client.ip(),
+            secure: flags.contains('s'),
             params: Vec::new(),
         };
         let flags = LaneFlags {
             http_10: flags.contains('0'),
             close: flags.contains('c'),
+            secure: flags.contains('s'),
         };
         Some(Self {
             request,
@@ -305,6 +313,7 @@ mod tests {
             body: Vec::new(),
             request_id: String::new(),
             client: IpAddr::from([127, 0, 0, 1]),
+            secure: false,
             params: Vec::new(),
         }
     }
@@ -409,7 +418,7 @@ mod tests {
         let (name, carried) = line.split_once(": ").expect("a header");
 
         let headers = [
-            (EDGE_HEADER, "00007 192.0.2.1:80 0c trace-7"),
+            (EDGE_HEADER, "00007 192.0.2.1:80 -0cs trace-7"),
             (name, carried),
         ];
         let read =
@@ -421,7 +430,8 @@ mod tests {
                 7,
                 LaneFlags {
                     http_10: true,
-                    close: true
+                    close: true,
+                    secure: true
                 }
             )
         );

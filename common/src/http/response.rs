@@ -351,10 +351,12 @@ mod tests {
     const HTTP_11: LaneFlags = LaneFlags {
         http_10: false,
         close: false,
+        secure: false,
     };
     const HTTP_10: LaneFlags = LaneFlags {
         http_10: true,
         close: true,
+        secure: false,
     };
 
     fn sent(response: Response<'_>) -> String {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::edge::{Acceptor, Edge, EdgeLimits, HallLanes, LaneHandles, Lanes, PROOF_TARGET};
+use super::edge::{Acceptor, Edge, EdgeLimits, HallLanes, LaneHandles, Lanes, PROOF_TARGET, Tls};
 use super::exchange::{After, Exchange};
 use super::operations::{self, Dependencies, Dependency};
 use super::problem::Problem;
@@ -44,6 +44,8 @@ pub struct HttpConfig {
     pub workers: usize,
     /// What clients may do.
     pub limits: EdgeLimits,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
 }
 
 impl HttpConfig {
@@ -61,6 +63,7 @@ impl HttpConfig {
             reuse_port: vars.parsed_or("HTTP_REUSE_PORT", "true or false", false)?,
             workers,
             limits: EdgeLimits::from_vars(vars)?,
+            tls: Tls::from_vars(vars)?,
         })
     }
 
@@ -72,6 +75,7 @@ impl HttpConfig {
             reuse_port: false,
             workers,
             limits: EdgeLimits::default(),
+            tls: None,
         }
     }
 }
@@ -216,7 +220,13 @@ impl Server {
             open_halls.push(open);
             lanes.push(of_hall);
         }
-        let edge = Edge::new(config.limits.clone(), lanes, metrics, shutdown);
+        let edge = Edge::new(
+            config.limits.clone(),
+            config.tls.clone(),
+            lanes,
+            metrics,
+            shutdown,
+        );
         let acceptor = Acceptor::start(config.address, config.reuse_port, edge)?;
         log::info!(
             address = acceptor.address.to_string().as_str(), workers = config.workers;

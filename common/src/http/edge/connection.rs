@@ -2,7 +2,7 @@
 //! passes the answer back. Everything that a client can draw out has a deadline here.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown as Half, SocketAddr, TcpStream};
+use std::net::Shutdown as Half;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use super::framing::{
     BodyFraming, Chunked, HEADERS_MAX, Head, HeadScan, append_body, parse_head, tokens, values,
 };
 use super::lanes::{EDGE_HEADER, Lane};
+use super::tls::Wire;
 use super::{Edge, NoLane, Open, Refusal};
 use crate::http::exchange::{Exchange, request_id};
 use crate::http::problem::Problem;
@@ -34,10 +35,17 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Serves a client until the connection ends.
 pub(super) fn serve(edge: &Edge, open: &Open) {
+    let wire = match Wire::new(&open.stream, edge.tls.as_ref()) {
+        Ok(wire) => wire,
+        Err(error) => {
+            log::error!(cause = error.to_string().as_str(); "cannot begin a TLS session");
+            return;
+        }
+    };
     let mut connection = Connection {
         edge,
         open,
-        stream: &open.stream,
+        wire,
         input: Vec::new(),
         outgoing: Vec::new(),
         reserved: 0,
@@ -55,7 +63,7 @@ pub(super) fn serve(edge: &Edge, open: &Open) {
 struct Connection<'e> {
     edge: &'e Edge,
     open: &'e Open,
-    stream: &'e TcpStream,
+    wire: Wire<'e>,
     /// What was read and not yet used: a request, and perhaps the begin of the next.
     input: Vec<u8>,
     /// The request as it goes over the lane.
@@ -178,7 +186,13 @@ impl Connection<'_> {
             started,
         };
         let expects_continue = head.expects_continue;
-        begin_lane_request(&mut self.outgoing, &head, &asked, self.open.client);
+        let flags = LaneFlags {
+            http_10: asked.http_10,
+            close: !asked.keep_alive,
+            secure: self.wire.is_secure(),
+        };
+        let edge_words = format!("{} {flags} {}", self.open.client, asked.request_id);
+        begin_lane_request(&mut self.outgoing, &head, &edge_words);
 
         let body_deadline = Instant::now() + limits.body_time;
         let used = match asked.framing {
@@ -243,7 +257,7 @@ impl Connection<'_> {
     ) -> Result<usize, End> {
         let end = head_bytes + length;
         if expects_continue && self.input.len() < end {
-            self.stream.write_all(CONTINUE)?;
+            self.send(CONTINUE)?;
         }
         self.reserve(end)?;
         while self.input.len() < end {
@@ -264,7 +278,7 @@ impl Connection<'_> {
         let mut chunked = Chunked::default();
         let mut body = Vec::new();
         if expects_continue && self.input.len() == head_bytes {
-            self.stream.write_all(CONTINUE)?;
+            self.send(CONTINUE)?;
         }
         // What was decoded is dropped, so that a megabyte in small chunks is held only once.
         let mut at = head_bytes;
@@ -319,7 +333,7 @@ impl Connection<'_> {
         let room = READ_BYTES.max(begin.min(RELAY_BYTES));
         self.input.resize(begin + room, 0);
         let read = loop {
-            match self.stream.read(&mut self.input[begin..]) {
+            match self.wire.read(&mut self.input[begin..]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read,
             }
@@ -332,8 +346,10 @@ impl Connection<'_> {
     fn set_read_limit(&mut self, limit: Duration) -> io::Result<()> {
         // The system knows no limit below a microsecond, and takes zero for none.
         let limit = limit.max(Duration::from_millis(1));
-        if self.read_limit != Some(limit) {
-            self.stream.set_read_timeout(Some(limit))?;
+        if self.wire.is_secure() {
+            self.wire.read_until(Instant::now() + limit);
+        } else if self.read_limit != Some(limit) {
+            self.wire.tcp.set_read_timeout(Some(limit))?;
             self.read_limit = Some(limit);
         }
         Ok(())
@@ -462,7 +478,7 @@ impl Connection<'_> {
         let mut left = bytes;
         let deadline = Instant::now() + self.edge.limits.send_time;
         while !left.is_empty() {
-            match self.stream.write(left) {
+            match self.wire.write(left) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => left = &left[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -472,7 +488,7 @@ impl Connection<'_> {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
-        Ok(())
+        self.wire.flush()
     }
 
     /// Answers without a worker; false where the client is gone.
@@ -496,6 +512,7 @@ impl Connection<'_> {
         let flags = LaneFlags {
             http_10: asked.is_some_and(|asked| asked.http_10),
             close: !keep_alive,
+            secure: self.wire.is_secure(),
         };
         let mut answer = Vec::new();
         exchange.answer(result, &mut answer, flags);
@@ -518,7 +535,7 @@ impl Connection<'_> {
 
     /// Lets the client read its last answer before the connection goes.
     fn linger(&mut self) {
-        let _ = self.stream.shutdown(Half::Write);
+        self.wire.close();
         let deadline = Instant::now() + LINGER_TIME;
         let mut discarded = 0;
         while discarded < LINGER_BYTES {
@@ -624,21 +641,12 @@ fn set_lane_number(outgoing: &mut [u8], number: usize) {
 
 /// Writes the head as tiny_http is to read it: in HTTP/1.1, without what concerns this
 /// connection alone, and with the edge's own header before all others.
-fn begin_lane_request(
-    outgoing: &mut Vec<u8>,
-    head: &Head<'_, '_>,
-    asked: &Asked,
-    client: SocketAddr,
-) {
-    let flags = LaneFlags {
-        http_10: asked.http_10,
-        close: !asked.keep_alive,
-    };
+fn begin_lane_request(outgoing: &mut Vec<u8>, head: &Head<'_, '_>, edge_words: &str) {
     outgoing.clear();
     let _ = write!(
         outgoing,
-        "{} {} HTTP/1.1\r\n{EDGE_HEADER}: {:0LANE_DIGITS$} {client} {flags} {}\r\n",
-        head.method, head.target, 0, asked.request_id
+        "{} {} HTTP/1.1\r\n{EDGE_HEADER}: {:0LANE_DIGITS$} {edge_words}\r\n",
+        head.method, head.target, 0
     );
     for header in head.headers {
         if is_of_this_connection(header.name, head) {

@@ -8,6 +8,7 @@ mod connection;
 mod framing;
 mod lanes;
 mod settings;
+mod tls;
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -23,6 +24,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 pub(super) use framing::Refusal;
 pub(super) use lanes::{EDGE_HEADER, LaneHandles, Lanes, NoLane, PROOF_TARGET};
 pub use settings::EdgeLimits;
+pub use tls::Tls;
 
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
@@ -45,7 +47,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const THREAD_IDLE: Duration = Duration::from_secs(5);
 
 /// What a connection's thread needs of its stack, with room to spare.
-const THREAD_STACK_BYTES: usize = 128 * 1024;
+const THREAD_STACK_BYTES: usize = 256 * 1024;
 
 /// Sent as it is to whoever is one too many, before any byte of theirs is read.
 const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\n\
@@ -62,6 +64,7 @@ pub(super) struct HallLanes {
 /// All that the connections of one listener share.
 pub(super) struct Edge {
     pub(super) limits: EdgeLimits,
+    tls: Option<Tls>,
     pub(super) halls: Vec<HallLanes>,
     pub(super) metrics: Metrics,
     pub(super) shutdown: Shutdown,
@@ -89,12 +92,14 @@ struct Open {
 impl Edge {
     pub(super) fn new(
         limits: EdgeLimits,
+        tls: Option<Tls>,
         halls: Vec<HallLanes>,
         metrics: &Metrics,
         shutdown: &Shutdown,
     ) -> Self {
         Self {
             limits,
+            tls,
             halls,
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),

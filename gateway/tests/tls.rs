@@ -1,0 +1,198 @@
+//! HTTPS at the listener, asked by curl.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use testkit::{Program, Upstream, eventually};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
+
+/// A folder with a certificate for `localhost` and its key, which goes with its test.
+struct Certificate {
+    folder: PathBuf,
+}
+
+impl Certificate {
+    fn create() -> Self {
+        let folder = std::env::temp_dir().join(format!("crud-master-tls-{}", uuid::Uuid::new_v4()));
+        fs::create_dir(&folder).expect("a folder");
+        let certificate = Self { folder };
+        certificate.renew();
+        certificate
+    }
+
+    /// Puts another certificate and key in place of the first.
+    fn renew(&self) {
+        let names = vec!["localhost".to_owned()];
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(names).expect("a certificate");
+        fs::write(self.cert(), cert.pem()).expect("a file");
+        fs::write(self.key(), signing_key.serialize_pem()).expect("a file");
+    }
+
+    fn cert(&self) -> PathBuf {
+        self.folder.join("cert.pem")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.join("key.pem")
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn start(inventory: SocketAddr, cert: &Path, key: &Path) -> Program {
+    let (inventory_ip, inventory_port) = (inventory.ip().to_string(), inventory.port().to_string());
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let vars = [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("API_GATEWAY_PORT", "0"),
+        ("HTTP_WORKERS", "2"),
+        ("INVENTORY_VM_IP", &inventory_ip),
+        ("INVENTORY_API_PORT", &inventory_port),
+        ("RABBITMQ_HOST", "127.0.0.1"),
+        ("RABBITMQ_PORT", "1"),
+        ("RABBITMQ_USER", "nobody"),
+        ("RABBITMQ_PASSWORD", "nothing"),
+        ("RABBITMQ_QUEUE", "none"),
+        ("TLS_CERT_FILE", &cert),
+        ("TLS_KEY_FILE", &key),
+    ];
+    Program::start(PROGRAM, vars)
+}
+
+/// What curl prints of an answer that it trusts; None where there is none.
+fn curl(address: SocketAddr, trusted: &Path, path: &str, options: &[&str]) -> Option<String> {
+    let output = Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "20",
+            "--noproxy",
+            "*",
+        ])
+        .args([
+            "--resolve",
+            &format!("localhost:{}:127.0.0.1", address.port()),
+        ])
+        .arg("--cacert")
+        .arg(trusted)
+        .args(options)
+        .arg(format!("https://localhost:{}{path}", address.port()))
+        .output()
+        .expect("curl");
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn https_is_spoken_in_both_versions_and_said_to_the_inventory() {
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{}",
+        "m".repeat(100_000)
+    );
+    let inventory = Upstream::answering(answer);
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let address = gateway.address();
+    for version in [
+        ["--tlsv1.2", "--tls-max", "1.2"],
+        ["--tlsv1.3", "--tls-max", "1.3"],
+    ] {
+        let movies = curl(address, &certificate.cert(), "/api/movies", &version);
+
+        assert_eq!(
+            movies.map(|movies| movies.len()),
+            Some(100_000),
+            "{version:?}"
+        );
+    }
+    assert_eq!(
+        curl(
+            address,
+            &certificate.cert(),
+            "/health",
+            &["--tls-max", "1.1"]
+        ),
+        None
+    );
+    let asked = inventory.requests();
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[0].values("x-forwarded-proto"), ["https"]);
+}
+
+#[test]
+fn whoever_speaks_plainly_to_a_tls_port_harms_nobody() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let address = gateway.address();
+
+    let answer = testkit::exchange(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+
+    assert!(!answer.contains("HTTP/1.1"), "{answer:?}");
+    let health = curl(address, &certificate.cert(), "/health", &[]);
+    assert_eq!(health.as_deref(), Some(r#"{"status":"ok"}"#));
+}
+
+#[test]
+fn a_new_certificate_is_used_after_sighup_and_a_broken_one_is_not() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let address = gateway.address();
+    let healthy = || curl(address, &certificate.cert(), "/health", &[]).is_some();
+    assert!(healthy());
+
+    certificate.renew();
+    assert!(!healthy(), "the old certificate is still in use");
+    gateway.signal("HUP");
+
+    eventually("the new certificate is used", healthy);
+    fs::write(certificate.key(), "half a key").expect("a file");
+    gateway.signal("HUP");
+    eventually("the broken key is noticed", || {
+        gateway.log().contains("the certificate stays as it was")
+    });
+    assert!(healthy());
+}
+
+#[test]
+fn a_certificate_or_key_that_cannot_be_used_is_named() {
+    let (certificate, other) = (Certificate::create(), Certificate::create());
+    let nobody: SocketAddr = ([127, 0, 0, 1], 1).into();
+    for (cert, key, named) in [
+        (
+            PathBuf::from("/nowhere"),
+            certificate.key(),
+            "TLS_CERT_FILE names /nowhere",
+        ),
+        (
+            certificate.cert(),
+            PathBuf::from("/nowhere"),
+            "TLS_KEY_FILE names /nowhere",
+        ),
+        (certificate.key(), certificate.key(), "TLS_CERT_FILE names"),
+        (certificate.cert(), other.key(), "TLS_KEY_FILE names"),
+        (
+            certificate.cert(),
+            PathBuf::new(),
+            "TLS_KEY_FILE is missing",
+        ),
+    ] {
+        let (status, log) = start(nobody, &cert, &key).wait();
+
+        assert_eq!(status.code(), Some(2), "{log}");
+        assert!(log.starts_with(&format!("api-gateway: {named}")), "{log}");
+    }
+}
