@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::SystemTime;
 
 use log::kv::{Key, Value, VisitSource};
 
@@ -24,7 +25,7 @@ pub fn init(program: &'static str, vars: &Vars) {
         .format(move |out, record| {
             let mut line = format!(
                 "time={} level={} program={program}",
-                out.timestamp_millis(),
+                humantime::format_rfc3339_millis(SystemTime::now()),
                 record.level().as_str().to_ascii_lowercase()
             );
             let mut pairs = Pairs { line: &mut line };
