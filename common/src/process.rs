@@ -64,6 +64,7 @@ pub fn run<R: Running + Send + 'static>(
         Err(error) => return refuse(program, &error.into()),
     };
     logging::init(program, &vars);
+    raise_descriptor_limit();
     let (trigger, shutdown) = shutdown::channel();
     let signals = Signals::new([SIGINT, SIGTERM]);
     let started = signals
@@ -74,7 +75,6 @@ pub fn run<R: Running + Send + 'static>(
         Err(error) => return refuse(program, &error),
     };
 
-    raise_descriptor_limit();
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             let name = if signal == SIGINT {

@@ -2,6 +2,7 @@
 //! schema and queues of its own on the servers that `TEST_ENV_FILE` names, so all tests run at
 //! once and in any order.
 
+pub mod attack;
 mod client;
 mod database;
 mod eventually;
@@ -15,7 +16,7 @@ mod upstream;
 pub use client::{Client, Reply, exchange};
 pub use database::TestDatabase;
 pub use eventually::{eventually, eventually_some};
-pub use program::Program;
+pub use program::{Facts, Program};
 pub use queue::{Message, TestQueue};
 pub use raw::RawReply;
 pub use relay::Relay;

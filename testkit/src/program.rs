@@ -1,10 +1,14 @@
 //! A program started as a process of its own.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::eventually_some;
 
@@ -25,10 +29,33 @@ impl Program {
         path: &str,
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
+        Self::spawn(Command::new(path), vars)
+    }
+
+    /// The same, with at most so many descriptors.
+    ///
+    /// # Panics
+    /// When there is no such program.
+    pub fn start_with_descriptors<K: AsRef<str>, V: AsRef<str>>(
+        path: &str,
+        descriptors: usize,
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        let mut command = Command::new("/bin/sh");
+        // The shell becomes the program, so the process is the same.
+        command.args(["-c", "ulimit -n \"$1\" && exec \"$0\"", path]);
+        command.arg(descriptors.to_string());
+        Self::spawn(command, vars)
+    }
+
+    fn spawn<K: AsRef<str>, V: AsRef<str>>(
+        mut command: Command,
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
         let vars = vars
             .into_iter()
             .map(|(key, value)| (key.as_ref().to_owned(), value.as_ref().to_owned()));
-        let mut child = Command::new(path)
+        let mut child = command
             .env_clear()
             .envs(vars)
             .current_dir("/")
@@ -36,7 +63,7 @@ impl Program {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect(path);
+            .expect("a program");
         let stderr = child.stderr.take().expect("it was asked for");
         let log = Arc::new(Mutex::new(String::new()));
         let written = Arc::clone(&log);
@@ -76,6 +103,49 @@ impl Program {
         })
     }
 
+    /// What the system says of it now.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = fs::read_to_string(process.join("status")).expect("the program runs");
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            let word = line.and_then(|line| line.split_whitespace().next());
+            let number = word.and_then(|word| word.parse().ok());
+            number.expect("the program runs")
+        };
+        Facts {
+            threads: number("Threads:"),
+            resident_kib: number("VmRSS:"),
+            most_resident_kib: number("VmHWM:"),
+            descriptors: fs::read_dir(process.join("fd"))
+                .expect("the program runs")
+                .count(),
+        }
+    }
+
+    /// Lets it open no descriptor with that number or a higher one; returns how many it could
+    /// have before.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn limit_descriptors(&self, most: u64) -> u64 {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        // The maximum of the tests' own is what the program inherited.
+        let limit = Rlimit {
+            current: Some(most),
+            ..getrlimit(Resource::Nofile)
+        };
+        let before = prlimit(pid, Resource::Nofile, limit);
+        before
+            .expect("the program runs")
+            .current
+            .unwrap_or(u64::MAX)
+    }
+
     /// Sends a signal by its name: `INT`, `TERM`.
     ///
     /// # Panics
@@ -103,6 +173,19 @@ impl Program {
         }
         (status, self.log())
     }
+}
+
+/// What the system says of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Its threads.
+    pub threads: usize,
+    /// Its open files and sockets.
+    pub descriptors: usize,
+    /// Its memory.
+    pub resident_kib: usize,
+    /// The most memory that it ever had.
+    pub most_resident_kib: usize,
 }
 
 impl Drop for Program {

@@ -144,12 +144,14 @@ fn read_request(
     connection: usize,
     turn: usize,
 ) -> io::Result<Option<Recorded>> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head)? == 0 {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if reader.read_until(b'\n', &mut head)? == 0 {
             return Ok(None);
         }
     }
+    // ISO 8859-1: one character for each octet.
+    let head: String = head.into_iter().map(char::from).collect();
     let (line, headers) = fields(&head);
     let mut body = Vec::new();
     if values(&headers, "transfer-encoding").is_empty() {

@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::edge::{Acceptor, Edge, EdgeLimits, HallLanes, LaneHandles, Lanes, PROOF_TARGET, Tls};
 use super::exchange::{After, Exchange};
 use super::operations::{self, Dependencies, Dependency};
@@ -32,6 +34,13 @@ const WORKER_STACK_BYTES: usize = 512 * 1024;
 
 /// How long connections may take to end after the shutdown was requested.
 const DRAIN_LIMIT: Duration = Duration::from_secs(8);
+
+/// The descriptors that a lane and its worker take: both ends, twice each, what the worker asks
+/// for its answers, and one more while that is made anew.
+const DESCRIPTORS_OF_A_LANE: usize = 6;
+
+/// What else the program opens.
+const OTHER_DESCRIPTORS: usize = 32;
 
 /// Where a server listens, with how many workers, and what it puts up with.
 #[derive(Debug, Clone)]
@@ -127,7 +136,7 @@ impl Hall {
         let listener = UnixListener::bind(&socket)?;
         let tiny = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
         let tiny = Arc::new(tiny);
-        let handles = LaneHandles::new(self.workers);
+        let handles = Arc::<LaneHandles>::default();
         let context = Arc::new(Context {
             metrics: metrics.clone(),
             lanes: Arc::clone(&handles),
@@ -212,21 +221,20 @@ impl Server {
         metrics: &Metrics,
         shutdown: &Shutdown,
     ) -> io::Result<Self> {
+        let lanes = halls.iter().map(|hall| hall.workers).sum::<usize>() + operations.workers;
+        let limits = EdgeLimits {
+            connections: most_connections(&config.limits, lanes),
+            ..config.limits.clone()
+        };
         let directory = PrivateDirectory::create()?;
         let (mut open_halls, mut lanes) = (Vec::new(), Vec::new());
         // The operations' hall takes what no other does, so it is asked last.
         for (name, hall) in halls.into_iter().chain([operations]).enumerate() {
-            let (open, of_hall) = hall.open(&directory.path, name, &config.limits, metrics)?;
+            let (open, of_hall) = hall.open(&directory.path, name, &limits, metrics)?;
             open_halls.push(open);
             lanes.push(of_hall);
         }
-        let edge = Edge::new(
-            config.limits.clone(),
-            config.tls.clone(),
-            lanes,
-            metrics,
-            shutdown,
-        );
+        let edge = Edge::new(limits, config.tls.clone(), lanes, metrics, shutdown);
         let acceptor = Acceptor::start(config.address, config.reuse_port, edge)?;
         log::info!(
             address = acceptor.address.to_string().as_str(), workers = config.workers;
@@ -262,6 +270,24 @@ impl Server {
             }
         }
     }
+}
+
+/// Clients must leave descriptors for the lanes: a tiny_http that is refused one accepts no lane
+/// ever again.
+fn most_connections(limits: &EdgeLimits, lanes: usize) -> usize {
+    let own = OTHER_DESCRIPTORS + lanes * DESCRIPTORS_OF_A_LANE;
+    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let left = usize::try_from(all)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(own)
+        .max(1);
+    if left < limits.connections {
+        log::warn!(
+            wanted = limits.connections, possible = left;
+            "the limit of open files allows fewer connections"
+        );
+    }
+    left.min(limits.connections)
 }
 
 /// A worker with what it owns.

@@ -6,15 +6,19 @@ use std::net::Shutdown as Half;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
 use super::framing::{
     BodyFraming, Chunked, HEADERS_MAX, Head, HeadScan, append_body, parse_head, tokens, values,
 };
-use super::lanes::{EDGE_HEADER, Lane};
+use super::lanes::{EDGE_HEADER, Lane, Lanes};
 use super::tls::Wire;
 use super::{Edge, NoLane, Open, Refusal};
 use crate::http::exchange::{Exchange, request_id};
 use crate::http::problem::Problem;
-use crate::http::request::{LaneFlags, encode_octets};
+use crate::http::request::{LaneFlags, encode_octets, is_of_the_edge};
 use crate::http::response::Response;
 
 /// How much is read at once.
@@ -22,6 +26,9 @@ const READ_BYTES: usize = 4 * 1024;
 
 /// How much of an answer is passed on at once.
 const RELAY_BYTES: usize = 32 * 1024;
+
+/// A client that takes nothing for so long gives its worker up when another wants it.
+const HOLD_MILLISECONDS: i32 = 20;
 
 /// What a connection may hold without asking; most requests are far below.
 const ALLOWANCE_BYTES: usize = 16 * 1024;
@@ -48,6 +55,7 @@ pub(super) fn serve(edge: &Edge, open: &Open) {
         wire,
         input: Vec::new(),
         outgoing: Vec::new(),
+        kept: Vec::new(),
         reserved: 0,
         read_limit: None,
     };
@@ -68,6 +76,8 @@ struct Connection<'e> {
     input: Vec<u8>,
     /// The request as it goes over the lane.
     outgoing: Vec<u8>,
+    /// What a worker has answered and the client has not yet taken.
+    kept: Vec<u8>,
     /// This connection's share of [`Edge::buffered`].
     reserved: usize,
     /// What the socket is set to, so that it is set only when it changes.
@@ -259,8 +269,9 @@ impl Connection<'_> {
         if expects_continue && self.input.len() < end {
             self.send(CONTINUE)?;
         }
-        self.reserve(end)?;
         while self.input.len() < end {
+            // What has arrived counts, not what was announced: announcing costs a client nothing.
+            self.reserve(self.input.len())?;
             self.read_before(deadline, "the body takes too long")?;
         }
         let body = &self.input[head_bytes..end];
@@ -357,21 +368,27 @@ impl Connection<'_> {
 
     /// Asks for memory beyond the allowance: what all connections hold together has a bound.
     fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if self.try_reserve(bytes, self.edge.limits.buffer_bytes) {
+            Ok(())
+        } else {
+            Err(Refusal::new(
+                503,
+                "too many large requests at the same time; try again",
+            ))
+        }
+    }
+
+    fn try_reserve(&mut self, bytes: usize, limit: usize) -> bool {
         let wanted = bytes
             .saturating_sub(ALLOWANCE_BYTES)
             .saturating_sub(self.reserved);
-        if wanted == 0 {
-            return Ok(());
-        }
         let held = self.edge.buffered.fetch_add(wanted, Ordering::Relaxed);
-        self.reserved += wanted;
-        if held + wanted > self.edge.limits.buffer_bytes {
-            return Err(Refusal::new(
-                503,
-                "too many large requests at the same time; try again",
-            ));
+        if wanted > 0 && held + wanted > limit {
+            self.edge.buffered.fetch_sub(wanted, Ordering::Relaxed);
+            return false;
         }
-        Ok(())
+        self.reserved += wanted;
+        true
     }
 
     /// Gives memory back that a large request has left.
@@ -383,6 +400,7 @@ impl Connection<'_> {
             self.reserved = 0;
             self.input.shrink_to(READ_BYTES);
             self.outgoing = Vec::new();
+            self.kept = Vec::new();
         }
     }
 
@@ -408,17 +426,22 @@ impl Connection<'_> {
                 return self.answer_here(Some(asked), Err(problem), asked.keep_alive);
             }
         };
-        match self.exchange(&mut lane, asked) {
+        match self.exchange(&hall.lanes, &mut lane, asked) {
             Ok(Relayed::Whole) => {
                 hall.lanes.give_back(lane);
-                true
+                self.send_kept().is_ok()
             }
             Ok(Relayed::NotBegun) => {
                 hall.lanes.give_up(&lane);
                 let problem = Problem::internal("the lane broke before an answer");
                 self.answer_here(Some(asked), Err(problem), false)
             }
-            Ok(Relayed::ToTheEnd) | Err(_) => {
+            Ok(Relayed::ToTheEnd) => {
+                hall.lanes.give_up(&lane);
+                let _ = self.send_kept();
+                false
+            }
+            Err(_) => {
                 hall.lanes.give_up(&lane);
                 false
             }
@@ -426,9 +449,8 @@ impl Connection<'_> {
     }
 
     /// Sends the request over the lane and passes the answer on as it comes.
-    fn exchange(&mut self, lane: &mut Lane, asked: &Asked) -> io::Result<Relayed> {
-        let number = lane.number;
-        set_lane_number(&mut self.outgoing, number);
+    fn exchange(&mut self, lanes: &Lanes, lane: &mut Lane, asked: &Asked) -> io::Result<Relayed> {
+        set_lane_id(&mut self.outgoing, lane.id);
         if lane.stream.write_all(&self.outgoing).is_err() {
             return Ok(Relayed::NotBegun);
         }
@@ -453,7 +475,7 @@ impl Connection<'_> {
             AnswerFraming::LaneEnd => Rest::LaneEnd,
         };
         loop {
-            self.send(&lane.buffer)?;
+            self.pass_on(&lane.buffer, lanes)?;
             match &rest {
                 Rest::Bytes(0) => return Ok(Relayed::Whole),
                 Rest::Chunks(chunked) if chunked.is_done() => return Ok(Relayed::Whole),
@@ -471,6 +493,71 @@ impl Connection<'_> {
                 Rest::LaneEnd => {}
             }
         }
+    }
+
+    /// Passes a piece of a worker's answer on. What the client does not take at once is kept, so
+    /// that a slow reader holds no worker; where there is no memory left for it, the client may
+    /// hold the worker for as long as nobody else wants one.
+    fn pass_on(&mut self, piece: &[u8], lanes: &Lanes) -> io::Result<()> {
+        if self.wire.is_secure() {
+            return self.send(piece);
+        }
+        let mut left = piece;
+        if self.kept.is_empty() {
+            left = &left[self.send_at_once(left)?..];
+        }
+        // Half of the memory, so that the other half is left for requests.
+        let share = self.edge.limits.buffer_bytes / 2;
+        if left.is_empty() {
+            Ok(())
+        } else if self.try_reserve(self.kept.len() + left.len(), share) {
+            self.kept.extend_from_slice(left);
+            Ok(())
+        } else {
+            let kept = std::mem::take(&mut self.kept);
+            self.send_while_unwanted(&kept, lanes)?;
+            self.send_while_unwanted(left, lanes)
+        }
+    }
+
+    fn send_while_unwanted(&self, bytes: &[u8], lanes: &Lanes) -> io::Result<()> {
+        let mut left = bytes;
+        let mut deadline = Instant::now() + self.edge.limits.send_time;
+        while !left.is_empty() {
+            let mut writable = [PollFd::new(self.wire.tcp, PollFlags::OUT)];
+            match poll(&mut writable, HOLD_MILLISECONDS) {
+                Ok(0) if lanes.are_wanted() || Instant::now() >= deadline => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let sent = self.send_at_once(left)?;
+            if sent > 0 {
+                left = &left[sent..];
+                deadline = Instant::now() + self.edge.limits.send_time;
+            }
+        }
+        Ok(())
+    }
+
+    /// How much of it the system takes without waiting for the client.
+    fn send_at_once(&self, bytes: &[u8]) -> io::Result<usize> {
+        match send(
+            self.wire.tcp,
+            bytes,
+            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+        ) {
+            Ok(sent) => Ok(sent),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn send_kept(&mut self) -> io::Result<()> {
+        let kept = std::mem::take(&mut self.kept);
+        kept.chunks(RELAY_BYTES)
+            .try_for_each(|piece| self.send(piece))
     }
 
     /// Writes to the client, who may take [`EdgeLimits::send_time`] for it and no longer.
@@ -622,21 +709,18 @@ fn advance(chunked: &mut Chunked, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The width of a lane's number in the edge's header, which is written before the lane is known.
-const LANE_DIGITS: usize = 5;
+/// The width of a lane's id in the edge's header, which is written before the lane is known.
+const LANE_DIGITS: usize = 20;
 
-/// Where that number stands.
-fn lane_number_at(outgoing: &[u8]) -> usize {
+/// Where that id stands.
+fn lane_id_at(outgoing: &[u8]) -> usize {
     let line = outgoing.iter().position(|byte| *byte == b'\n').unwrap_or(0);
     line + 1 + EDGE_HEADER.len() + 2
 }
 
-fn set_lane_number(outgoing: &mut [u8], number: usize) {
-    let at = lane_number_at(outgoing);
-    let _ = write!(
-        &mut outgoing[at..at + LANE_DIGITS],
-        "{number:0LANE_DIGITS$}"
-    );
+fn set_lane_id(outgoing: &mut [u8], id: usize) {
+    let at = lane_id_at(outgoing);
+    let _ = write!(&mut outgoing[at..at + LANE_DIGITS], "{id:0LANE_DIGITS$}");
 }
 
 /// Writes the head as tiny_http is to read it: in HTTP/1.1, without what concerns this
@@ -649,7 +733,7 @@ fn begin_lane_request(outgoing: &mut Vec<u8>, head: &Head<'_, '_>, edge_words: &
         head.method, head.target, 0
     );
     for header in head.headers {
-        if is_of_this_connection(header.name, head) {
+        if is_of_this_connection(header.name, head) || is_of_the_edge(header.name) {
             continue;
         }
         if header.value.is_ascii() {

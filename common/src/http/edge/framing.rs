@@ -173,12 +173,14 @@ fn refusal_of(error: httparse::Error, head: &[u8]) -> Refusal {
     }
 }
 
-/// Whether the request line ends in `HTTP/` and two digits, one of them perhaps ours to be.
+/// Whether the third and last word of the request line is `HTTP/` and two digits: a version,
+/// though none of ours.
 fn names_a_version(head: &[u8]) -> bool {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|byte| *byte == b' ').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ').skip(2);
+    let (version, more) = (words.next().unwrap_or_default(), words.next());
     matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-        if major.is_ascii_digit() && minor.is_ascii_digit())
+        if major.is_ascii_digit() && minor.is_ascii_digit() && more.is_none())
 }
 
 /// The origin-form of RFC 9112 §3.2.1, without the characters that no URI may have and that
@@ -314,12 +316,15 @@ pub(crate) struct Chunked {
 enum ChunkState {
     SizeStart,
     Size,
+    /// White space between the size and the semicolon of an extension.
+    SizeSpace,
     Extension,
     SizeLf,
     Data,
     DataCr,
     DataLf,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerLf,
     EndLf,
@@ -350,13 +355,14 @@ impl Chunked {
         mut take: impl FnMut(&[u8]) -> Result<(), Refusal>,
     ) -> Result<usize, Refusal> {
         use ChunkState::{
-            Data, DataCr, DataLf, Done, EndLf, Extension, Size, SizeLf, SizeStart, Trailer,
-            TrailerLf, TrailerStart,
+            Data, DataCr, DataLf, Done, EndLf, Extension, Size, SizeLf, SizeSpace, SizeStart,
+            Trailer, TrailerLf, TrailerName, TrailerStart,
         };
         let mut at = 0;
         while at < input.len() && self.state != Done {
             if self.state == Data {
-                let data = &input[at..input.len().min(at + self.remaining)];
+                let data = &input[at..];
+                let data = &data[..data.len().min(self.remaining)];
                 take(data)?;
                 at += data.len();
                 self.remaining -= data.len();
@@ -372,7 +378,11 @@ impl Chunked {
                     self.push_size_digit(digit)?;
                     Size
                 }
-                (Size, b';' | b' ' | b'\t') | (Extension, b'\t' | b' '..=b'~' | 0x80..) => {
+                (Size | SizeSpace, b' ' | b'\t') => {
+                    self.count(CHUNK_LINE_BYTES_MAX, "a chunk extension is too long")?;
+                    SizeSpace
+                }
+                (Size | SizeSpace, b';') | (Extension, b'\t' | b' '..=b'~' | 0x80..) => {
                     self.count(CHUNK_LINE_BYTES_MAX, "a chunk extension is too long")?;
                     Extension
                 }
@@ -388,7 +398,11 @@ impl Chunked {
                 (DataCr, b'\r') => DataLf,
                 (DataLf, b'\n') => SizeStart,
                 (TrailerStart, b'\r') => EndLf,
-                (TrailerStart, b'!'..=b'~') | (Trailer, b'\t' | b' '..=b'~' | 0x80..) => {
+                (TrailerStart | TrailerName, byte) if is_token_byte(byte) => {
+                    self.count(TRAILER_BYTES_MAX, "the trailers are too long")?;
+                    TrailerName
+                }
+                (TrailerName, b':') | (Trailer, b'\t' | b' '..=b'~' | 0x80..) => {
                     self.count(TRAILER_BYTES_MAX, "the trailers are too long")?;
                     Trailer
                 }
@@ -422,6 +436,11 @@ impl Chunked {
     }
 }
 
+/// What a token is made of (RFC 9110 §5.6.2).
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Appends a piece of a body, up to the limit.
 pub(crate) fn append_body(
     body: &mut Vec<u8>,
@@ -434,3 +453,6 @@ pub(crate) fn append_body(
     body.extend_from_slice(piece);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,12 @@
 //! lane for as long as it is worked on, so what is in flight is bounded, and tiny_http never
 //! meets a slow, broken or closing peer.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::Shutdown as Half;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +27,11 @@ pub(crate) const EDGE_HEADER: &str = "x-edge";
 
 /// One connection to tiny_http.
 pub(crate) struct Lane {
-    pub(crate) number: usize,
+    /// Its place among the lanes, and its worker's.
+    number: usize,
+    /// What no other lane ever had or will have, not even the next one at this place: a worker
+    /// may still be busy with a lane that was given up.
+    pub(crate) id: usize,
     pub(crate) stream: UnixStream,
     /// What was read of an answer; kept for its capacity.
     pub(crate) buffer: Vec<u8>,
@@ -138,6 +143,11 @@ impl Lanes {
         })
     }
 
+    /// Whether a request waits for a lane.
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.state().waiting > 0
+    }
+
     /// Gives a lane back after its answer was read to the end.
     pub(crate) fn give_back(&self, lane: Lane) {
         self.state().free.push(lane);
@@ -148,6 +158,7 @@ impl Lanes {
     /// worker's writing.
     pub(crate) fn give_up(&self, lane: &Lane) {
         let _ = lane.stream.shutdown(Half::Both);
+        self.handles.remove(lane.id);
         self.give_back_closed(lane.number);
     }
 
@@ -174,9 +185,10 @@ impl Lanes {
             }
         }
         stream.set_read_timeout(None)?;
-        self.handles.set(number, stream.try_clone()?);
+        let id = self.handles.add(stream.try_clone()?);
         Ok(Lane {
             number,
+            id,
             stream,
             buffer: Vec::new(),
         })
@@ -188,30 +200,32 @@ impl Lanes {
     }
 }
 
-/// A second handle on each lane.
+/// A second handle on each lane that is open, by its id.
+#[derive(Default)]
 pub(crate) struct LaneHandles {
-    streams: Vec<Mutex<Option<UnixStream>>>,
+    next: AtomicUsize,
+    streams: Mutex<HashMap<usize, UnixStream>>,
 }
 
 impl LaneHandles {
-    pub(crate) fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self {
-            streams: (0..count).map(|_| Mutex::new(None)).collect(),
-        })
+    fn add(&self, stream: UnixStream) -> usize {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.streams().insert(id, stream);
+        id
     }
 
-    fn set(&self, number: usize, stream: UnixStream) {
-        if let Some(handle) = self.streams.get(number) {
-            *handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
-        }
+    fn remove(&self, id: usize) -> Option<UnixStream> {
+        self.streams().remove(&id)
     }
 
     /// Ends a lane from the worker's side: the edge reads what was written, and then the end.
-    pub(crate) fn end(&self, number: usize) {
-        if let Some(handle) = self.streams.get(number)
-            && let Some(stream) = handle.lock().unwrap_or_else(PoisonError::into_inner).take()
-        {
+    pub(crate) fn end(&self, id: usize) {
+        if let Some(stream) = self.remove(id) {
             let _ = stream.shutdown(Half::Both);
         }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<usize, UnixStream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,0 +1,87 @@
+//! The gateway among hostile, broken and slow clients, and what of it reaches the inventory.
+
+use testkit::{Play, Program, TestQueue, Upstream, attack};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
+
+/// More than the system buffers of a connection.
+const LARGE_BYTES: usize = 5_000_000;
+
+/// An inventory of one movie, and of a list that is large.
+fn inventory() -> Upstream {
+    let answer = |body: &str| {
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let (list, movie) = (answer(&"a".repeat(LARGE_BYTES)), answer("ok"));
+    Upstream::start(move |request| {
+        let is_list = request.line.contains(" /api/movies ");
+        Play::Answer(if is_list { &list } else { &movie }.clone().into_bytes())
+    })
+}
+
+fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
+    let address = inventory.address();
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let own = [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("API_GATEWAY_PORT", "0"),
+        ("INVENTORY_VM_IP", &host),
+        ("INVENTORY_API_PORT", &port),
+    ];
+    let mut vars = queue.vars();
+    for (key, value) in own.iter().chain(attack::SETTINGS) {
+        vars.push(((*key).to_owned(), (*value).to_owned()));
+    }
+    vars
+}
+
+#[test]
+fn whatever_clients_do_the_gateway_goes_on() {
+    let queue = TestQueue::create();
+    let program = Program::start(PROGRAM, vars(&queue, &inventory()));
+
+    attack::Target::new(&program, "/api/movies/1").withstands_everything("/api/movies");
+}
+
+#[test]
+fn no_part_of_a_malformed_request_reaches_the_inventory() {
+    let queue = TestQueue::create();
+    let inventory = inventory();
+    let program = Program::start(PROGRAM, vars(&queue, &inventory));
+
+    attack::Target::new(&program, "/api/movies/1").withstands_malformed_requests();
+
+    let requests = inventory.requests();
+    assert!(!requests.is_empty());
+    for request in requests {
+        let expected = ["GET /api/movies/1 HTTP/1.1", "HEAD /api/movies/1 HTTP/1.1"];
+        assert!(expected.contains(&&*request.line), "{request:?}");
+        for name in ["x-edge", "x-edge-octets", "x-evil", "x-injected"] {
+            assert_eq!(request.values(name), [""; 0], "{request:?}");
+        }
+        let lengths = request.values("content-length").len();
+        let encodings = request.values("transfer-encoding").len();
+        assert!(lengths + encodings <= 1, "{request:?}");
+        assert_eq!(request.values("host").len(), 1, "{request:?}");
+    }
+}
+
+#[test]
+fn clients_that_are_too_many_take_nothing_from_the_others() {
+    let queue = TestQueue::create();
+    let vars = vars(&queue, &inventory());
+    let program = Program::start_with_descriptors(PROGRAM, 128, vars);
+
+    attack::withstands_a_crowd(&program, "/api/movies/1", 128);
+}
+
+#[test]
+fn descriptors_that_run_out_are_missed_only_for_a_while() {
+    let queue = TestQueue::create();
+    let program = Program::start(PROGRAM, vars(&queue, &inventory()));
+
+    attack::survives_without_descriptors(&program, "/api/movies/1");
+}

@@ -1,0 +1,629 @@
+//! What hostile, broken and slow clients do to a program that listens, and what must hold
+//! meanwhile: it goes on in the same process, serves the others at their usual pace, stays
+//! within its memory, and has its threads and descriptors back afterwards.
+
+mod cases;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+pub use cases::{Case, cases};
+
+use crate::{Client, Facts, Program, eventually};
+
+/// How long any one answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The settings that a program under attack gets, so that what waits for a limit is quick.
+pub const SETTINGS: &[(&str, &str)] = &[
+    ("HTTP_WORKERS", "4"),
+    ("HTTP_HEAD_SECONDS", "2"),
+    ("HTTP_BODY_SECONDS", "2"),
+    ("HTTP_SEND_SECONDS", "2"),
+    ("HTTP_IDLE_SECONDS", "60"),
+    ("HTTP_CONNECTIONS_PER_CLIENT_MAX", "4096"),
+    ("HTTP_BUFFER_BYTES_MAX", "16777216"),
+    ("HTTP_QUEUE_MILLISECONDS", "20000"),
+    ("RUST_LOG", "info,access=warn"),
+];
+
+/// More than this beyond what a program had is no bound: a hundred connections, each with the
+/// largest head, the buffers for bodies, and what the allocator keeps.
+const MEMORY_KIB_MAX: usize = 96 * 1024;
+
+/// Threads and descriptors that a program may open for its own use while it is attacked: lanes,
+/// workers and their connections, each opened when it is needed first.
+const OWN_MAX: usize = 32;
+
+/// A program under attack.
+pub struct Target<'p> {
+    program: &'p Program,
+    address: SocketAddr,
+    path: &'static str,
+}
+
+impl<'p> Target<'p> {
+    /// A program that answers a GET of `path` with 200, by a worker.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn new(program: &'p Program, path: &'static str) -> Self {
+        allow_many_descriptors();
+        let address = program.address();
+        let client = Client::new(address);
+        eventually("the program is ready", || client.get(path).status == 200);
+        Self {
+            program,
+            address,
+            path,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("a connection");
+        stream.set_nodelay(true).expect("a socket option");
+        for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+            set(&stream, Some(PATIENCE)).expect("a socket option");
+        }
+        stream
+    }
+
+    fn lives(&self) -> bool {
+        let health = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+        answers(self.connect(), health) == [200]
+    }
+
+    /// A value of `/metrics`.
+    fn metric(&self, name: &str) -> Option<f64> {
+        metric(&Client::new(self.address), name)
+    }
+
+    /// Everything that follows, in this order, and whatever it took given back.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub fn withstands_everything(&self, large: &str) {
+        let before = self.before();
+        let started = self.metric("process_start_time_seconds");
+
+        self.withstands_malformed_requests();
+        self.withstands_endless_parts();
+        self.withstands_large_bodies();
+        self.answers_bursts();
+        self.withstands_slow_heads();
+        self.withstands_slow_bodies();
+        self.withstands_idle_connections();
+        self.withstands_readers_that_leave(large);
+        self.withstands_slow_readers(large);
+
+        self.is_back_to(&before);
+        assert_eq!(self.metric("process_start_time_seconds"), started);
+    }
+
+    /// Each of [`cases`] is answered as it should be, by a listener that lives on.
+    ///
+    /// # Panics
+    /// When not.
+    pub fn withstands_malformed_requests(&self) {
+        let cases = cases(self.path);
+        let next = AtomicUsize::new(0);
+        let failures = Mutex::new(Vec::new());
+
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let answered = answers(self.connect(), &case.bytes);
+                        if answered != case.expected || !self.lives() {
+                            let name = &case.name;
+                            let failure = format!("{name}: {answered:?}, not {:?}", case.expected);
+                            failures.lock().expect("no panic").push(failure);
+                        }
+                    }
+                });
+            }
+        });
+
+        assert_eq!(failures.into_inner().expect("no panic"), [""; 0]);
+    }
+
+    /// Parts of a request that never end are cut off, and take little memory meanwhile.
+    ///
+    /// # Panics
+    /// When not.
+    pub fn withstands_endless_parts(&self) {
+        const BYTES_EACH: usize = 4 * 1024 * 1024;
+        let head = format!("POST {} HTTP/1.1\r\nHost: h\r\n", self.path);
+        let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+        let parts: [(&str, String, &str); 8] = [
+            ("line ends", String::new(), "\r\n"),
+            ("request line", "GET /".to_owned(), "a"),
+            ("name of a header", head.clone(), "a"),
+            ("value of a header", format!("{head}X: "), "a"),
+            ("headers", head, "X: y\r\n"),
+            ("extension", format!("{chunked}5;"), "a"),
+            ("trailers", format!("{chunked}0\r\n"), "X: y\r\n"),
+            ("chunks", chunked, "1\r\na\r\n"),
+        ];
+        let before = self.program.facts();
+
+        thread::scope(|scope| {
+            for (name, begin, piece) in &parts {
+                for _ in 0..12 {
+                    scope.spawn(move || {
+                        let mut stream = self.connect();
+                        let mut sent = stream.write_all(begin.as_bytes());
+                        let pieces = piece.repeat(64 * 1024 / piece.len());
+                        for _ in 0..BYTES_EACH / pieces.len() {
+                            sent = sent.and_then(|()| stream.write_all(pieces.as_bytes()));
+                        }
+                        // Empty lines are passed over, as long as a connection may be idle.
+                        let expected = if begin.is_empty() { 200 } else { 400 };
+                        let end = "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+                        let status = answers(stream, end.as_bytes())[..].first().copied();
+                        let refused = status.is_none_or(|status| status / 100 == expected / 100);
+                        assert!(refused, "{name}: {sent:?}, {status:?}");
+                    });
+                }
+            }
+        });
+
+        self.has_grown_within_bounds(before, "endless parts");
+        assert!(self.lives());
+    }
+
+    /// Many large bodies at the same time, none of them whole, take no more memory than all
+    /// bodies together may.
+    ///
+    /// # Panics
+    /// When they do.
+    pub fn withstands_large_bodies(&self) {
+        let before = self.program.facts();
+        let head = format!("POST {} HTTP/1.1\r\nHost: h\r\n", self.path);
+        let heads = [
+            format!("{head}Content-Length: 1048576\r\n\r\n"),
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n100000\r\n"),
+        ];
+        let body = vec![b'a'; 1024 * 1024 - 1];
+
+        let streams: Vec<_> = (0..150)
+            .map(|number| {
+                let mut stream = self.connect();
+                // A refusal may come before the end of the body.
+                let _ = stream.write_all(heads[number % 2].as_bytes());
+                let _ = stream.write_all(&body);
+                stream
+            })
+            .collect();
+
+        assert!(self.lives());
+        self.has_grown_within_bounds(before, "large bodies");
+        let statuses: Vec<_> = streams
+            .into_iter()
+            .flat_map(|stream| answers(stream, b""))
+            .collect();
+        let allowed = |status: &u16| matches!(status, 503 | 408);
+        assert!(statuses.iter().all(allowed), "{statuses:?}");
+        assert!(statuses.contains(&503), "{statuses:?}");
+    }
+
+    fn has_grown_within_bounds(&self, before: Facts, what: &str) {
+        let after = self.program.facts();
+        let grown = after
+            .most_resident_kib
+            .saturating_sub(before.most_resident_kib.max(before.resident_kib));
+        report(&format!("{what}: {grown} KiB more at the most"));
+        assert!(grown <= MEMORY_KIB_MAX, "{what}: {before:?}, {after:?}");
+    }
+
+    /// New connections that all come at once are each answered, and none is left waiting for
+    /// another to close.
+    ///
+    /// # Panics
+    /// When one is.
+    pub fn answers_bursts(&self) {
+        for clients in [64, 256, 1000] {
+            let request = format!("GET {} HTTP/1.1\r\nHost: h\r\n\r\n", self.path);
+            let streams: Vec<Mutex<Option<TcpStream>>> =
+                (0..clients).map(|_| Mutex::default()).collect();
+            let threads = 16;
+            let together = Barrier::new(threads);
+            let started = Instant::now();
+
+            thread::scope(|scope| {
+                for thread in 0..threads {
+                    let (streams, together, request) = (&streams, &together, &request);
+                    scope.spawn(move || {
+                        together.wait();
+                        let own = || streams.iter().skip(thread).step_by(threads);
+                        for place in own() {
+                            let mut stream = self.connect();
+                            stream.write_all(request.as_bytes()).expect("it reads");
+                            *place.lock().expect("no panic") = Some(stream);
+                        }
+                        for place in own() {
+                            let stream = place.lock().expect("no panic");
+                            let status = answer(stream.as_ref().expect("it was put there"));
+                            assert_eq!(status, Some(200), "one of {clients} at once");
+                        }
+                    });
+                }
+            });
+
+            report(&format!("{clients} at once: {:?}", started.elapsed()));
+        }
+    }
+
+    /// Hundreds of heads that come byte by byte.
+    ///
+    /// # Panics
+    /// When others are served worse for it, or one of them is not cut off.
+    pub fn withstands_slow_heads(&self) {
+        self.withstands_slow_senders("slow heads", "GET / HTTP/1.1\r\nHost: h\r\nX: ");
+    }
+
+    /// Hundreds of bodies that come byte by byte.
+    ///
+    /// # Panics
+    /// When others are served worse for it, or one of them is not cut off.
+    pub fn withstands_slow_bodies(&self) {
+        self.withstands_slow_senders("slow bodies", &self.with_body(1_000_000));
+    }
+
+    fn with_body(&self, length: usize) -> String {
+        let path = self.path;
+        format!("GET {path} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n")
+    }
+
+    fn withstands_slow_senders(&self, what: &'static str, begin: &str) {
+        let pace = self.pace_of_others(what);
+        let mut slow: Vec<_> = (0..300)
+            .map(|_| {
+                let mut stream = self.connect();
+                stream.write_all(begin.as_bytes()).expect("it reads");
+                stream.set_nonblocking(true).expect("a socket option");
+                (stream, Vec::new())
+            })
+            .collect();
+        let mut ended = Vec::new();
+        let large = format!("{}{}", self.with_body(100_000), "a".repeat(100_000));
+        assert_eq!(answers(self.connect(), large.as_bytes()), [200], "{what}");
+
+        // Each request of the others is a byte of each of them.
+        pace.holds_while(|| {
+            let open = slow.extract_if(.., |(stream, answer)| {
+                let _ = stream.write(b"a");
+                !is_open(stream.read_to_end(answer))
+            });
+            ended.extend(open.map(|(_, answer)| statuses(&answer)));
+            !slow.is_empty()
+        });
+
+        let late = ended.iter().filter(|statuses| **statuses == [408]).count();
+        assert_eq!((late, ended.len()), (300, 300), "{what}");
+    }
+
+    /// Clients that ask for much and read nothing.
+    ///
+    /// # Panics
+    /// When others are served worse for it, or one of them is not cut off.
+    pub fn withstands_slow_readers(&self, large: &str) {
+        let before = self.program.facts();
+        let pace = self.pace_of_others("slow readers");
+        let request = format!("GET {large} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let readers: Vec<_> = (0..100)
+            .map(|_| {
+                let mut stream = self.connect();
+                stream.write_all(request.as_bytes()).expect("it reads");
+                stream
+            })
+            .collect();
+        // Its own connections are not among them: they are used at once, or closed.
+        let open = || self.metric("http_connections").unwrap_or(f64::MAX) >= 8.0;
+
+        pace.holds_while(open);
+
+        self.has_grown_within_bounds(before, "slow readers");
+        drop(readers);
+    }
+
+    /// Clients that ask for much, read a little, and leave.
+    ///
+    /// # Panics
+    /// When others get anything but their own answer, whole.
+    pub fn withstands_readers_that_leave(&self, large: &str) {
+        let client = Client::new(self.address);
+        let whole = client.get(large).text.len();
+        let request = format!("GET {large} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let left = AtomicUsize::new(0);
+
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while left.fetch_add(1, Ordering::Relaxed) < 100 {
+                        let mut stream = self.connect();
+                        stream.write_all(request.as_bytes()).expect("it reads");
+                        stream.read_exact(&mut [0; 1024]).expect("an answer");
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let client = Client::new(self.address);
+                while left.load(Ordering::Relaxed) < 100 {
+                    let reply = client.get(large);
+                    assert_eq!((reply.status, reply.text.len()), (200, whole));
+                }
+            });
+            while left.load(Ordering::Relaxed) < 100 {
+                assert_eq!(client.get(self.path).status, 200);
+            }
+        });
+    }
+
+    /// Two thousand connections that say nothing.
+    ///
+    /// # Panics
+    /// When others are served worse for it.
+    pub fn withstands_idle_connections(&self) {
+        let pace = self.pace_of_others("2,000 idle connections");
+        let before = self.program.facts();
+        let idle: Vec<_> = (0..2000).map(|_| self.connect()).collect();
+        eventually("all are accepted", || {
+            self.metric("http_connections")
+                .is_some_and(|open| open >= 2000.0)
+        });
+        let mut rounds = 0;
+
+        pace.holds_while(|| {
+            rounds += 1;
+            rounds < 200
+        });
+
+        self.has_grown_within_bounds(before, "2,000 idle connections");
+        drop(idle);
+    }
+
+    /// Threads, descriptors and connections as they were.
+    fn is_back_to(&self, before: &Before) {
+        // One connection for all questions: each new one would wake a thread that is to end.
+        let client = Client::new(self.address);
+        eventually(
+            "connections, threads and descriptors are given back",
+            || {
+                let now = self.program.facts();
+                metric(&client, "http_connections") <= before.connections
+                    && now.threads <= before.facts.threads + OWN_MAX
+                    && now.descriptors <= before.facts.descriptors + OWN_MAX
+            },
+        );
+        report(&format!(
+            "{:?} before, {:?} afterwards",
+            before.facts,
+            self.program.facts()
+        ));
+    }
+
+    fn before(&self) -> Before {
+        Before {
+            facts: self.program.facts(),
+            connections: self.metric("http_connections"),
+        }
+    }
+
+    /// How quickly others are served now, to be compared.
+    fn pace_of_others(&self, what: &'static str) -> Pace<'_> {
+        let client = Client::new(self.address);
+        let times = (0..50).map(|_| self.time_of_one(&client)).collect();
+        Pace {
+            target: self,
+            what,
+            client,
+            usual: median(times),
+        }
+    }
+
+    fn time_of_one(&self, client: &Client) -> Duration {
+        let started = Instant::now();
+        let reply = client.get(self.path);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        started.elapsed()
+    }
+}
+
+/// What a program has before an attack.
+struct Before {
+    facts: Facts,
+    connections: Option<f64>,
+}
+
+/// The pace at which others are served.
+struct Pace<'t> {
+    target: &'t Target<'t>,
+    what: &'static str,
+    client: Client,
+    usual: Duration,
+}
+
+impl Pace<'_> {
+    /// Serves others, one request for each call of `attack`, until that returns false.
+    fn holds_while(&self, mut attack: impl FnMut() -> bool) {
+        let started = Instant::now();
+        let mut times = Vec::new();
+        while attack() {
+            times.push(self.target.time_of_one(&self.client));
+            assert!(started.elapsed() < PATIENCE, "{} have no end", self.what);
+        }
+        let (requests, worst) = (times.len(), times.iter().max().copied());
+        let now = median(times);
+        report(&format!(
+            "{}: {requests} others at {now:?}, {worst:?} at worst; {:?} before",
+            self.what, self.usual
+        ));
+        // An order of magnitude, and room for a busy machine.
+        let bound = self.usual * 10 + Duration::from_millis(100);
+        assert!(now < bound, "{}: {now:?} is not below {bound:?}", self.what);
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// More clients than the program, started with so few descriptors, can have at once.
+///
+/// # Panics
+/// When those that are one too many are not told so, others suffer for it, or anything is
+/// missing afterwards.
+pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: usize) {
+    let target = Target::new(program, path);
+    let before = target.before();
+    let early = Client::new(target.address);
+    assert_eq!(early.get(path).status, 200);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+
+    let crowd: Vec<_> = (0..descriptors * 2).map(|_| target.connect()).collect();
+    // As many as there is room for ask at once, for which lanes are opened.
+    let statuses: Vec<_> = thread::scope(|scope| {
+        let clients: Vec<_> = crowd
+            .iter()
+            .map(|mut stream| {
+                let request = &request;
+                scope.spawn(move || {
+                    let _ = stream.write_all(request.as_bytes());
+                    answer(stream)
+                })
+            })
+            .collect();
+        let statuses = clients
+            .into_iter()
+            .map(|client| client.join().expect("a client"));
+        statuses.collect()
+    });
+
+    let answered = |status| {
+        statuses
+            .iter()
+            .filter(|answered| **answered == status)
+            .count()
+    };
+    let (served, turned_away) = (answered(Some(200)), answered(Some(503)));
+    assert_eq!(served + turned_away, crowd.len(), "{statuses:?}");
+    assert!(served > 0 && turned_away > 0, "{statuses:?}");
+    assert_eq!(early.get(path).status, 200);
+    drop((crowd, early));
+    eventually("new clients are served", || target.lives());
+    target.is_back_to(&before);
+}
+
+/// A program that has no descriptor left for a new connection serves those that it has, and
+/// takes new ones when it can.
+///
+/// # Panics
+/// When it does not.
+pub fn survives_without_descriptors(program: &Program, path: &'static str) {
+    let target = Target::new(program, path);
+    target.answers_bursts();
+    let early = Client::new(target.address);
+    assert_eq!(early.get(path).status, 200);
+
+    let usual = program.limit_descriptors(1);
+    eventually("it notices", || program.log().contains("cannot accept"));
+    let mut late = target.connect();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+    late.write_all(request.as_bytes())
+        .expect("the system reads");
+    for _ in 0..100 {
+        assert_eq!(early.get(path).status, 200);
+    }
+    late.set_nonblocking(true).expect("a socket option");
+    let nothing = late.peek(&mut [0]).expect_err("nobody accepts it");
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+    late.set_nonblocking(false).expect("a socket option");
+    program.limit_descriptors(usual);
+
+    assert_eq!(answer(&late), Some(200));
+    assert!(target.lives());
+}
+
+fn metric(client: &Client, name: &str) -> Option<f64> {
+    let text = client.get("/metrics").text;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// As many as the system allows to this process: the usual 1024 are too few for a crowd.
+fn allow_many_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("a limit may be raised to its maximum");
+}
+
+/// Sends bytes, ends its side, and returns the statuses of all answers up to the end of the
+/// connection.
+fn answers(mut stream: TcpStream, bytes: &[u8]) -> Vec<u16> {
+    // A refusal may come, and the connection end, before all is written or read.
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(Shutdown::Write);
+    let mut answers = Vec::new();
+    match stream.read_to_end(&mut answers) {
+        Err(error) if !is_reset(&error) => panic!("no end of the connection: {error}"),
+        _ => statuses(&answers),
+    }
+}
+
+/// The status of an answer whose connection stays open.
+fn answer(mut stream: &TcpStream) -> Option<u16> {
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Ok(read @ 1..) => answer.extend_from_slice(&piece[..read]),
+            _ => return None,
+        }
+    }
+    statuses(&answer).first().copied()
+}
+
+/// The statuses of all answers; interim ones are left out.
+fn statuses(answers: &[u8]) -> Vec<u16> {
+    const BEGIN: &[u8] = b"HTTP/1.1 ";
+    let begins = answers
+        .windows(BEGIN.len() + 4)
+        .filter(|window| window.starts_with(BEGIN));
+    begins
+        .filter_map(|line| {
+            std::str::from_utf8(&line[BEGIN.len()..])
+                .ok()?
+                .trim_end()
+                .parse()
+                .ok()
+        })
+        .filter(|status| *status >= 200)
+        .collect()
+}
+
+/// Whether a connection that does not block has only nothing to read now.
+fn is_open(read: io::Result<usize>) -> bool {
+    read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
+}
+
+/// Shown with `--nocapture`, and where a test fails.
+#[expect(clippy::print_stderr, reason = "whoever measures wants to see it")]
+fn report(line: &str) {
+    eprintln!("{line}");
+}
