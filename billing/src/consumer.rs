@@ -87,6 +87,7 @@ pub(crate) fn start(
     shutdown: &Shutdown,
 ) -> Result<JoinHandle<()>, StartError> {
     let mut consumer = Consumer {
+        outage: Outage::default(),
         queue: config.queue.clone(),
         orders: OrderStore::new(&Database::new(&config.database, store::MIGRATIONS)),
         links,
@@ -158,7 +159,46 @@ impl fmt::Display for Interruption {
     }
 }
 
+/// What the log was told: one line when an outage begins and one when it is over, however often
+/// it is tried meanwhile.
+#[derive(Default)]
+struct Outage {
+    cause: String,
+    /// The session at hand has got as far as consuming.
+    consuming: bool,
+    /// The database refuses to record, though it can be reached: consuming is not the end of it.
+    while_recording: bool,
+}
+
+impl Outage {
+    fn begin(&mut self, interruption: &Interruption) {
+        let cause = interruption.to_string();
+        if cause != self.cause {
+            log::warn!(cause = cause.as_str(); "interrupted; orders wait in the queue");
+            self.cause = cause;
+        }
+        self.while_recording = self.consuming && matches!(interruption, Interruption::Database(_));
+    }
+
+    fn note_consuming(&mut self, queue: &str) {
+        self.consuming = true;
+        if !self.while_recording {
+            self.cause.clear();
+            log::info!(queue = queue; "consuming");
+        }
+    }
+
+    fn note_recorded(&mut self) {
+        if self.while_recording {
+            self.while_recording = false;
+            self.cause.clear();
+            log::info!("orders are recorded again");
+        }
+    }
+}
+
 struct Consumer {
+    outage: Outage,
     queue: QueueConfig,
     orders: OrderStore,
     links: Links,
@@ -169,23 +209,19 @@ struct Consumer {
 impl Consumer {
     /// One session after another until the shutdown.
     fn run(&mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-        let mut last_cause = String::new();
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3));
         loop {
+            self.outage.consuming = false;
             let outcome = catch_unwind(AssertUnwindSafe(|| self.session(&mut backoff)))
                 .unwrap_or(Err(Interruption::Panic));
             let Err(interruption) = outcome else { return };
-            let down = match interruption {
-                Interruption::Database(_) => &self.links.postgresql,
-                Interruption::Broker(_) | Interruption::Panic => &self.links.rabbitmq,
-            };
-            down.store(false, Ordering::Relaxed);
-            // The same cause again and again is one line, until it changes or is over.
-            let cause = interruption.to_string();
-            if cause != last_cause {
-                log::warn!(cause = cause.as_str(); "interrupted; orders wait in the queue");
-                last_cause = cause;
+            match interruption {
+                Interruption::Database(_) => self.links.postgresql.store(false, Ordering::Relaxed),
+                // It was reached after the database was.
+                Interruption::Broker(_) => self.links.set(true, false),
+                Interruption::Panic => self.links.rabbitmq.store(false, Ordering::Relaxed),
             }
+            self.outage.begin(&interruption);
             if backoff.wait(&self.shutdown) {
                 return;
             }
@@ -210,9 +246,10 @@ impl Consumer {
         let _limit = link.limit_from_drop();
 
         self.links.set(true, true);
-        log::info!(queue = self.queue.queue.as_str(); "consuming");
+        self.outage.note_consuming(&self.queue.queue);
         while let Some(batch) = self.next_batch(&deliveries)? {
             self.settle(&channel, &mut dead_letters, batch)?;
+            self.outage.note_recorded();
             backoff.reset();
         }
         Ok(())

@@ -40,7 +40,7 @@ fn forward_to_inventory<'a>(movies: &'a mut Movies, request: &Request) -> Handle
 fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult<'a> {
     billing.access.check(request)?;
     request.require_json()?;
-    let message_id = match request.header("idempotency-key") {
+    let message_id = match request.single_header("Idempotency-Key")? {
         Some(key) => idempotency_key(key)?,
         None => Uuid::now_v7().to_string(),
     };

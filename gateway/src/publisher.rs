@@ -211,10 +211,15 @@ struct Publisher {
 impl Publisher {
     /// One link after another until all is placed.
     fn run(self) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         let mut last_cause = String::new();
         loop {
-            let error = match self.with_link(&mut backoff) {
+            let (end, was_up) = self.with_link(&mut backoff);
+            if was_up {
+                // Whatever it is now, it is an outage of its own.
+                last_cause.clear();
+            }
+            let error = match end {
                 End::AllPlaced => return,
                 End::Lost(error) => error,
             };
@@ -246,11 +251,12 @@ impl Publisher {
         }
     }
 
-    fn with_link(&self, backoff: &mut Backoff) -> End {
+    fn with_link(&self, backoff: &mut Backoff) -> (End, bool) {
         let mut unconfirmed = Unconfirmed::default();
+        let mut was_up = false;
         // Were this thread to end by a panic, orders would be refused for ever after.
         let left = catch_unwind(AssertUnwindSafe(|| {
-            self.publish_over_link(&mut unconfirmed, backoff)
+            self.publish_over_link(&mut unconfirmed, backoff, &mut was_up)
         }));
         let end = match left {
             Ok(Ok(())) => End::AllPlaced,
@@ -261,13 +267,14 @@ impl Publisher {
         for sent in unconfirmed.iter_mut() {
             self.tell_sent(sent, Outcome::Unknown);
         }
-        end
+        (end, was_up)
     }
 
     fn publish_over_link(
         &self,
         unconfirmed: &mut Unconfirmed<Sent>,
         backoff: &mut Backoff,
+        was_up: &mut bool,
     ) -> Result<(), End> {
         let mut link = Link::open(&self.config, "api-gateway")?;
         let confirming = link.open_confirming(&self.config.queue)?;
@@ -276,6 +283,7 @@ impl Publisher {
         let _limit = link.limit_from_drop();
 
         self.set_connected(true);
+        *was_up = true;
         log::info!(queue = self.config.queue.as_str(); "publishing");
         backoff.reset();
         let mut window_bytes = 0;

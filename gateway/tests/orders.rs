@@ -193,6 +193,19 @@ fn an_idempotency_key_is_the_message_id() {
 }
 
 #[test]
+fn of_two_idempotency_keys_neither_is_guessed_to_be_meant() {
+    let gateway = Gateway::start();
+    let keys = [("idempotency-key", "key-1"), ("idempotency-key", "key-2")];
+
+    let reply = gateway.place_with(&keys, &order().to_string());
+
+    assert_eq!(
+        reply.problem(),
+        (400, "the header Idempotency-Key is given twice")
+    );
+}
+
+#[test]
 fn an_idempotency_key_that_breaks_the_rule_is_refused_by_name() {
     let gateway = Gateway::start();
     for key in ["", "two words", "a\tb", &"k".repeat(65)] {

@@ -1,5 +1,8 @@
 //! The program as a process: its settings, its signals, and a PostgreSQL that comes and goes.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::json;
 use testkit::{Client, Program, Relay, TestDatabase, eventually};
 
@@ -118,6 +121,31 @@ fn sigint_and_sigterm_end_the_program_with_0() {
             "{log}"
         );
     }
+}
+
+#[test]
+fn a_client_that_does_not_take_its_answer_does_not_keep_the_program_from_ending() {
+    let database = TestDatabase::create();
+    let program = Program::start(PROGRAM, vars(&database));
+    let client = Client::new(program.address());
+    eventually("the table is there", || client.get("/ready").status == 200);
+    // More than the system and the edge hold for one connection together.
+    database.execute(
+        "INSERT INTO movies (title, description) \
+         SELECT 'Film ' || n, repeat('x', 1000000) FROM generate_series(1, 100) n",
+    );
+    let mut stream = TcpStream::connect(program.address()).expect("a connection");
+    stream
+        .write_all(b"GET /api/movies HTTP/1.1\r\nHost: a\r\n\r\n")
+        .expect("a request");
+    stream
+        .read_exact(&mut [0; 64])
+        .expect("the begin of an answer");
+
+    program.signal("TERM");
+
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]

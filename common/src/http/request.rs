@@ -88,6 +88,21 @@ impl Request {
         header(&self.headers, name)
     }
 
+    /// A header that must not be given twice: which of two was meant, nobody can tell.
+    pub fn single_header(&self, name: &str) -> Result<Option<&str>, Problem> {
+        let mut values = self
+            .headers
+            .iter()
+            .filter(|(present, _)| present.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            _ => Err(Problem::bad_request(format!(
+                "the header {name} is given twice"
+            ))),
+        }
+    }
+
     /// A segment of the path that the route's pattern names; empty where it names none such.
     #[must_use]
     pub fn param(&self, name: &str) -> &str {
@@ -166,7 +181,7 @@ impl Request {
         if self.body.is_empty() && self.header("content-length").is_none() {
             return Err(Problem::length_required());
         }
-        let media_type = self.header("content-type").unwrap_or("");
+        let media_type = self.single_header("Content-Type")?.unwrap_or("");
         let essence = media_type.split(';').next().unwrap_or("").trim();
         if essence.eq_ignore_ascii_case("application/json") {
             Ok(())
@@ -374,6 +389,19 @@ mod tests {
                 "{target}"
             );
         }
+    }
+
+    #[test]
+    fn a_header_that_is_given_twice_is_refused_where_one_is_meant() {
+        let mut request = with_content_type("application/json");
+        request
+            .headers
+            .push(("content-type".to_owned(), "text/plain".to_owned()));
+
+        let problem = request.json_object::<NoFields>().unwrap_err();
+
+        let expected = (400, "the header Content-Type is given twice");
+        assert_eq!((problem.status, &*problem.detail), expected);
     }
 
     #[test]

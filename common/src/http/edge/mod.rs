@@ -26,6 +26,9 @@ pub(super) use lanes::{EDGE_HEADER, LaneHandles, Lanes, NoLane, PROOF_TARGET};
 pub use settings::EdgeLimits;
 pub use tls::Tls;
 
+use super::exchange::request_id;
+use super::problem::Problem;
+use super::request::LaneFlags;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
@@ -43,16 +46,14 @@ const ACCEPT_LIMIT: Duration = Duration::from_millis(200);
 /// How long the acceptor rests when the system has no descriptor for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long the threads of connections that were cut at the shutdown may take to notice.
+const CUT_LIMIT: Duration = Duration::from_millis(500);
+
 /// How long a thread that has lost its connection waits for the next one.
 const THREAD_IDLE: Duration = Duration::from_secs(5);
 
 /// What a connection's thread needs of its stack, with room to spare.
 const THREAD_STACK_BYTES: usize = 256 * 1024;
-
-/// Sent as it is to whoever is one too many, before any byte of theirs is read.
-const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\nretry-after: 1\r\nconnection: close\r\n";
-const TOO_MANY_BODY: &str = r#"{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"there are too many connections; try again","request_id":""}"#;
 
 /// Where requests of one kind are worked on.
 pub(super) struct HallLanes {
@@ -158,7 +159,8 @@ impl Edge {
         })
     }
 
-    /// Closes connections that wait for a request, and waits for the others until `deadline`.
+    /// Closes connections that wait for a request, waits for the others until `deadline`, and
+    /// cuts those that are left.
     fn drain(&self, deadline: Instant) {
         let mut connections = self.connections();
         while !connections.open.is_empty() {
@@ -170,13 +172,23 @@ impl Edge {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                break;
             }
             // Looked at again now and then: one may just have become idle.
             let pause = left.min(Duration::from_millis(50));
             let waited = self.all_closed.wait_timeout(connections, pause);
             connections = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        // Whoever has not taken their answer by now keeps nobody any longer.
+        for open in connections.open.values() {
+            let _ = open.stream.shutdown(Half::Both);
+        }
+        let closed = self
+            .all_closed
+            .wait_timeout_while(connections, CUT_LIMIT, |connections| {
+                !connections.open.is_empty()
+            });
+        drop(closed);
     }
 }
 
@@ -342,8 +354,19 @@ fn serve_connections(first: Admitted, work: &Receiver<Admitted>) {
 fn turn_away(edge: &Edge, mut stream: &TcpStream) {
     edge.metrics.refused_connections.inc();
     let _ = SockRef::from(stream).set_nonblocking(true);
-    let length = TOO_MANY_BODY.len();
-    let answer = format!("{TOO_MANY}content-length: {length}\r\n\r\n{TOO_MANY_BODY}");
-    let _ = stream.write_all(answer.as_bytes());
+    let problem = Problem::refused(Refusal::new(
+        503,
+        "there are too many connections; try again",
+    ));
+    let mut answer = Vec::new();
+    let flags = LaneFlags {
+        http_10: false,
+        close: true,
+        secure: false,
+    };
+    problem
+        .into_response(&request_id(None))
+        .write_to(&mut answer, false, flags);
+    let _ = stream.write_all(&answer);
     let _ = stream.shutdown(Half::Write);
 }
