@@ -236,12 +236,13 @@ impl Consumer {
         let limit = link.limit();
         queue::declare(&channel, &self.queue.queue)?;
         channel.qos(0, PREFETCH, false)?;
+        // A second receiver, dropped after the consumer: amiquip's thread ends the connection
+        // when it has a delivery for one that is gone.
+        let deliveries;
         let consumer =
             channel.basic_consume(self.queue.queue.as_str(), ConsumerOptions::default())?;
         drop(limit);
-        // A second receiver, since amiquip's thread ends the connection when it has a delivery
-        // for a consumer that was dropped just then.
-        let deliveries = consumer.receiver().clone();
+        deliveries = consumer.receiver().clone();
         // Last, so that it is dropped first: the farewells above get a limit.
         let _limit = link.limit_from_drop();
 

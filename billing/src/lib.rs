@@ -34,10 +34,11 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let bring_up = OrderStore::new(&database).bring_up(shutdown)?;
     let orders = {
         let database = Arc::clone(&database);
-        Hall::new("/api", config.http.workers, api::ROUTES, move || {
+        Hall::new("/api/orders", config.http.workers, api::ROUTES, move || {
             OrderStore::new(&database)
         })
     };
+    let health = Hall::new("/api/health", 1, api::HEALTH, || ());
     let dependencies = move || {
         let mut orders = OrderStore::new(&database);
         move || {
@@ -47,7 +48,13 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
             }]
         }
     };
-    let server = Server::start(&config.http, vec![orders], dependencies, &metrics, shutdown)?;
+    let server = Server::start(
+        &config.http,
+        vec![orders, health],
+        dependencies,
+        &metrics,
+        shutdown,
+    )?;
     Ok(BillingApi { server, bring_up })
 }
 

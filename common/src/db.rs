@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{Client, Error, NoTls, Row, RowIter};
+use postgres::{CancelToken, Client, Error, NoTls, Row, RowIter};
 
 use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
@@ -314,11 +314,13 @@ impl<S> Connection<S> {
             unreachable!("live() has just set it")
         };
         live.last_used = Instant::now();
+        let cancel = live.client.cancel_token();
         self.streaming = true;
         let rows =
             query(&mut live.client, &live.statements).map_err(|error| DbError::new(&error))?;
         Ok(Rows {
-            rows,
+            arriving: rows,
+            cancel,
             streaming: &mut self.streaming,
         })
     }
@@ -374,7 +376,8 @@ impl<S> Connection<S> {
 
     fn lost(&mut self, error: &Error) -> DbError {
         let error = DbError::new(error);
-        if matches!(error, DbError::Unavailable(_)) {
+        // A changed schema is found out about, and perhaps put in place, by the next dial.
+        if !matches!(error, DbError::BadData(_)) {
             self.live = None;
         }
         error
@@ -441,11 +444,21 @@ fn pending(
         .collect())
 }
 
-/// Rows as they arrive. Dropped before the end, the connection goes with them: the server
-/// stops sending, and the next query gets a fresh one.
+/// Rows as they arrive. Dropped before the end, the query is cancelled, since the rest of them
+/// would have to be read first, and the next query gets a fresh connection.
 pub struct Rows<'a> {
-    rows: RowIter<'a>,
+    arriving: RowIter<'a>,
+    cancel: CancelToken,
     streaming: &'a mut bool,
+}
+
+impl Drop for Rows<'_> {
+    fn drop(&mut self) {
+        if *self.streaming {
+            // If it fails, the rest is read after all.
+            let _ = self.cancel.cancel_query(NoTls);
+        }
+    }
 }
 
 impl Iterator for Rows<'_> {
@@ -453,7 +466,7 @@ impl Iterator for Rows<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = self
-            .rows
+            .arriving
             .next()
             .map_err(|error| DbError::new(&error))
             .transpose();

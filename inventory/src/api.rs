@@ -2,7 +2,7 @@
 
 use common::http::{
     HandlerResult, Page, Problem, Request, Response, Route, Verb, entity_tag_of, is_conditional,
-    json_if_changed, require_unchanged,
+    json_if_changed, require_no_tag, require_unchanged,
 };
 use serde_json::json;
 
@@ -47,7 +47,8 @@ fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
         .with_header("etag", entity_tag_of(&movie)))
 }
 
-fn delete_all_movies<'a>(movies: &'a mut MovieStore, _: &Request) -> HandlerResult<'a> {
+fn delete_all_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    require_no_tag(request)?;
     let deleted = movies.delete_all()?;
     let answer = json!({ "message": "All movies have been deleted", "deleted": deleted });
     Ok(Response::json(200, &answer))

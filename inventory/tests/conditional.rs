@@ -212,6 +212,24 @@ fn only_what_was_seen_is_deleted() {
 }
 
 #[test]
+fn all_movies_are_not_deleted_on_a_condition_that_does_not_hold() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+
+    assert_eq!(
+        inventory
+            .delete("/api/movies", ("if-match", "\"another\""))
+            .status,
+        412
+    );
+
+    assert_eq!(
+        inventory.delete("/api/movies", ("if-match", "*")).status,
+        200
+    );
+}
+
+#[test]
 fn a_condition_on_a_movie_that_is_not_there_is_not_found() {
     let inventory = Inventory::start();
 

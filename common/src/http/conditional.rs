@@ -65,6 +65,14 @@ pub fn require_unchanged(request: &Request, tag: &str) -> Result<(), Problem> {
     }
 }
 
+/// For a change to a whole collection, which has no tag to compare: only `If-Match: *` holds.
+pub fn require_no_tag(request: &Request) -> Result<(), Problem> {
+    match request.header("if-match") {
+        Some(value) if value.trim() != "*" => Err(Problem::precondition_failed()),
+        _ => Ok(()),
+    }
+}
+
 /// Weak tags are equal to others only where the comparison is weak (RFC 9110 §8.8.3.2).
 #[derive(Clone, Copy, PartialEq)]
 enum Comparison {

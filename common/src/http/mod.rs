@@ -12,7 +12,9 @@ mod response;
 mod router;
 mod server;
 
-pub use conditional::{entity_tag_of, is_conditional, json_if_changed, require_unchanged};
+pub use conditional::{
+    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
+};
 pub use edge::{EdgeLimits, Tls};
 pub use operations::{Dependency, health};
 pub use page::Page;

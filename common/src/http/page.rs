@@ -53,18 +53,21 @@ impl Page {
         request: &Request,
     ) -> HandlerResult<'a> {
         let mut rows = rows.map(|row| row.map_err(E::into));
-        let held = self
-            .limit
-            .map_or(ROWS_HELD_MAX, |limit| usize::try_from(limit).unwrap_or(0));
-        let mut page: Vec<T> = rows.by_ref().take(held + 1).collect::<Result<_, _>>()?;
+        let Some(limit) = self.limit else {
+            let head: Vec<T> = rows
+                .by_ref()
+                .take(ROWS_HELD_MAX + 1)
+                .collect::<Result<_, _>>()?;
+            return Ok(if head.len() <= ROWS_HELD_MAX {
+                json_if_changed(request, &head)
+            } else {
+                Response::json_array(200, head.into_iter().map(Ok).chain(rows))
+            });
+        };
+        let mut page: Vec<T> = rows.collect::<Result<_, _>>()?;
+        let held = usize::try_from(limit).unwrap_or(usize::MAX);
         if page.len() <= held {
             return Ok(json_if_changed(request, &page));
-        }
-        if self.limit.is_none() {
-            return Ok(Response::json_array(
-                200,
-                page.into_iter().map(Ok).chain(rows),
-            ));
         }
         page.truncate(held);
         let response = json_if_changed(request, &page);

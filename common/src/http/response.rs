@@ -14,6 +14,9 @@ use super::request::LaneFlags;
 /// any other body, with its length.
 const PIECE_BYTES: usize = 32 * 1024;
 
+/// Whoever waits for the rest of such an answer would wait for ever.
+const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";
+
 /// `chunk-size CRLF` of RFC 9112 §7.1, with leading zeros so that it can be filled in later.
 const CHUNK_HEAD_BYTES: usize = 10;
 
@@ -214,7 +217,11 @@ fn write_stream(
     }
     if ended {
         let body = &piece[CHUNK_HEAD_BYTES..];
-        push_length(&mut head, stream.length.unwrap_or(body.len() as u64));
+        let length = body.len() as u64;
+        if stream.length.is_some_and(|stated| stated != length) {
+            return Sent::Refused(Problem::internal(WRONG_LENGTH));
+        }
+        push_length(&mut head, length);
         head.extend_from_slice(body);
         return Sent::from(out.write_all(&head).and_then(|()| out.flush()));
     }
@@ -238,7 +245,12 @@ fn write_stream(
     if head_only {
         return Sent::from(out.flush());
     }
+    let mut sent = 0;
     loop {
+        sent += (piece.len() - CHUNK_HEAD_BYTES) as u64;
+        if stream.length.is_some_and(|stated| stated < sent) {
+            return Sent::BrokenOff(Problem::internal(WRONG_LENGTH));
+        }
         if let Err(error) = write_piece(out, &mut piece, framing) {
             return Sent::ClientGone(error);
         }
@@ -247,6 +259,9 @@ fn write_stream(
             return Sent::BrokenOff(problem);
         }
         if piece.len() == CHUNK_HEAD_BYTES {
+            if stream.length.is_some_and(|stated| stated != sent) {
+                return Sent::BrokenOff(Problem::internal(WRONG_LENGTH));
+            }
             let end: &[u8] = if framing == Framing::Chunked {
                 b"0\r\n\r\n"
             } else {
@@ -432,6 +447,28 @@ mod tests {
         let text = sent(Response::json_array(200, values));
 
         assert_eq!(unchunked(&text), None);
+    }
+
+    #[test]
+    fn a_stream_that_is_not_as_long_as_it_says_is_broken_off() {
+        for (said, sent_whole) in [(49_999, false), (50_001, false), (50_000, true)] {
+            let mut left = 50_000;
+            let fill = move |buffer: &mut Vec<u8>| {
+                let piece = left.min(10_000);
+                buffer.resize(buffer.len() + piece, b'm');
+                left -= piece;
+                Ok(())
+            };
+            let stream = Stream {
+                length: Some(said),
+                fill: Box::new(fill),
+            };
+
+            let sent =
+                Response::new(200, Body::Stream(stream)).write_to(&mut Vec::new(), false, HTTP_11);
+
+            assert_eq!(matches!(sent, Sent::Whole), sent_whole, "{said}: {sent:?}");
+        }
     }
 
     #[test]

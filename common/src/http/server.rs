@@ -35,6 +35,9 @@ const WORKER_STACK_BYTES: usize = 512 * 1024;
 /// How long connections may take to end after the shutdown was requested.
 const DRAIN_LIMIT: Duration = Duration::from_secs(8);
 
+/// How long workers may take to end when no connection waits for them any more.
+const WORKERS_END_LIMIT: Duration = Duration::from_millis(300);
+
 /// The descriptors that a lane and its worker take: both ends, twice each, what the worker asks
 /// for its answers, and one more while that is made anew.
 const DESCRIPTORS_OF_A_LANE: usize = 6;
@@ -258,15 +261,18 @@ impl Server {
     pub fn join(self) {
         self.shutdown.wait();
         let edge = self.acceptor.join(Instant::now() + DRAIN_LIMIT);
+        let deadline = Instant::now() + WORKERS_END_LIMIT;
         for (hall, lanes) in self.halls.iter().zip(&edge.halls) {
             hall.context.closing.store(true, Ordering::Relaxed);
             for worker in lanes.lanes.close() {
                 // Each call wakes one worker, and one that wakes ends.
-                while !worker.is_finished() {
+                while !worker.is_finished() && Instant::now() < deadline {
                     hall.tiny.unblock();
-                    thread::yield_now();
+                    thread::sleep(Duration::from_millis(1));
                 }
-                let _ = worker.join();
+                if !worker.is_finished() {
+                    log::warn!(hall = lanes.prefix; "a worker is still busy; it ends with the program");
+                }
             }
         }
     }

@@ -436,6 +436,12 @@ impl Connection<'_> {
                 let problem = Problem::internal("the lane broke before an answer");
                 self.answer_here(Some(asked), Err(problem), false)
             }
+            Ok(Relayed::TooLate) => {
+                hall.lanes.give_up(&lane);
+                let detail = "this takes too long; whether it is done is not known";
+                let problem = Problem::unavailable(detail, "the worker does not answer");
+                self.answer_here(Some(asked), Err(problem), false)
+            }
             Ok(Relayed::ToTheEnd) => {
                 hall.lanes.give_up(&lane);
                 let _ = self.send_kept();
@@ -456,8 +462,13 @@ impl Connection<'_> {
         }
         lane.buffer.clear();
         let head = loop {
-            if read_lane(lane)? == 0 {
-                return Ok(Relayed::NotBegun);
+            match read_lane(lane) {
+                Ok(0) => return Ok(Relayed::NotBegun),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Relayed::TooLate);
+                }
+                Err(error) => return Err(error),
             }
             if let Some(head) = answer_head(&lane.buffer, asked.method == "HEAD")? {
                 break head;
@@ -647,6 +658,8 @@ enum Relayed {
     ToTheEnd,
     /// Nothing of it.
     NotBegun,
+    /// Nothing of it for very long; its worker may still be busy with it.
+    TooLate,
 }
 
 enum Rest {

@@ -18,6 +18,10 @@ use super::EdgeLimits;
 /// How long a worker may take to answer the first, empty request of a lane.
 const PROOF_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a worker may be silent over an answer. It is beyond every limit of its own, so it
+/// is for what has none: a database server that is stopped, but not gone.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// The target of that request; no client can send it, since it does not begin with a slash.
 pub(crate) const PROOF_TARGET: &str = "lane";
 
@@ -170,7 +174,7 @@ impl Lanes {
     /// Opens a lane, proven by an answer.
     fn connect(&self, number: usize) -> io::Result<Lane> {
         let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
-        if workers[number].is_none() {
+        if workers[number].as_ref().is_none_or(JoinHandle::is_finished) {
             workers[number] = Some((self.start_worker)(number)?);
         }
         let mut stream = UnixStream::connect(&self.socket)?;
@@ -184,7 +188,7 @@ impl Lanes {
                 more => read += more,
             }
         }
-        stream.set_read_timeout(None)?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let id = self.handles.add(stream.try_clone()?);
         Ok(Lane {
             number,

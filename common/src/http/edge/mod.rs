@@ -318,6 +318,8 @@ fn hand_over(
     idle_threads: &Sender<Admitted>,
     work: &Receiver<Admitted>,
 ) {
+    // A listener for IPv6 sees IPv4 clients in a form of its own.
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let admitted = match edge.admit(stream, client) {
         Ok(admitted) => admitted,
         Err(stream) => return turn_away(edge, &stream),
