@@ -24,7 +24,7 @@ fn whatever_clients_do_billing_goes_on() {
     // Together more than the system buffers of a connection.
     database.execute(
         "INSERT INTO orders (message_id, user_id, number_of_items, total_amount)
-         SELECT 'message-' || n, repeat('a', 50), 1, 1 FROM generate_series(1, 25000) n",
+         SELECT 'message-' || n, repeat('a', 50), 1, 1 FROM generate_series(1, 40000) n",
     );
 
     attack::Target::new(&program, "/api/orders/1").withstands_everything("/api/orders");

@@ -5,7 +5,7 @@ use testkit::{Play, Program, TestQueue, Upstream, attack};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
 /// More than the system buffers of a connection.
-const LARGE_BYTES: usize = 5_000_000;
+const LARGE_BYTES: usize = 8_000_000;
 
 /// An inventory of one movie, and of a list that is large.
 fn inventory() -> Upstream {

@@ -26,7 +26,7 @@ fn whatever_clients_do_the_inventory_goes_on() {
     assert_eq!(client.post("/api/movies", &movie).status, 201);
     database.execute(
         "INSERT INTO movies (title, description)
-         SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 5000)",
+         SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 8000)",
     );
 
     attack::Target::new(&program, "/api/movies/1").withstands_everything(LARGE);

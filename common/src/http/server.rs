@@ -21,7 +21,7 @@ use super::edge::{Acceptor, Edge, EdgeLimits, HallLanes, LaneHandles, Lanes, PRO
 use super::exchange::{After, Exchange};
 use super::operations::{self, Dependencies, Dependency};
 use super::problem::Problem;
-use super::request::{LaneRequest, Request};
+use super::request::{LaneFlags, LaneRequest, Request};
 use super::response::Response;
 use super::router::{self, Destination, HandlerResult, Route};
 use crate::env::{ConfigError, Vars};
@@ -134,6 +134,7 @@ impl Hall {
         name: usize,
         limits: &EdgeLimits,
         metrics: &Metrics,
+        shutdown: &Shutdown,
     ) -> io::Result<(OpenHall, HallLanes)> {
         let socket = directory.join(name.to_string());
         let listener = UnixListener::bind(&socket)?;
@@ -143,6 +144,7 @@ impl Hall {
         let context = Arc::new(Context {
             metrics: metrics.clone(),
             lanes: Arc::clone(&handles),
+            shutdown: shutdown.clone(),
             closing: AtomicBool::new(false),
         });
         let start_worker = {
@@ -178,6 +180,7 @@ impl Hall {
 struct Context {
     metrics: Metrics,
     lanes: Arc<LaneHandles>,
+    shutdown: Shutdown,
     /// No request will come any more.
     closing: AtomicBool,
 }
@@ -233,7 +236,7 @@ impl Server {
         let (mut open_halls, mut lanes) = (Vec::new(), Vec::new());
         // The operations' hall takes what no other does, so it is asked last.
         for (name, hall) in halls.into_iter().chain([operations]).enumerate() {
-            let (open, of_hall) = hall.open(&directory.path, name, &limits, metrics)?;
+            let (open, of_hall) = hall.open(&directory.path, name, &limits, metrics, shutdown)?;
             open_halls.push(open);
             lanes.push(of_hall);
         }
@@ -356,7 +359,9 @@ impl<S> Worker<'_, S> {
                 &mut request,
                 &mut exchange.route,
             );
-            exchange.answer(result, &mut out, flags)
+            // It may have been requested while the handler was at work.
+            let close = flags.close || self.context.shutdown.is_requested();
+            exchange.answer(result, &mut out, LaneFlags { close, ..flags })
         }));
         let after = outcome.as_ref().copied().unwrap_or_else(|_| {
             let problem = Err(Problem::internal("the handler panicked"));

@@ -147,7 +147,8 @@ impl Connection<'_> {
                         return false;
                     }
                     self.release();
-                    if !keep_alive {
+                    // The answer has said so.
+                    if !keep_alive || self.edge.shutdown.is_requested() {
                         return true;
                     }
                 }
@@ -234,9 +235,9 @@ impl Connection<'_> {
     fn wait_for_first_byte(&mut self) -> Result<(), End> {
         let deadline = Instant::now() + self.edge.limits.idle_time;
         loop {
-            while self.input.starts_with(b"\r\n") {
-                self.input.drain(..2);
-            }
+            let lines = self.input.chunks(2).take_while(|line| *line == b"\r\n");
+            let empty_lines = 2 * lines.count();
+            self.input.drain(..empty_lines);
             if !self.input.is_empty() && self.input != b"\r" {
                 return Ok(());
             }
@@ -609,7 +610,7 @@ impl Connection<'_> {
         };
         let flags = LaneFlags {
             http_10: asked.is_some_and(|asked| asked.http_10),
-            close: !keep_alive,
+            close: !keep_alive || self.edge.shutdown.is_requested(),
             secure: self.wire.is_secure(),
         };
         let mut answer = Vec::new();

@@ -366,8 +366,11 @@ fn turn_away(edge: &Edge, mut stream: &TcpStream) {
         close: true,
         secure: false,
     };
+    let request_id = request_id(None);
     problem
-        .into_response(&request_id(None))
+        .into_response(&request_id)
+        .with_header("x-request-id", request_id)
+        .with_header("connection", "close")
         .write_to(&mut answer, false, flags);
     let _ = stream.write_all(&answer);
     let _ = stream.shutdown(Half::Write);
