@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::{Client, Program, RawReply, TestDatabase, eventually, exchange};
+use testkit::{Client, Program, RawReply, Relay, TestDatabase, eventually, exchange};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
 
@@ -16,13 +16,19 @@ const SOON: Duration = Duration::from_secs(8);
 struct Inventory {
     program: Program,
     address: SocketAddr,
+    relay: Relay,
     database: TestDatabase,
 }
 
 impl Inventory {
     fn start(settings: &[(&str, &str)]) -> Self {
         let database = TestDatabase::create();
+        let config = database.config();
+        let relay = Relay::up(&config.host, config.port);
+        let relay_port = relay.address().port().to_string();
         let own = [
+            ("POSTGRES_HOST", "127.0.0.1"),
+            ("POSTGRES_PORT", &relay_port),
             ("LISTEN_ADDRESS", "127.0.0.1"),
             ("INVENTORY_API_PORT", "0"),
             ("HTTP_WORKERS", "1"),
@@ -38,6 +44,7 @@ impl Inventory {
         Self {
             program,
             address,
+            relay,
             database,
         }
     }
@@ -56,24 +63,18 @@ impl Inventory {
     /// Keeps the only worker waiting for as long as `meanwhile` takes; returns the answer that
     /// it gives at last.
     fn while_a_request_waits(&self, meanwhile: impl FnOnce()) -> String {
-        let mut lock = self.database.connect();
-        let mut transaction = lock.transaction().expect("a transaction");
-        transaction
-            .batch_execute("LOCK TABLE movies")
-            .expect("a lock");
+        self.relay.freeze();
         let mut waiting = self.connect();
         waiting
             .write_all(request("GET /api/movies").as_bytes())
             .expect("it reads");
-        eventually("the worker waits", || {
-            let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted \
-                         AND relation = 'movies'::regclass";
-            self.database.count(waits) == 1
+        eventually("the worker waits for the database", || {
+            self.relay.holds_something()
         });
 
         meanwhile();
 
-        transaction.commit().expect("the lock is released");
+        self.relay.restore();
         let _ = waiting.shutdown(Shutdown::Write);
         rest(waiting)
     }
@@ -317,6 +318,60 @@ fn who_waits_too_long_for_a_worker_is_turned_away() {
 }
 
 #[test]
+fn who_hears_nothing_from_a_worker_for_long_is_told_so_and_may_ask_again() {
+    let inventory = Inventory::start(&[("HTTP_ANSWER_SECONDS", "1")]);
+    let mut stream = None;
+
+    let waited = inventory.while_a_request_waits(|| {
+        // Behind the one that keeps the worker.
+        let mut second = inventory.connect();
+        second
+            .write_all(request("GET /api/movies").as_bytes())
+            .expect("it reads");
+        stream = Some(second);
+        eventually("the worker is given up", || {
+            inventory
+                .program
+                .log()
+                .contains("the worker does not answer")
+        });
+    });
+
+    assert_eq!(statuses(&waited), ["503"]);
+    assert!(
+        waited.contains("whether it is done is not known"),
+        "{waited}"
+    );
+    let mut stream = stream.expect("it is connected");
+    assert_eq!(next(&mut stream, 12), "HTTP/1.1 200");
+    assert_eq!(inventory.client().get("/api/movies").status, 200);
+}
+
+#[test]
+fn who_waits_for_an_answer_is_not_idle() {
+    let inventory = Inventory::start(&[("HTTP_IDLE_SECONDS", "1")]);
+    let asleep = inventory.connect();
+
+    let waited = inventory.while_a_request_waits(|| assert_eq!(rest(asleep), ""));
+
+    assert_eq!(statuses(&waited), ["200"]);
+}
+
+#[test]
+fn a_malformed_request_is_refused_behind_the_answer_to_the_one_before() {
+    let inventory = Inventory::start(&[]);
+    let mut stream = inventory.connect();
+
+    inventory.while_a_request_waits(|| {
+        let requests = request("GET /api/movies") + "NONSENSE\r\n\r\n";
+        stream.write_all(requests.as_bytes()).expect("it reads");
+    });
+
+    let answers = rest(stream);
+    assert_eq!(statuses(&answers), ["200", "400"], "{answers}");
+}
+
+#[test]
 fn at_sigterm_what_is_under_way_is_answered_and_nothing_else_begun() {
     let inventory = Inventory::start(&[]);
     let mut idle = inventory.connect();
@@ -404,9 +459,7 @@ fn no_header_changes_the_client_that_the_log_names() {
     let forged = "GET /api/movies/7 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\
                   X-Request-Id: forged-7\r\n\
                   X-Forwarded-For: 10.9.8.7\r\nForwarded: for=10.9.8.7\r\n\
-                  X-Edge: 00000000000000000000 10.9.8.7:1 - other\r\n\
-                  x-edge: 00000000000000000000 10.9.8.7:1 - other\r\n\
-                  x-edge-octets: x-edge 00000000000000000000%2010.9.8.7:1%20-%20other\r\n\r\n";
+                  X-Real-IP: 10.9.8.7\r\n\r\n";
 
     let reply = RawReply::to(inventory.address, forged.as_bytes());
 

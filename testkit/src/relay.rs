@@ -22,6 +22,8 @@ struct Shared {
 struct State {
     up: bool,
     frozen: bool,
+    /// How many pieces wait for the thaw.
+    held: usize,
     /// Both ends of what is passed on.
     streams: Vec<TcpStream>,
 }
@@ -108,6 +110,12 @@ impl Relay {
         self.shared.lock().frozen = true;
     }
 
+    /// Whether anything waits for the end of the freeze.
+    #[must_use]
+    pub fn holds_something(&self) -> bool {
+        self.shared.lock().held > 0
+    }
+
     /// Passes connections on again.
     pub fn restore(&self) {
         let mut state = self.shared.lock();
@@ -123,10 +131,10 @@ impl Shared {
     }
 
     fn wait_until_thawed(&self) {
-        let _state = self
-            .thawed
-            .wait_while(self.lock(), |state| state.frozen)
-            .expect("no thread of a relay panics");
+        let mut state = self.lock();
+        state.held += 1;
+        let thawed = self.thawed.wait_while(state, |state| state.frozen);
+        thawed.expect("no thread of a relay panics").held -= 1;
     }
 }
 

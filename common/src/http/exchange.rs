@@ -3,28 +3,48 @@
 
 use std::io::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::problem::Problem;
-use super::request::LaneFlags;
-use super::response::{Response, Sent};
+use super::request::Request;
+use super::response::{Response, Sent, Terms};
 use crate::metrics::Metrics;
 
 /// The most that a request id taken from a client may have.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// What is known of an exchange.
-pub(crate) struct Exchange {
+/// A request, as the log and the metrics tell of it.
+#[derive(Debug)]
+pub(crate) struct Asked {
     pub(crate) request_id: String,
     pub(crate) client: IpAddr,
     pub(crate) method: String,
     pub(crate) target: String,
+    /// When it was here, whole.
+    pub(crate) arrived: Instant,
+}
+
+impl Asked {
+    pub(crate) fn of(request: &Request, arrived: Instant) -> Self {
+        Self {
+            request_id: request.request_id.clone(),
+            client: request.client,
+            method: request.method.as_str().to_owned(),
+            target: request.target.clone(),
+            arrived,
+        }
+    }
+}
+
+/// A request and what comes of it.
+pub(crate) struct Exchange {
+    asked: Arc<Asked>,
     /// The pattern of the route: a label of the metrics, so never what a client made up.
     pub(crate) route: &'static str,
-    pub(crate) status: u16,
-    pub(crate) cause: Option<String>,
-    pub(crate) broken_off: bool,
-    pub(crate) started: Instant,
+    status: u16,
+    cause: Option<String>,
+    broken_off: bool,
 }
 
 /// What is to be done with the connection that the answer went to.
@@ -32,56 +52,65 @@ pub(crate) struct Exchange {
 pub(crate) enum After {
     /// It is ready for the next one.
     Next,
-    /// Its end is the end of the answer.
-    End,
+    /// It is cut: the client holds a part of an answer, and must be able to tell.
+    Cut,
 }
 
 impl Exchange {
+    pub(crate) fn new(asked: &Arc<Asked>, route: &'static str) -> Self {
+        Self {
+            asked: Arc::clone(asked),
+            route,
+            status: 500,
+            cause: None,
+            broken_off: false,
+        }
+    }
+
     /// Writes the answer that came of the request.
     pub(crate) fn answer(
         &mut self,
         result: Result<Response<'_>, Problem>,
         out: &mut dyn Write,
-        flags: LaneFlags,
+        terms: Terms,
     ) -> After {
         let response = result.unwrap_or_else(|problem| self.refuse(problem));
         self.status = response.status;
-        let head_only = self.method == "HEAD";
-        match self.finish(response, flags).write_to(out, head_only, flags) {
+        let head_only = self.asked.method == "HEAD";
+        match self.finish(response, terms).write_to(out, head_only, terms) {
             Sent::Whole => After::Next,
-            Sent::UntilTheEnd => After::End,
             Sent::Refused(problem) => {
                 let response = self.refuse(problem);
                 self.status = response.status;
-                match self.finish(response, flags).write_to(out, head_only, flags) {
+                match self.finish(response, terms).write_to(out, head_only, terms) {
                     Sent::Whole => After::Next,
-                    _ => After::End,
+                    _ => After::Cut,
                 }
             }
             Sent::BrokenOff(problem) => {
                 self.broken_off = true;
                 self.cause = problem.cause;
-                After::End
+                After::Cut
             }
             Sent::ClientGone(error) => {
                 self.broken_off = true;
                 self.cause = Some(format!("the client went away: {error}"));
-                After::End
+                After::Cut
             }
         }
     }
 
     fn refuse(&mut self, problem: Problem) -> Response<'static> {
         self.cause.clone_from(&problem.cause);
-        problem.into_response(&self.request_id)
+        problem.into_response(&self.asked.request_id)
     }
 
     /// Adds what every answer carries.
-    fn finish<'a>(&self, mut response: Response<'a>, flags: LaneFlags) -> Response<'a> {
+    fn finish<'a>(&self, mut response: Response<'a>, terms: Terms) -> Response<'a> {
         if !response.has_header("x-request-id") {
-            response.push_header("x-request-id".to_owned(), self.request_id.clone());
+            response.push_header("x-request-id".to_owned(), self.asked.request_id.clone());
         }
-        if flags.close {
+        if terms.close {
             response.push_header("connection".to_owned(), "close".to_owned());
         }
         response
@@ -89,8 +118,9 @@ impl Exchange {
 
     /// One line in the log, one count in the metrics.
     pub(crate) fn record(self, metrics: &Metrics) {
-        let elapsed = self.started.elapsed();
-        let method = match self.method.as_str() {
+        let asked = &self.asked;
+        let elapsed = asked.arrived.elapsed();
+        let method = match asked.method.as_str() {
             known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => known,
             // What a client makes up must not make up new time series.
             _ => "other",
@@ -112,10 +142,10 @@ impl Exchange {
         };
         log::log!(
             target: "access", level,
-            request_id = self.request_id.as_str(),
-            client = self.client.to_string().as_str(),
-            method = self.method.as_str(),
-            path = self.target.as_str(),
+            request_id = asked.request_id.as_str(),
+            client = asked.client.to_string().as_str(),
+            method = asked.method.as_str(),
+            path = asked.target.as_str(),
             route = self.route,
             status = self.status,
             ms = format!("{:.2}", elapsed.as_secs_f64() * 1000.0).as_str(),

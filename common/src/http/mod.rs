@@ -4,6 +4,7 @@
 mod conditional;
 mod edge;
 mod exchange;
+mod hall;
 mod operations;
 mod page;
 mod problem;
@@ -16,10 +17,11 @@ pub use conditional::{
     entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
 pub use edge::{EdgeLimits, Tls};
+pub use hall::Hall;
 pub use operations::{Dependency, health};
 pub use page::Page;
 pub use problem::Problem;
 pub use request::{Method, Request};
 pub use response::{Body, Fill, Response, Stream};
 pub use router::{Handler, HandlerResult, Route, Verb};
-pub use server::{Hall, HttpConfig, Server};
+pub use server::{HttpConfig, Server};

@@ -1,13 +1,11 @@
 //! A request as a handler sees it: checked, and whole in memory.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
-use super::edge::EDGE_HEADER;
 use super::problem::Problem;
 
 /// A request method; names are case-sensitive (RFC 9110 §9.1).
@@ -24,7 +22,7 @@ pub enum Method {
 }
 
 impl Method {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         match name {
             "GET" => Self::Get,
             "HEAD" => Self::Head,
@@ -70,7 +68,7 @@ pub struct Request {
     /// Whether it came by HTTPS.
     pub secure: bool,
     /// The segments that the route's pattern names.
-    pub(super) params: Vec<(&'static str, String)>,
+    pub(crate) params: Vec<(&'static str, String)>,
 }
 
 impl Request {
@@ -197,106 +195,6 @@ pub(super) fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<
         .iter()
         .find(|(present, _)| present.eq_ignore_ascii_case(name))
         .map(|(_, value)| value.as_str())
-}
-
-/// What a worker must know of the client's connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LaneFlags {
-    /// The client knows no chunks.
-    pub(crate) http_10: bool,
-    /// This answer is the last on its connection.
-    pub(crate) close: bool,
-    /// The client speaks HTTPS.
-    pub(crate) secure: bool,
-}
-
-impl fmt::Display for LaneFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Never empty: it is one word of several.
-        f.write_str("-")?;
-        for (flag, letter) in [(self.http_10, "0"), (self.close, "c"), (self.secure, "s")] {
-            if flag {
-                f.write_str(letter)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A request as it comes off a lane.
-#[derive(Debug)]
-pub(super) struct LaneRequest {
-    pub(super) request: Request,
-    pub(super) lane: usize,
-    pub(super) flags: LaneFlags,
-}
-
-impl LaneRequest {
-    /// None where the first header is not the edge's own: lane, client, flags, request id.
-    pub(super) fn read<'a>(
-        method: &str,
-        target: &str,
-        mut headers: impl Iterator<Item = (&'a str, &'a str)>,
-        body: Vec<u8>,
-    ) -> Option<Self> {
-        let (_, edge) = headers.next().filter(|(name, _)| *name == EDGE_HEADER)?;
-        let mut words = edge.split(' ');
-        let lane = words.next()?.parse().ok()?;
-        let client: SocketAddr = words.next()?.parse().ok()?;
-        let flags = words.next()?;
-        let request_id = words.next()?.to_owned();
-        let request = Request {
-            method: Method::new(method),
-            target: target.to_owned(),
-            headers: headers.map(|(name, value)| decoded(name, value)).collect(),
-            body,
-            request_id,
-            client: client.ip(),
-            secure: flags.contains('s'),
-            params: Vec::new(),
-        };
-        let flags = LaneFlags {
-            http_10: flags.contains('0'),
-            close: flags.contains('c'),
-            secure: flags.contains('s'),
-        };
-        Some(Self {
-            request,
-            lane,
-            flags,
-        })
-    }
-}
-
-/// The name of a header that carries another one whose value is not ASCII, which tiny_http does
-/// not read.
-const OCTETS_HEADER: &str = "x-edge-octets";
-
-/// What is percent-encoded there.
-const OCTETS: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b' ').add(b'%');
-
-/// Whether a header of that name would be taken for one of the edge's own.
-pub(super) fn is_of_the_edge(name: &str) -> bool {
-    [EDGE_HEADER, OCTETS_HEADER]
-        .iter()
-        .any(|own| name.eq_ignore_ascii_case(own))
-}
-
-/// Writes such a header.
-pub(super) fn encode_octets(line: &mut Vec<u8>, name: &str, value: &[u8]) {
-    let value = percent_encoding::percent_encode(value, OCTETS);
-    line.extend_from_slice(format!("{OCTETS_HEADER}: {name} {value}").as_bytes());
-}
-
-/// A header as the client sent it.
-fn decoded(name: &str, value: &str) -> (String, String) {
-    match value.split_once(' ') {
-        Some((original, octets)) if name == OCTETS_HEADER => (
-            original.to_owned(),
-            percent_decode_str(octets).map(char::from).collect(),
-        ),
-        _ => (name.to_owned(), value.to_owned()),
-    }
 }
 
 /// Whether the text is one or more ASCII digits: `parse` alone would take `+1`.
@@ -441,53 +339,5 @@ mod tests {
     #[test]
     fn a_missing_body_is_asked_for() {
         assert_eq!(get("/").json_object::<NoFields>().unwrap_err().status, 411);
-    }
-
-    #[test]
-    fn a_header_of_any_octets_crosses_the_lane_as_it_was() {
-        let value: Vec<u8> = (1..=255).filter(|b| !matches!(b, b'\n' | b'\r')).collect();
-        let mut line = Vec::new();
-        encode_octets(&mut line, "X-Note", &value);
-        let line = String::from_utf8(line).expect("ASCII");
-        let (name, carried) = line.split_once(": ").expect("a header");
-
-        let headers = [
-            (EDGE_HEADER, "00007 192.0.2.1:80 -0cs trace-7"),
-            (name, carried),
-        ];
-        let read =
-            LaneRequest::read("GET", "/", headers.into_iter(), Vec::new()).expect("a request");
-
-        assert_eq!(
-            (read.lane, read.flags),
-            (
-                7,
-                LaneFlags {
-                    http_10: true,
-                    close: true,
-                    secure: true
-                }
-            )
-        );
-        assert_eq!(read.request.client, IpAddr::from([192, 0, 2, 1]));
-        assert_eq!(read.request.request_id, "trace-7");
-        let octets: Vec<u8> = read
-            .request
-            .header("x-note")
-            .unwrap()
-            .chars()
-            .map(|c| c as u8)
-            .collect();
-        assert_eq!(octets, value);
-    }
-
-    #[test]
-    fn the_headers_of_the_edge_are_known_in_any_case() {
-        for name in ["x-edge", "X-Edge", "x-edge-octets", "X-EDGE-OCTETS"] {
-            assert!(is_of_the_edge(name), "{name}");
-        }
-        for name in ["x-edge-", "edge", "x-edgeoctets"] {
-            assert!(!is_of_the_edge(name), "{name}");
-        }
     }
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::problem::Problem;
-use super::request::LaneFlags;
 
 /// A stream is written in pieces of about this size, and one that ends before it is sent like
 /// any other body, with its length.
@@ -147,7 +146,7 @@ impl<'a> Response<'a> {
     }
 
     /// Writes the answer. `head_only` answers a HEAD request: the head as for GET, no content.
-    pub(super) fn write_to(self, out: &mut dyn Write, head_only: bool, flags: LaneFlags) -> Sent {
+    pub(super) fn write_to(self, out: &mut dyn Write, head_only: bool, terms: Terms) -> Sent {
         let mut buffer = Vec::with_capacity(512);
         push_head(&mut buffer, self.status, &self.headers);
         match self.body {
@@ -162,9 +161,18 @@ impl<'a> Response<'a> {
                 }
                 Sent::from(out.write_all(&buffer).and_then(|()| out.flush()))
             }
-            Body::Stream(stream) => write_stream(out, buffer, stream, head_only, flags),
+            Body::Stream(stream) => write_stream(out, buffer, stream, head_only, terms),
         }
     }
+}
+
+/// What the connection asks of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// The client knows no chunks: what has no length ends with the connection.
+    pub(crate) http_10: bool,
+    /// This answer is the last.
+    pub(crate) close: bool,
 }
 
 /// How the sending of an answer ended.
@@ -172,8 +180,6 @@ impl<'a> Response<'a> {
 pub(super) enum Sent {
     /// All of it went out.
     Whole,
-    /// All of it went out, and the end of the connection is to be its end.
-    UntilTheEnd,
     /// Nothing went out: the stream had a problem before its first piece.
     Refused(Problem),
     /// The stream had a problem midway: the client holds a part, and must be able to tell.
@@ -204,7 +210,7 @@ fn write_stream(
     mut head: Vec<u8>,
     mut stream: Stream<'_>,
     head_only: bool,
-    flags: LaneFlags,
+    terms: Terms,
 ) -> Sent {
     let mut piece = vec![0; CHUNK_HEAD_BYTES];
     let mut ended = false;
@@ -230,7 +236,7 @@ fn write_stream(
             push_length(&mut head, length);
             Framing::Length
         }
-        None if flags.http_10 => {
+        None if terms.http_10 => {
             head.extend_from_slice(b"\r\n");
             Framing::ConnectionEnd
         }
@@ -270,11 +276,7 @@ fn write_stream(
             if let Err(error) = out.write_all(end).and_then(|()| out.flush()) {
                 return Sent::ClientGone(error);
             }
-            return if framing == Framing::ConnectionEnd {
-                Sent::UntilTheEnd
-            } else {
-                Sent::Whole
-            };
+            return Sent::Whole;
         }
     }
 }
@@ -363,15 +365,13 @@ pub(super) fn reason_phrase(status: u16) -> &'static str {
 mod tests {
     use super::*;
 
-    const HTTP_11: LaneFlags = LaneFlags {
+    const HTTP_11: Terms = Terms {
         http_10: false,
         close: false,
-        secure: false,
     };
-    const HTTP_10: LaneFlags = LaneFlags {
+    const HTTP_10: Terms = Terms {
         http_10: true,
         close: true,
-        secure: false,
     };
 
     fn sent(response: Response<'_>) -> String {
@@ -477,7 +477,7 @@ mod tests {
 
         let sent = Response::json_array(200, numbers(50_000)).write_to(&mut out, false, HTTP_10);
 
-        assert!(matches!(sent, Sent::UntilTheEnd));
+        assert!(matches!(sent, Sent::Whole));
 
         let text = String::from_utf8(out).unwrap();
         let (head, content) = text.split_once("\r\n\r\n").unwrap();

@@ -264,11 +264,7 @@ const TARGETS: &[Row] = &[
     ),
     ("two slashes", b"GET //health HTTP/1.1|Host: h||", &[404]),
     ("a backslash", b"GET \\health HTTP/1.1|Host: h||", &[400]),
-    (
-        "what the lanes are proven with",
-        b"GET lane HTTP/1.1|Host: h||",
-        &[400],
-    ),
+    ("a word", b"GET health HTTP/1.1|Host: h||", &[400]),
 ];
 
 const HEADERS: &[Row] = &[
@@ -295,12 +291,8 @@ const HEADERS: &[Row] = &[
     ("white space around a value", b"GET {} HTTP/1.1|Host: h|X: \t y \t ||", &[200]),
     ("LF for the empty line", b"GET {} HTTP/1.1|Host: h|\n", &[400]),
     ("CR for the empty line", b"GET {} HTTP/1.1|Host: h|\rGET", &[400]),
-    ("a forged client", b"GET {} HTTP/1.1|Host: h|X-Edge: 00000 10.9.8.7:1 - forged||", &[200]),
-    (
-        "a forged header in the guise of the edge's",
-        b"GET {} HTTP/1.1|Host: h|x-edge-octets: X-Evil a%0d%0aX-Injected: 1||",
-        &[200],
-    ),
+    ("a forged client", b"GET {} HTTP/1.1|Host: h|X-Forwarded-For: 10.9.8.7||", &[200]),
+    ("an encoded line break", b"GET {} HTTP/1.1|Host: h|X: a%0d%0aX-Injected: 1||", &[200]),
     ("a request id that would split the answer", b"GET {} HTTP/1.1|Host: h|X-Request-Id: a%0d%0aX: y||", &[200]),
     ("an expectation that nobody knows", b"GET {} HTTP/1.1|Host: h|Expect: 200-ok||", &[417]),
     ("two expectations", b"GET {} HTTP/1.1|Host: h|Expect: 100-continue, 200-ok||", &[417]),

@@ -38,7 +38,7 @@ pub const SETTINGS: &[(&str, &str)] = &[
 /// largest head, the buffers for bodies, and what the allocator keeps.
 const MEMORY_KIB_MAX: usize = 96 * 1024;
 
-/// Threads and descriptors that a program may open for its own use while it is attacked: lanes,
+/// Threads and descriptors that a program may open for its own use while it is attacked:
 /// workers and their connections, each opened when it is needed first.
 const OWN_MAX: usize = 32;
 
@@ -459,9 +459,7 @@ impl<'p> Target<'p> {
     fn time_of_one(&self, client: &Client) -> Duration {
         let started = Instant::now();
         let reply = client.get(self.path);
-        // On a busy machine one or the other may find no worker in time, and be told so: it
-        // counts with the time that this took, and many of them would show.
-        assert!(matches!(reply.status, 200 | 503), "{}", reply.text);
+        assert_eq!(reply.status, 200, "{}", reply.text);
         started.elapsed()
     }
 }
@@ -500,10 +498,10 @@ impl Pace<'_> {
             "{}: {requests} others at {now:?}, {worst:?} at worst; {:?} before",
             self.what, self.usual
         ));
-        // An order of magnitude, and room for a busy machine and for taking a worker back from a
-        // client that reads too slowly.
+        // An order of magnitude, and room for a busy machine.
         let bound = self.usual * 10 + Duration::from_millis(300);
         assert!(now < bound, "{}: {now:?} is not below {bound:?}", self.what);
+        assert!(worst < PATIENCE, "{}: {worst:?} at worst", self.what);
     }
 }
 
@@ -525,7 +523,7 @@ pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: us
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
 
     let crowd: Vec<_> = (0..descriptors * 2).map(|_| target.connect()).collect();
-    // As many as there is room for ask at once, for which lanes are opened.
+    // As many as there is room for ask at once, for which workers are started.
     let statuses: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = crowd
             .iter()

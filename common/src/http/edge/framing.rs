@@ -4,6 +4,7 @@
 //! request would begin.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 
 use httparse::Header;
 
@@ -123,16 +124,24 @@ impl<'b> Head<'_, 'b> {
     }
 }
 
+/// Room for the headers of a head, not written before it is needed.
+pub(crate) type HeaderStorage<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
+
+/// Room with nothing in it.
+pub(crate) const fn header_storage<'b>() -> HeaderStorage<'b> {
+    [const { MaybeUninit::uninit() }; HEADERS_MAX]
+}
+
 /// Reads a complete head, as [`HeadScan`] found it.
 pub(crate) fn parse_head<'h, 'b>(
     head: &'b [u8],
-    storage: &'h mut [Header<'b>; HEADERS_MAX],
+    storage: &'h mut HeaderStorage<'b>,
     limits: &FramingLimits,
 ) -> Result<Head<'h, 'b>, Refusal> {
     let (method, target, version, headers) = {
         let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
-        let mut request = httparse::Request::new(storage);
-        match request.parse(head) {
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(head, storage) {
             Ok(httparse::Status::Complete(length)) if length == head.len() => {}
             Ok(_) => return Err(Refusal::malformed("the head is malformed")),
             Err(error) => return Err(refusal_of(error, head)),

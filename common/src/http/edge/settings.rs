@@ -36,6 +36,9 @@ pub struct EdgeLimits {
     pub queue: usize,
     /// How long one may wait for a worker.
     pub queue_time: Duration,
+    /// How long a worker may be silent over an answer. It is beyond every limit of its own, so
+    /// it is for what has none: a database server that is stopped, but not gone.
+    pub answer_time: Duration,
 }
 
 impl Default for EdgeLimits {
@@ -54,6 +57,7 @@ impl Default for EdgeLimits {
             send_time: Duration::from_secs(20),
             queue: 1024,
             queue_time: Duration::from_secs(2),
+            answer_time: Duration::from_secs(30),
         }
     }
 }
@@ -87,6 +91,7 @@ impl EdgeLimits {
             send_time: seconds("HTTP_SEND_SECONDS", default.send_time)?,
             queue: count("HTTP_QUEUE_MAX", default.queue)?,
             queue_time: millis("HTTP_QUEUE_MILLISECONDS", default.queue_time)?,
+            answer_time: seconds("HTTP_ANSWER_SECONDS", default.answer_time)?,
         })
     }
 

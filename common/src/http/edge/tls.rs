@@ -1,19 +1,15 @@
-//! HTTPS: the certificate, read again when the process gets SIGHUP, and the bytes of a
-//! connection, plain or encrypted.
+//! HTTPS: the certificate, which is read again when the process gets SIGHUP.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
-use std::time::Instant;
 
+use rustls::ServerConfig;
 use rustls::crypto::ring::{default_provider, sign::any_supported_type};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 
@@ -58,6 +54,10 @@ impl Tls {
         Ok(Some(Self {
             config: Arc::new(config),
         }))
+    }
+
+    pub(super) fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
     }
 }
 
@@ -127,119 +127,5 @@ fn unusable(key: &str, file: &Path, error: impl std::fmt::Display) -> ConfigErro
     ConfigError {
         key: key.to_owned(),
         problem: format!("names {}, which cannot be used: {error}", file.display()),
-    }
-}
-
-/// The bytes of a connection.
-pub(super) struct Wire<'a> {
-    pub(super) tcp: &'a TcpStream,
-    session: Option<Box<ServerConnection>>,
-    /// Until when a read may last, however many pieces it takes.
-    deadline: Instant,
-}
-
-impl<'a> Wire<'a> {
-    pub(super) fn new(tcp: &'a TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
-        let session = match tls {
-            Some(tls) => {
-                let session = ServerConnection::new(Arc::clone(&tls.config));
-                Some(Box::new(session.map_err(io::Error::other)?))
-            }
-            None => None,
-        };
-        Ok(Self {
-            tcp,
-            session,
-            deadline: Instant::now(),
-        })
-    }
-
-    pub(super) fn is_secure(&self) -> bool {
-        self.session.is_some()
-    }
-
-    /// For the reads that follow. A plain one is a single system call, which the socket's own
-    /// limit ends; one of TLS takes as many as its client likes.
-    pub(super) fn read_until(&mut self, deadline: Instant) {
-        self.deadline = deadline;
-    }
-
-    /// Tells the client that this is the end, so that it can tell it from a cut.
-    pub(super) fn close(&mut self) {
-        if let Some(session) = &mut self.session {
-            session.send_close_notify();
-            while session.wants_write() {
-                if session.write_tls(&mut self.tcp).is_err() {
-                    break;
-                }
-            }
-        }
-        let _ = self.tcp.shutdown(std::net::Shutdown::Write);
-    }
-}
-
-impl Read for Wire<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(session) = &mut self.session else {
-            return self.tcp.read(buffer);
-        };
-        let mut tcp = Timed {
-            tcp: self.tcp,
-            deadline: self.deadline,
-        };
-        match rustls::Stream::new(&mut **session, &mut tcp).read(buffer) {
-            // An end without farewell; requests carry their own lengths.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
-            read => read,
-        }
-    }
-}
-
-impl Write for Wire<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.session {
-            Some(session) => {
-                let mut tcp = Timed {
-                    tcp: self.tcp,
-                    deadline: self.deadline,
-                };
-                rustls::Stream::new(&mut **session, &mut tcp).write(bytes)
-            }
-            None => self.tcp.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.session {
-            Some(session) => rustls::Stream::new(&mut **session, &mut self.tcp).flush(),
-            None => Ok(()),
-        }
-    }
-}
-
-/// A socket whose reads end at a deadline, each of them.
-struct Timed<'a> {
-    tcp: &'a TcpStream,
-    deadline: Instant,
-}
-
-impl Read for Timed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.tcp.set_read_timeout(Some(left))?;
-        self.tcp.read(buffer)
-    }
-}
-
-impl Write for Timed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.tcp.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.tcp.flush()
     }
 }

@@ -70,7 +70,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
 }
 
 fn framing_of(head: &[u8]) -> Result<BodyFraming, Refusal> {
-    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut storage = header_storage();
     parse_head(head, &mut storage, &LIMITS).map(|head| head.framing)
 }
 
@@ -95,7 +95,7 @@ fn chunked(body: &str) -> String {
 }
 
 fn parsed<T>(head: &str, look: impl FnOnce(Head<'_, '_>) -> T) -> Result<T, u16> {
-    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut storage = header_storage();
     parse_head(head.as_bytes(), &mut storage, &LIMITS)
         .map(look)
         .map_err(|refusal| refusal.status)

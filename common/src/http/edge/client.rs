@@ -1,0 +1,276 @@
+//! A client as everyone sees it who answers it. Requests of one connection are answered one
+//! after the other: its thread reads, then a worker has the turn, then its thread again.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Edge;
+use super::feed::Desk;
+use super::memory::Share;
+use super::wire::Wire;
+use crate::http::exchange::After;
+
+/// How much of an answer a client must take in [`super::EdgeLimits::send_time`].
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// A worker that waits for a client looks up so often, to see whether another request waits
+/// for it.
+const HOLD: Duration = Duration::from_millis(5);
+
+/// A connection that was let in.
+pub(crate) struct Client {
+    pub(super) edge: Arc<Edge>,
+    pub(super) address: SocketAddr,
+    pub(super) wire: Wire,
+    turn: Mutex<Turn>,
+    turned: Condvar,
+    /// Its thread waits for a request to begin.
+    pub(super) expecting: AtomicBool,
+}
+
+struct Turn {
+    answering: bool,
+    /// An answer broke off: there will be no other.
+    cut: bool,
+    /// The end of the last answer.
+    ended: Instant,
+}
+
+impl Client {
+    pub(super) fn new(edge: &Arc<Edge>, address: SocketAddr, wire: Wire) -> Self {
+        Self {
+            edge: Arc::clone(edge),
+            address,
+            wire,
+            turn: Mutex::new(Turn {
+                answering: false,
+                cut: false,
+                ended: Instant::now(),
+            }),
+            turned: Condvar::new(),
+            expecting: AtomicBool::new(true),
+        }
+    }
+
+    /// Waits until the last request is answered; false if its answer was the end.
+    pub(super) fn wait_for_turn(&self) -> bool {
+        let turn = self.turn();
+        let ended = self.turned.wait_while(turn, |turn| turn.answering);
+        !ended.unwrap_or_else(PoisonError::into_inner).cut
+    }
+
+    /// Since when it owes nothing and is owed nothing; None while it is answered.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let turn = self.turn();
+        (!turn.answering).then_some(turn.ended)
+    }
+
+    /// Whether closing it loses nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        self.expecting.load(Ordering::Relaxed) && self.idle_since().is_some()
+    }
+
+    /// Where the answer to its next request goes.
+    pub(super) fn outlet(self: &Arc<Self>) -> Outlet {
+        self.turn().answering = true;
+        self.outlet_of_this_turn()
+    }
+
+    /// Where the answer goes in place of a worker that does not give it.
+    pub(super) fn outlet_of_this_turn(self: &Arc<Self>) -> Outlet {
+        Outlet {
+            client: Arc::clone(self),
+            desk: None,
+            begun: false,
+            kept: VecDeque::new(),
+            share: self.edge.memory.share(),
+            pace: Pace::new(self.edge.limits.send_time),
+            ended: false,
+        }
+    }
+
+    fn end_turn(&self, cut: bool) {
+        if cut {
+            self.wire.cut();
+        }
+        let mut turn = self.turn();
+        turn.answering = false;
+        turn.cut |= cut;
+        turn.ended = Instant::now();
+        drop(turn);
+        self.turned.notify_one();
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        // Nothing that happens under the lock can panic half way.
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the answer to one request goes. Whoever holds it owes the answer; dropped without an
+/// end, it cuts the connection, so that nobody waits for ever.
+pub(crate) struct Outlet {
+    client: Arc<Client>,
+    /// The worker's, for as long as one is at work on the request.
+    desk: Option<Desk>,
+    begun: bool,
+    /// What the client has not taken yet, and nobody could wait for.
+    kept: VecDeque<u8>,
+    share: Share,
+    pace: Pace,
+    ended: bool,
+}
+
+impl Outlet {
+    pub(super) fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// From now on a worker writes here.
+    pub(super) fn bind(&mut self, desk: Desk) {
+        self.desk = Some(desk);
+    }
+
+    /// Whether anything was written.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Gives the turn back to the client, as soon as it has taken what is left.
+    pub(crate) fn end(mut self, after: After) {
+        if self.ended {
+            return;
+        }
+        let flushed = match after {
+            After::Next => self.send_kept(),
+            After::Cut => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        match flushed {
+            Ok(false) => {
+                let edge = Arc::clone(&self.client.edge);
+                self.desk = None;
+                let _ = edge.left.0.send(self);
+            }
+            flushed => self.end_now(flushed.is_err()),
+        }
+    }
+
+    pub(super) fn end_now(&mut self, cut: bool) {
+        self.ended = true;
+        self.client.end_turn(cut);
+    }
+
+    /// Sends what the client takes of what was kept; true when nothing is left.
+    pub(super) fn send_kept(&mut self) -> io::Result<bool> {
+        while !self.kept.is_empty() {
+            let taken = self.client.wire.write_some(self.kept.as_slices().0)?;
+            if taken == 0 {
+                return Ok(false);
+            }
+            self.kept.drain(..taken);
+            self.pace.took(taken);
+        }
+        self.client.wire.is_flushed()
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.pace.is_late()
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !self.begun {
+            self.begun = true;
+            if self.desk.as_ref().is_some_and(|desk| !desk.begin_answer()) {
+                // And perhaps the next request already: nothing here is this worker's any more.
+                self.ended = true;
+                return Err(io::Error::other("it was answered in the worker's place"));
+            }
+        }
+        let taken = if self.kept.is_empty() {
+            self.client.wire.write_some(bytes)?
+        } else {
+            0
+        };
+        match &bytes[taken..] {
+            [] => Ok(()),
+            left => self.send_slowly(left),
+        }
+    }
+
+    /// A slow reader may hold its worker for as long as others are free. When they become few,
+    /// what it does not take is kept for it; and where there is no memory for that, it is given
+    /// up as soon as somebody else wants the worker.
+    fn send_slowly(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut left = bytes;
+        self.pace = Pace::new(self.client.edge.limits.send_time);
+        loop {
+            if self.send_kept()? {
+                let taken = self.client.wire.write_some(left)?;
+                self.pace.took(taken);
+                left = &left[taken..];
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            let all = self.kept.len() + left.len();
+            if self.desk.as_ref().is_none_or(Desk::is_scarce) && self.share.grow_within_half(all) {
+                self.kept.extend(left);
+                return Ok(());
+            }
+            if self.desk.as_ref().is_none_or(Desk::is_wanted) || self.is_late() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.client.wire.wait_until_writable(HOLD)?;
+        }
+    }
+}
+
+impl Write for Outlet {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end_now(true);
+        }
+    }
+}
+
+/// How fast a client must read.
+struct Pace {
+    send_time: Duration,
+    since: Instant,
+    taken: usize,
+}
+
+impl Pace {
+    fn new(send_time: Duration) -> Self {
+        Self {
+            send_time,
+            since: Instant::now(),
+            taken: 0,
+        }
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        if self.taken >= PIECE_BYTES {
+            *self = Self::new(self.send_time);
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.since.elapsed() >= self.send_time
+    }
+}

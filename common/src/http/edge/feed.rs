@@ -1,0 +1,254 @@
+//! The way from the edge to the workers of a hall. Workers wait in tiny_http's `recv`, and
+//! tiny_http has one client for ever: the feed, which sends it one and the same request for each
+//! call that waits. So tiny_http queues and wakes, as it does well, and never reads a byte that
+//! a stranger wrote; the call itself, checked and whole, passes through memory.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::EdgeLimits;
+use super::client::{Client, Outlet};
+use super::memory::Share;
+use crate::http::exchange::Asked;
+use crate::http::request::Request;
+use crate::http::response::Terms;
+
+/// What tiny_http reads: that a call waits.
+pub(crate) const CALL_WAITS: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+/// A request on its way to a worker, with all that it takes to answer it.
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    pub(crate) asked: Arc<Asked>,
+    pub(crate) terms: Terms,
+    pub(crate) outlet: Outlet,
+    /// The memory of the request, held until it is answered.
+    pub(crate) _share: Share,
+}
+
+/// Starts the worker of that number.
+pub(crate) type StartWorker = Box<dyn Fn(usize) -> io::Result<JoinHandle<()>> + Send + Sync>;
+
+/// Where requests of one kind go.
+pub(crate) struct Hall {
+    /// Paths that are this one or below it belong here; empty takes the rest.
+    pub(crate) prefix: &'static str,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) start_worker: StartWorker,
+}
+
+/// What a hall's edge and its workers share.
+pub(crate) struct Feed {
+    state: Mutex<State>,
+    /// The one connection to tiny_http.
+    tiny: UnixStream,
+    queue_max: usize,
+    queue_time: Duration,
+    answer_time: Duration,
+}
+
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// How many requests tiny_http was sent and no worker has answered by taking a call. There
+    /// may be more than calls: one that waited too long leaves its own behind, for the next.
+    announced: usize,
+    /// One place for each worker.
+    places: Vec<Place>,
+    busy: usize,
+    closed: bool,
+}
+
+struct Waiting {
+    call: Box<Call>,
+    since: Instant,
+}
+
+/// What is known of a worker.
+#[derive(Default)]
+struct Place {
+    thread: Option<JoinHandle<()>>,
+    /// The call whose answer it has not begun.
+    unanswered: Option<Unanswered>,
+}
+
+/// Enough to answer in a worker's place.
+pub(super) struct Unanswered {
+    pub(super) client: Arc<Client>,
+    pub(super) asked: Arc<Asked>,
+    pub(super) terms: Terms,
+    since: Instant,
+}
+
+/// What has waited for too long.
+pub(super) enum Overdue {
+    /// For a worker.
+    Waiting(Box<Call>),
+    /// For a worker's answer.
+    Unanswered(Unanswered),
+}
+
+impl Feed {
+    /// For so many workers, who wait in the tiny_http at the other end of `tiny`.
+    pub(crate) fn new(tiny: UnixStream, workers: usize, limits: &EdgeLimits) -> Self {
+        Self {
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                announced: 0,
+                places: (0..workers).map(|_| Place::default()).collect(),
+                busy: 0,
+                closed: false,
+            }),
+            tiny,
+            queue_max: limits.queue,
+            queue_time: limits.queue_time,
+            answer_time: limits.answer_time,
+        }
+    }
+
+    /// The next call for the worker of that number, with the desk to answer it at; None where
+    /// it was answered already, since it waited too long.
+    pub(crate) fn take(self: &Arc<Self>, worker: usize) -> Option<Box<Call>> {
+        let mut state = self.state();
+        state.announced = state.announced.saturating_sub(1);
+        let Waiting { mut call, .. } = state.waiting.pop_front()?;
+        state.places[worker].unanswered = Some(Unanswered {
+            client: Arc::clone(call.outlet.client()),
+            asked: Arc::clone(&call.asked),
+            terms: call.terms,
+            since: Instant::now(),
+        });
+        state.busy += 1;
+        drop(state);
+        call.outlet.bind(Desk {
+            feed: Arc::clone(self),
+            worker,
+        });
+        Some(call)
+    }
+
+    /// The worker is ready for the next call.
+    pub(crate) fn leave(&self, worker: usize) {
+        let mut state = self.state();
+        state.places[worker].unanswered = None;
+        state.busy -= 1;
+    }
+
+    /// Takes no more calls, and returns the workers, which are to end now.
+    pub(crate) fn close(&self) -> Vec<JoinHandle<()>> {
+        let mut state = self.state();
+        state.closed = true;
+        let threads = state.places.iter_mut().map(|place| place.thread.take());
+        threads.flatten().collect()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Takes out what has waited too long.
+    pub(super) fn overdue(&self) -> Vec<Overdue> {
+        let mut state = self.state();
+        let mut overdue = Vec::new();
+        while let Some(first) = state.waiting.front()
+            && first.since.elapsed() >= self.queue_time
+        {
+            overdue.extend(state.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
+        }
+        for place in &mut state.places {
+            let late = |call: &mut Unanswered| call.since.elapsed() >= self.answer_time;
+            overdue.extend(place.unanswered.take_if(late).map(Overdue::Unanswered));
+        }
+        overdue
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that happens under the lock can panic half way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hall {
+    /// Whether requests for that path belong here.
+    pub(super) fn takes(&self, path: &str) -> bool {
+        path.strip_prefix(self.prefix)
+            .is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Puts a call before the workers, where as many may wait as the limits say; gives it back
+    /// where it finds no room.
+    pub(super) fn submit(&self, call: Box<Call>) -> Result<(), Box<Call>> {
+        let mut state = self.feed.state();
+        let workers = state.places.len();
+        let under_way = state.waiting.len() + state.busy;
+        if under_way >= workers + self.feed.queue_max || state.closed {
+            return Err(call);
+        }
+        state.waiting.push_back(Waiting {
+            call,
+            since: Instant::now(),
+        });
+        let announce = state.announced < state.waiting.len();
+        if announce {
+            state.announced += 1;
+        }
+        // Workers are started as they are needed: a service that is asked little stays small.
+        if under_way < workers {
+            self.start_worker(&mut state);
+        }
+        drop(state);
+        if announce && let Err(error) = (&self.feed.tiny).write_all(CALL_WAITS) {
+            // It cannot happen, and were it to, calls would be answered 503 after their time.
+            log::error!(hall = self.prefix, cause = error.to_string().as_str(); "the feed is broken");
+        }
+        Ok(())
+    }
+
+    /// Starts a worker if those that run have enough to do.
+    fn start_worker(&self, state: &mut State) {
+        let running = |place: &Place| place.thread.as_ref().is_some_and(|t| !t.is_finished());
+        if state.places.iter().filter(|place| running(place)).count()
+            >= state.waiting.len() + state.busy
+        {
+            return;
+        }
+        let Some(number) = state.places.iter().position(|place| !running(place)) else {
+            return;
+        };
+        match (self.start_worker)(number) {
+            Ok(thread) => state.places[number].thread = Some(thread),
+            Err(error) => {
+                log::error!(hall = self.prefix, cause = error.to_string().as_str(); "cannot start a worker");
+            }
+        }
+    }
+}
+
+/// A worker's place, as the outlet knows it that the worker writes to.
+pub(super) struct Desk {
+    feed: Arc<Feed>,
+    worker: usize,
+}
+
+impl Desk {
+    /// False where the worker took so long that it was answered in its place.
+    pub(super) fn begin_answer(&self) -> bool {
+        let mut state = self.feed.state();
+        state.places[self.worker].unanswered.take().is_some()
+    }
+
+    /// Whether fewer than half of the workers are free.
+    pub(super) fn is_scarce(&self) -> bool {
+        let state = self.feed.state();
+        2 * (state.waiting.len() + state.busy) > state.places.len()
+    }
+
+    /// Whether a request waits and all workers are at work.
+    pub(super) fn is_wanted(&self) -> bool {
+        let state = self.feed.state();
+        state.waiting.len() + state.busy > state.places.len()
+    }
+}

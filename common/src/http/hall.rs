@@ -1,0 +1,269 @@
+//! The worker threads. Each takes one request at a time and owns the state that its handlers
+//! use, so a service has as many connections to its database as it has workers, and no lock.
+//! Workers stand in halls, one for each kind of request, each with a tiny_http of its own: when
+//! those of one hall all wait for something slow, the others go on.
+
+use std::fs::DirBuilder;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::edge::{self, CALL_WAITS, Call, EdgeLimits, Feed};
+use super::exchange::{After, Exchange};
+use super::problem::Problem;
+use super::request::Request;
+use super::response::{Response, Terms};
+use super::router::{self, Destination, HandlerResult, Route};
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+
+/// What a worker needs of its stack, with room to spare.
+const WORKER_STACK_BYTES: usize = 512 * 1024;
+
+/// How long tiny_http may take to accept its only client.
+const FIRST_CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the thread of the worker of that number does.
+type Work = dyn Fn(&Context, usize) + Send + Sync;
+
+/// The workers for one kind of request.
+pub struct Hall {
+    prefix: &'static str,
+    pub(super) workers: usize,
+    work: Arc<Work>,
+}
+
+impl Hall {
+    /// For `prefix` and all paths below it; the empty prefix takes what no other hall does.
+    /// `state` makes what a worker owns, in that worker.
+    pub fn new<S: 'static>(
+        prefix: &'static str,
+        workers: usize,
+        routes: &'static [Route<S>],
+        state: impl Fn() -> S + Send + Sync + 'static,
+    ) -> Self {
+        let work = move |context: &Context, number: usize| {
+            let worker = Worker {
+                routes,
+                context,
+                number,
+                state: state(),
+            };
+            worker.run(&state);
+        };
+        Self {
+            prefix,
+            workers,
+            work: Arc::new(work),
+        }
+    }
+
+    /// Opens the hall; its workers are started as they are needed.
+    pub(super) fn open(
+        self,
+        limits: &EdgeLimits,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) -> io::Result<(OpenHall, edge::Hall)> {
+        let (tiny, client) = tiny_http_with_one_client()?;
+        let feed = Feed::new(client, self.workers, limits);
+        let context = Arc::new(Context {
+            tiny,
+            feed: Arc::new(feed),
+            metrics: metrics.clone(),
+            shutdown: shutdown.clone(),
+        });
+        let start_worker = {
+            let (context, work, prefix) = (Arc::clone(&context), self.work, self.prefix);
+            move |number: usize| {
+                let (context, work) = (Arc::clone(&context), Arc::clone(&work));
+                thread::Builder::new()
+                    .name(format!("{prefix}-{number}"))
+                    .stack_size(WORKER_STACK_BYTES)
+                    .spawn(move || work(&context, number))
+            }
+        };
+        let at_the_edge = edge::Hall {
+            prefix: self.prefix,
+            feed: Arc::clone(&context.feed),
+            start_worker: Box::new(start_worker),
+        };
+        let prefix = self.prefix;
+        Ok((OpenHall { prefix, context }, at_the_edge))
+    }
+}
+
+/// What the workers of a hall share.
+struct Context {
+    tiny: tiny_http::Server,
+    feed: Arc<Feed>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+}
+
+/// A hall whose workers can be told to end.
+pub(super) struct OpenHall {
+    prefix: &'static str,
+    context: Arc<Context>,
+}
+
+impl OpenHall {
+    /// When no request will come any more: waits for the workers, until `deadline` at most.
+    pub(super) fn close(self, deadline: Instant) {
+        for worker in self.context.feed.close() {
+            // Each call wakes one worker, and one that wakes ends.
+            while !worker.is_finished() && Instant::now() < deadline {
+                self.context.tiny.unblock();
+                thread::sleep(Duration::from_millis(1));
+            }
+            if !worker.is_finished() {
+                log::warn!(hall = self.prefix; "a worker is still busy; it ends with the program");
+            }
+        }
+    }
+}
+
+/// A tiny_http that has one client and can have no other: its socket is gone from the file
+/// system as soon as that one is connected.
+fn tiny_http_with_one_client() -> io::Result<(tiny_http::Server, UnixStream)> {
+    let directory = PrivateDirectory::create()?;
+    let socket = directory.path.join("tiny_http");
+    let listener = UnixListener::bind(&socket)?;
+    let tiny = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+    let mut client = UnixStream::connect(&socket)?;
+    // Proof that it listens; later there is nobody to tell.
+    client.write_all(CALL_WAITS)?;
+    match tiny.recv_timeout(FIRST_CALL_LIMIT)? {
+        Some(first) => drop(first.into_writer()),
+        None => return Err(io::ErrorKind::TimedOut.into()),
+    }
+    Ok((tiny, client))
+}
+
+/// A worker with what it owns.
+struct Worker<'c, S: 'static> {
+    routes: &'static [Route<S>],
+    context: &'c Context,
+    number: usize,
+    state: S,
+}
+
+impl<S> Worker<'_, S> {
+    fn run(mut self, new_state: &dyn Fn() -> S) {
+        let Context { tiny, feed, .. } = self.context;
+        while !feed.is_closed() {
+            let Ok(announcement) = tiny.recv() else {
+                continue;
+            };
+            // The answer goes to the client itself, and tiny_http gets none.
+            drop(announcement.into_writer());
+            let Some(call) = feed.take(self.number) else {
+                continue;
+            };
+            if self.serve(call) == Served::Panicked {
+                // What the handler left behind may be half done.
+                self.state = new_state();
+            }
+            feed.leave(self.number);
+        }
+    }
+
+    /// From the request to its line in the log.
+    fn serve(&mut self, call: Box<Call>) -> Served {
+        let Call {
+            mut request,
+            asked,
+            terms,
+            mut outlet,
+            _share,
+        } = *call;
+        let mut exchange = Exchange::new(&asked, "none");
+        // It may have been requested while the call waited.
+        let terms = || Terms {
+            close: terms.close || self.context.shutdown.is_requested(),
+            ..terms
+        };
+        let state = &mut self.state;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let result = dispatch(self.routes, state, &mut request, &mut exchange.route);
+            exchange.answer(result, &mut outlet, terms())
+        }));
+        let after = outcome.as_ref().copied().unwrap_or_else(|_| {
+            if outlet.has_begun() {
+                return After::Cut;
+            }
+            let problem = Err(Problem::internal("the handler panicked"));
+            exchange.answer(problem, &mut outlet, terms())
+        });
+        outlet.end(after);
+        exchange.record(&self.context.metrics);
+        if outcome.is_err() {
+            Served::Panicked
+        } else {
+            Served::Normally
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum Served {
+    Normally,
+    Panicked,
+}
+
+/// To the handler, or to what every resource answers alike.
+fn dispatch<'a, S>(
+    routes: &'static [Route<S>],
+    state: &'a mut S,
+    request: &mut Request,
+    route: &mut &'static str,
+) -> HandlerResult<'a> {
+    match router::find(routes, &request.method, request.path()) {
+        Destination::Handler {
+            pattern,
+            handler,
+            params,
+        } => {
+            *route = pattern;
+            request.params = params;
+            handler(state, request)
+        }
+        Destination::Options { pattern, allow } => {
+            *route = pattern;
+            Ok(Response::empty(204).with_header("allow", allow))
+        }
+        Destination::MethodNotAllowed { pattern, allow } => {
+            *route = pattern;
+            Err(Problem::method_not_allowed(allow))
+        }
+        Destination::Unknown => Err(Problem::not_found(format!(
+            "there is nothing at {}",
+            request.path()
+        ))),
+    }
+}
+
+/// A directory that nobody else may enter, removed when it is dropped.
+struct PrivateDirectory {
+    path: PathBuf,
+}
+
+impl PrivateDirectory {
+    fn create() -> io::Result<Self> {
+        let name = format!("crud-master-{}", uuid::Uuid::new_v4().simple());
+        let path = std::env::temp_dir().join(name);
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
