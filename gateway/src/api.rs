@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
 use common::order::NewOrder;
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::access::Access;
@@ -45,15 +44,15 @@ fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult
         None => Uuid::now_v7().to_string(),
     };
     NewOrder::from_json(&request.body).map_err(|error| Problem::bad_request(error.to_string()))?;
-    billing.orders.place(Outgoing {
+    let order = Outgoing {
         body: request.body.clone(),
-        message_id: message_id.clone(),
+        message_id,
         request_id: request.request_id.clone(),
-    })?;
-    Ok(Response::json(
-        200,
-        &json!({ "message": "Message posted", "message_id": message_id }),
-    ))
+    };
+    let orders = billing.orders.clone();
+    Ok(Response::later(move |exchange| {
+        orders.place(order, exchange);
+    }))
 }
 
 fn idempotency_key(key: &str) -> Result<String, Problem> {

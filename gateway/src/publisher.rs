@@ -1,6 +1,7 @@
 //! Orders onto the queue. One thread owns the link to the broker; the HTTP workers hand it
-//! messages over a bounded channel, and each waits for the broker's confirm of its own. Orders
-//! that come together are published together, so the wait is shared.
+//! orders over a bounded channel, each with the client who waits for the answer, and that comes
+//! when the broker has confirmed the message. So few workers carry many waiting clients, and
+//! orders that come together are published together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
 };
 use common::backoff::Backoff;
-use common::http::Problem;
+use common::http::{Exchange, Problem, Response};
 use common::metrics::{Histogram, IntCounter, IntGauge, Metrics};
 use common::process::StartError;
 use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, never, select};
+use serde_json::json;
 
 /// How long a client waits for the confirm.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
@@ -52,14 +54,14 @@ enum Outcome {
     Confirmed,
     /// The broker does not have it.
     Refused(&'static str),
-    /// The link broke before the broker said.
-    Unknown,
+    /// The broker has not said.
+    Unknown(&'static str),
 }
 
 struct Waiting {
     message: Outgoing,
     placed: Instant,
-    reply: Sender<Outcome>,
+    client: Exchange,
 }
 
 /// The workers' end; cheap to clone.
@@ -67,6 +69,7 @@ struct Waiting {
 pub(crate) struct Orders {
     waiting: Sender<Waiting>,
     state: Arc<State>,
+    counts: Counts,
 }
 
 /// What the publisher's thread last knew of the broker.
@@ -83,31 +86,39 @@ impl Orders {
         self.state.connected.load(Ordering::Relaxed) && !self.state.blocked.load(Ordering::Relaxed)
     }
 
-    /// Returns when the broker has confirmed the message, or with a problem at
+    /// The client is answered when the broker has confirmed the message, or with a problem, at
     /// [`CONFIRM_LIMIT`] at the latest.
-    pub(crate) fn place(&self, message: Outgoing) -> Result<(), Problem> {
+    pub(crate) fn place(&self, message: Outgoing, client: Exchange) {
         if !self.is_open() {
-            return Err(refused("RabbitMQ is away or blocked by an alarm"));
+            return self.refuse(client, "RabbitMQ is away or blocked by an alarm");
         }
-        let (reply, outcome) = crossbeam_channel::bounded(1);
         let waiting = Waiting {
             message,
             placed: Instant::now(),
-            reply,
+            client,
         };
         match self.waiting.try_send(waiting) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(refused("too many orders wait already")),
-            Err(TrySendError::Disconnected(_)) => return Err(refused("the publisher has ended")),
-        }
-        match outcome.recv_timeout(CONFIRM_LIMIT) {
-            Ok(Outcome::Confirmed) => Ok(()),
-            Ok(Outcome::Refused(reason)) => Err(refused(reason)),
-            Ok(Outcome::Unknown) => Err(unknown("the link broke before the confirm")),
-            Err(RecvTimeoutError::Timeout) => Err(unknown("no confirm in time")),
-            Err(RecvTimeoutError::Disconnected) => Err(unknown("the publisher dropped the order")),
+            Err(TrySendError::Full(waiting)) => {
+                self.refuse(waiting.client, "too many orders wait already");
+            }
+            Err(TrySendError::Disconnected(waiting)) => {
+                self.refuse(waiting.client, "the publisher has ended");
+            }
         }
     }
+
+    fn refuse(&self, client: Exchange, cause: &'static str) {
+        self.counts.refused.inc();
+        client.answer(Err(refused(cause)));
+    }
+}
+
+fn confirmed(message_id: &str) -> Response<'static> {
+    Response::json(
+        200,
+        &json!({ "message": "Message posted", "message_id": message_id }),
+    )
 }
 
 fn refused(cause: &'static str) -> Problem {
@@ -130,11 +141,12 @@ pub(crate) fn start(
 ) -> Result<(Orders, JoinHandle<()>), StartError> {
     let (sender, waiting) = crossbeam_channel::bounded(WAITING_MAX);
     let state = Arc::new(State::default());
+    let counts = Counts::new(metrics);
     let publisher = Publisher {
         config: config.clone(),
         waiting,
         state: Arc::clone(&state),
-        counts: Counts::new(metrics),
+        counts: counts.clone(),
     };
     let thread = thread::Builder::new()
         .name("publisher".to_owned())
@@ -144,11 +156,13 @@ pub(crate) fn start(
         Orders {
             waiting: sender,
             state,
+            counts,
         },
         thread,
     ))
 }
 
+#[derive(Clone)]
 struct Counts {
     confirmed: IntCounter,
     refused: IntCounter,
@@ -244,7 +258,7 @@ impl Publisher {
     fn refuse_until(&self, then: Instant) -> bool {
         loop {
             match self.waiting.recv_deadline(then) {
-                Ok(waiting) => self.tell(&waiting, Outcome::Refused("RabbitMQ is away")),
+                Ok(waiting) => self.refuse(waiting, "RabbitMQ is away"),
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
@@ -263,11 +277,16 @@ impl Publisher {
             Ok(Err(end)) => end,
             Err(_) => End::Lost(LinkError::Broken("the publisher panicked")),
         };
+        self.give_up(&mut unconfirmed);
+        (end, was_up)
+    }
+
+    /// Nothing that was sent over the link will be confirmed, and nothing more is sent.
+    fn give_up(&self, unconfirmed: &mut Unconfirmed<Sent>) {
         self.set_connected(false);
         for sent in unconfirmed.iter_mut() {
-            self.tell_sent(sent, Outcome::Unknown);
+            self.tell(sent, Outcome::Unknown("the link broke before the confirm"));
         }
-        (end, was_up)
     }
 
     fn publish_over_link(
@@ -286,6 +305,21 @@ impl Publisher {
         *was_up = true;
         log::info!(queue = self.config.queue.as_str(); "publishing");
         backoff.reset();
+        let end = self.publish_until_lost(&confirming, &blocked, unconfirmed);
+        // Before the farewell, which may take its time.
+        self.give_up(unconfirmed);
+        for waiting in self.waiting.try_iter() {
+            self.refuse(waiting, "the link broke before it was sent");
+        }
+        end
+    }
+
+    fn publish_until_lost(
+        &self,
+        confirming: &Confirming,
+        blocked: &Receiver<ConnectionBlockedNotification>,
+        unconfirmed: &mut Unconfirmed<Sent>,
+    ) -> Result<(), End> {
         let mut window_bytes = 0;
         let mut last_look = Instant::now();
         let mut all_placed = false;
@@ -302,24 +336,36 @@ impl Publisher {
             };
             select! {
                 recv(waiting) -> next => match next {
-                    Ok(waiting) => self.publish(&confirming, waiting, unconfirmed, &mut window_bytes)?,
+                    Ok(waiting) => self.publish(confirming, waiting, unconfirmed, &mut window_bytes)?,
                     Err(_) => all_placed = true,
                 },
                 recv(confirming.confirms) -> confirm => {
                     let confirm = confirm.map_err(|_| LinkError::Broken("it ended the link"))?;
-                    self.settle(&confirming, confirm, unconfirmed, &mut window_bytes)?;
+                    self.settle(confirming, confirm, unconfirmed, &mut window_bytes)?;
                 }
                 recv(blocked) -> notification => self.note_alarm(notification.ok())?,
                 default(TICK) => {}
             }
             if last_look.elapsed() >= TICK {
                 last_look = Instant::now();
-                let oldest = unconfirmed.iter_mut().next();
-                if oldest.is_some_and(|sent| sent.placed.elapsed() > LINK_LIMIT) {
-                    return Err(LinkError::Broken("it does not confirm").into());
-                }
+                self.look_at_the_oldest(unconfirmed)?;
             }
         }
+    }
+
+    /// Tells the clients who have waited long enough.
+    fn look_at_the_oldest(&self, unconfirmed: &mut Unconfirmed<Sent>) -> Result<(), LinkError> {
+        for sent in unconfirmed.iter_mut() {
+            let waited = sent.placed.elapsed();
+            if waited > LINK_LIMIT {
+                return Err(LinkError::Broken("it does not confirm"));
+            }
+            if waited < CONFIRM_LIMIT {
+                break;
+            }
+            self.tell(sent, Outcome::Unknown("no confirm in time"));
+        }
+        Ok(())
     }
 
     fn publish(
@@ -330,14 +376,13 @@ impl Publisher {
         window_bytes: &mut usize,
     ) -> Result<(), End> {
         if waiting.placed.elapsed() >= CONFIRM_LIMIT {
-            // Its client was told that the outcome is unknown; this makes it a "no".
-            self.tell(&waiting, Outcome::Refused("it waited too long"));
+            self.refuse(waiting, "it waited too long");
             return Ok(());
         }
         let Waiting {
             message,
             placed,
-            reply,
+            client,
         } = waiting;
         let publish = Publish {
             body: &message.body,
@@ -351,7 +396,7 @@ impl Publisher {
             message_id: message.message_id,
             body_bytes: message.body.len(),
             placed,
-            reply,
+            client: Some(client),
             returned: false,
         });
         Ok(confirming.channel.basic_publish("", publish)?)
@@ -392,7 +437,7 @@ impl Publisher {
                 (true, true) => Outcome::Refused("the queue is gone"),
                 (false, _) => Outcome::Refused("the broker could not store it"),
             };
-            self.tell_sent(&mut sent, outcome);
+            self.tell(&mut sent, outcome);
         }
         if queue_is_gone {
             // A new link declares the queue anew.
@@ -416,24 +461,32 @@ impl Publisher {
         Ok(())
     }
 
-    fn tell_sent(&self, sent: &mut Sent, outcome: Outcome) {
-        match outcome {
+    /// Answers the client, unless they had another answer before.
+    fn tell(&self, sent: &mut Sent, outcome: Outcome) {
+        let Some(client) = sent.client.take() else {
+            return;
+        };
+        client.answer(match outcome {
             Outcome::Confirmed => {
                 self.counts.confirmed.inc();
-                self.counts
-                    .seconds
-                    .observe(sent.placed.elapsed().as_secs_f64());
+                let waited = sent.placed.elapsed();
+                self.counts.seconds.observe(waited.as_secs_f64());
+                Ok(confirmed(&sent.message_id))
             }
-            Outcome::Refused(_) => self.counts.refused.inc(),
-            Outcome::Unknown => self.counts.unknown.inc(),
-        }
-        // A client who no longer waits has had another answer.
-        let _ = sent.reply.try_send(outcome);
+            Outcome::Refused(cause) => {
+                self.counts.refused.inc();
+                Err(refused(cause))
+            }
+            Outcome::Unknown(cause) => {
+                self.counts.unknown.inc();
+                Err(unknown(cause))
+            }
+        });
     }
 
-    fn tell(&self, waiting: &Waiting, outcome: Outcome) {
+    fn refuse(&self, waiting: Waiting, cause: &'static str) {
         self.counts.refused.inc();
-        let _ = waiting.reply.try_send(outcome);
+        waiting.client.answer(Err(refused(cause)));
     }
 }
 
@@ -442,7 +495,8 @@ struct Sent {
     message_id: String,
     body_bytes: usize,
     placed: Instant,
-    reply: Sender<Outcome>,
+    /// Who waits for it; None where they have been answered.
+    client: Option<Exchange>,
     returned: bool,
 }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::edge::{Outlet, Share};
 use super::problem::Problem;
 use super::request::Request;
 use super::response::{Response, Sent, Terms};
@@ -37,11 +38,22 @@ impl Asked {
     }
 }
 
-/// A request and what comes of it.
-pub(crate) struct Exchange {
+/// A request that waits for its answer. Whoever holds it owes the client one; dropped without
+/// it, the client is told that there is none.
+pub struct Exchange {
+    record: Record,
+    terms: Terms,
+    /// Here until the end.
+    outlet: Option<Outlet>,
+    after: Option<After>,
+    /// The memory of the request.
+    _share: Share,
+}
+
+/// What the log and the metrics tell of it.
+struct Record {
     asked: Arc<Asked>,
-    /// The pattern of the route: a label of the metrics, so never what a client made up.
-    pub(crate) route: &'static str,
+    route: &'static str,
     status: u16,
     cause: Option<String>,
     broken_off: bool,
@@ -57,18 +69,87 @@ pub(crate) enum After {
 }
 
 impl Exchange {
-    pub(crate) fn new(asked: &Arc<Asked>, route: &'static str) -> Self {
+    /// Until a route is found, it counts as one of the edge's own.
+    pub(super) fn new(asked: Arc<Asked>, outlet: Outlet, terms: Terms, share: Share) -> Self {
         Self {
-            asked: Arc::clone(asked),
-            route,
-            status: 500,
-            cause: None,
-            broken_off: false,
+            record: Record {
+                asked,
+                route: "edge",
+                status: 500,
+                cause: None,
+                broken_off: false,
+            },
+            terms,
+            outlet: Some(outlet),
+            after: None,
+            _share: share,
         }
     }
 
-    /// Writes the answer that came of the request.
-    pub(crate) fn answer(
+    /// Answers the client. What is not a stream waits for nobody who reads slowly.
+    pub fn answer(mut self, result: Result<Response<'_>, Problem>) {
+        self.write(result);
+    }
+
+    /// The same, for who has something to do before the end.
+    pub(super) fn write(&mut self, result: Result<Response<'_>, Problem>) {
+        if let Some(outlet) = &mut self.outlet {
+            // It may have been requested since the request came.
+            self.terms.close |= outlet.client().is_last();
+            self.after = Some(self.record.write(result, outlet, self.terms));
+        }
+    }
+
+    /// After a panic in the handler, or in the answer that it gave.
+    pub(super) fn fail(mut self, route: &'static str) {
+        self.set_route(route);
+        if self.outlet.as_ref().is_some_and(Outlet::has_begun) {
+            self.after = Some(After::Cut);
+        } else {
+            self.write(Err(Problem::internal("the handler panicked")));
+        }
+    }
+
+    /// Takes it from the worker, who goes on to the next.
+    pub(super) fn leave_worker(&mut self) {
+        if let Some(outlet) = &mut self.outlet {
+            outlet.leave_worker();
+        }
+    }
+
+    pub(super) fn outlet(&mut self) -> Option<&mut Outlet> {
+        self.outlet.as_mut()
+    }
+
+    pub(super) fn asked(&self) -> &Arc<Asked> {
+        &self.record.asked
+    }
+
+    pub(super) fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// The pattern of the route: a label of the metrics, so never what a client made up.
+    pub(super) fn set_route(&mut self, route: &'static str) {
+        self.record.route = route;
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.after.is_none() {
+            self.write(Err(Problem::internal("nobody answered")));
+        }
+        if let Some(outlet) = self.outlet.take() {
+            let client = Arc::clone(outlet.client());
+            outlet.end(self.after.unwrap_or(After::Cut));
+            self.record.publish(client.metrics());
+        }
+    }
+}
+
+impl Record {
+    fn write(
         &mut self,
         result: Result<Response<'_>, Problem>,
         out: &mut dyn Write,
@@ -117,7 +198,7 @@ impl Exchange {
     }
 
     /// One line in the log, one count in the metrics.
-    pub(crate) fn record(self, metrics: &Metrics) {
+    fn publish(&self, metrics: &Metrics) {
         let asked = &self.asked;
         let elapsed = asked.arrived.elapsed();
         let method = match asked.method.as_str() {

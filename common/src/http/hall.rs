@@ -14,13 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::edge::{self, CALL_WAITS, Call, EdgeLimits, Feed};
-use super::exchange::{After, Exchange};
+use super::exchange::Exchange;
 use super::problem::Problem;
 use super::request::Request;
-use super::response::{Response, Terms};
+use super::response::Response;
 use super::router::{self, Destination, HandlerResult, Route};
-use crate::metrics::Metrics;
-use crate::shutdown::Shutdown;
 
 /// What a worker needs of its stack, with room to spare.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
@@ -64,19 +62,12 @@ impl Hall {
     }
 
     /// Opens the hall; its workers are started as they are needed.
-    pub(super) fn open(
-        self,
-        limits: &EdgeLimits,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> io::Result<(OpenHall, edge::Hall)> {
+    pub(super) fn open(self, limits: &EdgeLimits) -> io::Result<(OpenHall, edge::Hall)> {
         let (tiny, client) = tiny_http_with_one_client()?;
         let feed = Feed::new(client, self.workers, limits);
         let context = Arc::new(Context {
             tiny,
             feed: Arc::new(feed),
-            metrics: metrics.clone(),
-            shutdown: shutdown.clone(),
         });
         let start_worker = {
             let (context, work, prefix) = (Arc::clone(&context), self.work, self.prefix);
@@ -102,8 +93,6 @@ impl Hall {
 struct Context {
     tiny: tiny_http::Server,
     feed: Arc<Feed>,
-    metrics: Metrics,
-    shutdown: Shutdown,
 }
 
 /// A hall whose workers can be told to end.
@@ -165,55 +154,47 @@ impl<S> Worker<'_, S> {
             let Some(call) = feed.take(self.number) else {
                 continue;
             };
-            if self.serve(call) == Served::Panicked {
-                // What the handler left behind may be half done.
-                self.state = new_state();
-            }
+            self.serve(*call, new_state);
             feed.leave(self.number);
         }
     }
 
-    /// From the request to its line in the log.
-    fn serve(&mut self, call: Box<Call>) -> Served {
+    /// From the request to its answer, or to whoever will give it.
+    fn serve(&mut self, call: Call, new_state: &dyn Fn() -> S) {
         let Call {
             mut request,
-            asked,
-            terms,
-            mut outlet,
-            _share,
-        } = *call;
-        let mut exchange = Exchange::new(&asked, "none");
-        // It may have been requested while the call waited.
-        let terms = || Terms {
-            close: terms.close || self.context.shutdown.is_requested(),
-            ..terms
-        };
+            exchange,
+        } = call;
+        let mut exchange = Some(exchange);
+        let mut route = "none";
         let state = &mut self.state;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let result = dispatch(self.routes, state, &mut request, &mut exchange.route);
-            exchange.answer(result, &mut outlet, terms())
+        let served = catch_unwind(AssertUnwindSafe(|| {
+            let result = dispatch(self.routes, state, &mut request, &mut route);
+            answer(&mut exchange, route, result);
         }));
-        let after = outcome.as_ref().copied().unwrap_or_else(|_| {
-            if outlet.has_begun() {
-                return After::Cut;
+        if served.is_err() {
+            if let Some(exchange) = exchange {
+                exchange.fail(route);
             }
-            let problem = Err(Problem::internal("the handler panicked"));
-            exchange.answer(problem, &mut outlet, terms())
-        });
-        outlet.end(after);
-        exchange.record(&self.context.metrics);
-        if outcome.is_err() {
-            Served::Panicked
-        } else {
-            Served::Normally
+            // What the handler left behind may be half done.
+            self.state = new_state();
         }
     }
 }
 
-#[derive(PartialEq)]
-enum Served {
-    Normally,
-    Panicked,
+fn answer(exchange: &mut Option<Exchange>, route: &'static str, result: HandlerResult<'_>) {
+    let Some(at_hand) = exchange else { return };
+    at_hand.set_route(route);
+    match result.map(Response::into_later) {
+        Ok(Ok(take_over)) => {
+            at_hand.leave_worker();
+            if let Some(exchange) = exchange.take() {
+                take_over(exchange);
+            }
+        }
+        Ok(Err(response)) => at_hand.write(Ok(response)),
+        Err(problem) => at_hand.write(Err(problem)),
+    }
 }
 
 /// To the handler, or to what every resource answers alike.

@@ -17,11 +17,12 @@ pub use conditional::{
     entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
 pub use edge::{EdgeLimits, Tls};
+pub use exchange::Exchange;
 pub use hall::Hall;
 pub use operations::{Dependency, health};
 pub use page::Page;
 pub use problem::Problem;
 pub use request::{Method, Request};
-pub use response::{Body, Fill, Response, Stream};
+pub use response::{Body, Fill, Response, Stream, TakeOver};
 pub use router::{Handler, HandlerResult, Route, Verb};
 pub use server::{HttpConfig, Server};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use super::exchange::Exchange;
 use super::problem::Problem;
 
 /// A stream is written in pieces of about this size, and one that ends before it is sent like
@@ -35,7 +36,12 @@ pub enum Body<'a> {
     Bytes(Vec<u8>),
     /// Made while it is sent.
     Stream(Stream<'a>),
+    /// The answer itself comes later, and not from the worker, who goes on to the next request.
+    Later(TakeOver),
 }
+
+/// Takes a request over to answer it later.
+pub type TakeOver = Box<dyn FnOnce(Exchange) + Send>;
 
 /// Content that is made while it is sent.
 pub struct Stream<'a> {
@@ -117,6 +123,20 @@ impl<'a> Response<'a> {
         Self::new(status, Body::Bytes(text.into_bytes())).with_header("content-type", media_type)
     }
 
+    /// An answer that whoever is handed the [`Exchange`] gives in its time.
+    #[must_use]
+    pub fn later(take_over: impl FnOnce(Exchange) + Send + 'static) -> Self {
+        Self::new(202, Body::Later(Box::new(take_over)))
+    }
+
+    /// Who gives the answer in this one's place, if it is not this one.
+    pub(super) fn into_later(self) -> Result<TakeOver, Self> {
+        match self.body {
+            Body::Later(take_over) => Ok(take_over),
+            _ => Err(self),
+        }
+    }
+
     /// Sets a header, in place of one of that name; names are written in lower case.
     #[must_use]
     pub fn with_header(
@@ -162,6 +182,7 @@ impl<'a> Response<'a> {
                 Sent::from(out.write_all(&buffer).and_then(|()| out.flush()))
             }
             Body::Stream(stream) => write_stream(out, buffer, stream, head_only, terms),
+            Body::Later(_) => Sent::Refused(Problem::internal("an answer for later is none now")),
         }
     }
 }

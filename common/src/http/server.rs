@@ -116,7 +116,7 @@ impl Server {
         let (mut open_halls, mut at_the_edge) = (Vec::new(), Vec::new());
         // The operations' hall takes what no other does, so it is asked last.
         for hall in halls.into_iter().chain([operations]) {
-            let (open, of_edge) = hall.open(&limits, metrics, shutdown)?;
+            let (open, of_edge) = hall.open(&limits)?;
             open_halls.push(open);
             at_the_edge.push(of_edge);
         }

@@ -13,9 +13,8 @@ use super::client::Outlet;
 use super::feed::{Overdue, Unanswered};
 use super::wire::milliseconds;
 use super::{Edge, THREAD_STACK_BYTES};
-use crate::http::exchange::{Asked, Exchange};
+use crate::http::exchange::Exchange;
 use crate::http::problem::Problem;
-use crate::http::response::{Response, Terms};
 
 /// How often it looks around.
 const ROUND: Duration = Duration::from_millis(50);
@@ -67,7 +66,7 @@ fn answer_overdue(overdue: Overdue) {
     match overdue {
         Overdue::Waiting(call) => {
             let problem = overloaded("no worker came free in time");
-            answer(&call.asked, call.outlet, Err(problem), call.terms);
+            call.exchange.answer(Err(problem));
         }
         Overdue::Unanswered(Unanswered {
             client,
@@ -77,7 +76,9 @@ fn answer_overdue(overdue: Overdue) {
         }) => {
             let detail = "this takes too long; whether it is done is not known";
             let problem = Problem::unavailable(detail, "the worker does not answer");
-            answer(&asked, client.outlet_of_this_turn(), Err(problem), terms);
+            let share = client.edge.memory.share();
+            let outlet = client.outlet_of_this_turn();
+            Exchange::new(asked, outlet, terms, share).answer(Err(problem));
         }
     }
 }
@@ -85,22 +86,4 @@ fn answer_overdue(overdue: Overdue) {
 /// For a request that finds no worker.
 pub(super) fn overloaded(cause: &'static str) -> Problem {
     Problem::unavailable("this service is overloaded; try again", cause)
-}
-
-/// Answers without a worker, and waits for nobody.
-pub(super) fn answer(
-    asked: &Arc<Asked>,
-    mut outlet: Outlet,
-    result: Result<Response<'static>, Problem>,
-    terms: Terms,
-) {
-    let edge = Arc::clone(&outlet.client().edge);
-    let terms = Terms {
-        close: terms.close || edge.shutdown.is_requested(),
-        ..terms
-    };
-    let mut exchange = Exchange::new(asked, "edge");
-    let after = exchange.answer(result, &mut outlet, terms);
-    outlet.end(after);
-    exchange.record(&edge.metrics);
 }

@@ -13,6 +13,7 @@ use super::feed::Desk;
 use super::memory::Share;
 use super::wire::Wire;
 use crate::http::exchange::After;
+use crate::metrics::Metrics;
 
 /// How much of an answer a client must take in [`super::EdgeLimits::send_time`].
 const PIECE_BYTES: usize = 32 * 1024;
@@ -74,6 +75,15 @@ impl Client {
         self.expecting.load(Ordering::Relaxed) && self.idle_since().is_some()
     }
 
+    /// Whether the answer at hand is its last: the program ends.
+    pub(crate) fn is_last(&self) -> bool {
+        self.edge.shutdown.is_requested()
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.edge.metrics
+    }
+
     /// Where the answer to its next request goes.
     pub(super) fn outlet(self: &Arc<Self>) -> Outlet {
         self.turn().answering = true;
@@ -126,13 +136,21 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn client(&self) -> &Arc<Client> {
+    pub(crate) fn client(&self) -> &Arc<Client> {
         &self.client
     }
 
     /// From now on a worker writes here.
     pub(super) fn bind(&mut self, desk: Desk) {
         self.desk = Some(desk);
+    }
+
+    /// The worker goes on to its next call; another thread will answer.
+    pub(crate) fn leave_worker(&mut self) {
+        if let Some(desk) = self.desk.take() {
+            // From now on the answer is late at nobody's desk.
+            self.ended = !desk.begin_answer();
+        }
     }
 
     /// Whether anything was written.
@@ -184,11 +202,11 @@ impl Outlet {
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if !self.begun {
             self.begun = true;
-            if self.desk.as_ref().is_some_and(|desk| !desk.begin_answer()) {
-                // And perhaps the next request already: nothing here is this worker's any more.
-                self.ended = true;
-                return Err(io::Error::other("it was answered in the worker's place"));
-            }
+            self.ended = self.desk.as_ref().is_some_and(|desk| !desk.begin_answer());
+        }
+        if self.ended {
+            // And perhaps the next request already: nothing here is this worker's any more.
+            return Err(io::Error::other("it was answered in the worker's place"));
         }
         let taken = if self.kept.is_empty() {
             self.client.wire.write_some(bytes)?

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::attendant::{answer, overloaded};
+use super::attendant::overloaded;
 use super::client::Client;
 use super::feed::Call;
 use super::framing::{
@@ -15,11 +15,11 @@ use super::framing::{
 };
 use super::memory::Share;
 use super::{Edge, Refusal};
-use crate::http::exchange::{Asked, request_id};
+use crate::http::exchange::{Asked, Exchange, request_id};
 use crate::http::operations;
 use crate::http::problem::Problem;
 use crate::http::request::{Method, Request};
-use crate::http::response::{Response, Terms};
+use crate::http::response::Terms;
 
 /// How much is read at once; of large bodies, more.
 const READ_BYTES: usize = 4 * 1024;
@@ -377,41 +377,24 @@ impl Connection<'_> {
             http_10,
             close: !keep_alive,
         };
-        let share = std::mem::replace(&mut self.share, self.edge.memory.share());
+        let exchange = self.exchange(asked, terms);
         if self.input.is_empty() {
             self.input.shrink_to(READ_BYTES);
         }
         let path = request.path();
         if let Some(result) = operations::answer(self.edge, request.method.as_str(), path) {
-            return self.answer_here(&asked, result, terms);
+            return exchange.answer(result);
         }
         let Some(hall) = self.edge.halls.iter().find(|hall| hall.takes(path)) else {
-            let problem = Problem::internal("no hall takes this path");
-            return self.answer_here(&asked, Err(problem), terms);
+            return exchange.answer(Err(Problem::internal("no hall takes this path")));
         };
-        let submitted = hall.submit(Box::new(Call {
-            request,
-            asked,
-            terms,
-            outlet: self.client.outlet(),
-            _share: share,
-        }));
-        if let Err(call) = submitted {
+        if let Err(call) = hall.submit(Box::new(Call { request, exchange })) {
             let problem = overloaded("as many requests wait as may wait");
-            answer(&call.asked, call.outlet, Err(problem), terms);
+            call.exchange.answer(Err(problem));
         }
     }
 
-    fn answer_here(
-        &self,
-        asked: &Arc<Asked>,
-        result: Result<Response<'static>, Problem>,
-        terms: Terms,
-    ) {
-        answer(asked, self.client.outlet(), result, terms);
-    }
-
-    fn refuse(&self, asked: Option<Arc<Asked>>, refusal: Refusal) {
+    fn refuse(&mut self, asked: Option<Arc<Asked>>, refusal: Refusal) {
         self.edge
             .metrics
             .refused_requests
@@ -422,7 +405,14 @@ impl Connection<'_> {
             http_10: false,
             close: true,
         };
-        self.answer_here(&asked, Err(Problem::refused(refusal)), terms);
+        let exchange = self.exchange(asked, terms);
+        exchange.answer(Err(Problem::refused(refusal)));
+    }
+
+    /// Begins the answer to a request; its memory goes with it.
+    fn exchange(&mut self, asked: Arc<Asked>, terms: Terms) -> Exchange {
+        let share = std::mem::replace(&mut self.share, self.edge.memory.share());
+        Exchange::new(asked, self.client.outlet(), terms, share)
     }
 
     /// Lets the client read its last answer before the connection goes.

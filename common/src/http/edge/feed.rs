@@ -11,23 +11,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::EdgeLimits;
-use super::client::{Client, Outlet};
-use super::memory::Share;
-use crate::http::exchange::Asked;
+use super::client::Client;
+use crate::http::exchange::{Asked, Exchange};
 use crate::http::request::Request;
 use crate::http::response::Terms;
 
 /// What tiny_http reads: that a call waits.
 pub(crate) const CALL_WAITS: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// A request on its way to a worker, with all that it takes to answer it.
+/// A request on its way to a worker, and the way back.
 pub(crate) struct Call {
     pub(crate) request: Request,
-    pub(crate) asked: Arc<Asked>,
-    pub(crate) terms: Terms,
-    pub(crate) outlet: Outlet,
-    /// The memory of the request, held until it is answered.
-    pub(crate) _share: Share,
+    pub(crate) exchange: Exchange,
 }
 
 /// Starts the worker of that number.
@@ -115,18 +110,19 @@ impl Feed {
         let mut state = self.state();
         state.announced = state.announced.saturating_sub(1);
         let Waiting { mut call, .. } = state.waiting.pop_front()?;
-        state.places[worker].unanswered = Some(Unanswered {
-            client: Arc::clone(call.outlet.client()),
-            asked: Arc::clone(&call.asked),
-            terms: call.terms,
-            since: Instant::now(),
-        });
-        state.busy += 1;
-        drop(state);
-        call.outlet.bind(Desk {
+        let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
+        let outlet = call.exchange.outlet()?;
+        outlet.bind(Desk {
             feed: Arc::clone(self),
             worker,
         });
+        state.places[worker].unanswered = Some(Unanswered {
+            client: Arc::clone(outlet.client()),
+            asked,
+            terms,
+            since: Instant::now(),
+        });
+        state.busy += 1;
         Some(call)
     }
 

@@ -32,6 +32,7 @@ pub(super) use client::Outlet;
 pub(super) use feed::{CALL_WAITS, Call, Feed, Hall};
 pub(super) use framing::Refusal;
 use memory::Memory;
+pub(super) use memory::Share;
 pub use settings::EdgeLimits;
 pub use tls::Tls;
 use wire::Wire;
