@@ -1,61 +1,72 @@
 //! Takes orders off the queue and records them. An order is acknowledged after the commit that
 //! holds it, so a crash in between delivers it again, and recording it again changes nothing.
-//! What can never be recorded goes to the dead queue, confirmed before it is acknowledged.
-//! Every failure takes one way back: drop the link (the broker keeps what was not
-//! acknowledged), wait, start over.
+//! What can never be recorded goes the way of [`DeadLetters`], and is acknowledged when it has
+//! arrived there; orders do not wait for it. Every failure takes one way back: drop the links
+//! (the broker keeps what was not acknowledged), wait, start over.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use amiquip::{
-    AmqpProperties, AmqpValue, Channel, ConsumerMessage, ConsumerOptions, Delivery, FieldTable,
-    Publish,
-};
+use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
 use common::backoff::Backoff;
 use common::db::{Database, DbError};
 use common::http::Dependency;
-use common::metrics::{IntCounter, Metrics};
+use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
-use common::queue::{self, Confirming, Link, LinkError, QueueConfig, Unconfirmed};
+use common::queue::{self, Link, LinkError, QueueConfig};
 use common::shutdown::Shutdown;
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, RecvError, select};
 
 use crate::config::ConsumerConfig;
+use crate::dead_letters::{Dead, DeadLetters, REASON_KINDS, Reason};
 use crate::store::{self, OrderStore, Recordable};
 
 /// At most so many orders in one commit.
 const BATCH_MAX: usize = 500;
 
+/// How long a batch that is not full waits for more: a commit costs as much.
+const BATCH_LINGER: Duration = Duration::from_millis(3);
+
 /// At most so many messages here that are not acknowledged: the next batch arrives while this
-/// one is committed.
+/// one is committed. What they may weigh is bounded by the [`Link`].
 const PREFETCH: u16 = 1000;
 
 /// The longest message id that a table should be filled with; AMQP's own limit.
 const MESSAGE_ID_BYTES_MAX: usize = 255;
 
-/// How long the broker may take to confirm dead letters.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a reason may be in a header of a dead letter.
-const REASON_BYTES_MAX: usize = 500;
-
-/// How long the original's headers may be in a dead letter. RabbitMQ takes 128 KiB for all
-/// properties of a message together, and ends the connection over more.
-const HEADERS_BYTES_MAX: usize = 64 * 1024;
+/// How often the confirms of dead letters are looked after.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Whether the two servers are there, as last seen by the consumer.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Links {
     postgresql: Arc<AtomicBool>,
     rabbitmq: Arc<AtomicBool>,
+    postgresql_connected: IntGauge,
+    rabbitmq_connected: IntGauge,
 }
 
 impl Links {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        Self {
+            postgresql: Arc::default(),
+            rabbitmq: Arc::default(),
+            postgresql_connected: metrics.gauge(
+                "postgresql_connected",
+                "1 while orders can be recorded, as last seen.",
+            ),
+            rabbitmq_connected: metrics.gauge(
+                "rabbitmq_connected",
+                "1 while there is a link to the broker.",
+            ),
+        }
+    }
+
     /// The state of both. While no order arrives, only a question of its own shows that the
     /// database is away; `orders` asks it.
     pub(crate) fn dependencies(&self, orders: &mut OrderStore) -> Vec<Dependency> {
@@ -74,8 +85,18 @@ impl Links {
     }
 
     fn set(&self, postgresql: bool, rabbitmq: bool) {
-        self.postgresql.store(postgresql, Ordering::Relaxed);
-        self.rabbitmq.store(rabbitmq, Ordering::Relaxed);
+        self.set_postgresql(postgresql);
+        self.set_rabbitmq(rabbitmq);
+    }
+
+    fn set_postgresql(&self, up: bool) {
+        self.postgresql.store(up, Ordering::Relaxed);
+        self.postgresql_connected.set(i64::from(up));
+    }
+
+    fn set_rabbitmq(&self, up: bool) {
+        self.rabbitmq.store(up, Ordering::Relaxed);
+        self.rabbitmq_connected.set(i64::from(up));
     }
 }
 
@@ -101,15 +122,31 @@ pub(crate) fn start(
 }
 
 struct Counts {
+    consumed: IntCounter,
     recorded: IntCounter,
     duplicate: IntCounter,
-    dead: IntCounter,
+    dead: IntCounterVec,
+    batch_orders: Histogram,
+    lag: IntGauge,
 }
 
 impl Counts {
     fn new(metrics: &Metrics) -> Self {
         let counter = |name, help| metrics.counter(name, help);
+        let dead = metrics.counters(
+            "orders_dead_total",
+            "Messages put on the dead queue, by what was wrong.",
+            "reason",
+        );
+        for kind in REASON_KINDS {
+            dead.with_label_values(&[kind]);
+        }
         Self {
+            dead,
+            consumed: counter(
+                "messages_consumed_total",
+                "Messages taken off the queue, those that came again included.",
+            ),
             recorded: counter(
                 "orders_recorded_total",
                 "Orders recorded for the first time.",
@@ -118,7 +155,42 @@ impl Counts {
                 "orders_duplicate_total",
                 "Orders that were recorded before.",
             ),
-            dead: counter("orders_dead_total", "Messages put on the dead queue."),
+            batch_orders: metrics.sizes("order_batch_size", "Orders in one commit."),
+            lag: metrics.gauge(
+                "order_lag_seconds",
+                "From the timestamp of the oldest order of the latest commit to that commit.",
+            ),
+        }
+    }
+
+    fn note_commit(&self, batch: &[(Delivery, Recordable)], new: u64) {
+        self.recorded.inc_by(new);
+        self.duplicate.inc_by(batch.len() as u64 - new);
+        let orders = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        self.batch_orders.observe(f64::from(orders));
+        let timestamps = batch
+            .iter()
+            .filter_map(|(delivery, _)| *delivery.properties.timestamp());
+        // A stranger's message need not have one, nor a sensible one.
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        let lag = timestamps.min().map_or(0, |at| now.saturating_sub(at));
+        self.lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+    }
+
+    fn note_buried(&self, buried: &[Dead]) {
+        for dead in buried {
+            self.dead.with_label_values(&[dead.reason.kind]).inc();
+        }
+        // One line for all: nobody fills a disk by publishing nonsense.
+        if let Some(first) = buried.first() {
+            log::warn!(
+                count = buried.len(),
+                message_id = first.delivery.properties.message_id().as_deref().unwrap_or("none"),
+                reason = first.reason.text.as_str();
+                "messages moved to the dead queue"
+            );
         }
     }
 }
@@ -216,10 +288,10 @@ impl Consumer {
                 .unwrap_or(Err(Interruption::Panic));
             let Err(interruption) = outcome else { return };
             match interruption {
-                Interruption::Database(_) => self.links.postgresql.store(false, Ordering::Relaxed),
+                Interruption::Database(_) => self.links.set_postgresql(false),
                 // It was reached after the database was.
                 Interruption::Broker(_) => self.links.set(true, false),
-                Interruption::Panic => self.links.rabbitmq.store(false, Ordering::Relaxed),
+                Interruption::Panic => self.links.set_rabbitmq(false),
             }
             self.outage.begin(&interruption);
             if backoff.wait(&self.shutdown) {
@@ -230,9 +302,8 @@ impl Consumer {
 
     /// Consumes until the shutdown, or until something breaks.
     fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
-        let mut link = self.connect()?;
+        let (mut link, mut dead_letters) = self.connect()?;
         let channel = link.open_channel()?;
-        let mut dead_letters = DeadLetters::open(&mut link, &self.queue)?;
         let limit = link.limit();
         queue::declare(&channel, &self.queue.queue)?;
         channel.qos(0, PREFETCH, false)?;
@@ -248,125 +319,162 @@ impl Consumer {
 
         self.links.set(true, true);
         self.outage.note_consuming(&self.queue.queue);
-        while let Some(batch) = self.next_batch(&deliveries)? {
-            self.settle(&channel, &mut dead_letters, batch)?;
-            self.outage.note_recorded();
-            backoff.reset();
+        let desk = Desk {
+            channel: &channel,
+            link: &link,
+        };
+        let (confirms, alarms) = (dead_letters.confirms(), dead_letters.alarms());
+        // A select takes any that is ready: orders that keep coming would put the end off.
+        while !self.shutdown.is_requested() {
+            select! {
+                recv(self.shutdown.requested()) -> _ => {}
+                recv(deliveries) -> first => {
+                    let batch = take_batch(first, &deliveries)?;
+                    self.settle(&desk, &mut dead_letters, batch)?;
+                    self.outage.note_recorded();
+                    backoff.reset();
+                }
+                recv(confirms) -> confirm => {
+                    let buried = dead_letters.settle(confirm)?;
+                    self.note_buried(&desk, buried)?;
+                }
+                recv(alarms) -> notification => dead_letters.note_alarm(notification)?,
+                default(TICK) => {}
+            }
+            dead_letters.check()?;
         }
-        Ok(())
+        let buried = dead_letters.finish();
+        self.note_buried(&desk, buried)
     }
 
     /// Connects to both servers. Where one is away the other is asked all the same, so that
     /// `/ready` tells the truth of each; what broke the session before counts as down until
     /// this one consumes.
-    fn connect(&mut self) -> Result<Link, Interruption> {
+    fn connect(&mut self) -> Result<(Link, DeadLetters), Interruption> {
         let probed = self.orders.probe();
         let link = Link::open(&self.queue, "billing-consumer");
         if probed.is_err() || link.is_err() {
             self.links.set(probed.is_ok(), link.is_ok());
         }
         probed?;
-        Ok(link?)
+        Ok((link?, DeadLetters::open(&self.queue)?))
     }
 
-    /// Waits for a message, and takes those with it that are here already; None at the shutdown.
-    fn next_batch(
-        &self,
-        deliveries: &Receiver<ConsumerMessage>,
-    ) -> Result<Option<Vec<Delivery>>, LinkError> {
-        // A select takes any that is ready: orders that keep coming would put the end off.
-        if self.shutdown.is_requested() {
-            return Ok(None);
-        }
-        let first = select! {
-            recv(self.shutdown.requested()) -> _ => return Ok(None),
-            recv(deliveries) -> message => message,
-        };
-        let ended = LinkError::Broken("the broker ended the deliveries");
-        let mut batch = vec![delivery(first.map_err(|_| ended)?)?];
-        while batch.len() < BATCH_MAX {
-            match deliveries.try_recv() {
-                Ok(message) => batch.push(delivery(message)?),
-                Err(_) => break,
-            }
-        }
-        Ok(Some(batch))
-    }
-
-    /// Records what can be recorded, and buries the rest. Each is acknowledged as soon as it is
-    /// done with, so that a dead queue which takes nothing does not bring the others again: one
-    /// without a message id would be recorded twice.
+    /// Records what can be recorded, and hands over the rest to be buried. Orders are
+    /// acknowledged as soon as they are recorded, so that a dead queue which takes nothing does
+    /// not bring them again: one without a message id would be recorded twice.
     fn settle(
         &mut self,
-        channel: &Channel,
+        desk: &Desk<'_>,
         dead_letters: &mut DeadLetters,
         batch: Vec<Delivery>,
     ) -> Result<(), Interruption> {
+        self.counts.consumed.inc_by(batch.len() as u64);
         let mut recordable = Vec::with_capacity(batch.len());
         let mut dead = Vec::new();
         for delivery in batch {
             match read(&delivery) {
                 Ok(new) => recordable.push((delivery, new)),
-                Err(reason) => dead.push((delivery, reason)),
+                Err(reason) => dead.push(Dead { delivery, reason }),
             }
         }
-        self.record(channel, recordable, &mut dead)?;
-        dead_letters.bury(&dead)?;
-        self.counts.dead.inc_by(dead.len() as u64);
-        for (delivery, _) in dead {
-            delivery.ack(channel)?;
-        }
+        let oldest_dead = dead_letters.oldest_tag();
+        self.record(desk, oldest_dead, recordable, &mut dead)?;
+        dead_letters.bury(dead)?;
         Ok(())
     }
 
     /// Records a batch; one that the database takes for wrong costs only itself.
     fn record(
         &mut self,
-        channel: &Channel,
+        desk: &Desk<'_>,
+        oldest_dead: Option<u64>,
         mut batch: Vec<(Delivery, Recordable)>,
-        dead: &mut Vec<(Delivery, String)>,
+        dead: &mut Vec<Dead>,
     ) -> Result<(), Interruption> {
         if batch.is_empty() {
             return Ok(());
         }
         match self.orders.record(batch.iter().map(|(_, new)| new)) {
             Ok(new) => {
-                self.counts.recorded.inc_by(new);
-                self.counts.duplicate.inc_by(batch.len() as u64 - new);
-                acknowledge(channel, batch, dead.is_empty())?;
+                self.counts.note_commit(&batch, new);
+                let dead = dead.iter().map(|dead| dead.delivery.delivery_tag());
+                let oldest_dead = dead.chain(oldest_dead).min();
+                let recorded = batch.into_iter().map(|(delivery, _)| delivery).collect();
+                desk.acknowledge(recorded, oldest_dead)?;
                 Ok(())
             }
             Err(DbError::BadData(reason)) if batch.len() == 1 => {
-                let reason = format!("the database refused it: {reason}");
-                dead.extend(
-                    batch
-                        .into_iter()
-                        .map(|(delivery, _)| (delivery, reason.clone())),
-                );
+                let reason = Reason {
+                    kind: "database",
+                    text: format!("the database refused it: {reason}"),
+                };
+                dead.extend(batch.into_iter().map(|(delivery, _)| Dead {
+                    delivery,
+                    reason: reason.clone(),
+                }));
                 Ok(())
             }
             Err(DbError::BadData(_)) => {
                 let second = batch.split_off(batch.len() / 2);
-                self.record(channel, batch, dead)?;
-                self.record(channel, second, dead)
+                self.record(desk, oldest_dead, batch, dead)?;
+                self.record(desk, oldest_dead, second, dead)
             }
             Err(error) => Err(error.into()),
         }
     }
+
+    fn note_buried(&self, desk: &Desk<'_>, buried: Vec<Dead>) -> Result<(), Interruption> {
+        self.counts.note_buried(&buried);
+        for dead in buried {
+            desk.acknowledge(vec![dead.delivery], Some(0))?;
+        }
+        Ok(())
+    }
 }
 
-/// Acknowledges what was recorded: all at once where nothing before it waits to be buried.
-fn acknowledge(
-    channel: &Channel,
-    mut recorded: Vec<(Delivery, Recordable)>,
-    none_dead: bool,
-) -> Result<(), amiquip::Error> {
-    if none_dead && let Some((last, _)) = recorded.pop() {
-        return last.ack_multiple(channel);
+/// Where deliveries are handed back.
+struct Desk<'a> {
+    channel: &'a Channel,
+    link: &'a Link,
+}
+
+impl Desk<'_> {
+    /// Acknowledges deliveries, which are in their order: all at once as far as no older one
+    /// waits to be buried, the others each for itself.
+    fn acknowledge(
+        &self,
+        mut done: Vec<Delivery>,
+        oldest_dead: Option<u64>,
+    ) -> Result<(), amiquip::Error> {
+        let tags: Vec<_> = done.iter().map(Delivery::delivery_tag).collect();
+        self.link.release(tags.iter().copied());
+        let before = oldest_dead.map_or(tags.len(), |dead| tags.partition_point(|tag| *tag < dead));
+        let after = done.split_off(before);
+        if let Some(last) = done.pop() {
+            last.ack_multiple(self.channel)?;
+        }
+        after
+            .into_iter()
+            .try_for_each(|delivery| delivery.ack(self.channel))
     }
-    recorded
-        .into_iter()
-        .try_for_each(|(delivery, _)| delivery.ack(channel))
+}
+
+/// The first message and those that are here already or come within [`BATCH_LINGER`].
+fn take_batch(
+    first: Result<ConsumerMessage, RecvError>,
+    deliveries: &Receiver<ConsumerMessage>,
+) -> Result<Vec<Delivery>, LinkError> {
+    let ended = LinkError::Broken("the broker ended the deliveries");
+    let mut batch = vec![delivery(first.map_err(|_| ended)?)?];
+    let deadline = Instant::now() + BATCH_LINGER;
+    while batch.len() < BATCH_MAX {
+        match deliveries.recv_deadline(deadline) {
+            Ok(message) => batch.push(delivery(message)?),
+            Err(_) => break,
+        }
+    }
+    Ok(batch)
 }
 
 fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
@@ -382,112 +490,23 @@ fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
 }
 
 /// The order in a message, or why there is none.
-fn read(delivery: &Delivery) -> Result<Recordable, String> {
-    let order = NewOrder::from_json(&delivery.body).map_err(|error| error.to_string())?;
+fn read(delivery: &Delivery) -> Result<Recordable, Reason> {
+    let order = NewOrder::from_json(&delivery.body).map_err(|error| Reason {
+        kind: error.at_fault().unwrap_or("body"),
+        text: error.to_string(),
+    })?;
     let message_id = delivery
         .properties
         .message_id()
         .clone()
         .filter(|id| !id.is_empty());
-    match &message_id {
-        Some(id) if id.contains('\0') => {
-            Err("the message id contains NUL or is not UTF-8".to_owned())
-        }
-        Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => Err("the message id is too long".to_owned()),
-        _ => Ok(Recordable { message_id, order }),
-    }
-}
-
-/// The queue for messages that can never be recorded, for an operator to look at.
-struct DeadLetters {
-    queue: String,
-    unconfirmed: Unconfirmed<()>,
-    confirming: Confirming,
-}
-
-impl DeadLetters {
-    fn open(link: &mut Link, config: &QueueConfig) -> Result<Self, LinkError> {
-        let queue = config.dead_queue();
-        let confirming = link.open_confirming(&queue)?;
-        Ok(Self {
-            queue,
-            unconfirmed: Unconfirmed::default(),
-            confirming,
-        })
-    }
-
-    /// Puts messages on the dead queue and waits until the broker has confirmed all of them.
-    fn bury(&mut self, dead: &[(Delivery, String)]) -> Result<(), LinkError> {
-        for (delivery, reason) in dead {
-            let publish = Publish {
-                body: &delivery.body,
-                routing_key: self.queue.clone(),
-                mandatory: true,
-                immediate: false,
-                properties: dead_letter_properties(&delivery.properties, reason),
-            };
-            self.confirming.channel.basic_publish("", publish)?;
-            self.unconfirmed.push(());
-        }
-        while !self.unconfirmed.is_empty() {
-            let confirm = self
-                .confirming
-                .confirms
-                .recv_timeout(CONFIRM_LIMIT)
-                .map_err(|_| {
-                    LinkError::Broken("the broker does not confirm what goes to the dead queue")
-                })?;
-            let (taken, _) = self.unconfirmed.settle(confirm);
-            if !taken || !self.confirming.returns.is_empty() {
-                return Err(LinkError::Broken("the dead queue takes no messages"));
-            }
-        }
-        for (delivery, reason) in dead {
-            log::warn!(
-                message_id = delivery.properties.message_id().as_deref().unwrap_or("none"),
-                reason = reason.as_str();
-                "message moved to the dead queue"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The original's properties as far as they describe it, and why it is here. What would act on
-/// the broker is left out: an expiration, copies to other queues, a user who is not ours; and so
-/// are headers that would leave no room for the reason.
-fn dead_letter_properties(original: &AmqpProperties, reason: &str) -> AmqpProperties {
-    let mut headers: FieldTable = original.headers().clone().unwrap_or_default();
-    // As JSON every value is longer than on the wire.
-    if serde_json::to_vec(&headers).map_or(usize::MAX, |json| json.len()) > HEADERS_BYTES_MAX {
-        headers.clear();
-    }
-    headers.retain(|name, _| name != "CC" && name != "BCC");
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let reason = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX)];
-    headers.insert(
-        "x-dead-reason".to_owned(),
-        AmqpValue::LongString(reason.to_owned()),
-    );
-    headers.insert(
-        "x-dead-time".to_owned(),
-        AmqpValue::Timestamp(now.as_secs()),
-    );
-    let mut properties = AmqpProperties::default().with_delivery_mode(2);
-    if let Some(message_id) = original.message_id() {
-        headers.insert(
-            "x-dead-message-id".to_owned(),
-            AmqpValue::LongString(message_id.clone()),
-        );
-        properties = properties.with_message_id(message_id.clone());
-    }
-    if let Some(content_type) = original.content_type() {
-        properties = properties.with_content_type(content_type.clone());
-    }
-    if let Some(timestamp) = original.timestamp() {
-        properties = properties.with_timestamp(*timestamp);
-    }
-    properties.with_headers(headers)
+    let problem = match &message_id {
+        Some(id) if id.contains('\0') => "the message id contains NUL or is not UTF-8",
+        Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => "the message id is too long",
+        _ => return Ok(Recordable { message_id, order }),
+    };
+    Err(Reason {
+        kind: "message_id",
+        text: problem.to_owned(),
+    })
 }

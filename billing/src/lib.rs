@@ -6,6 +6,7 @@ mod order;
 
 mod api;
 mod consumer;
+mod dead_letters;
 mod store;
 
 use std::net::SocketAddr;
@@ -85,7 +86,7 @@ pub fn start_consumer(
     shutdown: &Shutdown,
 ) -> Result<BillingConsumer, StartError> {
     let metrics = Metrics::new();
-    let links = consumer::Links::default();
+    let links = consumer::Links::new(&metrics);
     let dependencies = {
         let (links, database) = (
             links.clone(),

@@ -121,13 +121,16 @@ impl Billing {
         });
     }
 
-    /// The value of a counter in `/metrics`.
+    /// The value of a metric in `/metrics`, of all its labels together.
     fn counter(&self, name: &str) -> u64 {
         let metrics = self.client().get("/metrics").text;
-        let value = metrics
+        let values: Vec<u64> = metrics
             .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.expect(name).parse().expect("a whole number")
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix([' ', '{']))
+            .filter_map(|rest| rest.split(' ').next_back()?.parse().ok())
+            .collect();
+        assert!(!values.is_empty(), "{name}");
+        values.iter().sum()
     }
 
     fn await_dead(&self) -> Message {
@@ -518,6 +521,7 @@ fn a_dead_letter_keeps_what_describes_it_and_drops_what_would_act_on_the_broker(
     let dead = billing.await_dead();
     let mut headers = dead.properties.headers().clone().expect("headers");
     assert!(headers.remove("x-dead-time").is_some());
+    assert!(headers.remove("x-dead-id").is_some());
     let expected: FieldTable = [
         ("x-request-id".to_owned(), text("trace-7")),
         ("x-dead-reason".to_owned(), text("user_id is required")),
@@ -781,6 +785,13 @@ fn a_consumer_answers_operators_and_nobody_else() {
 
     let metrics = billing.client().get("/metrics").text;
     for line in [
+        "\nmessages_consumed_total 3\n",
+        "\norders_dead_total{reason=\"user_id\"} 1\n",
+        "\norders_dead_total{reason=\"body\"} 0\n",
+        "\norder_batch_size_sum 2\n",
+        "\norder_lag_seconds ",
+        "\npostgresql_connected 1\n",
+        "\nrabbitmq_connected 1\n",
         "\nprocess_start_time_seconds ",
         "\nprocess_resident_memory_bytes ",
         "\nprocess_open_fds ",
@@ -826,6 +837,80 @@ fn a_stranger_who_declares_the_queue_plainly_agrees_with_us() {
     assert_eq!(declare(&billing.queue), [true; 2]);
     billing.publish("20");
     billing.await_users(&["20"]);
+}
+
+#[test]
+fn a_thousand_unreadable_messages_among_ten_thousand_cost_only_themselves() {
+    let queue = TestQueue::create();
+    let messages: Vec<Published> = (0..11_000)
+        .map(|number| {
+            let id = format!("m-{number:06}");
+            let body = match number % 11 {
+                5 => format!("poison {number}").into_bytes(),
+                _ => order(&id),
+            };
+            (body, with_id(&id))
+        })
+        .collect();
+    let (poison, good): (Vec<_>, Vec<_>) = (0..11_000).partition(|number: &u32| number % 11 == 5);
+    queue.publish_all(&messages);
+
+    let billing = Billing::start_with(queue);
+
+    billing.await_count(10_000);
+    eventually("all is settled", || {
+        billing.counter("orders_dead_total") == 1000
+    });
+    let name = |number: &u32| format!("m-{number:06}");
+    let recorded: Vec<_> = message_ids(&billing.database)
+        .into_iter()
+        .flatten()
+        .collect();
+    assert_eq!(recorded, good.iter().map(name).collect::<Vec<_>>());
+    let (database, queue) = billing.end();
+    let mut dead = queue.take_all_dead();
+    dead.sort_by_key(|dead| dead.properties.message_id().clone());
+    assert_eq!(
+        dead.iter()
+            .map(|dead| (dead.body.clone(), reason(dead)))
+            .collect::<Vec<_>>(),
+        poison
+            .iter()
+            .map(|number| {
+                let body = format!("poison {number}").into_bytes();
+                (body, "the body is not a JSON object".to_owned())
+            })
+            .collect::<Vec<_>>()
+    );
+    assert_eq!((count(&database), queue.counts()), (10_000, Some((0, 0))));
+}
+
+#[test]
+fn the_lag_is_that_of_the_oldest_order_in_the_commit() {
+    let billing = Billing::start();
+    let placed = |id: &str, at| with_id(id).with_timestamp(at);
+    let mut holder = billing.database.connect();
+    let held = hold_table(&mut holder);
+    billing.publish("first");
+    await_held_batch(&billing.database);
+
+    billing.queue.publish_all(&[
+        (order("timely"), placed("m-1", unix_seconds())),
+        (order("late"), placed("m-2", unix_seconds() - 5000)),
+        (order("timeless"), with_id("m-3")),
+    ]);
+    eventually("they are here", || billing.queue.counts() == Some((0, 1)));
+    held.rollback().expect("the table is free");
+
+    eventually("the lag is told", || {
+        (5000..5100).contains(&billing.counter("order_lag_seconds"))
+    });
+    billing
+        .queue
+        .publish(&order("early"), placed("m-4", u64::MAX));
+    eventually("a clock that is ahead is no lag", || {
+        billing.counter("order_lag_seconds") == 0
+    });
 }
 
 #[test]

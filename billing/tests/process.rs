@@ -338,6 +338,47 @@ fn a_consumer_killed_under_load_loses_no_order_and_repeats_none() {
     assert!(queue.take_dead().is_none());
 }
 
+/// Strangers' messages that are larger than everything else together: some of them orders.
+#[test]
+fn a_backlog_of_huge_messages_is_settled_in_bounded_memory() {
+    const MEBIBYTE: usize = 1024 * 1024;
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let huge_order = |user_id: &str, bytes: usize| {
+        let note = " ".repeat(bytes);
+        format!(r#"{{"note":"{note}","user_id":"{user_id}","number_of_items":1,"total_amount":1}}"#)
+            .into_bytes()
+    };
+    for round in 0..6 {
+        let id = |name: &str| AmqpProperties::default().with_message_id(format!("{name}-{round}"));
+        queue.publish(&huge_order("large", 16 * MEBIBYTE), id("large"));
+        queue.publish(&vec![b'x'; 16 * MEBIBYTE], id("poison"));
+        queue.publish_all(&vec![
+            (
+                huge_order("less", MEBIBYTE),
+                AmqpProperties::default()
+            );
+            10
+        ]);
+        queue.publish_all(&vec![(vec![0; MEBIBYTE], AmqpProperties::default()); 10]);
+        queue.publish(&order("small"), id("small"));
+    }
+
+    let program = start_consumer(&database, &queue);
+
+    let client = Client::new(program.address());
+    eventually("all is settled", || {
+        let metrics = client.get("/metrics").text;
+        recorded(&database) == 6 * 12 && metrics.contains("orders_dead_total{reason=\"body\"} 66\n")
+    });
+    let most = program.facts().most_resident_kib / 1024;
+    assert!(most < 160, "{most} MiB for a backlog of 312 MiB");
+    program.signal("TERM");
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(queue.counts(), Some((0, 0)));
+    assert_eq!(queue.take_all_dead().len(), 6 * 11);
+}
+
 #[test]
 fn what_the_consumer_records_the_api_reads_out() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());

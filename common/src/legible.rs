@@ -8,10 +8,12 @@ use std::io::{self, Read, Write};
 
 use amiquip::IoStream;
 use mio::net::TcpStream;
-use mio::{Evented, Poll, PollOpt, Ready, Token};
+use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
+
+use crate::inflow::{Door, Passage};
 
 /// Type, channel and length; the payload and one byte of end mark follow.
-const FRAME_HEAD_BYTES: usize = 7;
+pub(crate) const FRAME_HEAD_BYTES: usize = 7;
 
 /// Class, weight and body length, in front of a content header's flags.
 const CONTENT_HEAD_BYTES: usize = 12;
@@ -34,12 +36,17 @@ pub(crate) struct Legible {
     /// Of the buffer, what amiquip may take: whole frames.
     ready: usize,
     scratch: Box<[u8]>,
+    door: Door,
+    /// Wakes the poll of the stream when the door opens.
+    wakened: Registration,
 }
 
 impl Legible {
-    pub(crate) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream, door: Door, wakened: Registration) -> Self {
         Self {
             stream,
+            door,
+            wakened,
             buffer: Vec::new(),
             taken: 0,
             ready: 0,
@@ -47,17 +54,26 @@ impl Legible {
         }
     }
 
-    /// Lets through the whole frames that have arrived.
-    fn advance(&mut self) {
+    /// Lets through the whole frames that have arrived; false where one has to wait.
+    fn advance(&mut self) -> bool {
         while let Some(length) = frame_length(&self.buffer[self.ready..]) {
             let Some(frame) = self.buffer.get_mut(self.ready..self.ready + length) else {
-                return;
+                break;
             };
-            if frame[0] == CONTENT_HEADER {
-                mend(&mut frame[FRAME_HEAD_BYTES..length - 1]);
+            match self.door.judge(frame) {
+                Passage::Wait => return false,
+                Passage::Drop => {
+                    self.buffer.drain(self.ready..self.ready + length);
+                }
+                Passage::Pass => {
+                    if frame[0] == CONTENT_HEADER {
+                        mend(&mut frame[FRAME_HEAD_BYTES..length - 1]);
+                    }
+                    self.ready += length;
+                }
             }
-            self.ready += length;
         }
+        true
     }
 }
 
@@ -66,12 +82,18 @@ impl Read for Legible {
         while self.taken == self.ready {
             self.buffer.drain(..self.taken);
             (self.taken, self.ready) = (0, 0);
+            let all_in = self.advance();
+            if self.ready > 0 {
+                break;
+            }
+            if !all_in {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
             let read = self.stream.read(&mut self.scratch)?;
             if read == 0 {
                 return Ok(0);
             }
             self.buffer.extend_from_slice(&self.scratch[..read]);
-            self.advance();
         }
         let length = out.len().min(self.ready - self.taken);
         out[..length].copy_from_slice(&self.buffer[self.taken..self.taken + length]);
@@ -92,6 +114,8 @@ impl Write for Legible {
 
 impl Evented for Legible {
     fn register(&self, poll: &Poll, token: Token, ready: Ready, opt: PollOpt) -> io::Result<()> {
+        self.wakened
+            .register(poll, token, Ready::readable(), PollOpt::edge())?;
         self.stream.register(poll, token, ready, opt)
     }
 
@@ -100,6 +124,7 @@ impl Evented for Legible {
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        Evented::deregister(&self.wakened, poll)?;
         self.stream.deregister(poll)
     }
 }
@@ -112,7 +137,7 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
     Some(FRAME_HEAD_BYTES + big_endian(length) + 1)
 }
 
-fn big_endian(bytes: &[u8]) -> usize {
+pub(crate) fn big_endian(bytes: &[u8]) -> usize {
     bytes
         .iter()
         .fold(0, |number, byte| number << 8 | usize::from(*byte))

@@ -11,6 +11,8 @@ pub mod order;
 #[cfg(feature = "db")]
 pub mod db;
 #[cfg(feature = "queue")]
+mod inflow;
+#[cfg(feature = "queue")]
 mod legible;
 #[cfg(feature = "queue")]
 pub mod queue;

@@ -3,9 +3,9 @@
 
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
-pub use prometheus::{Histogram, IntCounter, IntGauge};
+pub use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 /// The metrics of one service.
 #[derive(Clone)]
@@ -111,7 +111,20 @@ impl Metrics {
     /// As [`Metrics::counter`].
     #[must_use]
     pub fn seconds(&self, name: &str, help: &str) -> Histogram {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        self.histogram(name, help, &SECONDS)
+    }
+
+    /// A distribution of how many things were done at once.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    #[must_use]
+    pub fn sizes(&self, name: &str, help: &str) -> Histogram {
+        self.histogram(name, help, &SIZES)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         let histogram = Histogram::with_opts(options).expect(CONSTANT_NAMES);
         self.register(histogram.clone());
         histogram
@@ -132,3 +145,6 @@ const CONSTANT_NAMES: &str = "metric names are constants, each used once in a se
 const SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
+
+/// From one to the largest batch that anyone takes.
+const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];

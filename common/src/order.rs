@@ -148,6 +148,12 @@ impl OrderError {
             problem: problem.into(),
         }
     }
+
+    /// The field whose rule is broken; None where the body as a whole is no order.
+    #[must_use]
+    pub fn at_fault(&self) -> Option<&'static str> {
+        self.field
+    }
 }
 
 impl fmt::Display for OrderError {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown as Half, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use socket2::SockRef;
 
 use crate::env::{ConfigError, Vars};
+use crate::inflow::{Door, Inflow};
 use crate::legible::Legible;
 
 /// How long the broker may take to accept a connection.
@@ -135,6 +137,11 @@ impl<T> Unconfirmed<T> {
     }
 
     /// The messages that wait, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.waiting.values()
+    }
+
+    /// The same, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.waiting.values_mut()
     }
@@ -191,6 +198,7 @@ impl std::error::Error for LinkError {}
 pub struct Link {
     watchdog: Watchdog,
     connection: Connection,
+    inflow: Arc<Inflow>,
     /// What the broker says when one of its alarms begins or ends.
     pub blocked: Receiver<ConnectionBlockedNotification>,
 }
@@ -199,7 +207,9 @@ impl Link {
     /// Connects; `program` is what the management page shows.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, LinkError> {
         let socket = connect(config)?;
-        let watchdog = Watchdog::start(socket.try_clone()?)?;
+        let (wakened, wake) = mio::Registration::new2();
+        let inflow = Inflow::new(wake);
+        let watchdog = Watchdog::start(socket.try_clone()?, &inflow)?;
         let limit = watchdog.limit(EXCHANGE_LIMIT);
         let options = ConnectionOptions::default()
             .auth(Auth::Plain {
@@ -210,13 +220,15 @@ impl Link {
             .connection_timeout(Some(EXCHANGE_LIMIT))
             .information(Some(program.to_owned()));
         let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
-        let stream = Legible::new(mio::net::TcpStream::from_stream(socket)?);
+        let door = Door::new(Arc::clone(&inflow));
+        let stream = Legible::new(mio::net::TcpStream::from_stream(socket)?, door, wakened);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let blocked = connection.listen_for_connection_blocked()?;
         drop(limit);
         Ok(Self {
             watchdog,
             connection,
+            inflow,
             blocked,
         })
     }
@@ -242,6 +254,12 @@ impl Link {
         })
     }
 
+    /// To be called with the tags of deliveries whose content is not kept any more. While those
+    /// that are kept have 32 MiB together, no further ones are read from the broker.
+    pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {
+        self.inflow.release(delivery_tags);
+    }
+
     /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
     /// waited for; then the link is cut.
     #[must_use]
@@ -249,12 +267,13 @@ impl Link {
         self.watchdog.limit(EXCHANGE_LIMIT)
     }
 
-    /// Puts a limit on the drops that follow. Declared after the channels, the returned value
-    /// is dropped before them, and then the limit begins.
+    /// Puts a limit on the drops that follow, and takes no more deliveries in. Declared after
+    /// the channels, the returned value is dropped before them, and then the limit begins.
     #[must_use]
     pub fn limit_from_drop(&self) -> LimitFromDrop {
         LimitFromDrop {
             deadlines: self.watchdog.deadlines.clone(),
+            inflow: Arc::clone(&self.inflow),
         }
     }
 }
@@ -288,12 +307,13 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(socket: TcpStream) -> io::Result<Self> {
+    fn start(socket: TcpStream, inflow: &Arc<Inflow>) -> io::Result<Self> {
         let (deadlines, orders) = crossbeam_channel::unbounded();
+        let inflow = Arc::clone(inflow);
         thread::Builder::new()
             .name("amqp-watchdog".to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || watch(&socket, &orders))?;
+            .spawn(move || watch(&socket, &inflow, &orders))?;
         Ok(Self { deadlines })
     }
 
@@ -305,7 +325,7 @@ impl Watchdog {
     }
 }
 
-fn watch(socket: &TcpStream, deadlines: &Receiver<Option<Instant>>) {
+fn watch(socket: &TcpStream, inflow: &Inflow, deadlines: &Receiver<Option<Instant>>) {
     let mut deadline = None;
     loop {
         let next = match deadline {
@@ -317,6 +337,8 @@ fn watch(socket: &TcpStream, deadlines: &Receiver<Option<Instant>>) {
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let _ = socket.shutdown(Half::Both);
+                // Who does not read does not see the end either.
+                inflow.end();
                 deadline = None;
             }
         }
@@ -337,10 +359,12 @@ impl Drop for Limit {
 /// When it is dropped, the limit begins.
 pub struct LimitFromDrop {
     deadlines: Sender<Option<Instant>>,
+    inflow: Arc<Inflow>,
 }
 
 impl Drop for LimitFromDrop {
     fn drop(&mut self) {
+        self.inflow.end();
         let _ = self.deadlines.send(Some(Instant::now() + EXCHANGE_LIMIT));
     }
 }

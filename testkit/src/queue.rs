@@ -117,10 +117,13 @@ impl TestQueue {
     /// Takes every message off the queue of orders.
     #[must_use]
     pub fn take_all(&self) -> Vec<Message> {
-        self.on_channel(|channel| {
-            let next = || Some(message(channel.basic_get(self.name(), true).ok()??));
-            std::iter::from_fn(next).collect()
-        })
+        self.take_all_from(self.name())
+    }
+
+    /// Takes every message off the dead queue.
+    #[must_use]
+    pub fn take_all_dead(&self) -> Vec<Message> {
+        self.take_all_from(&self.dead_name())
     }
 
     /// Takes the next message off the dead queue.
@@ -155,6 +158,13 @@ impl TestQueue {
         let mut link = self.link();
         let channel = link.open_channel().expect("a channel");
         work(&channel)
+    }
+
+    fn take_all_from(&self, queue: &str) -> Vec<Message> {
+        self.on_channel(|channel| {
+            let next = || Some(message(channel.basic_get(queue, true).ok()??));
+            std::iter::from_fn(next).collect()
+        })
     }
 
     fn take_from(&self, queue: &str) -> Option<Message> {

@@ -1,0 +1,258 @@
+//! How much of what the broker delivers is let in. AMQP counts messages and RabbitMQ ignores the
+//! limit in bytes that the protocol has, while one message may have 16 MiB and more; and amiquip
+//! keeps whatever arrives, without a bound. So the bound is put before it: while too much is in
+//! hand, no further message is read from the socket, and TCP holds the broker back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mio::{Ready, SetReadiness};
+
+use crate::legible::{FRAME_HEAD_BYTES, big_endian};
+
+/// Messages that are delivered and not done with may weigh so much together. One more is let in
+/// below it, of whatever size: otherwise a message that is larger would never arrive.
+const IN_HAND_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// A table of many small headers takes so many times its bytes when it is read.
+const READ_HEADER_FACTOR: usize = 32;
+
+/// Frame types of AMQP 0-9-1.
+const METHOD: u8 = 1;
+const CONTENT_HEADER: u8 = 2;
+const CONTENT_BODY: u8 = 3;
+
+/// Class and method of `basic.deliver`.
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+
+/// What is in hand, as its owner and the reader of the socket know it.
+pub(crate) struct Inflow {
+    state: Mutex<State>,
+    /// Tells the reader of the socket to look again.
+    wake: SetReadiness,
+}
+
+#[derive(Default)]
+struct State {
+    /// By delivery tag.
+    in_hand: HashMap<u64, usize>,
+    weight: usize,
+    /// A message waits at the door.
+    waiting: bool,
+    /// Nobody takes messages any more.
+    ended: bool,
+}
+
+impl Inflow {
+    pub(crate) fn new(wake: SetReadiness) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            wake,
+        })
+    }
+
+    /// These deliveries take no memory any more.
+    pub(crate) fn release(&self, tags: impl IntoIterator<Item = u64>) {
+        let mut state = self.state();
+        for tag in tags {
+            state.weight -= state.in_hand.remove(&tag).unwrap_or(0);
+        }
+        self.wake(state);
+    }
+
+    /// No message is let in any more, and none keeps the broker's answers behind it waiting:
+    /// further ones are passed over.
+    pub(crate) fn end(&self) {
+        let mut state = self.state();
+        state.ended = true;
+        self.wake(state);
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        if std::mem::take(&mut state.waiting) {
+            // Its only failure is that of a pipe which the reader's own poll has made.
+            let _ = self.wake.set_readiness(Ready::readable());
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    Pass,
+    /// It and those behind it wait until there is room.
+    Wait,
+    Drop,
+}
+
+/// The door in front of amiquip. It stands between messages: one that has begun to arrive
+/// arrives whole.
+pub(crate) struct Door {
+    inflow: Arc<Inflow>,
+    /// The channel and the tag of the delivery that is arriving.
+    arriving: Option<([u8; 2], u64)>,
+    /// The channel of the delivery that is passed over.
+    dropping: Option<[u8; 2]>,
+}
+
+impl Door {
+    pub(crate) fn new(inflow: Arc<Inflow>) -> Self {
+        Self {
+            inflow,
+            arriving: None,
+            dropping: None,
+        }
+    }
+
+    /// Decides about a whole frame. One that has to wait is asked about again.
+    pub(crate) fn judge(&mut self, frame: &[u8]) -> Passage {
+        let channel = [frame[1], frame[2]];
+        let payload = &frame[FRAME_HEAD_BYTES..];
+        match frame[0] {
+            METHOD => {
+                let passage = match delivery_tag(payload) {
+                    Some(tag) => self.judge_delivery(channel, tag),
+                    None => Passage::Pass,
+                };
+                if passage == Passage::Pass && self.dropping == Some(channel) {
+                    self.dropping = None;
+                }
+                passage
+            }
+            CONTENT_HEADER | CONTENT_BODY if self.dropping == Some(channel) => Passage::Drop,
+            CONTENT_HEADER => {
+                self.weigh(channel, payload);
+                Passage::Pass
+            }
+            _ => Passage::Pass,
+        }
+    }
+
+    fn judge_delivery(&mut self, channel: [u8; 2], tag: u64) -> Passage {
+        let mut state = self.inflow.state();
+        if state.ended {
+            self.dropping = Some(channel);
+            return Passage::Drop;
+        }
+        if state.weight >= IN_HAND_BYTES_MAX {
+            state.waiting = true;
+            return Passage::Wait;
+        }
+        self.arriving = Some((channel, tag));
+        Passage::Pass
+    }
+
+    fn weigh(&mut self, channel: [u8; 2], payload: &[u8]) {
+        let Some((_, tag)) = self.arriving.take_if(|(of, _)| *of == channel) else {
+            return;
+        };
+        let body = payload.get(4..12).map_or(0, big_endian);
+        let weight = body.saturating_add(payload.len() * READ_HEADER_FACTOR);
+        let mut state = self.inflow.state();
+        state.weight = state.weight.saturating_add(weight);
+        state.in_hand.insert(tag, weight);
+    }
+}
+
+/// The tag of a delivery; None for every other method.
+fn delivery_tag(payload: &[u8]) -> Option<u64> {
+    let rest = payload.strip_prefix(&DELIVER)?;
+    let (length, rest) = rest.split_first()?;
+    let tag = rest.get(usize::from(*length)..)?.first_chunk::<8>()?;
+    Some(u64::from_be_bytes(*tag))
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::Registration;
+
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).expect("a short one");
+        [&[kind, 0, 1], &length.to_be_bytes()[..], payload, &[0xce]].concat()
+    }
+
+    fn deliver(tag: u64) -> Vec<u8> {
+        let method = [&DELIVER[..], b"\x03ctg", &tag.to_be_bytes(), b"\0\0\x01q"];
+        frame(METHOD, &method.concat())
+    }
+
+    fn header(body: usize) -> Vec<u8> {
+        let size = (body as u64).to_be_bytes();
+        frame(
+            CONTENT_HEADER,
+            &[&[0, 60, 0, 0], &size[..], &[0, 0]].concat(),
+        )
+    }
+
+    fn door() -> (Door, Arc<Inflow>, Registration) {
+        let (registration, wake) = Registration::new2();
+        let inflow = Inflow::new(wake);
+        (Door::new(Arc::clone(&inflow)), inflow, registration)
+    }
+
+    /// Lets a message of one large body frame come to the door.
+    fn arrive(door: &mut Door, tag: u64, body: usize) -> Passage {
+        let passage = door.judge(&deliver(tag));
+        if passage != Passage::Wait {
+            assert_eq!(door.judge(&header(body)), passage);
+            assert_eq!(door.judge(&frame(CONTENT_BODY, b"{}")), passage);
+        }
+        passage
+    }
+
+    #[test]
+    fn messages_wait_while_too_much_is_in_hand_and_come_in_when_it_is_released() {
+        let (mut door, inflow, _registration) = door();
+
+        assert_eq!(arrive(&mut door, 1, IN_HAND_BYTES_MAX / 2), Passage::Pass);
+        assert_eq!(arrive(&mut door, 2, IN_HAND_BYTES_MAX), Passage::Pass);
+        assert_eq!(arrive(&mut door, 3, 0), Passage::Wait);
+        inflow.release([1]);
+        assert_eq!(arrive(&mut door, 3, 0), Passage::Wait);
+        inflow.release([2]);
+        assert_eq!(arrive(&mut door, 3, 0), Passage::Pass);
+    }
+
+    #[test]
+    fn a_message_larger_than_all_that_may_be_in_hand_comes_in_alone() {
+        let (mut door, inflow, _registration) = door();
+
+        assert_eq!(arrive(&mut door, 1, 100 * IN_HAND_BYTES_MAX), Passage::Pass);
+        assert_eq!(arrive(&mut door, 2, 1), Passage::Wait);
+        inflow.release([1]);
+        assert_eq!(arrive(&mut door, 2, 1), Passage::Pass);
+    }
+
+    #[test]
+    fn other_frames_never_wait() {
+        let (mut door, _inflow, _registration) = door();
+        assert_eq!(arrive(&mut door, 1, 2 * IN_HAND_BYTES_MAX), Passage::Pass);
+
+        let confirm = frame(METHOD, &[0, 60, 0, 80, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        for frame in [confirm, frame(8, b""), header(10)] {
+            assert_eq!(door.judge(&frame), Passage::Pass);
+        }
+        assert_eq!(arrive(&mut door, 2, 1), Passage::Wait);
+    }
+
+    #[test]
+    fn after_the_end_what_has_begun_to_arrive_arrives_and_the_rest_is_passed_over() {
+        let (mut door, inflow, _registration) = door();
+        assert_eq!(door.judge(&deliver(1)), Passage::Pass);
+
+        inflow.end();
+
+        assert_eq!(door.judge(&header(4)), Passage::Pass);
+        assert_eq!(door.judge(&frame(CONTENT_BODY, b"{}{}")), Passage::Pass);
+        assert_eq!(arrive(&mut door, 2, 2 * IN_HAND_BYTES_MAX), Passage::Drop);
+        assert_eq!(arrive(&mut door, 3, 1), Passage::Drop);
+        let close_ok = frame(METHOD, &[0, 20, 0, 41]);
+        assert_eq!(door.judge(&close_ok), Passage::Pass);
+    }
+}
