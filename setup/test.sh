@@ -184,7 +184,7 @@ dependencies() {
 
 shell_scripts() {
     local scripts
-    mapfile -t scripts < <(find setup -name '*.sh')
+    mapfile -t scripts < <(find setup e2e -name '*.sh')
     shellcheck --external-sources .ci/run "${scripts[@]}"
 }
 

@@ -18,7 +18,7 @@ use common::http::Dependency;
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
-use common::queue::{self, Link, LinkError, QueueConfig};
+use common::queue::{Link, LinkError, QueueConfig};
 use common::shutdown::Shutdown;
 use crossbeam_channel::{Receiver, RecvError, select};
 
@@ -246,7 +246,11 @@ impl Outage {
     fn begin(&mut self, interruption: &Interruption) {
         let cause = interruption.to_string();
         if cause != self.cause {
-            log::warn!(cause = cause.as_str(); "interrupted; orders wait in the queue");
+            let level = match interruption {
+                Interruption::Broker(error) => error.level(),
+                Interruption::Database(_) | Interruption::Panic => log::Level::Warn,
+            };
+            log::log!(level, cause = cause.as_str(); "interrupted; orders wait in the queue");
             self.cause = cause;
         }
         self.while_recording = self.consuming && matches!(interruption, Interruption::Database(_));
@@ -304,8 +308,8 @@ impl Consumer {
     fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
         let (mut link, mut dead_letters) = self.connect()?;
         let channel = link.open_channel()?;
+        link.declare(&channel, &self.queue.queue)?;
         let limit = link.limit();
-        queue::declare(&channel, &self.queue.queue)?;
         channel.qos(0, PREFETCH, false)?;
         // A second receiver, dropped after the consumer: amiquip's thread ends the connection
         // when it has a delivery for one that is gone.
@@ -477,7 +481,8 @@ fn take_batch(
     Ok(batch)
 }
 
-fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
+/// The message in what amiquip tells a consumer; everything else it tells is an end.
+pub(crate) fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),
         ConsumerMessage::ServerClosedChannel(error)

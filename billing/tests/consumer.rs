@@ -14,7 +14,7 @@ use amiquip::{
 };
 use common::db::DatabaseConfig;
 use common::http::HttpConfig;
-use common::queue::{Link, QueueConfig};
+use common::queue::{Link, QueueConfig, QueueType};
 use postgres::{Client, Transaction};
 use serde_json::{Value, json};
 use testkit::{Message, Relay, Service, TestDatabase, TestQueue, eventually, eventually_some};
@@ -52,7 +52,7 @@ impl Billing {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
         let (database_config, queue_config) = (database.config(), queue.config());
         let postgresql = Relay::up(&database_config.host, database_config.port);
-        let rabbitmq = Relay::up(&queue_config.host, queue_config.port);
+        let rabbitmq = queue.relay_up();
         let consumer = start_consumer(
             DatabaseConfig {
                 host: postgresql.address().ip().to_string(),
@@ -60,8 +60,7 @@ impl Billing {
                 ..database_config
             },
             QueueConfig {
-                host: rabbitmq.address().ip().to_string(),
-                port: rabbitmq.address().port(),
+                brokers: rabbitmq.address().into(),
                 ..queue_config
             },
         );
@@ -914,6 +913,32 @@ fn the_lag_is_that_of_the_oldest_order_in_the_commit() {
 }
 
 #[test]
+fn orders_and_dead_letters_may_be_kept_in_quorum_queues() {
+    let billing = Billing::start_with(TestQueue::create_of(QueueType::Quorum));
+
+    billing.queue.publish_all(&[
+        (order("before"), with_id("m-1")),
+        (b"{}".to_vec(), with_id("m-2")),
+        (order("behind"), with_id("m-3")),
+    ]);
+
+    billing.await_users(&["before", "behind"]);
+    assert_eq!(reason(&billing.await_dead()), "user_id is required");
+    let plain = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    for name in [billing.queue.name().to_owned(), billing.queue.dead_name()] {
+        billing.queue.on_channel(|channel| {
+            let refused = channel.queue_declare(name, plain.clone());
+            let refused = refused.map(drop).expect_err("it is no classic queue");
+            let refused = refused.to_string();
+            assert!(refused.contains("x-queue-type"), "{refused}");
+        });
+    }
+}
+
+#[test]
 fn two_consumers_side_by_side_record_every_order_once() {
     let billing = Billing::start();
     let _second = start_consumer(billing.database.config(), billing.queue.config());
@@ -963,12 +988,10 @@ fn publish_changed(
     body: &[u8],
     properties: AmqpProperties,
 ) {
-    let config = queue.config();
-    let relay = Relay::changing(&config.host, config.port, change);
+    let relay = queue.relay_changing(change);
     let through_relay = QueueConfig {
-        host: relay.address().ip().to_string(),
-        port: relay.address().port(),
-        ..config
+        brokers: relay.address().into(),
+        ..queue.config()
     };
     let mut link = Link::open(&through_relay, "tests").expect("a link");
     let confirming = link.open_confirming(queue.name()).expect("a channel");

@@ -279,7 +279,7 @@ fn the_consumer_started_before_either_server_heals_by_itself() {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
         let relay = match server {
             "POSTGRES" => Relay::down(&database.config().host, database.config().port),
-            _ => Relay::down(&queue.config().host, queue.config().port),
+            _ => queue.relay_down(),
         };
         publish(&queue, 10);
         let vars = behind(&relay, vars(&database, &queue), server);
@@ -411,6 +411,61 @@ fn what_the_consumer_records_the_api_reads_out() {
     let created_at = created_at.as_str().expect("a time");
     let row = &database.query(rfc_3339, &[&created_at])[0];
     assert!(row.get::<_, bool>(0), "{created_at}");
+}
+
+#[test]
+fn a_queue_of_another_type_is_an_error_that_says_what_to_do_and_no_storm_of_tries() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    queue.publish(&order("20"), AmqpProperties::default());
+    let other_type = with(vars(&database, &queue), "BILLING_QUEUE_TYPE", "quorum");
+
+    let program = Program::start(CONSUMER, other_type);
+
+    let errors = || {
+        let log = program.log();
+        let errors = log.lines().filter(|line| line.contains("level=error"));
+        errors.map(str::to_owned).collect::<Vec<_>>()
+    };
+    eventually("the error is told", || !errors().is_empty());
+    let client = Client::new(program.address());
+    eventually("the database is up", || {
+        client
+            .get("/metrics")
+            .text
+            .contains("\npostgresql_connected 1\n")
+    });
+    let told = errors();
+    let what_to_do = format!(
+        "the queue {} is there with other arguments than BILLING_QUEUE_TYPE=quorum asks for: set \
+         it to the type that the queue has, or empty and delete the queue",
+        queue.name()
+    );
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(&what_to_do), "{told:?}");
+    queue.delete();
+    eventually("it heals", || client.get("/ready").status == 200);
+    queue.delete();
+}
+
+#[test]
+fn of_several_brokers_one_that_is_there_is_found_and_another_when_it_is_gone() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let brokers = [queue.relay_down(), queue.relay_up(), queue.relay_up()];
+    let hosts = brokers.each_ref().map(|relay| relay.address().to_string());
+    let vars = with(vars(&database, &queue), "RABBITMQ_HOST", &hosts.join(","));
+    let program = Program::start(CONSUMER, vars);
+    let client = Client::new(program.address());
+    eventually("it is ready", || client.get("/ready").status == 200);
+
+    for (gone, back) in [(1, 0), (2, 1), (0, 2)] {
+        brokers[gone].cut();
+        publish(&queue, 10);
+        eventually("orders are recorded by way of another", || {
+            queue.counts() == Some((0, 1))
+        });
+        brokers[back].restore();
+    }
+    assert_recorded_once_each(&database, 10);
 }
 
 #[test]

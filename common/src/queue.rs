@@ -1,4 +1,4 @@
-//! Where the queue is, how both ends declare it, and a link to it that can be cut. Every call
+//! Where the queue is, how all programs declare it, and a link to it that can be cut. Every call
 //! of amiquip that waits for the broker waits without limit, dropping a channel or a
 //! connection included; a [`Link`] therefore keeps a second handle on its socket, and a
 //! watchdog that shuts the socket down when a limit runs out. The waiting call then fails.
@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::{Shutdown as Half, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown as Half, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{
-    Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
-    ConnectionTuning, FieldTable, QueueDeclareOptions, Return,
+    AmqpValue, Auth, Channel, Confirm, Connection, ConnectionBlockedNotification,
+    ConnectionOptions, ConnectionTuning, FieldTable, QueueDeclareOptions, Return,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use socket2::SockRef;
@@ -41,27 +42,27 @@ const FRAMES_MAX: usize = 4096;
 /// Where the broker is, and which queue the orders take.
 #[derive(Clone)]
 pub struct QueueConfig {
-    /// The broker's name or address.
-    pub host: String,
-    /// The broker's port.
-    pub port: u16,
+    /// The broker's nodes.
+    pub brokers: Brokers,
     /// The user to connect as.
     pub user: String,
     /// Their password.
     pub password: String,
     /// The queue of orders.
     pub queue: String,
+    /// How the broker keeps it, and the dead queue.
+    pub queue_type: QueueType,
 }
 
 impl QueueConfig {
-    /// From the `RABBITMQ_…` variables.
+    /// From the `RABBITMQ_…` variables and `BILLING_QUEUE_TYPE`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
-            host: vars.text("RABBITMQ_HOST")?,
-            port: vars.port("RABBITMQ_PORT")?,
+            brokers: Brokers::from_vars(vars)?,
             user: vars.text("RABBITMQ_USER")?,
             password: vars.text("RABBITMQ_PASSWORD")?,
             queue: vars.text("RABBITMQ_QUEUE")?,
+            queue_type: QueueType::from_vars(vars)?,
         })
     }
 
@@ -72,17 +73,134 @@ impl QueueConfig {
     }
 }
 
-/// Declares a queue as both ends do: durable and without arguments, so that a stranger who
-/// declares it plainly agrees with us.
-pub fn declare(channel: &Channel, queue: &str) -> Result<(), LinkError> {
-    let options = QueueDeclareOptions {
-        durable: true,
-        exclusive: false,
-        auto_delete: false,
-        arguments: FieldTable::new(),
+/// A node of the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// The broker's nodes, tried in turn, the one that served last first. Clones share what they
+/// know of that.
+#[derive(Clone)]
+pub struct Brokers {
+    nodes: Vec<Broker>,
+    first: Arc<AtomicUsize>,
+}
+
+impl Brokers {
+    fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        const HOST: &str = "RABBITMQ_HOST";
+        let (hosts, port) = (vars.text(HOST)?, vars.port("RABBITMQ_PORT")?);
+        let nodes = hosts.split(',').map(|node| broker(node.trim(), port));
+        let nodes = nodes.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            ConfigError::malformed(
+                HOST,
+                "a host or several, each with or without a port, as in rabbit-1,rabbit-2:5673",
+            )
+        })?;
+        Ok(Self::new(nodes))
+    }
+
+    fn new(nodes: Vec<Broker>) -> Self {
+        Self {
+            nodes,
+            first: Arc::default(),
+        }
+    }
+
+    /// Every node once, with its number.
+    fn in_turn(&self) -> impl Iterator<Item = (usize, &Broker)> {
+        let first = self.first.load(Ordering::Relaxed) % self.nodes.len();
+        let (before, from) = self.nodes.split_at(first);
+        let numbered = (first..).zip(from);
+        numbered.chain((0..).zip(before))
+    }
+
+    fn try_first(&self, number: usize) {
+        self.first.store(number, Ordering::Relaxed);
+    }
+}
+
+impl From<SocketAddr> for Brokers {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(vec![Broker {
+            host: address.ip().to_string(),
+            port: address.port(),
+        }])
+    }
+}
+
+/// A host or `host:port`; an IPv6 address with a port stands in brackets.
+fn broker(text: &str, default_port: u16) -> Option<Broker> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => match text.split_once(':') {
+            Some((host, port)) if !port.contains(':') => {
+                (host, &text[text.len() - port.len() - 1..])
+            }
+            _ => (text, ""),
+        },
     };
-    channel.queue_declare(queue, options)?;
-    Ok(())
+    let sane = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    if host.is_empty() || !host.chars().all(sane) {
+        return None;
+    }
+    let port = match port {
+        "" => default_port,
+        _ => port.strip_prefix(':')?.parse().ok()?,
+    };
+    Some(Broker {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+/// How the broker keeps a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QueueType {
+    /// On one node.
+    #[default]
+    Classic,
+    /// On several nodes of a cluster; it serves for as long as most of them do.
+    Quorum,
+}
+
+impl QueueType {
+    const VARIABLE: &str = "BILLING_QUEUE_TYPE";
+
+    fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        match vars.optional(Self::VARIABLE) {
+            None | Some("classic") => Ok(Self::Classic),
+            Some("quorum") => Ok(Self::Quorum),
+            Some(_) => Err(ConfigError::malformed(Self::VARIABLE, "classic or quorum")),
+        }
+    }
+
+    /// Its name, as the variable has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+
+    /// A classic queue has none, so that a stranger who declares it plainly agrees with us.
+    fn arguments(self) -> FieldTable {
+        let mut arguments = FieldTable::new();
+        if self == Self::Quorum {
+            let text = AmqpValue::LongString(self.name().to_owned());
+            arguments.insert("x-queue-type".to_owned(), text);
+            // RabbitMQ 4 throws a message away that came back 20 times; an outage of the
+            // database is no reason to.
+            let limit = AmqpValue::LongInt(i32::MAX);
+            arguments.insert("x-delivery-limit".to_owned(), limit);
+        }
+        arguments
+    }
 }
 
 /// A channel whose messages the broker confirms.
@@ -166,8 +284,28 @@ pub enum LinkError {
     Connect(io::Error),
     /// The broker, or the link to it, ended the conversation.
     Amqp(amiquip::Error),
+    /// A queue is there, but not as it is asked for: only an operator can mend that.
+    OtherQueue {
+        /// Its name.
+        queue: String,
+        /// As what it is asked for.
+        queue_type: QueueType,
+        /// What the broker says of it.
+        said: String,
+    },
     /// The broker did something that leaves no way on; the text says what.
     Broken(&'static str),
+}
+
+impl LinkError {
+    /// Error where it does not pass by itself.
+    #[must_use]
+    pub fn level(&self) -> log::Level {
+        match self {
+            Self::OtherQueue { .. } => log::Level::Error,
+            _ => log::Level::Warn,
+        }
+    }
 }
 
 impl From<amiquip::Error> for LinkError {
@@ -187,6 +325,18 @@ impl fmt::Display for LinkError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
             Self::Amqp(error) => write!(f, "lost RabbitMQ: {error}"),
+            Self::OtherQueue {
+                queue,
+                queue_type,
+                said,
+            } => write!(
+                f,
+                "the queue {queue} is there with other arguments than {}={} asks for: set it to \
+                 the type that the queue has, or empty and delete the queue, and it is made anew \
+                 ({said})",
+                QueueType::VARIABLE,
+                queue_type.name(),
+            ),
             Self::Broken(text) => write!(f, "gave RabbitMQ up: {text}"),
         }
     }
@@ -199,14 +349,39 @@ pub struct Link {
     watchdog: Watchdog,
     connection: Connection,
     inflow: Arc<Inflow>,
+    queue_type: QueueType,
+    brokers: Brokers,
+    /// Which of the brokers this is.
+    broker: usize,
     /// What the broker says when one of its alarms begins or ends.
     pub blocked: Receiver<ConnectionBlockedNotification>,
 }
 
 impl Link {
-    /// Connects; `program` is what the management page shows.
+    /// Connects to the first of the nodes that answers; `program` is what the management page
+    /// shows.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, LinkError> {
-        let socket = connect(config)?;
+        let mut failure = LinkError::Broken("there is none");
+        for (number, broker) in config.brokers.in_turn() {
+            match Self::open_to(number, broker, config, program) {
+                Ok(link) => {
+                    // Unless this one serves. A node that is cut off from the others may answer.
+                    config.brokers.try_first(number + 1);
+                    return Ok(link);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn open_to(
+        number: usize,
+        broker: &Broker,
+        config: &QueueConfig,
+        program: &str,
+    ) -> Result<Self, LinkError> {
+        let socket = connect(broker)?;
         let (wakened, wake) = mio::Registration::new2();
         let inflow = Inflow::new(wake);
         let watchdog = Watchdog::start(socket.try_clone()?, &inflow)?;
@@ -229,6 +404,9 @@ impl Link {
             watchdog,
             connection,
             inflow,
+            queue_type: config.queue_type,
+            brokers: config.brokers.clone(),
+            broker: number,
             blocked,
         })
     }
@@ -242,8 +420,8 @@ impl Link {
     /// Opens a channel for confirmed messages to that queue, which it declares.
     pub fn open_confirming(&mut self, queue: &str) -> Result<Confirming, LinkError> {
         let channel = self.open_channel()?;
+        self.declare(&channel, queue)?;
         let _limit = self.limit();
-        declare(&channel, queue)?;
         let returns = channel.listen_for_returns()?;
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
@@ -252,6 +430,34 @@ impl Link {
             confirms,
             channel,
         })
+    }
+
+    /// Declares a queue as all of our programs do: durable, and of the type that is configured.
+    pub fn declare(&self, channel: &Channel, queue: &str) -> Result<(), LinkError> {
+        const PRECONDITION_FAILED: u16 = 406;
+        let _limit = self.limit();
+        let options = QueueDeclareOptions {
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: self.queue_type.arguments(),
+        };
+        match channel.queue_declare(queue, options) {
+            Ok(_) => {
+                self.brokers.try_first(self.broker);
+                Ok(())
+            }
+            Err(amiquip::Error::ServerClosedChannel {
+                code: PRECONDITION_FAILED,
+                message,
+                ..
+            }) => Err(LinkError::OtherQueue {
+                queue: queue.to_owned(),
+                queue_type: self.queue_type,
+                said: message,
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// To be called with the tags of deliveries whose content is not kept any more. While those
@@ -285,9 +491,9 @@ impl Drop for Link {
     }
 }
 
-fn connect(config: &QueueConfig) -> io::Result<TcpStream> {
+fn connect(broker: &Broker) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (config.host.as_str(), config.port).to_socket_addrs()? {
+    for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
             Ok(socket) => {
                 // Without it each confirmed message waits 40 ms for a delayed acknowledgement.
@@ -420,5 +626,66 @@ mod tests {
             (true, vec![])
         );
         assert_eq!(unconfirmed.len(), 2);
+    }
+
+    fn brokers(hosts: &str) -> Result<Vec<Broker>, ConfigError> {
+        let vars = Vars::from_pairs([("RABBITMQ_HOST", hosts), ("RABBITMQ_PORT", "5672")]);
+        Brokers::from_vars(&vars).map(|brokers| brokers.nodes)
+    }
+
+    fn hosts_in_turn(brokers: &Brokers) -> Vec<&str> {
+        let hosts = brokers.in_turn().map(|(_, broker)| broker.host.as_str());
+        hosts.collect()
+    }
+
+    #[test]
+    fn a_host_or_several_with_ports_of_their_own_are_brokers() {
+        let broker = |host: &str, port| Broker {
+            host: host.to_owned(),
+            port,
+        };
+
+        assert_eq!(brokers("192.0.2.1"), Ok(vec![broker("192.0.2.1", 5672)]));
+        assert_eq!(
+            brokers("rabbit-1, rabbit_2.example:5673,::1,[2001:db8::1]:5674,[::1]"),
+            Ok(vec![
+                broker("rabbit-1", 5672),
+                broker("rabbit_2.example", 5673),
+                broker("::1", 5672),
+                broker("2001:db8::1", 5674),
+                broker("::1", 5672),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_list_of_brokers_that_is_malformed_is_named() {
+        for hosts in [
+            ",", "a,", "a,,b", ":5672", "a:", "a:b", "a:70000", "amqp://a", "a b", "[::1", "[::1]5",
+        ] {
+            assert_eq!(brokers(hosts).unwrap_err().key, "RABBITMQ_HOST", "{hosts}");
+        }
+    }
+
+    #[test]
+    fn the_broker_that_served_last_is_tried_first_and_then_the_others() {
+        let vars = Vars::from_pairs([("RABBITMQ_HOST", "a,b,c"), ("RABBITMQ_PORT", "1")]);
+        let brokers = Brokers::from_vars(&vars).expect("a list");
+        assert_eq!(hosts_in_turn(&brokers), ["a", "b", "c"]);
+
+        brokers.clone().try_first(1);
+        assert_eq!(hosts_in_turn(&brokers), ["b", "c", "a"]);
+        brokers.try_first(3);
+        assert_eq!(hosts_in_turn(&brokers), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_queue_type_that_is_none_is_named() {
+        let of = |value| QueueType::from_vars(&Vars::from_pairs([("BILLING_QUEUE_TYPE", value)]));
+
+        assert_eq!(of(""), Ok(QueueType::Classic));
+        assert_eq!(of("classic"), Ok(QueueType::Classic));
+        assert_eq!(of("quorum"), Ok(QueueType::Quorum));
+        assert_eq!(of("Quorum").unwrap_err().key, "BILLING_QUEUE_TYPE");
     }
 }

@@ -83,15 +83,14 @@ impl Platform {
         );
         let inventory = movies.service.client.address();
         let way_to_inventory = Relay::up(&inventory.ip().to_string(), inventory.port());
-        let way_to_broker = Relay::up(&queue.config().host, queue.config().port);
+        let way_to_broker = queue.relay_up();
         let gateway_config = gateway::Config {
             http: http(),
             inventories: vec![way_to_inventory.address()],
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: QueueConfig {
-                host: way_to_broker.address().ip().to_string(),
-                port: way_to_broker.address().port(),
+                brokers: way_to_broker.address().into(),
                 ..queue.config()
             },
         };

@@ -239,7 +239,7 @@ impl Publisher {
             };
             let cause = error.to_string();
             if cause != last_cause {
-                log::warn!(cause = cause.as_str(); "no link to the broker; orders are refused");
+                log::log!(error.level(), cause = cause.as_str(); "no link to the broker; orders are refused");
                 last_cause = cause;
             }
             if self.refuse_until(Instant::now() + backoff.delay()) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use common::env::Vars;
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
+use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
 use testkit::{Program, Reply, Service, Upstream};
 
@@ -52,11 +52,11 @@ fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gatewa
         inventories: vec![inventory],
         limits: Limits::default(),
         queue: QueueConfig {
-            host: "127.0.0.1".to_owned(),
-            port: 1,
+            brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             user: "nobody".to_owned(),
             password: "nothing".to_owned(),
             queue: "none".to_owned(),
+            queue_type: QueueType::default(),
         },
         access: AccessConfig::from_vars(&Vars::from_pairs(vars)).expect("well-formed settings"),
     };

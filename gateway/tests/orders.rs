@@ -38,8 +38,7 @@ impl Gateway {
 
     fn behind(relay: &Relay, queue: TestQueue) -> Self {
         let config = QueueConfig {
-            host: relay.address().ip().to_string(),
-            port: relay.address().port(),
+            brokers: relay.address().into(),
             ..queue.config()
         };
         Self::publishing_to(config, queue)
@@ -447,7 +446,7 @@ fn orders_of_many_clients_at_once_are_all_confirmed_and_all_on_the_queue() {
 #[test]
 fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() {
     let queue = TestQueue::create();
-    let relay = Relay::down(&queue.config().host, queue.config().port);
+    let relay = queue.relay_down();
     let gateway = Gateway::behind(&relay, queue);
     let started = Instant::now();
 
@@ -478,7 +477,7 @@ fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() 
 #[test]
 fn a_broker_that_is_cut_under_load_costs_no_confirmed_order_and_leaves_no_client_waiting() {
     let queue = TestQueue::create();
-    let relay = Relay::up(&queue.config().host, queue.config().port);
+    let relay = queue.relay_up();
     let gateway = Gateway::behind(&relay, queue);
     gateway.wait_until_ready();
     let clients = [(); 4].map(|()| gateway.another_client());
@@ -548,7 +547,7 @@ fn an_order_is_never_confirmed_into_a_queue_that_was_deleted() {
 #[test]
 fn a_broker_that_hangs_leaves_no_client_waiting_and_a_repeat_is_safe_with_the_key() {
     let queue = TestQueue::create();
-    let relay = Relay::up(&queue.config().host, queue.config().port);
+    let relay = queue.relay_up();
     let gateway = Gateway::behind(&relay, queue);
     gateway.wait_until_ready();
     relay.freeze();

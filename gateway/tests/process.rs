@@ -220,9 +220,9 @@ fn orders_at_the_time_of_the_signal_are_on_the_queue_where_they_were_answered() 
 fn started_before_the_inventory_and_rabbitmq_it_answers_and_heals_by_itself() {
     let queue = TestQueue::create();
     let inventory = Upstream::answering(OK);
-    let (address, config) = (inventory.address(), queue.config());
+    let address = inventory.address();
     let movies = Relay::down(&address.ip().to_string(), address.port());
-    let orders = Relay::down(&config.host, config.port);
+    let orders = queue.relay_down();
     let port = |relay: &Relay| relay.address().port().to_string();
     let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port(&orders));
     let vars = with(vars, "RABBITMQ_HOST", "127.0.0.1");
@@ -296,4 +296,31 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
     assert_eq!(text, format!("api-gateway {}\n", env!("CARGO_PKG_VERSION")));
     assert!(String::from_utf8_lossy(&run("--help").stdout).contains("Usage: api-gateway"));
     assert_eq!(run("--verbose").status.code(), Some(2));
+}
+
+#[test]
+fn a_queue_of_another_type_is_an_error_that_says_what_to_do() {
+    let queue = TestQueue::create();
+    let inventory = Upstream::answering(OK);
+    let first = Program::start(PROGRAM, vars(&queue, &inventory));
+    eventually("the queue is made", || {
+        Client::new(first.address()).get("/ready").status == 200
+    });
+    let vars = with(vars(&queue, &inventory), "BILLING_QUEUE_TYPE", "quorum");
+
+    let program = Program::start(PROGRAM, vars);
+
+    eventually("the error is told", || {
+        program.log().contains("level=error")
+    });
+    assert_eq!(
+        Client::new(program.address())
+            .post("/api/billing", &order())
+            .status,
+        503
+    );
+    let log = program.log();
+    let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("BILLING_QUEUE_TYPE=quorum"), "{told:?}");
 }

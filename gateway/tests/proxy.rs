@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
+use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
 use testkit::{Client, Play, RawReply, Recorded, Reply, Service, Upstream, eventually};
@@ -62,11 +62,11 @@ fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gate
         inventories: vec![inventory],
         limits,
         queue: QueueConfig {
-            host: NOBODY.ip().to_string(),
-            port: NOBODY.port(),
+            brokers: NOBODY.into(),
             user: "nobody".to_owned(),
             password: "nothing".to_owned(),
             queue: "none".to_owned(),
+            queue_type: QueueType::default(),
         },
         access: AccessConfig::default(),
     };

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
+use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
 use testkit::{Relay, Service, Upstream, eventually};
 
@@ -22,11 +22,11 @@ fn gateway(inventories: Vec<SocketAddr>) -> Service<Gateway> {
         inventories,
         limits: Limits::default(),
         queue: QueueConfig {
-            host: "127.0.0.1".to_owned(),
-            port: 1,
+            brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             user: "nobody".to_owned(),
             password: "nothing".to_owned(),
             queue: "none".to_owned(),
+            queue_type: QueueType::default(),
         },
         access: AccessConfig::default(),
     };

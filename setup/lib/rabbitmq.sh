@@ -11,13 +11,13 @@
 # The scripts of these names in /usr/sbin switch to another user and node.
 rabbitmq_programs=/usr/lib/rabbitmq/bin
 
-# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT: returns when the node
-# answers. What runs already with the same settings stays.
+# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT [NODE]: returns when the
+# node answers. What runs already with the same settings stays.
 rabbitmq_start() (
     home=$1
     umask 077
     rabbitmq_create "$home"
-    rabbitmq_environment "$home" "$4" "$5" >"$home/environment.new"
+    rabbitmq_environment "$home" "$4" "$5" "${6:-rabbit@localhost}" >"$home/environment.new"
     rabbitmq_configuration "$home" "$2" "$3" >"$home/rabbitmq.conf.new"
     if ! cmp -s "$home/environment.new" "$home/environment" ||
         ! cmp -s "$home/rabbitmq.conf.new" "$home/rabbitmq.conf"; then
@@ -43,7 +43,7 @@ rabbitmq_create() {
     echo '[rabbitmq_management].' >"$home/enabled_plugins"
 }
 
-# rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT: the names that point nowhere keep
+# rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT NODE: the names that point nowhere keep
 # this machine's own /etc/rabbitmq out of it. The command line tools listen on a port that
 # the system chooses.
 rabbitmq_environment() {
@@ -51,7 +51,7 @@ rabbitmq_environment() {
 HOME=$1
 ERL_EPMD_ADDRESS=127.0.0.1
 ERL_EPMD_PORT=$3
-RABBITMQ_NODENAME=rabbit@localhost
+RABBITMQ_NODENAME=$4
 RABBITMQ_DIST_PORT=$2
 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}
 RABBITMQ_CTL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}
@@ -137,12 +137,13 @@ rabbitmq_api() {
         "http://127.0.0.1:$2/api/$4" <<<"${5:-}"
 }
 
-# rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE: the durable queue, and the user
-# of the two programs that meet there. He may use this queue and the one for orders that can
+# rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue, classic as
+# anybody declares it or quorum as the programs do, and the user of the programs that meet there. He may use this queue and the one for orders that can
 # never be recorded, no others, and may look at the management page.
 rabbitmq_provide() {
-    local user names
+    local user names arguments={}
     user=$(url_text "$3")
+    [[ $6 != quorum ]] || arguments='{"x-queue-type": "quorum", "x-delivery-limit": 2147483647}'
     names="$(regex_text "$5")(\\.dead)?"
     rabbitmq_api "$1" "$2" PUT "users/$user" \
         "{\"password\": $(json_text "$4"), \"tags\": \"management\"}"
@@ -151,5 +152,5 @@ rabbitmq_provide() {
         \"write\": $(json_text "^($names|amq\\.default)\$"),
         \"read\": $(json_text "^$names\$")}"
     rabbitmq_api "$1" "$2" PUT "queues/%2F/$(url_text "$5")" \
-        '{"durable": true, "auto_delete": false, "arguments": {}}'
+        "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
 }

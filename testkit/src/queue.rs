@@ -1,13 +1,16 @@
 //! Queues of RabbitMQ for one test.
 
-use amiquip::{AmqpProperties, Channel, Confirm, Get, Publish, QueueDeleteOptions};
-use common::queue::{Link, QueueConfig};
+use std::net::SocketAddr;
 
-use crate::{SETTINGS, unique_name};
+use amiquip::{AmqpProperties, Channel, Confirm, Get, Publish, QueueDeleteOptions};
+use common::queue::{Link, QueueConfig, QueueType};
+
+use crate::{Relay, SETTINGS, unique_name};
 
 /// A queue of orders and its dead queue, deleted with their test. The queues themselves are
 /// declared by whoever uses them first, as in production.
 pub struct TestQueue {
+    broker: SocketAddr,
     config: QueueConfig,
 }
 
@@ -27,17 +30,46 @@ impl TestQueue {
     /// When `TEST_ENV_FILE` is not complete.
     #[must_use]
     pub fn create() -> Self {
+        Self::create_of(QueueType::Classic)
+    }
+
+    /// The same for queues of that type.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn create_of(queue_type: QueueType) -> Self {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        let host = text("RABBITMQ_HOST").parse().expect("an IP address");
+        let port = SETTINGS.port("RABBITMQ_PORT");
+        let broker = SocketAddr::new(host, port.expect("TEST_ENV_FILE is complete"));
         let config = QueueConfig {
-            host: text("RABBITMQ_HOST"),
-            port: SETTINGS
-                .port("RABBITMQ_PORT")
-                .expect("TEST_ENV_FILE is complete"),
+            brokers: broker.into(),
             user: text("RABBITMQ_USER"),
             password: text("RABBITMQ_PASSWORD"),
             queue: unique_name("test"),
+            queue_type,
         };
-        Self { config }
+        Self { broker, config }
+    }
+
+    /// A relay in front of the broker, up from the start.
+    #[must_use]
+    pub fn relay_up(&self) -> Relay {
+        Relay::up(&self.broker.ip().to_string(), self.broker.port())
+    }
+
+    /// A relay in front of the broker, down from the start.
+    #[must_use]
+    pub fn relay_down(&self) -> Relay {
+        Relay::down(&self.broker.ip().to_string(), self.broker.port())
+    }
+
+    /// A relay in front of the broker that changes what clients send, as
+    /// [`Relay::changing`] does.
+    #[must_use]
+    pub fn relay_changing(&self, change: fn(&mut [u8])) -> Relay {
+        Relay::changing(&self.broker.ip().to_string(), self.broker.port(), change)
     }
 
     /// For the service that is tested.
@@ -51,11 +83,12 @@ impl TestQueue {
     pub fn vars(&self) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         vec![
-            pair("RABBITMQ_HOST", &self.config.host),
-            pair("RABBITMQ_PORT", &self.config.port.to_string()),
+            pair("RABBITMQ_HOST", &self.broker.ip().to_string()),
+            pair("RABBITMQ_PORT", &self.broker.port().to_string()),
             pair("RABBITMQ_USER", &self.config.user),
             pair("RABBITMQ_PASSWORD", &self.config.password),
             pair("RABBITMQ_QUEUE", &self.config.queue),
+            pair("BILLING_QUEUE_TYPE", self.config.queue_type.name()),
         ]
     }
 
