@@ -27,6 +27,7 @@ The whole platform on this machine.
   setup/local.sh stop|start postgres|rabbitmq     an outage, and its end
   setup/local.sh psql DATABASE [ARGUMENT]…        as the programs' own role
   setup/local.sh rabbitmqctl ARGUMENT…
+  setup/local.sh dead-letters ARGUMENT…           for instance: dead-letters list
   setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
 
 Settings come from .env, where a variable of the same name in the environment wins, for
@@ -53,7 +54,7 @@ local_defaults=(
 )
 # What the programs know beside what .env has; no HTTPS, since this script asks them by HTTP.
 optional_settings=(
-    POSTGRES_SCHEMA INVENTORY_URLS API_KEYS_FILE RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST
+    POSTGRES_SCHEMA BILLING_QUEUE_TYPE INVENTORY_URLS API_KEYS_FILE RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST
     HTTP_WORKERS HTTP_CONNECTIONS_MAX HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX
     HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
@@ -168,6 +169,14 @@ psql() {
 rabbitmqctl() {
     use_settings
     rabbitmq_run "$folder/rabbitmq" rabbitmqctl "$@"
+}
+
+# dead-letters ARGUMENT…: where the user is, so that a file to export to is where it is meant.
+dead-letters() {
+    local programs
+    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
+    use_settings
+    ENV_FILE=$folder/settings.env "$programs/billing-dead-letters" "$@"
 }
 
 # pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
@@ -291,7 +300,7 @@ holder_name() {
 # build: without the lock on the folder, which a compiler cache that cargo may start would
 # keep for ever.
 build() {
-    say 'Build the four programs (the first time this takes some minutes)'
+    say 'Build the programs (the first time this takes some minutes)'
     (
         exec {folder_lock}<&-
         cd "$repo"
@@ -322,7 +331,8 @@ start_rabbitmq() {
         "${SETTINGS[ERL_EPMD_PORT]}"
     step 'Make the queue and its user' \
         rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
-        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}"
+        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}" \
+        "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
 }
 
 wait_until_ready() {
@@ -411,7 +421,7 @@ main() {
         reset) (($# == 0)) || [[ $* == --yes ]] || wrong_usage ;;
         stop | start) [[ $* == postgres || $* == rabbitmq ]] || wrong_usage ;;
         psql) (($# > 0)) || wrong_usage ;;
-        logs | rabbitmqctl | pm2) ;;
+        logs | rabbitmqctl | dead-letters | pm2) ;;
         *) wrong_usage ;;
     esac
     find_folder

@@ -1,5 +1,6 @@
 //! Orders: `consumer` records them from the queue, `api` reads them out over HTTP, `store`
-//! holds the SQL of both. Two programs, so that one can stop without the other.
+//! holds the SQL of both. Two programs, so that one can stop without the other. `dead_letters`
+//! is the consumer's way to the dead queue, `dead_queue` the operator's, a third program.
 
 mod config;
 mod order;
@@ -7,6 +8,7 @@ mod order;
 mod api;
 mod consumer;
 mod dead_letters;
+pub mod dead_queue;
 mod store;
 
 use std::net::SocketAddr;

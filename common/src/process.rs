@@ -2,7 +2,7 @@
 //! on standard error and ends the program with 2 before it listens.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -100,6 +100,86 @@ pub fn run<R: Running + Send + 'static>(
     ExitCode::SUCCESS
 }
 
+/// Why a command was not done.
+#[derive(Debug)]
+pub enum CommandError {
+    /// It was called in another way than it can be; the text says how it is to be called.
+    Usage(String),
+    /// A variable is missing or malformed.
+    Config(ConfigError),
+    /// Anything else, in words.
+    Failed(String),
+}
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<io::Error> for CommandError {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(text) | Self::Failed(text) => f.write_str(text),
+            Self::Config(error) => error.fmt(f),
+        }
+    }
+}
+
+/// What a command does: from its settings and its arguments, until it is done or the shutdown is
+/// requested, and with its output last.
+pub type Command = fn(&Vars, &[String], &Shutdown, &mut dyn Write) -> Result<(), CommandError>;
+
+/// Runs a program that does what its arguments say and ends. 0 when it is done, 2 for a wrong
+/// setting or argument, 1 for anything else.
+#[expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a command line answers there"
+)]
+pub fn run_command(program: &'static str, usage: &str, command: Command) -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    match arguments.first().map(String::as_str) {
+        Some("--version" | "-V") => println!("{program} {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => {
+            println!(
+                "{program} {}\n\n{SETTINGS}\n\n{usage}",
+                env!("CARGO_PKG_VERSION")
+            );
+        }
+        _ => {
+            let done = Vars::load().map_err(Into::into).and_then(|vars| {
+                logging::init(program, &vars);
+                let (trigger, shutdown) = shutdown::channel();
+                let mut signals = Signals::new([SIGINT, SIGTERM])?;
+                thread::spawn(move || {
+                    let _ = signals.forever().next();
+                    trigger.request();
+                });
+                command(&vars, &arguments, &shutdown, &mut io::stdout().lock())
+            });
+            if let Err(error) = done {
+                eprintln!("{program}: {error}");
+                return match error {
+                    CommandError::Failed(_) => ExitCode::FAILURE,
+                    CommandError::Usage(_) | CommandError::Config(_) => ExitCode::from(2),
+                };
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 /// As many descriptors as the system allows: a connection needs one, and the usual 1024 are
 /// meant for programs that use `select`.
 fn raise_descriptor_limit() {
@@ -109,6 +189,11 @@ fn raise_descriptor_limit() {
         log::warn!(cause = error.to_string().as_str(); "cannot raise the limit of open files");
     }
 }
+
+/// What every program's `--help` says.
+const SETTINGS: &str = "\
+Takes its settings from the environment and from the file .env in the working
+directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.";
 
 /// `--version` and `--help`; a program takes no other argument.
 #[expect(
@@ -121,9 +206,7 @@ fn answer_arguments(program: &str) -> Option<ExitCode> {
     match argument.as_str() {
         "--version" | "-V" => println!("{program} {}", env!("CARGO_PKG_VERSION")),
         "--help" | "-h" => println!(
-            "{program} {}\n\nTakes its settings from the environment and from the file .env in the working\n\
-             directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.\n\n\
-             Usage: {program} [--help | --version]",
+            "{program} {}\n\n{SETTINGS}\n\nUsage: {program} [--help | --version]",
             env!("CARGO_PKG_VERSION")
         ),
         _ => {
