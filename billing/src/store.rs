@@ -31,14 +31,19 @@ struct Statements {
     record: Statement,
 }
 
+fn list_sql() -> String {
+    format!("SELECT {COLUMNS} FROM orders WHERE id > $1 ORDER BY id LIMIT $2")
+}
+
+fn list_of_user_sql() -> String {
+    format!("SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id > $1 ORDER BY id LIMIT $2")
+}
+
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
-    let list = format!("SELECT {COLUMNS} FROM orders WHERE id > $1 ORDER BY id LIMIT $2");
-    let list_of_user =
-        format!("SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id > $1 ORDER BY id LIMIT $2");
     let find = format!("SELECT {COLUMNS} FROM orders WHERE id = $1");
     Ok(Statements {
-        list: client.prepare(&list)?,
-        list_of_user: client.prepare(&list_of_user)?,
+        list: client.prepare(&list_sql())?,
+        list_of_user: client.prepare(&list_of_user_sql())?,
         find: client.prepare(&find)?,
         record: client.prepare(
             "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
@@ -144,5 +149,54 @@ fn order(row: Row) -> Order {
         number_of_items: row.get(3),
         total_amount: row.get(4),
         created_at: row.get(5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::TestDatabase;
+
+    use super::*;
+
+    /// The plan of a page far behind the first, as PostgreSQL makes it for a prepared statement:
+    /// with the values at hand (`force_custom_plan`) and, later, without.
+    fn plan(database: &TestDatabase, sql: &str, mode: &str) -> String {
+        let mut client = database.connect();
+        let prepare =
+            format!("SET plan_cache_mode = {mode}; PREPARE page (bigint, bigint, text) AS {sql}");
+        client.batch_execute(&prepare).expect(sql);
+        let explain = "EXPLAIN (COSTS OFF) EXECUTE page (15000, 101, 'user-7')";
+        let lines = client.query(explain, &[]).expect(explain);
+        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+        lines.join("\n")
+    }
+
+    #[test]
+    fn a_page_is_found_by_its_key_and_nothing_is_sorted() {
+        let database = TestDatabase::create();
+        for (_, sql) in MIGRATIONS {
+            database.execute(sql);
+        }
+        database.execute(
+            "INSERT INTO orders (user_id, number_of_items, total_amount) \
+             SELECT 'user-' || n % 50, 1, 1 FROM generate_series(1, 30000) n",
+        );
+        database.execute("ANALYZE orders");
+
+        for (sql, index, condition) in [
+            (list_sql(), "orders_pkey", "(id > "),
+            (list_of_user_sql(), "orders_user_id", "((user_id = "),
+        ] {
+            for mode in ["force_custom_plan", "force_generic_plan"] {
+                let plan = plan(&database, &sql, mode);
+                assert!(
+                    plan.contains(&format!("Index Scan using {index} on orders"))
+                        && plan.contains(&format!("Index Cond: {condition}"))
+                        && !plan.contains("Sort")
+                        && !plan.contains("Filter"),
+                    "{mode}\n{plan}"
+                );
+            }
+        }
     }
 }
