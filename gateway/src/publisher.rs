@@ -425,11 +425,11 @@ impl Publisher {
                 sent.returned = true;
             }
         }
-        if queue_is_gone {
+        let (taken, settled) = unconfirmed.settle(confirm);
+        if queue_is_gone || !taken {
             // Before anyone is told: who hears of it finds `/ready` of the same opinion.
             self.set_connected(false);
         }
-        let (taken, settled) = unconfirmed.settle(confirm);
         for mut sent in settled.into_values() {
             *window_bytes -= sent.body_bytes;
             let outcome = match (taken, sent.returned) {
@@ -442,6 +442,10 @@ impl Publisher {
         if queue_is_gone {
             // A new link declares the queue anew.
             return Err(LinkError::Broken("the queue is gone").into());
+        }
+        if !taken {
+            // A channel that was opened while a quorum queue had no leader refuses for ever.
+            return Err(LinkError::Broken("it does not store what it is sent").into());
         }
         Ok(())
     }

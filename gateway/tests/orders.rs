@@ -566,3 +566,38 @@ fn a_broker_that_hangs_leaves_no_client_waiting_and_a_repeat_is_safe_with_the_ke
     let on_queue: HashSet<_> = ids(&gateway.queue.take_all()).into_iter().collect();
     assert_eq!(on_queue, HashSet::from(["key-7".to_owned()]));
 }
+
+#[test]
+fn a_broker_that_refuses_orders_is_asked_over_a_new_link_and_takes_them_when_it_can() {
+    let gateway = Gateway::start();
+    let name = gateway.queue.name().to_owned();
+    let full = QueueDeclareOptions {
+        durable: true,
+        arguments: [
+            ("x-max-length", AmqpValue::LongLongInt(1)),
+            (
+                "x-overflow",
+                AmqpValue::LongString("reject-publish".to_owned()),
+            ),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect(),
+        ..QueueDeclareOptions::default()
+    };
+    gateway.queue.delete();
+    gateway.queue.on_channel(|channel| {
+        let declared = channel.queue_declare(name, full);
+        declared.expect("a queue that takes one message");
+    });
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+
+    eventually("an order is refused", || {
+        gateway.place(&order().to_string()).status == 503
+    });
+
+    assert_eq!(gateway.client().get("/ready").status, 503);
+    gateway.queue.delete();
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
