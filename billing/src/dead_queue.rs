@@ -199,13 +199,11 @@ impl Letter {
     fn id(&self) -> String {
         let typeable = |id: &&str| id.bytes().all(|b| b.is_ascii_graphic());
         let id = self.message_id().filter(typeable);
-        match id.or_else(|| self.text(DEAD_ID).filter(typeable)) {
-            Some(id) => id.to_owned(),
-            None => {
-                let digest = Sha256::digest(&self.delivery.body);
-                format!("sha256-{}", hex::encode(&digest[..12]))
-            }
+        if let Some(id) = id.or_else(|| self.text(DEAD_ID).filter(typeable)) {
+            return id.to_owned();
         }
+        let digest = Sha256::digest(&self.delivery.body);
+        format!("sha256-{}", hex::encode(&digest[..12]))
     }
 
     fn is_called(&self, id: &str) -> bool {
