@@ -109,6 +109,7 @@ pub(crate) fn start(
 ) -> Result<JoinHandle<()>, StartError> {
     let mut consumer = Consumer {
         outage: Outage::default(),
+        burials: Burials::default(),
         queue: config.queue.clone(),
         orders: OrderStore::new(&Database::new(&config.database, store::MIGRATIONS)),
         links,
@@ -183,15 +184,49 @@ impl Counts {
         for dead in buried {
             self.dead.with_label_values(&[dead.reason.kind]).inc();
         }
-        // One line for all: nobody fills a disk by publishing nonsense.
-        if let Some(first) = buried.first() {
-            log::warn!(
-                count = buried.len(),
-                message_id = first.delivery.properties.message_id().as_deref().unwrap_or("none"),
-                reason = first.reason.text.as_str();
-                "messages moved to the dead queue"
-            );
+    }
+}
+
+/// What the log is told of dead letters: a line a second at most, so that nobody fills a disk by
+/// publishing nonsense.
+#[derive(Default)]
+struct Burials {
+    untold: usize,
+    message_id: String,
+    reason: String,
+    told: Option<Instant>,
+}
+
+impl Burials {
+    fn note(&mut self, buried: &[Dead]) {
+        if let Some(last) = buried.last() {
+            self.untold += buried.len();
+            let message_id = last.delivery.properties.message_id().as_deref();
+            message_id
+                .unwrap_or("none")
+                .clone_into(&mut self.message_id);
+            self.reason.clone_from(&last.reason.text);
         }
+    }
+
+    fn tell_when_due(&mut self) {
+        if self.told.is_none_or(|told| told.elapsed() >= TICK) {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.untold == 0 {
+            return;
+        }
+        log::warn!(
+            count = self.untold,
+            last_message_id = self.message_id.as_str(),
+            last_reason = self.reason.as_str();
+            "messages moved to the dead queue"
+        );
+        self.untold = 0;
+        self.told = Some(Instant::now());
     }
 }
 
@@ -275,6 +310,7 @@ impl Outage {
 
 struct Consumer {
     outage: Outage,
+    burials: Burials,
     queue: QueueConfig,
     orders: OrderStore,
     links: Links,
@@ -290,6 +326,7 @@ impl Consumer {
             self.outage.consuming = false;
             let outcome = catch_unwind(AssertUnwindSafe(|| self.session(&mut backoff)))
                 .unwrap_or(Err(Interruption::Panic));
+            self.burials.tell();
             let Err(interruption) = outcome else { return };
             match interruption {
                 Interruption::Database(_) => self.links.set_postgresql(false),
@@ -345,6 +382,7 @@ impl Consumer {
                 recv(alarms) -> notification => dead_letters.note_alarm(notification)?,
                 default(TICK) => {}
             }
+            self.burials.tell_when_due();
             dead_letters.check()?;
         }
         let buried = dead_letters.finish();
@@ -428,8 +466,9 @@ impl Consumer {
         }
     }
 
-    fn note_buried(&self, desk: &Desk<'_>, buried: Vec<Dead>) -> Result<(), Interruption> {
+    fn note_buried(&mut self, desk: &Desk<'_>, buried: Vec<Dead>) -> Result<(), Interruption> {
         self.counts.note_buried(&buried);
+        self.burials.note(&buried);
         for dead in buried {
             desk.acknowledge(vec![dead.delivery], Some(0))?;
         }
