@@ -10,7 +10,7 @@ use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, Delivery, FieldTable,
     Publish,
 };
-use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
+use common::queue::{Confirming, LimitFromDrop, Link, LinkError, QueueConfig, Unconfirmed};
 use crossbeam_channel::{Receiver, RecvError};
 use uuid::Uuid;
 
@@ -79,6 +79,9 @@ pub(crate) struct DeadLetters {
     unconfirmed_bytes: usize,
     /// The broker has raised an alarm, and reads nothing that is published.
     blocked: bool,
+    /// First of the three, so that the farewells of the others get a limit: a broker that has
+    /// raised an alarm answers none.
+    _limit: LimitFromDrop,
     /// Before its link, so that it is dropped first.
     confirming: Confirming,
     link: Link,
@@ -102,6 +105,7 @@ impl DeadLetters {
             unconfirmed: Unconfirmed::default(),
             unconfirmed_bytes: 0,
             blocked: false,
+            _limit: link.limit_from_drop(),
             confirming,
             link,
         })

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use common::env::Vars;
 use common::process::CommandError;
-use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
+use common::queue::{Confirming, LimitFromDrop, Link, LinkError, QueueConfig, Unconfirmed};
 use common::shutdown::Shutdown;
 use crossbeam_channel::{never, select};
 use serde_json::json;
@@ -116,7 +116,7 @@ fn settle(
 ) -> Result<(), CommandError> {
     let mut missing: BTreeSet<&str> = ids.iter().copied().collect();
     let mut settled = 0;
-    pass.walk(u64::MAX, |letter| {
+    let passed = pass.walk(u64::MAX, |letter| {
         let mut chosen = false;
         for id in ids.iter().filter(|id| letter.is_called(id)) {
             chosen = true;
@@ -133,6 +133,9 @@ fn settle(
     writeln!(out, "{settled} {done}")?;
     if missing.is_empty() {
         return Ok(());
+    }
+    if passed.seen < passed.total {
+        return Err(CommandError::Failed("stopped before the end".to_owned()));
     }
     let missing: Vec<_> = missing.into_iter().map(|id| shown(id.as_bytes())).collect();
     Err(CommandError::Failed(format!(
@@ -403,6 +406,8 @@ impl Pass<'_> {
 struct Outbox {
     unconfirmed: Unconfirmed<(usize, Delivery)>,
     bytes: usize,
+    /// First of the three, so that the farewells of the others get a limit.
+    _limit: LimitFromDrop,
     /// Before its link, so that it is dropped first.
     confirming: Confirming,
     _link: Link,
@@ -415,6 +420,7 @@ impl Outbox {
             unconfirmed: Unconfirmed::default(),
             bytes: 0,
             confirming: link.open_confirming(&config.queue)?,
+            _limit: link.limit_from_drop(),
             _link: link,
         })
     }
