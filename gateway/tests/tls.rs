@@ -1,11 +1,18 @@
-//! HTTPS at the listener, asked by curl.
+//! HTTPS at the listener, asked by curl and, where it matters how the bytes are cut, by hand.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use testkit::{Program, Upstream, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
@@ -143,6 +150,83 @@ fn whoever_speaks_plainly_to_a_tls_port_harms_nobody() {
     assert!(!answer.contains("HTTP/1.1"), "{answer:?}");
     let health = curl(address, &certificate.cert(), "/health", &[]);
     assert_eq!(health.as_deref(), Some(r#"{"status":"ok"}"#));
+}
+
+#[test]
+fn a_large_body_arrives_whole_however_it_is_cut_into_records() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let begin = "POST /api/movies HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
+    let mut chunked = format!("{begin}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for length in [16_000, 1, 300, 16_384, 5_000].iter().cycle().take(40) {
+        chunked.extend_from_slice(format!("{length:x}\r\n{}\r\n", "m".repeat(*length)).as_bytes());
+    }
+    chunked.extend_from_slice(b"0\r\n\r\n");
+    let body = "m".repeat(1_000_000);
+    let whole = format!("{begin}Content-Length: 1000000\r\n\r\n{body}").into_bytes();
+
+    for (request, record_bytes) in [(&whole, 16_384), (&whole, 700), (&chunked, 9_999)] {
+        let mut stream = connect(gateway.address(), &certificate);
+        for piece in request.chunks(record_bytes) {
+            stream.write_all(piece).expect("it reads");
+        }
+        stream.flush().expect("it reads");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 204", "records of {record_bytes}");
+    }
+
+    let lengths = inventory
+        .requests()
+        .into_iter()
+        .map(|request| request.body.len());
+    let expected = [
+        1_000_000,
+        1_000_000,
+        8 * (16_000 + 1 + 300 + 16_384 + 5_000),
+    ];
+    assert_eq!(lengths.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_comes_behind_a_farewell_is_nobodys() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let address = gateway.address();
+    let mut stream = connect(address, &certificate);
+    stream.write_all(b"GET / HTTP/1.1\r\n").expect("it reads");
+
+    stream.conn.send_close_notify();
+    stream.flush().expect("it reads");
+    let _ = stream.sock.write_all(&vec![0; 20_000]);
+
+    eventually("its connection is gone", || {
+        let metrics = curl(address, &certificate.cert(), "/metrics", &[]);
+        metrics.is_some_and(|metrics| metrics.contains("\nhttp_connections 1\n"))
+    });
+}
+
+/// A client that trusts the certificate, with its socket at hand.
+fn connect(
+    address: SocketAddr,
+    certificate: &Certificate,
+) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut trusted = RootCertStore::empty();
+    let cert = CertificateDer::from_pem_file(certificate.cert()).expect("a certificate");
+    trusted.add(cert).expect("a certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
+    let name = "localhost".try_into().expect("a name");
+    let session = ClientConnection::new(Arc::new(config), name).expect("a session");
+    let socket = TcpStream::connect(address).expect("a connection");
+    let patience = Some(Duration::from_secs(30));
+    socket.set_read_timeout(patience).expect("a socket option");
+    StreamOwned::new(session, socket)
 }
 
 #[test]

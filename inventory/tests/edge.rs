@@ -1,6 +1,6 @@
 //! How connections are served: what is kept, what is closed, what is turned away, and when.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -345,6 +345,54 @@ fn who_hears_nothing_from_a_worker_for_long_is_told_so_and_may_ask_again() {
     let mut stream = stream.expect("it is connected");
     assert_eq!(next(&mut stream, 12), "HTTP/1.1 200");
     assert_eq!(inventory.client().get("/api/movies").status, 200);
+}
+
+/// More than all buffers on the way hold.
+const LONG_LIST: &str = "INSERT INTO movies (title, description)
+                         SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 30000)";
+
+#[test]
+fn an_answer_that_stops_midway_is_broken_off_in_its_time() {
+    let inventory = Inventory::start(&[("HTTP_ANSWER_SECONDS", "1")]);
+    inventory.database.execute(LONG_LIST);
+    let mut stream = inventory.connect();
+    stream
+        .write_all(request("GET /api/movies").as_bytes())
+        .expect("it reads");
+    stream.read_exact(&mut [0]).expect("an answer");
+
+    inventory.relay.freeze();
+
+    let mut arrived = Vec::new();
+    let _ = stream.read_to_end(&mut arrived);
+    assert!(!arrived.ends_with(b"\r\n0\r\n\r\n"));
+    eventually("it is logged", || {
+        let log = inventory.program.log();
+        log.contains("an answer stopped midway, and was broken off")
+    });
+    inventory.relay.restore();
+    eventually("the worker is back", || {
+        inventory.client().get("/api/movies/1").status == 200
+    });
+}
+
+#[test]
+fn an_answer_that_breaks_off_cannot_be_taken_for_a_whole_one_in_http_1_0_either() {
+    let inventory = Inventory::start(&[]);
+    inventory.database.execute(LONG_LIST);
+    let mut stream = inventory.connect();
+    stream
+        .write_all(b"GET /api/movies HTTP/1.0\r\n\r\n")
+        .expect("it reads");
+    stream.read_exact(&mut [0]).expect("an answer");
+
+    inventory.relay.cut();
+
+    let end = stream.read_to_end(&mut Vec::new());
+    assert_eq!(
+        end.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionReset)
+    );
 }
 
 #[test]

@@ -141,6 +141,9 @@ impl Drop for Exchange {
             self.write(Err(Problem::internal("nobody answered")));
         }
         if let Some(outlet) = self.outlet.take() {
+            if outlet.is_taken_over() {
+                return;
+            }
             let client = Arc::clone(outlet.client());
             outlet.end(self.after.unwrap_or(After::Cut));
             self.record.publish(client.metrics());

@@ -154,13 +154,17 @@ impl<S> Worker<'_, S> {
             let Some(call) = feed.take(self.number) else {
                 continue;
             };
-            self.serve(*call, new_state);
+            let served = self.serve(*call);
             feed.leave(self.number);
+            if served.is_err() {
+                // What the handler left behind may be half done.
+                self.state = new_state();
+            }
         }
     }
 
     /// From the request to its answer, or to whoever will give it.
-    fn serve(&mut self, call: Call, new_state: &dyn Fn() -> S) {
+    fn serve(&mut self, call: Call) -> thread::Result<()> {
         let Call {
             mut request,
             exchange,
@@ -172,13 +176,12 @@ impl<S> Worker<'_, S> {
             let result = dispatch(self.routes, state, &mut request, &mut route);
             answer(&mut exchange, route, result);
         }));
-        if served.is_err() {
-            if let Some(exchange) = exchange {
-                exchange.fail(route);
-            }
-            // What the handler left behind may be half done.
-            self.state = new_state();
+        if served.is_err()
+            && let Some(exchange) = exchange
+        {
+            exchange.fail(route);
         }
+        served
     }
 }
 

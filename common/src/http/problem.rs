@@ -104,6 +104,12 @@ impl Problem {
         )
     }
 
+    /// 503: no worker for it, in time or at all.
+    #[must_use]
+    pub(super) fn overloaded(cause: &'static str) -> Self {
+        Self::unavailable("this service is overloaded; try again", cause)
+    }
+
     /// What the edge does not take.
     #[must_use]
     pub(super) fn refused(refusal: Refusal) -> Self {

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::poll;
+use rustix::event::{PollFd, poll};
 
 use super::client::Outlet;
-use super::feed::{Overdue, Unanswered};
+use super::feed::Overdue;
 use super::wire::milliseconds;
 use super::{Edge, THREAD_STACK_BYTES};
 use crate::http::exchange::Exchange;
@@ -33,57 +33,57 @@ fn attend(edge: &Edge) {
     let mut last_round = Instant::now();
     while !edge.closed.load(Ordering::Relaxed) {
         outlets.extend(edge.left.1.try_iter());
-        wait_for_any(&outlets);
-        outlets.retain_mut(is_still_left);
+        let mut ready = wait_for_any(&outlets).into_iter();
+        outlets.retain_mut(|outlet| !is_over(outlet, ready.next().unwrap_or(true)));
         if last_round.elapsed() >= ROUND {
             last_round = Instant::now();
             for hall in &edge.halls {
-                hall.feed.overdue().into_iter().for_each(answer_overdue);
+                hall.feed.overdue().into_iter().for_each(end_overdue);
             }
         }
     }
 }
 
-/// Until one of the clients takes more, at most a round.
-fn wait_for_any(outlets: &[Outlet]) {
+/// Until one of the clients takes more, at most a round; says of each whether it does.
+fn wait_for_any(outlets: &[Outlet]) -> Vec<bool> {
     let mut sockets: Vec<_> = outlets
         .iter()
         .map(|outlet| outlet.client().wire.until_writable())
         .collect();
     // A signal ends it early, which does no harm.
     let _ = poll(&mut sockets, milliseconds(ROUND));
+    let ready = |socket: &PollFd<'_>| !socket.revents().is_empty();
+    sockets.iter().map(ready).collect()
 }
 
-fn is_still_left(outlet: &mut Outlet) -> bool {
-    match outlet.send_kept() {
-        Ok(false) if !outlet.is_late() => return true,
-        sent => outlet.end_now(!matches!(sent, Ok(true))),
+/// Sends on what the client takes; true where that was the last of it, or is to be.
+fn is_over(outlet: &mut Outlet, ready: bool) -> bool {
+    let sent = if ready { outlet.send_kept() } else { Ok(false) };
+    let over = !matches!(sent, Ok(false)) || outlet.is_late();
+    if over {
+        outlet.end_now(!matches!(sent, Ok(true)));
     }
-    false
+    over
 }
 
-fn answer_overdue(overdue: Overdue) {
+fn end_overdue(overdue: Overdue) {
     match overdue {
         Overdue::Waiting(call) => {
-            let problem = overloaded("no worker came free in time");
+            let problem = Problem::overloaded("no worker came free in time");
             call.exchange.answer(Err(problem));
         }
-        Overdue::Unanswered(Unanswered {
-            client,
-            asked,
-            terms,
-            ..
-        }) => {
+        Overdue::Silent(at_work) if at_work.begun => {
+            let request_id = at_work.asked.request_id.as_str();
+            log::warn!(request_id = request_id; "an answer stopped midway, and was broken off");
+            at_work.client.cut();
+        }
+        Overdue::Silent(at_work) => {
             let detail = "this takes too long; whether it is done is not known";
             let problem = Problem::unavailable(detail, "the worker does not answer");
-            let share = client.edge.memory.share();
-            let outlet = client.outlet_of_this_turn();
-            Exchange::new(asked, outlet, terms, share).answer(Err(problem));
+            let share = at_work.client.edge.memory.share();
+            let outlet = at_work.client.outlet_of_this_turn();
+            let exchange = Exchange::new(at_work.asked, outlet, at_work.terms, share);
+            exchange.answer(Err(problem));
         }
     }
-}
-
-/// For a request that finds no worker.
-pub(super) fn overloaded(cause: &'static str) -> Problem {
-    Problem::unavailable("this service is overloaded; try again", cause)
 }

@@ -72,7 +72,9 @@ impl Client {
 
     /// Whether closing it loses nothing.
     pub(super) fn is_idle(&self) -> bool {
-        self.expecting.load(Ordering::Relaxed) && self.idle_since().is_some()
+        self.expecting.load(Ordering::Relaxed)
+            && self.idle_since().is_some()
+            && !self.wire.is_handshaking()
     }
 
     /// Whether the answer at hand is its last: the program ends.
@@ -95,17 +97,22 @@ impl Client {
         Outlet {
             client: Arc::clone(self),
             desk: None,
-            begun: false,
-            kept: VecDeque::new(),
-            share: self.edge.memory.share(),
+            phase: Phase::Waiting,
+            kept: Kept::new(self.edge.memory.share()),
             pace: Pace::new(self.edge.limits.send_time),
-            ended: false,
         }
+    }
+
+    /// Breaks off an answer in place of a worker that does not go on with it.
+    pub(super) fn cut(&self) {
+        // The worker holds the connection open, so there would be no reset.
+        self.wire.cut();
+        self.end_turn(true);
     }
 
     fn end_turn(&self, cut: bool) {
         if cut {
-            self.wire.cut();
+            self.wire.abort();
         }
         let mut turn = self.turn();
         turn.answering = false;
@@ -127,12 +134,20 @@ pub(crate) struct Outlet {
     client: Arc<Client>,
     /// The worker's, for as long as one is at work on the request.
     desk: Option<Desk>,
-    begun: bool,
-    /// What the client has not taken yet, and nobody could wait for.
-    kept: VecDeque<u8>,
-    share: Share,
+    phase: Phase,
+    kept: Kept,
     pace: Pace,
-    ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// Nothing was written.
+    Waiting,
+    Begun,
+    /// The turn is the client's again.
+    Ended,
+    /// The worker was silent for too long, and somebody ended the turn in its place.
+    TakenOver,
 }
 
 impl Outlet {
@@ -147,20 +162,28 @@ impl Outlet {
 
     /// The worker goes on to its next call; another thread will answer.
     pub(crate) fn leave_worker(&mut self) {
-        if let Some(desk) = self.desk.take() {
-            // From now on the answer is late at nobody's desk.
-            self.ended = !desk.begin_answer();
+        if let Some(desk) = self.desk.take()
+            && !desk.leave_call()
+        {
+            self.phase = Phase::TakenOver;
         }
     }
 
     /// Whether anything was written.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun
+        self.phase != Phase::Waiting
+    }
+
+    /// Whether the answer was another's to give, who gave it before anything was written here.
+    pub(crate) fn is_taken_over(&self) -> bool {
+        self.phase == Phase::TakenOver
     }
 
     /// Gives the turn back to the client, as soon as it has taken what is left.
     pub(crate) fn end(mut self, after: After) {
-        if self.ended {
+        // Who was silent for long may still find out here that it is too late.
+        self.leave_worker();
+        if matches!(self.phase, Phase::Ended | Phase::TakenOver) {
             return;
         }
         let flushed = match after {
@@ -169,8 +192,8 @@ impl Outlet {
         };
         match flushed {
             Ok(false) => {
+                self.pace = Pace::new(self.client.edge.limits.send_time);
                 let edge = Arc::clone(&self.client.edge);
-                self.desk = None;
                 let _ = edge.left.0.send(self);
             }
             flushed => self.end_now(flushed.is_err()),
@@ -178,18 +201,18 @@ impl Outlet {
     }
 
     pub(super) fn end_now(&mut self, cut: bool) {
-        self.ended = true;
+        self.phase = Phase::Ended;
         self.client.end_turn(cut);
     }
 
     /// Sends what the client takes of what was kept; true when nothing is left.
     pub(super) fn send_kept(&mut self) -> io::Result<bool> {
-        while !self.kept.is_empty() {
-            let taken = self.client.wire.write_some(self.kept.as_slices().0)?;
+        while let Some(piece) = self.kept.first() {
+            let taken = self.client.wire.write_some(piece)?;
             if taken == 0 {
                 return Ok(false);
             }
-            self.kept.drain(..taken);
+            self.kept.took(taken);
             self.pace.took(taken);
         }
         self.client.wire.is_flushed()
@@ -200,14 +223,14 @@ impl Outlet {
     }
 
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if !self.begun {
-            self.begun = true;
-            self.ended = self.desk.as_ref().is_some_and(|desk| !desk.begin_answer());
+        if self.desk.as_ref().is_some_and(|desk| !desk.may_write()) {
+            self.phase = Phase::TakenOver;
         }
-        if self.ended {
-            // And perhaps the next request already: nothing here is this worker's any more.
+        if matches!(self.phase, Phase::Ended | Phase::TakenOver) {
+            // The client has perhaps asked for something else already.
             return Err(io::Error::other("it was answered in the worker's place"));
         }
+        self.phase = Phase::Begun;
         let taken = if self.kept.is_empty() {
             self.client.wire.write_some(bytes)?
         } else {
@@ -234,12 +257,10 @@ impl Outlet {
             if left.is_empty() {
                 return Ok(());
             }
-            let all = self.kept.len() + left.len();
-            if self.desk.as_ref().is_none_or(Desk::is_scarce) && self.share.grow_within_half(all) {
-                self.kept.extend(left);
+            if self.desk.as_ref().is_none_or(Desk::is_scarce) && self.kept.keep(left) {
                 return Ok(());
             }
-            if self.desk.as_ref().is_none_or(Desk::is_wanted) || self.is_late() {
+            if self.desk.as_ref().is_none_or(Desk::must_yield) || self.is_late() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.client.wire.wait_until_writable(HOLD)?;
@@ -259,9 +280,57 @@ impl Write for Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        if !self.ended {
+        if matches!(self.phase, Phase::Waiting | Phase::Begun) {
             self.end_now(true);
         }
+    }
+}
+
+/// What a client has not taken yet, and nobody could wait for.
+struct Kept {
+    pieces: VecDeque<Vec<u8>>,
+    /// How much of the first piece was taken.
+    taken: usize,
+    bytes: usize,
+    share: Share,
+}
+
+impl Kept {
+    fn new(share: Share) -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            taken: 0,
+            bytes: 0,
+            share,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// What is to be sent next.
+    fn first(&self) -> Option<&[u8]> {
+        self.pieces.front().map(|piece| &piece[self.taken..])
+    }
+
+    fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        if let Some(piece) = self.pieces.pop_front_if(|piece| piece.len() <= self.taken) {
+            self.taken = 0;
+            self.bytes -= piece.len();
+            self.share.shrink_to(self.bytes);
+        }
+    }
+
+    /// False where the memory does not reach.
+    fn keep(&mut self, piece: &[u8]) -> bool {
+        let reaches = self.share.grow_within_half(self.bytes + piece.len());
+        if reaches {
+            self.bytes += piece.len();
+            self.pieces.push_back(piece.to_vec());
+        }
+        reaches
     }
 }
 

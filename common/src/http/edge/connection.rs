@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::attendant::overloaded;
 use super::client::Client;
 use super::feed::Call;
 use super::framing::{
@@ -43,11 +42,14 @@ pub(super) fn serve(client: &Arc<Client>) {
         read_until: Instant::now(),
     };
     let lingers = connection.run();
-    let whole = client.wait_for_turn();
-    if lingers && whole {
-        connection.linger();
+    // After an answer that broke off, dropping the connection resets it.
+    if client.wait_for_turn() {
+        client.wire.close();
+        if lingers {
+            connection.linger();
+        }
+        client.wire.cut();
     }
-    client.wire.cut();
 }
 
 struct Connection<'c> {
@@ -86,7 +88,8 @@ impl From<Refusal> for End {
 }
 
 impl From<io::Error> for End {
-    fn from(_: io::Error) -> Self {
+    fn from(error: io::Error) -> Self {
+        log::debug!(cause = error.to_string().as_str(); "a connection ended");
         Self::Silent
     }
 }
@@ -127,6 +130,7 @@ impl Connection<'_> {
             if let Some(end) = scan.scan(&self.input, &limits)? {
                 break end;
             }
+            self.reserve(self.input.len())?;
             self.read_before(head_deadline, "the request line and headers take too long")?;
         };
         let mut storage = header_storage();
@@ -389,7 +393,7 @@ impl Connection<'_> {
             return exchange.answer(Err(Problem::internal("no hall takes this path")));
         };
         if let Err(call) = hall.submit(Box::new(Call { request, exchange })) {
-            let problem = overloaded("as many requests wait as may wait");
+            let problem = Problem::overloaded("as many requests wait as may wait");
             call.exchange.answer(Err(problem));
         }
     }
@@ -417,7 +421,6 @@ impl Connection<'_> {
 
     /// Lets the client read its last answer before the connection goes.
     fn linger(&mut self) {
-        self.client.wire.close();
         let deadline = Instant::now() + LINGER_TIME;
         let mut discarded = 0;
         while discarded < LINGER_BYTES {

@@ -66,15 +66,19 @@ struct Waiting {
 #[derive(Default)]
 struct Place {
     thread: Option<JoinHandle<()>>,
-    /// The call whose answer it has not begun.
-    unanswered: Option<Unanswered>,
+    at_work: Option<AtWork>,
+    /// It was told that somebody else wants it, and has not left its call yet.
+    yields: bool,
 }
 
-/// Enough to answer in a worker's place.
-pub(super) struct Unanswered {
+/// A call that a worker is at work on: enough to end it in the worker's place.
+pub(super) struct AtWork {
     pub(super) client: Arc<Client>,
     pub(super) asked: Arc<Asked>,
     pub(super) terms: Terms,
+    /// The answer has begun.
+    pub(super) begun: bool,
+    /// When the worker was last heard of.
     since: Instant,
 }
 
@@ -82,8 +86,8 @@ pub(super) struct Unanswered {
 pub(super) enum Overdue {
     /// For a worker.
     Waiting(Box<Call>),
-    /// For a worker's answer.
-    Unanswered(Unanswered),
+    /// For a word of a worker's.
+    Silent(AtWork),
 }
 
 impl Feed {
@@ -116,10 +120,11 @@ impl Feed {
             feed: Arc::clone(self),
             worker,
         });
-        state.places[worker].unanswered = Some(Unanswered {
+        state.places[worker].at_work = Some(AtWork {
             client: Arc::clone(outlet.client()),
             asked,
             terms,
+            begun: false,
             since: Instant::now(),
         });
         state.busy += 1;
@@ -129,7 +134,8 @@ impl Feed {
     /// The worker is ready for the next call.
     pub(crate) fn leave(&self, worker: usize) {
         let mut state = self.state();
-        state.places[worker].unanswered = None;
+        state.places[worker].at_work = None;
+        state.places[worker].yields = false;
         state.busy -= 1;
     }
 
@@ -155,8 +161,8 @@ impl Feed {
             overdue.extend(state.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
         }
         for place in &mut state.places {
-            let late = |call: &mut Unanswered| call.since.elapsed() >= self.answer_time;
-            overdue.extend(place.unanswered.take_if(late).map(Overdue::Unanswered));
+            let silent = |at_work: &mut AtWork| at_work.since.elapsed() >= self.answer_time;
+            overdue.extend(place.at_work.take_if(silent).map(Overdue::Silent));
         }
         overdue
     }
@@ -197,7 +203,8 @@ impl Hall {
         }
         drop(state);
         if announce && let Err(error) = (&self.feed.tiny).write_all(CALL_WAITS) {
-            // It cannot happen, and were it to, calls would be answered 503 after their time.
+            // tiny_http reads for as long as this process lives. Were it to end all the same,
+            // calls would be answered 503 after their time.
             log::error!(hall = self.prefix, cause = error.to_string().as_str(); "the feed is broken");
         }
         Ok(())
@@ -230,10 +237,22 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// False where the worker took so long that it was answered in its place.
-    pub(super) fn begin_answer(&self) -> bool {
+    /// Says that the worker goes on; false where it was silent for so long that the call was
+    /// ended in its place.
+    pub(super) fn may_write(&self) -> bool {
         let mut state = self.feed.state();
-        state.places[self.worker].unanswered.take().is_some()
+        let Some(at_work) = &mut state.places[self.worker].at_work else {
+            return false;
+        };
+        at_work.begun = true;
+        at_work.since = Instant::now();
+        true
+    }
+
+    /// Says that the worker has done its part; false as above.
+    pub(super) fn leave_call(&self) -> bool {
+        let mut state = self.feed.state();
+        state.places[self.worker].at_work.take().is_some()
     }
 
     /// Whether fewer than half of the workers are free.
@@ -242,9 +261,18 @@ impl Desk {
         2 * (state.waiting.len() + state.busy) > state.places.len()
     }
 
-    /// Whether a request waits and all workers are at work.
-    pub(super) fn is_wanted(&self) -> bool {
-        let state = self.feed.state();
-        state.waiting.len() + state.busy > state.places.len()
+    /// Whether a request waits for this worker: all are at work, and of those that wait for a
+    /// slow client no other was told yet on behalf of that request.
+    pub(super) fn must_yield(&self) -> bool {
+        let mut state = self.feed.state();
+        if let Some(at_work) = &mut state.places[self.worker].at_work {
+            // It waits for its client, and is not silent.
+            at_work.since = Instant::now();
+        }
+        let free = state.places.len() - state.busy;
+        let yielding = state.places.iter().filter(|place| place.yields).count();
+        let wanted = state.waiting.len() > free + yielding;
+        state.places[self.worker].yields |= wanted;
+        wanted
     }
 }

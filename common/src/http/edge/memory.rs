@@ -48,6 +48,17 @@ impl Share {
         self.grow_within(bytes, self.memory.bytes_max / 2)
     }
 
+    /// Gives back what is more than so many bytes in all.
+    pub(crate) fn shrink_to(&mut self, bytes: usize) {
+        let less = self
+            .bytes
+            .saturating_sub(bytes.saturating_sub(ALLOWANCE_BYTES));
+        if less > 0 {
+            self.memory.used.fetch_sub(less, Ordering::Relaxed);
+            self.bytes -= less;
+        }
+    }
+
     fn grow_within(&mut self, bytes: usize, bytes_max: usize) -> bool {
         let more = bytes
             .saturating_sub(ALLOWANCE_BYTES)
@@ -67,9 +78,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        self.shrink_to(0);
     }
 }
 
@@ -86,7 +95,7 @@ mod tests {
         assert!(second.grow(ALLOWANCE_BYTES));
         assert!(!second.grow(ALLOWANCE_BYTES + 10_001));
         assert!(!second.grow_within_half(ALLOWANCE_BYTES + 1));
-        drop(first);
+        first.shrink_to(ALLOWANCE_BYTES);
 
         assert!(second.grow(ALLOWANCE_BYTES + 100_000));
         assert!(second.grow(ALLOWANCE_BYTES + 100_000), "nothing more");

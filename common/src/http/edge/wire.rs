@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustls::ServerConnection;
+use socket2::SockRef;
 
 use super::tls::Tls;
+
+/// How much a session keeps of what its client has not taken.
+const SECURE_BYTES_MAX: usize = 16 * 1024;
 
 pub(super) struct Wire {
     tcp: TcpStream,
@@ -24,7 +28,9 @@ impl Wire {
         let session = match tls {
             Some(tls) => {
                 let session = ServerConnection::new(Arc::clone(tls.config()));
-                Some(Mutex::new(Box::new(session.map_err(io::Error::other)?)))
+                let mut session = Box::new(session.map_err(io::Error::other)?);
+                session.set_buffer_limit(Some(SECURE_BYTES_MAX));
+                Some(Mutex::new(session))
             }
             None => None,
         };
@@ -49,6 +55,8 @@ impl Wire {
         }
     }
 
+    /// One piece after another, each understood and taken out before the next: rustls keeps only
+    /// so much that nobody has read.
     fn read_secure(
         &self,
         session: &Mutex<Box<ServerConnection>>,
@@ -56,32 +64,33 @@ impl Wire {
         deadline: Instant,
     ) -> io::Result<usize> {
         loop {
-            match lock(session).reader().read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // An end without farewell; requests carry their own lengths.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                read => return read,
+            {
+                let mut session = lock(session);
+                match session.reader().read(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    // An end without farewell; requests carry their own lengths.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                    read => return read,
+                }
+                match session.read_tls(&mut Unwaited(&self.tcp)) {
+                    // The end, or something behind a farewell.
+                    Ok(0) => return Ok(0),
+                    Ok(_) => {
+                        let understood = session.process_new_packets();
+                        // The other half of the handshake, or what it failed of.
+                        self.flush_some(&mut session)?;
+                        understood.map_err(io::Error::other)?;
+                        continue;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            self.tcp.set_read_timeout(Some(left))?;
-            // The buffer serves twice: for what is encrypted, and then for what that says.
-            let read = (&self.tcp).read(buffer)?;
-            if read == 0 {
-                return Ok(0);
-            }
-            let mut session = lock(session);
-            let mut arrived = &buffer[..read];
-            let mut understood = Ok(());
-            while !arrived.is_empty() && understood.is_ok() {
-                session.read_tls(&mut arrived)?;
-                understood = session.process_new_packets().map(drop);
-            }
-            // The other half of the handshake, or what it failed of.
-            self.flush_some(&mut session)?;
-            understood.map_err(io::Error::other)?;
+            self.wait_for(PollFlags::IN, left)?;
         }
     }
 
@@ -111,12 +120,14 @@ impl Wire {
         }
     }
 
-    /// Waits until the client takes more, at most so long; false if it does not.
-    pub(super) fn wait_until_writable(&self, limit: Duration) -> io::Result<bool> {
-        let mut writable = [self.until_writable()];
-        match poll(&mut writable, milliseconds(limit)) {
-            Ok(ready) => Ok(ready > 0),
-            Err(Errno::INTR) => Ok(false),
+    /// Waits until the client takes more, at most so long.
+    pub(super) fn wait_until_writable(&self, limit: Duration) -> io::Result<()> {
+        self.wait_for(PollFlags::OUT, limit)
+    }
+
+    fn wait_for(&self, what: PollFlags, limit: Duration) -> io::Result<()> {
+        match poll(&mut [PollFd::new(&self.tcp, what)], milliseconds(limit)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -134,6 +145,19 @@ impl Wire {
             let _ = self.flush_some(&mut session);
         }
         let _ = self.tcp.shutdown(Half::Write);
+    }
+
+    /// Whether a TLS handshake is under way.
+    pub(super) fn is_handshaking(&self) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| lock(session).is_handshaking())
+    }
+
+    /// Has the connection end in a reset as soon as its thread has left it, which this wakes: the
+    /// client must not take what it holds for the whole.
+    pub(super) fn abort(&self) {
+        let _ = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
+        let _ = self.tcp.shutdown(Half::Read);
     }
 
     /// Ends the connection for both directions, whoever waits for it.
@@ -165,6 +189,17 @@ pub(super) fn milliseconds(limit: Duration) -> i32 {
 
 /// A socket that is never waited for.
 struct Unwaited<'a>(&'a TcpStream);
+
+impl Read for Unwaited<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match recv(self.0, &mut *buffer, RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                received => return Ok(received?),
+            }
+        }
+    }
+}
 
 impl Write for Unwaited<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
