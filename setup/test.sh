@@ -13,6 +13,7 @@ source "$repo/setup/lib/daemon.sh"
 source "$repo/setup/lib/install.sh"
 source "$repo/setup/lib/postgres.sh"
 source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/test_servers.sh"
 source "$repo/setup/lib/readme.sh"
 
 usage() {
@@ -85,50 +86,17 @@ start_servers() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-test-XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT TERM HUP
-    chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
     first_port=''
     claim_ports first_port 14
+    test_servers_start "$folder" "$first_port" \
+        'fsync = off' 'synchronous_commit = off' 'full_page_writes = off'
     export TEST_ENV_FILE=$folder/test.env
-
-    step 'Start PostgreSQL' postgres_start "$folder/postgres" "$first_port" \
-        'max_connections = 400' 'fsync = off' 'synchronous_commit = off' 'full_page_writes = off'
-    step 'Start RabbitMQ' rabbitmq_start "$folder/rabbitmq" \
-        $((first_port + 1)) $((first_port + 2)) $((first_port + 3)) $((first_port + 4))
-    step 'Make a database and an ordinary role' make_test_database
-}
-
-# make_test_database: each test makes a schema of its own in it. An extension is there once per
-# database, so this one is not left to the first test that wants it.
-make_test_database() {
-    local password
-    password=$(random_secret)
-    {
-        sql_role tests "$password"
-        sql_database tests tests
-        echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
-    } | postgres_sql "$(readlink -f "$folder/postgres")" "$first_port"
-    install -m 600 /dev/null "$TEST_ENV_FILE"
-    cat >"$TEST_ENV_FILE" <<SETTINGS
-POSTGRES_HOST=127.0.0.1
-POSTGRES_PORT=$first_port
-POSTGRES_USER=tests
-POSTGRES_PASSWORD=$password
-POSTGRES_DB=tests
-RABBITMQ_HOST=127.0.0.1
-RABBITMQ_PORT=$((first_port + 1))
-RABBITMQ_MANAGEMENT_PORT=$((first_port + 2))
-RABBITMQ_USER=setup
-RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
-SETTINGS
 }
 
 clean_up() {
     trap '' INT TERM HUP
     [[ ! -d $folder/local ]] || LOCAL_DIR=$folder/local "$repo/setup/local.sh" reset --yes >/dev/null || true
-    rabbitmq_stop "$folder/rabbitmq" KILL
-    postgres_stop "$folder/postgres" || true
-    postgres_remove "$folder/postgres"
-    rm -rf "$folder"
+    test_servers_remove "$folder"
     give_ports_back
 }
 

@@ -2,6 +2,8 @@
 //! on ports of its own, before a schema and a queue of its own. There is nothing here but what
 //! the tests beside it share.
 
+pub mod drill;
+
 use billing::{ApiConfig, BillingApi, BillingConsumer, ConsumerConfig};
 use common::http::HttpConfig;
 use common::queue::QueueConfig;

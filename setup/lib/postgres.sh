@@ -113,13 +113,14 @@ postgres_pid() {
     pid=$(pid_in "$1/data/postmaster.pid") && [[ /proc/$pid/cwd -ef $1/data ]] && echo "$pid"
 }
 
-# postgres_stop HOME: a fast shutdown, which ends the sessions and loses nothing.
+# postgres_stop HOME [MODE]: a fast shutdown, unless another is asked for, which ends the
+# sessions and loses nothing.
 postgres_stop() {
     local home programs
     home=$(readlink -f "$1")
     postgres_pid "$home" >/dev/null || return 0
     programs=$(postgres_programs "$home")
-    detached as_postgres "$programs/pg_ctl" stop --pgdata="$home/data" --mode=fast --wait \
+    detached as_postgres "$programs/pg_ctl" stop --pgdata="$home/data" --mode="${2:-fast}" --wait \
         --timeout=120 --silent
 }
 

@@ -1,0 +1,40 @@
+//! The drill in its short form: what can go wrong with the programs and with the links between
+//! them. The servers belong to the other tests too; `setup/drill.sh` stops those as well.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e::drill::{self, Stage};
+
+/// Where this workspace's programs are, built like this test.
+fn programs() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package=gateway", "--package=billing"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .status();
+    assert!(built.expect("cargo").success());
+    let test = std::env::current_exe().expect("a path");
+    let folder = test.ancestors().nth(2).expect("target/debug/deps/NAME");
+    folder.to_owned()
+}
+
+#[test]
+fn whatever_dies_every_answered_order_is_recorded_once() {
+    let mut stage = Stage::start(&programs());
+    let faults = drill::faults_of_programs_and_links();
+
+    report(&drill::table_line(None));
+    let to_the_last = |_, _| false;
+    let books = drill::run(&mut stage, &faults, to_the_last, |recovery| {
+        report(&drill::table_line(Some(recovery)));
+    });
+
+    assert_eq!(books.wrong, [""; 0]);
+    assert!(books.answered > 100, "{} orders", books.answered);
+}
+
+/// Shown with `--nocapture`, and where the test fails.
+#[expect(clippy::print_stderr, reason = "whoever measures wants to see it")]
+fn report(line: &str) {
+    eprintln!("{line}");
+}

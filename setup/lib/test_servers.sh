@@ -1,0 +1,53 @@
+# shellcheck shell=bash
+# A PostgreSQL and a RabbitMQ for tests, in a folder that goes with them.
+
+# test_servers_start FOLDER FIRST_PORT [SETTING…]: on the first five ports; the settings are
+# PostgreSQL's. FOLDER/test.env says where they are, in the form that the tests read.
+test_servers_start() {
+    local folder=$1 port=$2
+    chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
+    step 'Start PostgreSQL' test_postgres_start "$folder" "$port" "${@:3}"
+    step 'Start RabbitMQ' test_rabbitmq_start "$folder" "$port"
+    step 'Make a database and an ordinary role' make_test_database "$folder" "$port"
+}
+
+test_postgres_start() {
+    postgres_start "$1/postgres" "$2" 'max_connections = 400' "${@:3}"
+}
+
+test_rabbitmq_start() {
+    rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
+}
+
+# make_test_database: each test makes a schema of its own in it. An extension is there once per
+# database, so this one is not left to the first test that wants it.
+make_test_database() {
+    local folder=$1 port=$2 password
+    password=$(random_secret)
+    {
+        sql_role tests "$password"
+        sql_database tests tests
+        echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
+    } | postgres_sql "$(readlink -f "$folder/postgres")" "$port"
+    install -m 600 /dev/null "$folder/test.env"
+    cat >"$folder/test.env" <<SETTINGS
+POSTGRES_HOST=127.0.0.1
+POSTGRES_PORT=$port
+POSTGRES_USER=tests
+POSTGRES_PASSWORD=$password
+POSTGRES_DB=tests
+RABBITMQ_HOST=127.0.0.1
+RABBITMQ_PORT=$((port + 1))
+RABBITMQ_MANAGEMENT_PORT=$((port + 2))
+RABBITMQ_USER=setup
+RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
+SETTINGS
+}
+
+# test_servers_remove FOLDER: nobody wants what they hold.
+test_servers_remove() {
+    rabbitmq_stop "$1/rabbitmq" KILL
+    postgres_stop "$1/postgres" || true
+    postgres_remove "$1/postgres"
+    rm -rf "$1"
+}
