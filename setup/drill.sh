@@ -21,14 +21,14 @@ usage() {
 Places orders without a pause while programs are killed, servers stopped and links cut, and
 fails if an order that was answered 200 is not recorded exactly once.
 
-  setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, about ten
+  setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some five
                                    minutes; the same SEED gives the same order of faults
 USAGE
 }
 
 main() {
     case ${1:-} in
-        fault) fault "$2" ;;
+        fault) fault "$2" >>"$DRILL_FOLDER/faults.log" 2>&1 ;;
         help | --help | -h) usage ;;
         *)
             [[ ${1:-24} =~ ^[1-9][0-9]*$ && ${2:-1} =~ ^[0-9]+$ && $# -le 2 ]] || {

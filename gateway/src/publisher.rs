@@ -14,7 +14,7 @@ use amiquip::{
 };
 use common::backoff::Backoff;
 use common::http::{Exchange, Problem, Response};
-use common::metrics::{Histogram, IntCounter, IntGauge, Metrics};
+use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::process::StartError;
 use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, never, select};
@@ -53,9 +53,43 @@ enum Outcome {
     /// The broker has it, on disk.
     Confirmed,
     /// The broker does not have it.
-    Refused(&'static str),
+    Refused(Refusal),
     /// The broker has not said.
     Unknown(&'static str),
+}
+
+/// Why the broker does not have a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Away,
+    Blocked,
+    Full,
+    Late,
+    NoQueue,
+    Nack,
+}
+
+impl Refusal {
+    const ALL: [Self; 6] = [
+        Self::Away,
+        Self::Blocked,
+        Self::Full,
+        Self::Late,
+        Self::NoQueue,
+        Self::Nack,
+    ];
+
+    /// For the metrics, and for the log.
+    fn texts(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Away => ("away", "there is no link to RabbitMQ"),
+            Self::Blocked => ("blocked", "an alarm of RabbitMQ blocks publishers"),
+            Self::Full => ("full", "too many orders wait already"),
+            Self::Late => ("late", "it waited too long"),
+            Self::NoQueue => ("no_queue", "the queue is gone"),
+            Self::Nack => ("nack", "RabbitMQ could not store it"),
+        }
+    }
 }
 
 struct Waiting {
@@ -83,14 +117,24 @@ struct State {
 impl Orders {
     /// Whether an order has a chance now.
     pub(crate) fn is_open(&self) -> bool {
-        self.state.connected.load(Ordering::Relaxed) && !self.state.blocked.load(Ordering::Relaxed)
+        self.closed_by().is_none()
+    }
+
+    fn closed_by(&self) -> Option<Refusal> {
+        if !self.state.connected.load(Ordering::Relaxed) {
+            Some(Refusal::Away)
+        } else if self.state.blocked.load(Ordering::Relaxed) {
+            Some(Refusal::Blocked)
+        } else {
+            None
+        }
     }
 
     /// The client is answered when the broker has confirmed the message, or with a problem, at
     /// [`CONFIRM_LIMIT`] at the latest.
     pub(crate) fn place(&self, message: Outgoing, client: Exchange) {
-        if !self.is_open() {
-            return self.refuse(client, "RabbitMQ is away or blocked by an alarm");
+        if let Some(refusal) = self.closed_by() {
+            return self.counts.refuse(client, refusal);
         }
         let waiting = Waiting {
             message,
@@ -99,18 +143,12 @@ impl Orders {
         };
         match self.waiting.try_send(waiting) {
             Ok(()) => {}
-            Err(TrySendError::Full(waiting)) => {
-                self.refuse(waiting.client, "too many orders wait already");
-            }
+            Err(TrySendError::Full(waiting)) => self.counts.refuse(waiting.client, Refusal::Full),
+            // The publisher's thread ends when nobody is left who could place an order.
             Err(TrySendError::Disconnected(waiting)) => {
-                self.refuse(waiting.client, "the publisher has ended");
+                self.counts.refuse(waiting.client, Refusal::Away);
             }
         }
-    }
-
-    fn refuse(&self, client: Exchange, cause: &'static str) {
-        self.counts.refused.inc();
-        client.answer(Err(refused(cause)));
     }
 }
 
@@ -121,8 +159,8 @@ fn confirmed(message_id: &str) -> Response<'static> {
     )
 }
 
-fn refused(cause: &'static str) -> Problem {
-    Problem::unavailable("the order was not placed; try again", cause)
+fn refused(refusal: Refusal) -> Problem {
+    Problem::unavailable("the order was not placed; try again", refusal.texts().1)
 }
 
 fn unknown(cause: &'static str) -> Problem {
@@ -164,25 +202,34 @@ pub(crate) fn start(
 
 #[derive(Clone)]
 struct Counts {
+    published: IntCounter,
     confirmed: IntCounter,
-    refused: IntCounter,
+    refused: IntCounterVec,
     unknown: IntCounter,
     seconds: Histogram,
     connected: IntGauge,
+    blocked: IntGauge,
 }
 
 impl Counts {
     fn new(metrics: &Metrics) -> Self {
         let counter = |name, help| metrics.counter(name, help);
+        let refused = metrics.counters(
+            "orders_refused_total",
+            "Orders that the broker does not have, by cause.",
+            "cause",
+        );
+        for refusal in Refusal::ALL {
+            // Shown as 0 until it happens: an alarm can ask for it.
+            let _ = refused.with_label_values(&[refusal.texts().0]);
+        }
         Self {
+            published: counter("orders_published_total", "Orders sent to the broker."),
             confirmed: counter(
                 "orders_confirmed_total",
                 "Orders that the broker confirmed.",
             ),
-            refused: counter(
-                "orders_refused_total",
-                "Orders that the broker did not take.",
-            ),
+            refused,
             unknown: counter("orders_unknown_total", "Orders whose confirm never came."),
             seconds: metrics.seconds(
                 "order_confirm_seconds",
@@ -192,7 +239,16 @@ impl Counts {
                 "rabbitmq_connected",
                 "1 while there is a link to the broker.",
             ),
+            blocked: metrics.gauge(
+                "rabbitmq_blocked",
+                "1 while an alarm of the broker blocks publishers.",
+            ),
         }
+    }
+
+    fn refuse(&self, client: Exchange, refusal: Refusal) {
+        self.refused.with_label_values(&[refusal.texts().0]).inc();
+        client.answer(Err(refused(refusal)));
     }
 }
 
@@ -250,15 +306,20 @@ impl Publisher {
 
     fn set_connected(&self, connected: bool) {
         self.state.connected.store(connected, Ordering::Relaxed);
-        self.state.blocked.store(false, Ordering::Relaxed);
         self.counts.connected.set(i64::from(connected));
+        self.set_blocked(false);
+    }
+
+    fn set_blocked(&self, blocked: bool) {
+        self.state.blocked.store(blocked, Ordering::Relaxed);
+        self.counts.blocked.set(i64::from(blocked));
     }
 
     /// Refuses what still arrives, until then; true when nobody is left who could place one.
     fn refuse_until(&self, then: Instant) -> bool {
         loop {
             match self.waiting.recv_deadline(then) {
-                Ok(waiting) => self.refuse(waiting, "RabbitMQ is away"),
+                Ok(waiting) => self.counts.refuse(waiting.client, Refusal::Away),
                 Err(RecvTimeoutError::Timeout) => return false,
                 Err(RecvTimeoutError::Disconnected) => return true,
             }
@@ -309,7 +370,7 @@ impl Publisher {
         // Before the farewell, which may take its time.
         self.give_up(unconfirmed);
         for waiting in self.waiting.try_iter() {
-            self.refuse(waiting, "the link broke before it was sent");
+            self.counts.refuse(waiting.client, Refusal::Away);
         }
         end
     }
@@ -376,7 +437,7 @@ impl Publisher {
         window_bytes: &mut usize,
     ) -> Result<(), End> {
         if waiting.placed.elapsed() >= CONFIRM_LIMIT {
-            self.refuse(waiting, "it waited too long");
+            self.counts.refuse(waiting.client, Refusal::Late);
             return Ok(());
         }
         let Waiting {
@@ -399,6 +460,7 @@ impl Publisher {
             client: Some(client),
             returned: false,
         });
+        self.counts.published.inc();
         Ok(confirming.channel.basic_publish("", publish)?)
     }
 
@@ -434,8 +496,8 @@ impl Publisher {
             *window_bytes -= sent.body_bytes;
             let outcome = match (taken, sent.returned) {
                 (true, false) => Outcome::Confirmed,
-                (true, true) => Outcome::Refused("the queue is gone"),
-                (false, _) => Outcome::Refused("the broker could not store it"),
+                (true, true) => Outcome::Refused(Refusal::NoQueue),
+                (false, _) => Outcome::Refused(Refusal::Nack),
             };
             self.tell(&mut sent, outcome);
         }
@@ -453,11 +515,11 @@ impl Publisher {
     fn note_alarm(&self, notification: Option<ConnectionBlockedNotification>) -> Result<(), End> {
         match notification {
             Some(ConnectionBlockedNotification::Blocked(reason)) => {
-                self.state.blocked.store(true, Ordering::Relaxed);
+                self.set_blocked(true);
                 log::warn!(reason = reason.as_str(); "the broker raised an alarm; orders are refused");
             }
             Some(ConnectionBlockedNotification::Unblocked) => {
-                self.state.blocked.store(false, Ordering::Relaxed);
+                self.set_blocked(false);
                 log::info!("the broker's alarm is over");
             }
             None => return Err(LinkError::Broken("it ended the link").into()),
@@ -470,27 +532,19 @@ impl Publisher {
         let Some(client) = sent.client.take() else {
             return;
         };
-        client.answer(match outcome {
+        match outcome {
             Outcome::Confirmed => {
                 self.counts.confirmed.inc();
                 let waited = sent.placed.elapsed();
                 self.counts.seconds.observe(waited.as_secs_f64());
-                Ok(confirmed(&sent.message_id))
+                client.answer(Ok(confirmed(&sent.message_id)));
             }
-            Outcome::Refused(cause) => {
-                self.counts.refused.inc();
-                Err(refused(cause))
-            }
+            Outcome::Refused(refusal) => self.counts.refuse(client, refusal),
             Outcome::Unknown(cause) => {
                 self.counts.unknown.inc();
-                Err(unknown(cause))
+                client.answer(Err(unknown(cause)));
             }
-        });
-    }
-
-    fn refuse(&self, waiting: Waiting, cause: &'static str) {
-        self.counts.refused.inc();
-        waiting.client.answer(Err(refused(cause)));
+        }
     }
 }
 

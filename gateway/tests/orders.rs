@@ -472,6 +472,19 @@ fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() 
     gateway.wait_until_ready();
     let reply = gateway.place(&order().to_string());
     assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
+    let metrics = gateway.client().get("/metrics").text;
+    for line in [
+        "orders_refused_total{cause=\"away\"} 1",
+        "orders_refused_total{cause=\"blocked\"} 0",
+        "orders_published_total 1",
+        "orders_confirmed_total 1",
+        "rabbitmq_connected 1",
+    ] {
+        assert!(
+            metrics.lines().any(|present| present == line),
+            "{line} in {metrics}"
+        );
+    }
 }
 
 #[test]
