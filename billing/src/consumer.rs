@@ -377,7 +377,7 @@ impl Consumer {
                 }
                 recv(confirms) -> confirm => {
                     let buried = dead_letters.settle(confirm)?;
-                    self.note_buried(&desk, buried)?;
+                    desk.acknowledge(self.note_buried(buried).collect(), Some(0))?;
                 }
                 recv(alarms) -> notification => dead_letters.note_alarm(notification)?,
                 default(TICK) => {}
@@ -385,8 +385,10 @@ impl Consumer {
             self.burials.tell_when_due();
             dead_letters.check()?;
         }
-        let buried = dead_letters.finish();
-        self.note_buried(&desk, buried)
+        let mut buried = Vec::new();
+        // What the broker does not say by now it will deliver again.
+        let _ = dead_letters.finish(&mut buried);
+        Ok(desk.acknowledge(self.note_buried(buried).collect(), Some(0))?)
     }
 
     /// Connects to both servers. Where one is away the other is asked all the same, so that
@@ -402,9 +404,9 @@ impl Consumer {
         Ok((link?, DeadLetters::open(&self.queue)?))
     }
 
-    /// Records what can be recorded, and hands over the rest to be buried. Orders are
-    /// acknowledged as soon as they are recorded, so that a dead queue which takes nothing does
-    /// not bring them again: one without a message id would be recorded twice.
+    /// Records what can be recorded, and buries the rest meanwhile, so that as a rule all of it is
+    /// acknowledged at once. Orders never wait long for a dead queue that takes nothing: what is
+    /// recorded and not acknowledged comes again, and is recorded twice if it has no message id.
     fn settle(
         &mut self,
         desk: &Desk<'_>,
@@ -420,19 +422,34 @@ impl Consumer {
                 Err(reason) => dead.push(Dead { delivery, reason }),
             }
         }
-        let oldest_dead = dead_letters.oldest_tag();
-        self.record(desk, oldest_dead, recordable, &mut dead)?;
         dead_letters.bury(dead)?;
-        Ok(())
+        let (mut recorded, mut refused) = (Vec::new(), Vec::new());
+        let outcome = self.record(recordable, &mut recorded, &mut refused);
+        let mut buried = Vec::new();
+        let settled = if outcome.is_ok() {
+            let handed_over = dead_letters.bury(refused);
+            handed_over.and_then(|()| dead_letters.settle_soon(&mut buried))
+        } else {
+            // What is on the dead queue by now must not come again.
+            dead_letters.finish(&mut buried)
+        };
+        recorded.extend(self.note_buried(buried));
+        // After a failure nobody knows which are still to be buried: each is acknowledged alone.
+        let oldest_dead = match settled {
+            Ok(()) => dead_letters.oldest_tag(),
+            Err(_) => Some(0),
+        };
+        desk.acknowledge(recorded, oldest_dead)?;
+        outcome?;
+        Ok(settled?)
     }
 
     /// Records a batch; one that the database takes for wrong costs only itself.
     fn record(
         &mut self,
-        desk: &Desk<'_>,
-        oldest_dead: Option<u64>,
         mut batch: Vec<(Delivery, Recordable)>,
-        dead: &mut Vec<Dead>,
+        recorded: &mut Vec<Delivery>,
+        refused: &mut Vec<Dead>,
     ) -> Result<(), Interruption> {
         if batch.is_empty() {
             return Ok(());
@@ -440,10 +457,7 @@ impl Consumer {
         match self.orders.record(batch.iter().map(|(_, new)| new)) {
             Ok(new) => {
                 self.counts.note_commit(&batch, new);
-                let dead = dead.iter().map(|dead| dead.delivery.delivery_tag());
-                let oldest_dead = dead.chain(oldest_dead).min();
-                let recorded = batch.into_iter().map(|(delivery, _)| delivery).collect();
-                desk.acknowledge(recorded, oldest_dead)?;
+                recorded.extend(batch.into_iter().map(|(delivery, _)| delivery));
                 Ok(())
             }
             Err(DbError::BadData(reason)) if batch.len() == 1 => {
@@ -451,7 +465,7 @@ impl Consumer {
                     kind: "database",
                     text: format!("the database refused it: {reason}"),
                 };
-                dead.extend(batch.into_iter().map(|(delivery, _)| Dead {
+                refused.extend(batch.into_iter().map(|(delivery, _)| Dead {
                     delivery,
                     reason: reason.clone(),
                 }));
@@ -459,20 +473,18 @@ impl Consumer {
             }
             Err(DbError::BadData(_)) => {
                 let second = batch.split_off(batch.len() / 2);
-                self.record(desk, oldest_dead, batch, dead)?;
-                self.record(desk, oldest_dead, second, dead)
+                self.record(batch, recorded, refused)?;
+                self.record(second, recorded, refused)
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn note_buried(&mut self, desk: &Desk<'_>, buried: Vec<Dead>) -> Result<(), Interruption> {
+    /// Counts what is on the dead queue now; the originals, to be acknowledged.
+    fn note_buried(&mut self, buried: Vec<Dead>) -> impl Iterator<Item = Delivery> + use<> {
         self.counts.note_buried(&buried);
         self.burials.note(&buried);
-        for dead in buried {
-            desk.acknowledge(vec![dead.delivery], Some(0))?;
-        }
-        Ok(())
+        buried.into_iter().map(|dead| dead.delivery)
     }
 }
 
@@ -483,13 +495,14 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Acknowledges deliveries, which are in their order: all at once as far as no older one
-    /// waits to be buried, the others each for itself.
+    /// Acknowledges deliveries: all at once as far as no older one waits to be buried, the others
+    /// each for itself.
     fn acknowledge(
         &self,
         mut done: Vec<Delivery>,
         oldest_dead: Option<u64>,
     ) -> Result<(), amiquip::Error> {
+        done.sort_unstable_by_key(Delivery::delivery_tag);
         let tags: Vec<_> = done.iter().map(Delivery::delivery_tag).collect();
         self.link.release(tags.iter().copied());
         let before = oldest_dead.map_or(tags.len(), |dead| tags.partition_point(|tag| *tag < dead));

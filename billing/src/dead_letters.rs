@@ -11,7 +11,7 @@ use amiquip::{
     Publish,
 };
 use common::queue::{Confirming, LimitFromDrop, Link, LinkError, QueueConfig, Unconfirmed};
-use crossbeam_channel::{Receiver, RecvError};
+use crossbeam_channel::{Receiver, RecvError, RecvTimeoutError};
 use uuid::Uuid;
 
 /// What all headers of ours begin with.
@@ -28,7 +28,11 @@ pub(crate) const DEAD_ID: &str = "x-dead-id";
 /// How long the broker may take to confirm a dead letter while it has raised no alarm.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the last confirms are waited for at the shutdown.
+/// How long a batch of orders waits for the dead letters that came with it, to be acknowledged
+/// together with them.
+const SOON: Duration = Duration::from_millis(10);
+
+/// How long the last confirms are waited for at the end of a session.
 const LAST_CONFIRMS_LIMIT: Duration = Duration::from_secs(3);
 
 /// Dead letters that are published and not confirmed.
@@ -185,20 +189,29 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Waits a little for the confirms that are due; returns the messages that are on the dead
-    /// queue by then. The others are delivered again one day.
-    pub(crate) fn finish(&mut self) -> Vec<Dead> {
-        let deadline = Instant::now() + LAST_CONFIRMS_LIMIT;
-        let mut buried = Vec::new();
+    /// Waits for confirms that come at once, as they do where nothing is wrong, and adds the
+    /// messages that are on the dead queue by then.
+    pub(crate) fn settle_soon(&mut self, buried: &mut Vec<Dead>) -> Result<(), LinkError> {
+        self.settle_within(SOON, buried)
+    }
+
+    /// Waits a little for the confirms that are due, and adds as above. The other messages are
+    /// delivered again one day.
+    pub(crate) fn finish(&mut self, buried: &mut Vec<Dead>) -> Result<(), LinkError> {
+        self.settle_within(LAST_CONFIRMS_LIMIT, buried)
+    }
+
+    fn settle_within(&mut self, limit: Duration, buried: &mut Vec<Dead>) -> Result<(), LinkError> {
+        let deadline = Instant::now() + limit;
         while !self.unconfirmed.is_empty() && !self.blocked {
-            let confirm = self.confirming.confirms.recv_deadline(deadline);
-            let Ok(confirm) = confirm else { break };
-            let Ok(settled) = self.settle(Ok(confirm)) else {
-                break;
+            let confirm = match self.confirming.confirms.recv_deadline(deadline) {
+                Ok(confirm) => Ok(confirm),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => Err(RecvError),
             };
-            buried.extend(settled);
+            buried.extend(self.settle(confirm)?);
         }
-        buried
+        Ok(())
     }
 
     /// For as long as the window has room.
