@@ -30,10 +30,10 @@ The whole platform on this machine.
   setup/local.sh dead-letters ARGUMENT…           for instance: dead-letters list
   setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
 
-Settings come from .env, where a variable of the same name in the environment wins, for
-instance POSTGRES_PORT. LOCAL_DIR names the folder for data, logs and settings (.local); with
-another folder and other ports a second platform runs beside the first. All commands but "up"
-go by the settings that the last "up" has left in that folder.
+Settings come from .env, over it from .env.local, and over both from variables of the same
+names in the environment, for instance POSTGRES_PORT. LOCAL_DIR names the folder for data, logs
+and settings (.local); with another folder and other ports a second platform runs beside the
+first. All commands but "up" go by the settings that the last "up" has left in that folder.
 USAGE
 }
 
@@ -216,10 +216,10 @@ take_folder() {
     flock "$folder_lock"
 }
 
-# choose_settings: the environment over what differs on one machine over .env.
+# choose_settings: the environment over what differs on one machine over .env.local over .env.
 choose_settings() {
     local default
-    read_settings "$repo/.env"
+    read_project_settings "$repo"
     for default in "${local_defaults[@]}"; do
         set_setting "${default%%=*}" "${default#*=}"
     done

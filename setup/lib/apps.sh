@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# The four programs under PM2, which starts them, keeps them running and holds their logs.
-# FOLDER is where PM2's own folder (pm2), the logs (logs) and the list of programs (apps.json)
-# are; the programs read their settings from FOLDER/settings.env themselves, so that PM2, which
-# passes on and writes down every variable it knows, knows no secret.
+# The programs under PM2, which starts them, keeps them running and holds their logs. FOLDER is
+# where PM2's own folder (pm2), the logs (logs) and the list of programs (apps.json) are; the
+# programs read their settings from a file in FOLDER themselves, so that PM2, which passes on and
+# writes down every variable it knows, knows no secret.
 
+# All four; a machine that has fewer says so.
 apps=(api-gateway inventory-api billing-api billing-consumer)
 
 # The setting that holds the port of each.
@@ -14,6 +15,15 @@ declare -A app_port_key=(
     [billing-api]=BILLING_API_PORT
     [billing-consumer]=BILLING_CONSUMER_PORT
 )
+
+# app_settings FOLDER APP: the file of the program's settings: one of its own, or that of all.
+app_settings() {
+    if [[ -e $1/$2.env ]]; then
+        echo "$1/$2.env"
+    else
+        echo "$1/settings.env"
+    fi
+}
 
 # run_pm2 FOLDER ARGUMENT…: without the banner, and without telling its makers that it runs.
 run_pm2() {
@@ -40,7 +50,7 @@ apps_start() {
 # apps_write_list FOLDER PROGRAMS: for PM2. A drain takes up to 10 s, so 15 s pass between
 # SIGINT and SIGKILL; without a growing delay, PM2 gives a program up after 16 quick failures.
 apps_write_list() {
-    local app separator='' new=$1/apps.json.new
+    local app separator=''
     install -d "$1/logs"
     {
         echo '{"apps": ['
@@ -51,7 +61,7 @@ apps_write_list() {
     "name": "$app",
     "script": $(json_text "$2/$app"),
     "cwd": $(json_text "$1"),
-    "env": {"ENV_FILE": $(json_text "$1/settings.env")},
+    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$app")")},$(app_user "$1" "$app")
     "interpreter": "none",
     "kill_timeout": 15000,
     "exp_backoff_restart_delay": 100,
@@ -64,11 +74,17 @@ JSON
             separator=,
         done
         echo ']}'
-    } >"$new"
-    if cmp -s "$new" "$1/apps.json"; then
-        rm "$new"
-    else
-        mv "$new" "$1/apps.json"
+    } >"$1/apps.json.new"
+    take_new "$1/apps.json"
+}
+
+# app_user FOLDER APP: under root's PM2 a program runs as the user who owns its settings, since
+# nobody else could read them.
+app_user() {
+    local owner
+    owner=$(stat -c %U "$(app_settings "$1" "$2")")
+    if ((EUID == 0)) && [[ $owner != root ]]; then
+        printf '\n    "uid": %s,' "$(json_text "$owner")"
     fi
 }
 
@@ -79,7 +95,7 @@ app_is_current() {
     apps_daemon_pid "$1" >/dev/null && pid=$(app_pid "$1" "$3") || return 1
     pidfile=$(app_pidfile "$1" "$3")
     [[ /proc/$pid/exe -ef $2/$3 ]] &&
-        [[ $pidfile -nt $1/settings.env && $pidfile -nt $1/apps.json ]]
+        [[ $pidfile -nt $(app_settings "$1" "$3") && $pidfile -nt $1/apps.json ]]
 }
 
 # app_pidfile FOLDER APP: PM2 puts a number of its own behind the name.
@@ -89,7 +105,7 @@ app_pidfile() {
 
 # app_pid FOLDER APP: the program's pid, if it runs.
 app_pid() {
-    pid_of "$(app_pidfile "$1" "$2")" "ENV_FILE=$1/settings.env"
+    pid_of "$(app_pidfile "$1" "$2")" "ENV_FILE=$(app_settings "$1" "$2")"
 }
 
 apps_daemon_pid() {
@@ -110,7 +126,7 @@ apps_stop_orphans() {
     local app pidfile
     for app in "${apps[@]}"; do
         while pidfile=$(app_pidfile "$1" "$app") && [[ -n $pidfile ]]; do
-            stop_daemon "$pidfile" "ENV_FILE=$1/settings.env"
+            stop_daemon "$pidfile" "ENV_FILE=$(app_settings "$1" "$app")"
         done
     done
 }

@@ -68,8 +68,19 @@ install_with_apt() {
     trap allow_server_starts EXIT
     allow_server_starts
     forbid_server_starts
-    as_root "${apt[@]}" update || true
+    wait_for_package_lists "${apt[@]}"
     as_root "${apt[@]}" install --no-install-recommends "$@"
+}
+
+# wait_for_package_lists APT…: refreshes them, after a system that was just started has done the
+# same on its own account.
+wait_for_package_lists() {
+    local said deadline=$((SECONDS + 300))
+    while ! said=$(as_root env LC_ALL=C "$@" update 2>&1) &&
+        [[ $said == *'Could not get lock'* ]] && ((SECONDS < deadline)); do
+        sleep 3
+    done
+    printf '%s\n' "$said"
 }
 
 # forbid_server_starts: the packages of PostgreSQL and RabbitMQ start servers for the whole
@@ -98,8 +109,7 @@ disable_units() {
     done
 }
 
-# lacking_basics, lacking_servers, lacking_node, lacking_checkers: print the packages that are missing, one to
-# a line, judged by what is used of them.
+# lacking_…: print the packages that are missing, one to a line, judged by what is used of them.
 lacking_basics() {
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
     command -v curl >/dev/null || echo curl
@@ -109,7 +119,15 @@ lacking_basics() {
 }
 
 lacking_servers() {
+    lacking_postgres
+    lacking_rabbitmq
+}
+
+lacking_postgres() {
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
+}
+
+lacking_rabbitmq() {
     [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] || echo rabbitmq-server
 }
 

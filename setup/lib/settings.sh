@@ -63,21 +63,34 @@ environment_wins() {
     done
 }
 
-# write_settings FILE: for its owner's eyes only, and whole or not at all. A file that says
-# the same already keeps its date, by which the running programs are known to be current.
+# write_settings FILE [LEFT_OUT…]: all but the ones left out, for its owner's eyes only.
 write_settings() {
-    local key new=$1.new
+    local key file=$1
+    shift
     (
         umask 077
         for key in "${SETTING_KEYS[@]}"; do
+            [[ " $* " != *" $key "* ]] || continue
             printf '%s=%s\n' "$key" "$(quoted "${SETTINGS[$key]}")"
-        done >"$new"
+        done >"$file.new"
     )
-    if cmp -s "$new" "$1"; then
-        rm -f "$new"
+    take_new "$file"
+}
+
+# take_new FILE: FILE.new in its place, whole or not at all. A file that says the same already
+# keeps its date, by which what has read it is known to be current.
+take_new() {
+    if cmp -s "$1.new" "$1"; then
+        rm -f "$1.new"
     else
-        mv -f "$new" "$1"
+        mv -f "$1.new" "$1"
     fi
+}
+
+# read_project_settings FOLDER: .env, and over it .env.local, which git does not know.
+read_project_settings() {
+    read_settings "$1/.env"
+    [[ ! -e $1/.env.local ]] || read_settings "$1/.env.local"
 }
 
 # require_settings KEY…: each is there and not empty.

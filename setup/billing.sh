@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Provisions the billing machine: RabbitMQ with the orders that wait, PostgreSQL with the recorded
+# ones, billing-consumer between the two, and billing-api, which reads them out. As root, on
+# Debian or Ubuntu; can be run again at any time.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+
+main() {
+    begin_machine billing billing-api billing-consumer
+    provide_basics "$(lacking_postgres)" "$(lacking_rabbitmq)"
+    provide_firewall \
+        "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport ${SETTINGS[RABBITMQ_PORT]} accept" \
+        "ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport { ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]} } accept"
+    provide_postgres BILLING_DB_NAME
+    provide_rabbitmq
+    provide_programs billing-api billing-consumer -- billing-dead-letters
+    provide_operator_program billing-dead-letters billing-consumer
+    provide_apps
+    end_machine
+}
+
+main

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Provisions the gateway machine: api-gateway, the one door. As root, on Debian or Ubuntu; can be
+# run again at any time.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+
+main() {
+    begin_machine gateway api-gateway
+    # shellcheck disable=SC2119 # it needs no packages but those that all machines have
+    provide_basics
+    provide_firewall "tcp dport ${SETTINGS[API_GATEWAY_PORT]} accept"
+    provide_programs api-gateway
+    provide_apps
+    end_machine
+}
+
+main

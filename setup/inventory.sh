@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Provisions the inventory machine: PostgreSQL with the movies, and inventory-api before it. As
+# root, on Debian or Ubuntu; can be run again at any time.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+
+main() {
+    begin_machine inventory inventory-api
+    provide_basics "$(lacking_postgres)"
+    provide_firewall "tcp dport ${SETTINGS[INVENTORY_API_PORT]} accept"
+    provide_postgres INVENTORY_DB_NAME
+    provide_programs inventory-api
+    provide_apps
+    end_machine
+}
+
+main

@@ -1,0 +1,212 @@
+# shellcheck shell=bash
+# What the scripts that provision a machine have in common: gateway.sh, inventory.sh, billing.sh.
+# Each can be run again at any time, changes what differs and leaves alone what does not.
+#
+#   /opt/crud-master/bin       the programs
+#   /opt/crud-master/tools     PM2, and Node where the system's own is too old
+#   /var/lib/crud-master       APP.env (settings, 0600, its program's), apps.json and pm2 (PM2's)
+#   /var/log/crud-master       one log per program
+
+home=/opt/crud-master
+state=/var/lib/crud-master
+logs=/var/log/crud-master
+
+source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/quoting.sh"
+source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
+source "$repo/setup/lib/daemon.sh"
+source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/postgres.sh"
+source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/apps.sh"
+source "$repo/setup/lib/programs.sh"
+source "$repo/setup/lib/firewall.sh"
+source "$repo/setup/lib/supervisor.sh"
+source "$repo/setup/lib/machine_postgres.sh"
+source "$repo/setup/lib/machine_rabbitmq.sh"
+
+# Where install.sh puts what is the project's alone.
+tools=$home/tools
+
+# The value that .env comes with.
+development_password=development-only
+
+# The secrets that each program needs; its file of settings has no others.
+declare -A app_secrets=(
+    [api-gateway]=RABBITMQ_PASSWORD
+    [inventory-api]=POSTGRES_PASSWORD
+    [billing-api]=POSTGRES_PASSWORD
+    [billing-consumer]='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
+)
+
+# begin_machine ROLE APP…: what must hold before anything is changed. The names of the programs
+# are those of their users too.
+begin_machine() {
+    local role=$1 address
+    shift
+    apps=("$@")
+    ((EUID == 0)) || die 'a machine is provisioned by root: sudo bash setup/'"$role.sh"
+    [[ -d /run/systemd/system ]] || die 'this is for machines with systemd; on others: setup/local.sh'
+    require_debian
+    # Whoever calls: what is written down below must not differ from one run to the next.
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    say "Provision $(hostname) as the $role machine"
+    choose_machine_settings
+    address=${role^^}_VM_IP
+    [[ -n $(ip -oneline address show to "${SETTINGS[$address]}") ]] ||
+        note "NOTE: $address is ${SETTINGS[$address]}, and no network card here has it (vagrant reload?)"
+    warn_of_development_passwords
+    install -d "$home" "$home/bin" "$state"
+    # Two runs at the same time would meet half of each other's work.
+    exec {machine_lock}<"$state"
+    flock "$machine_lock"
+}
+
+choose_machine_settings() {
+    read_project_settings "$repo"
+    environment_wins
+    require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
+        RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
+    require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
+    [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
+        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: choose others'
+    [[ ${SETTINGS[RABBITMQ_USER]} != guest ]] ||
+        die 'RABBITMQ_USER=guest is refused across machines: choose another'
+}
+
+warn_of_development_passwords() {
+    local app key keys=' '
+    for app in "${apps[@]}"; do
+        for key in ${app_secrets[$app]}; do
+            [[ ${SETTINGS[$key]} != "$development_password" || $keys == *" $key "* ]] || keys+="$key "
+        done
+    done
+    [[ $keys != ' ' ]] || return 0
+    echo
+    note "WARNING: still the development value that everybody knows:$keys"
+    note '         Before anyone but you reaches these machines, run this on the host:'
+    note '           setup/secrets.sh'
+    note '           vagrant provision'
+    echo
+}
+
+# provide_basics [PACKAGE…]: packages of Debian that are missing, these and those for PM2. What
+# asks for one is in the functions named lacking_…
+provide_basics() {
+    local missing
+    mapfile -t missing < <(
+        [[ -e /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
+        command -v curl >/dev/null || echo curl
+        command -v ss >/dev/null || echo iproute2
+        command -v nft >/dev/null || echo nftables
+        command -v logrotate >/dev/null || echo logrotate
+        lacking_node
+        printf '%s\n' "$@"
+    )
+    install_machine_packages "${missing[@]}"
+    install_pm2
+}
+
+# install_machine_packages [PACKAGE…]: their servers do not start yet, but when they are set up.
+install_machine_packages() {
+    local packages
+    mapfile -t packages < <(printf '%s\n' "$@" | grep . || true)
+    ((${#packages[@]} > 0)) || return 0
+    step "Install ${packages[*]} (this may take some minutes)" install_with_apt "${packages[@]}"
+}
+
+# write_if_new FILE MODE: the input in that file, if it says something else; succeeds if so.
+write_if_new() {
+    install -m "$2" /dev/null "$1.new"
+    cat >"$1.new"
+    if cmp -s "$1.new" "$1"; then
+        rm "$1.new"
+        return 1
+    fi
+    mv "$1.new" "$1"
+}
+
+# provide_apps: users, settings, and the programs running with them.
+provide_apps() {
+    step 'Make the users of the programs' make_users
+    step 'Write their settings' write_app_settings
+    step 'Set up PM2 and the rotation of logs' provide_supervisor
+    step 'Start what is not running as it should' start_apps
+    wait_until_healthy
+}
+
+make_users() {
+    local app
+    for app in "${apps[@]}"; do
+        id "$app" >/dev/null 2>&1 ||
+            useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin "$app"
+    done
+}
+
+write_app_settings() {
+    local app key left_out
+    for app in "${apps[@]}"; do
+        left_out=()
+        for key in "${SETTING_KEYS[@]}"; do
+            [[ $key != *_PASSWORD || " ${app_secrets[$app]} " == *" $key "* ]] || left_out+=("$key")
+        done
+        write_settings "$state/$app.env" "${left_out[@]}"
+        chown "$app:$app" "$state/$app.env"
+    done
+}
+
+# provide_operator_program PROGRAM APP: as a command for root, with the settings and as the user
+# of APP. Only where the program is installed.
+provide_operator_program() {
+    [[ -x $home/bin/$1 ]] || return 0
+    write_if_new "/usr/local/bin/$1" 755 <<COMMAND || true
+#!/bin/sh
+# Made by setup/lib/machine.sh of crud-master.
+[ "\$(id -u)" = 0 ] || exec sudo "\$0" "\$@"
+exec setpriv --reuid=$2 --regid=$2 --clear-groups -- \\
+    env -i PATH=/usr/bin:/bin LANG=C.UTF-8 ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
+COMMAND
+}
+
+# wait_until_healthy: until each program answers. Whether it is ready is also a matter of the
+# other machines, which may come up later.
+wait_until_healthy() {
+    local app url deadline=$((SECONDS + 60))
+    for app in "${apps[@]}"; do
+        url=$(machine_url "$app")
+        until answers "$url/health"; do
+            ((SECONDS < deadline)) || give_up_on_app "$app"
+            sleep 0.2
+        done
+    done
+}
+
+# machine_url APP: where this machine reaches it.
+machine_url() {
+    local scheme=http host=${SETTINGS[LISTEN_ADDRESS]:-0.0.0.0}
+    [[ -z ${SETTINGS[TLS_CERT_FILE]:-} ]] || scheme=https
+    [[ $host != 0.0.0.0 ]] || host=127.0.0.1
+    echo "$scheme://$host:${SETTINGS[${app_port_key[$1]}]}"
+}
+
+# answers URL: a certificate is made out for the name that clients use, not for this address.
+answers() {
+    curl --disable --noproxy '*' --insecure --silent --fail --max-time 5 --output /dev/null "$1"
+}
+
+give_up_on_app() {
+    tail -n 20 "$logs/$1.log" | sed 's/^/         | /' >&2
+    die "$1 does not answer after a minute; above is the end of its log"
+}
+
+# end_machine: says what runs.
+end_machine() {
+    local app ready
+    say "$(hostname) is provisioned"
+    for app in "${apps[@]}"; do
+        ready='ready'
+        answers "$(machine_url "$app")/ready" || ready='runs, and waits for what it needs on other machines'
+        note "$app: $ready"
+    done
+}

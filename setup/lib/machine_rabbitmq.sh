@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# The RabbitMQ that Debian's package brings, as a service of the machine. Orders and the
+# management page are open to the network, as far as the firewall lets them; what RabbitMQ's
+# nodes say to each other stays on loopback.
+
+# The folder with the password of "setup", the administrator, as rabbitmq_api wants it.
+broker_home=$state/rabbitmq
+
+provide_rabbitmq() {
+    step 'Set up RabbitMQ (its first start takes some time)' configure_broker
+    step 'Make the queue and its user' provide_queue
+}
+
+configure_broker() {
+    local restart=false
+    install -d -m 700 "$broker_home"
+    [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
+    broker_environment | write_if_new /etc/rabbitmq/rabbitmq-env.conf 644 && restart=true
+    broker_settings | write_if_new_for_broker /etc/rabbitmq/rabbitmq.conf && restart=true
+    echo '[rabbitmq_management].' | write_if_new /etc/rabbitmq/enabled_plugins 644 && restart=true
+    systemctl enable --quiet rabbitmq-server
+    if $restart; then
+        systemctl restart rabbitmq-server
+    else
+        systemctl start rabbitmq-server
+    fi
+    wait_for_broker
+}
+
+# broker_environment: the node's name must not change with the machine's, or it would find
+# neither its data nor the way to be stopped.
+broker_environment() {
+    cat <<'ENVIRONMENT'
+# Made by setup/lib/machine_rabbitmq.sh of crud-master.
+NODENAME=rabbit@localhost
+SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}"
+CTL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}"
+export ERL_EPMD_ADDRESS=127.0.0.1
+ENVIRONMENT
+}
+
+# broker_settings: on all addresses, since the private network may come up after RabbitMQ. The
+# administrator is made at the first start, in place of the "guest" that everybody knows.
+broker_settings() {
+    cat <<SETTINGS
+# Made by setup/lib/machine_rabbitmq.sh of crud-master.
+listeners.tcp.default = ${SETTINGS[RABBITMQ_PORT]}
+management.tcp.port = ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}
+default_user = setup
+default_pass = $(<"$broker_home/administrator")
+default_user_tags.administrator = true
+SETTINGS
+}
+
+# write_if_new_for_broker FILE: with the administrator's password in it, for RabbitMQ alone.
+write_if_new_for_broker() {
+    write_if_new "$1" 600 || return 1
+    chown rabbitmq:rabbitmq "$1"
+}
+
+wait_for_broker() {
+    local deadline=$((SECONDS + 120))
+    until port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_PORT]}" &&
+        port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"; do
+        ((SECONDS < deadline)) || die 'RabbitMQ does not answer after two minutes: journalctl -u rabbitmq-server'
+        sleep 0.3
+    done
+}
+
+provide_queue() {
+    broker_api GET whoami || take_over_broker
+    rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}"
+    ! broker_api GET users/guest || broker_api DELETE users/guest
+}
+
+broker_api() {
+    rabbitmq_api "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "$@"
+}
+
+# take_over_broker: a RabbitMQ that was there before, and does not know the administrator or
+# knows another password. The tool asks for it, so that it shows on no command line.
+take_over_broker() {
+    local password
+    password=$(<"$broker_home/administrator")
+    rabbitmqctl add_user setup <<<"$password" || rabbitmqctl change_password setup <<<"$password"
+    rabbitmqctl set_user_tags setup administrator
+    rabbitmqctl set_permissions --vhost / setup '.*' '.*' '.*'
+}

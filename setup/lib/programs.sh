@@ -1,0 +1,214 @@
+# shellcheck shell=bash
+# The programs on a machine: taken from dist/ARCHITECTURE beside this folder, or built here where
+# nothing there fits. What was built lies in /var/lib/crud-master/dist, from where the
+# Vagrantfile brings it to dist/ on the host, so that the next machine need not build.
+#
+# A file built-from beside the programs says from which sources they are. Programs without one,
+# put into dist/ by hand or from a release, are taken as they are.
+
+# provide_programs PROGRAM… [-- OPTIONAL…]: installed in /opt/crud-master/bin. The optional ones
+# only where they exist.
+provide_programs() {
+    local wanted=() optional=() prebuilt source
+    while (($# > 0)) && [[ $1 != -- ]]; do
+        wanted+=("$1")
+        shift
+    done
+    (($# == 0)) || optional=("${@:2}")
+    prebuilt=$repo/dist/$(uname -m)
+    source=$(sources_fingerprint)
+
+    if programs_fit "$prebuilt" "$source" "${wanted[@]}"; then
+        say "Take the programs from dist/$(uname -m)"
+        [[ -e $prebuilt/built-from ]] || note 'put there by hand: whether they are of these sources is not known'
+    else
+        prebuilt=$state/dist
+        programs_fit "$prebuilt" "$source" "${wanted[@]}" || build_programs "$source"
+    fi
+    step "Install ${wanted[*]}" install_programs "$prebuilt" "${wanted[@]}" -- "${optional[@]}"
+}
+
+# sources_fingerprint: of everything that goes into the programs. The paths are part of it.
+sources_fingerprint() (
+    cd "$repo"
+    {
+        ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml
+        find common inventory gateway billing -type f ! -path '*/tests/*'
+    } | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -c 1-64
+)
+
+# programs_fit FOLDER SOURCE PROGRAM…: all are there, of these sources or of unknown ones, and
+# run on this machine: one for another processor or a newer C library does not.
+programs_fit() {
+    local folder=$1 program
+    [[ ! -e $folder/built-from || $(<"$folder/built-from") == "$2" ]] || return 1
+    for program in "${@:3}"; do
+        [[ -f $folder/$program ]] && program_runs "$folder/$program" || return 1
+    done
+}
+
+# program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
+# the right to execute.
+program_runs() {
+    local trial=$home/trial status=0
+    install -m 755 "$1" "$trial"
+    "$trial" --version >/dev/null 2>&1 || status=$?
+    rm -f "$trial"
+    return "$status"
+}
+
+# install_programs FOLDER PROGRAM… -- OPTIONAL…: a program that is the same already stays, and
+# so goes on running.
+install_programs() {
+    local folder=$1 program optional=false
+    shift
+    for program in "$@"; do
+        if [[ $program == -- ]]; then
+            optional=true
+        elif [[ -f $folder/$program ]]; then
+            cmp -s "$folder/$program" "$home/bin/$program" || {
+                install -m 755 "$folder/$program" "$home/bin/$program.new"
+                mv "$home/bin/$program.new" "$home/bin/$program"
+            }
+        elif ! $optional; then
+            echo "there is no $program in $folder"
+            return 1
+        fi
+    done
+}
+
+# build_programs SOURCE: all of them, for the other machines too, by a user who may do nothing
+# else: building runs code of every crate.
+build_programs() {
+    say 'There are no programs that fit in dist/, so they are built here'
+    provide_compiler
+    provide_builder
+    free_memory_to_build
+    say 'Build the programs (this takes some minutes)'
+    as_builder build_in_copy || die 'the programs could not be built; above is why'
+    step 'Keep the programs for the other machines' keep_built "$1"
+}
+
+builder=crud-master-builder
+workshop=$state/build
+
+provide_builder() {
+    id "$builder" >/dev/null 2>&1 ||
+        useradd --system --user-group --home-dir "$workshop" --no-create-home --shell /usr/sbin/nologin "$builder"
+    install -d -m 755 -o "$builder" -g "$builder" "$workshop"
+    rm -rf "$workshop/source"
+    install -d -o "$builder" -g "$builder" "$workshop/source"
+    # Not in place: the shared folder is closed to this user, knows no locks, and holds secrets.
+    tar -C "$repo" -cf - --exclude=./.git --exclude=./.vagrant --exclude=./.local --exclude=./target \
+        --exclude=./dist --exclude='./.env*' . |
+        tar -C "$workshop/source" -xf - --no-same-owner
+    chown -R "$builder:$builder" "$workshop/source"
+}
+
+# as_builder FUNCTION
+as_builder() {
+    setpriv --reuid="$builder" --regid="$builder" --init-groups -- \
+        env -i "PATH=$PATH" LANG=C.UTF-8 "HOME=$workshop" "workshop=$workshop" \
+        "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
+}
+
+build_in_copy() {
+    cd "$workshop/source"
+    PATH=$HOME/.cargo/bin:$PATH
+    # Most of what cargo says is one line per crate.
+    CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"
+}
+
+# build_jobs: one for each processor, as long as each has half a gigabyte.
+build_jobs() {
+    local megabytes processors
+    megabytes=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
+    processors=$(nproc)
+    echo $((megabytes / 512 < 1 ? 1 : megabytes / 512 < processors ? megabytes / 512 : processors))
+}
+
+# free_memory_to_build: the last step, which sees all crates at once, takes about a gigabyte. A
+# small machine gets a swap file for as long as it builds; a container shares its host's memory.
+free_memory_to_build() {
+    local kilobytes
+    kilobytes=$(awk '$1 ~ /^(MemAvailable|SwapFree):$/ { sum += $2 } END { print sum }' /proc/meminfo)
+    ((kilobytes < 1800000)) && ! systemd-detect-virt --quiet --container || return 0
+    trap remove_swap EXIT
+    step 'Make a swap file for the build' make_swap
+}
+
+swap=$state/swap
+
+make_swap() {
+    remove_swap
+    # Without holes, which swap cannot use.
+    install -m 600 /dev/null "$swap"
+    dd if=/dev/zero of="$swap" bs=1M count=2048 status=none
+    mkswap "$swap"
+    swapon "$swap"
+}
+
+remove_swap() {
+    ! grep -qF "$swap" /proc/swaps || swapoff "$swap"
+    rm -f "$swap"
+}
+
+# keep_built SOURCE: the stamp comes last: without it the folder is not whole.
+keep_built() {
+    rm -rf "$state/dist"
+    install -d "$state/dist"
+    find "$workshop/target/release" -maxdepth 1 -type f -executable \
+        -exec install -m 755 -t "$state/dist" {} +
+    echo "$1" >"$state/dist/built-from"
+    rm -rf "$workshop/source"
+    remove_swap
+}
+
+# provide_compiler: Debian's own, where it is new enough for this workspace, else the very
+# toolchain that rust-toolchain.toml names, by rustup.
+provide_compiler() {
+    local missing package
+    mapfile -t missing < <(lacking_basics)
+    if ! new_enough_cargo && package=$(cargo_package); then
+        missing+=("${package/cargo/rustc}" "$package")
+    fi
+    install_machine_packages "${missing[@]}"
+    new_enough_cargo || step 'Install Rust, by rustup' install_rust_for_builder
+}
+
+# minimum_rust: as Cargo.toml has it.
+minimum_rust() {
+    sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml"
+}
+
+# at_least VERSION MINIMUM
+at_least() {
+    [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
+}
+
+# new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.
+new_enough_cargo() {
+    local version
+    version=$(/usr/bin/cargo --version 2>/dev/null) || return 1
+    at_least "$(cut -d ' ' -f 2 <<<"$version")" "$(minimum_rust)"
+}
+
+# cargo_package: the package with a new enough one. Debian carries newer ones than its first as
+# cargo-web, for the sake of browsers.
+cargo_package() {
+    local package version
+    for package in cargo cargo-web; do
+        version=$(LC_ALL=C apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
+        version=${version#*:}
+        if [[ $version == [0-9]* ]] && at_least "${version%%[+~-]*}" "$(minimum_rust)"; then
+            echo "$package"
+            return
+        fi
+    done
+    return 1
+}
+
+install_rust_for_builder() {
+    provide_builder
+    as_builder run_rustup
+}
