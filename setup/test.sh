@@ -21,7 +21,8 @@ usage() {
 All checks, the same as in CI.
 
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, and the examples in README.md
+                                  shell scripts, the Vagrantfile and what is behind it, and
+                                  the examples in README.md
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
 USAGE
@@ -56,6 +57,7 @@ all_checks() {
     check 'Tests' run_tests
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
+    check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'The examples in README.md' readme_examples
     sum_up
 }
@@ -152,8 +154,8 @@ dependencies() {
 
 shell_scripts() {
     local scripts
-    mapfile -t scripts < <(find setup e2e -name '*.sh')
-    shellcheck --external-sources .ci/run "${scripts[@]}"
+    mapfile -t scripts < <(find setup e2e tests -name '*.sh')
+    shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
 }
 
 # readme_examples: against a platform as setup/local.sh starts it.
@@ -165,9 +167,9 @@ readme_examples() {
     done
     export LOCAL_DIR=$folder/local
     setup/local.sh up
-    run_tour README.md "5000=$API_GATEWAY_PORT" "8080=$INVENTORY_API_PORT" \
-        "8081=$BILLING_API_PORT" "8082=$BILLING_CONSUMER_PORT" \
-        "15673=$RABBITMQ_MANAGEMENT_PORT"
+    run_tour README.md tour ":5000=:$API_GATEWAY_PORT" ":8080=:$INVENTORY_API_PORT" \
+        ":8081=:$BILLING_API_PORT" ":8082=:$BILLING_CONSUMER_PORT" \
+        ":15673=:$RABBITMQ_MANAGEMENT_PORT"
 }
 
 # sum_up: with cargo's totals as the last line.

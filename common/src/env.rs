@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// Names the file to read instead of `.env` in the working directory.
+/// Names the file to read instead of those in the working directory.
 const ENV_FILE: &str = "ENV_FILE";
 
 /// The variables that a program was started with.
@@ -16,8 +16,8 @@ pub struct Vars {
 }
 
 impl Vars {
-    /// Reads the file that `ENV_FILE` names, else `.env` in the working directory if there is
-    /// one; the process environment wins over both.
+    /// Reads the file that `ENV_FILE` names, else those of the working directory; the process
+    /// environment wins over them.
     pub fn load() -> Result<Self, ConfigError> {
         let environment: Vars = Vars {
             values: std::env::vars_os()
@@ -28,10 +28,20 @@ impl Vars {
         };
         let file = match environment.values.get(ENV_FILE) {
             Some(path) => Vars::from_file(Path::new(path))?,
-            None if Path::new(".env").exists() => Vars::from_file(Path::new(".env"))?,
-            None => Vars::default(),
+            None => Vars::from_folder(Path::new("."))?,
         };
         Ok(environment.over(file))
+    }
+
+    /// Reads `.env.local`, which is this installation's own, over `.env`; either may be missing.
+    pub fn from_folder(folder: &Path) -> Result<Self, ConfigError> {
+        [".env.local", ".env"]
+            .map(|name| folder.join(name))
+            .iter()
+            .filter(|path| path.exists())
+            .try_fold(Vars::default(), |vars, path| {
+                Ok(vars.over(Vars::from_file(path)?))
+            })
     }
 
     /// Reads a file of `KEY=VALUE` lines and nothing else.
@@ -191,6 +201,24 @@ mod tests {
 
         assert_eq!(vars.optional("RUST_LOG"), Some("debug"));
         assert_eq!(vars.optional("RABBITMQ_QUEUE"), Some("billing_queue"));
+    }
+
+    #[test]
+    fn the_local_file_wins_over_the_shared_one() {
+        let folder = std::env::temp_dir().join(format!("crud-master-env-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(
+            folder.join(".env"),
+            "POSTGRES_PORT=5432\nPOSTGRES_PASSWORD=a",
+        )
+        .unwrap();
+        std::fs::write(folder.join(".env.local"), "POSTGRES_PASSWORD=b").unwrap();
+
+        let vars = Vars::from_folder(&folder).unwrap();
+
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(vars.optional("POSTGRES_PASSWORD"), Some("b"));
+        assert_eq!(vars.optional("POSTGRES_PORT"), Some("5432"));
     }
 
     #[test]

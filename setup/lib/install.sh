@@ -138,6 +138,24 @@ lacking_node() {
 lacking_checkers() {
     command -v shellcheck >/dev/null || echo shellcheck
     command -v git >/dev/null || echo git
+    command -v python3 >/dev/null || echo python3
+    [[ -x /usr/sbin/nft ]] || echo nftables
+    lacking_vagrant
+}
+
+# lacking_vagrant: where the system has it; not every release of Debian and Ubuntu does.
+lacking_vagrant() {
+    local package
+    for package in vagrant vagrant-libvirt; do
+        if ! dpkg --status "$package" >/dev/null 2>&1 && is_offered "$package"; then
+            echo "$package"
+        fi
+    done
+}
+
+# is_offered PACKAGE: by what apt knows at this moment.
+is_offered() {
+    LC_ALL=C apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
 }
 
 # install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml

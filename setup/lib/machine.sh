@@ -127,6 +127,13 @@ write_if_new() {
     mv "$1.new" "$1"
 }
 
+# write_unit_part UNIT: the input as an addition to a unit of systemd; succeeds if it is new.
+write_unit_part() {
+    install -d "/etc/systemd/system/$1.d"
+    write_if_new "/etc/systemd/system/$1.d/crud-master.conf" 644 || return 1
+    systemctl daemon-reload
+}
+
 # provide_apps: users, settings, and the programs running with them.
 provide_apps() {
     step 'Make the users of the programs' make_users
@@ -145,14 +152,19 @@ make_users() {
 }
 
 write_app_settings() {
-    local app key left_out
+    local app left_out
     for app in "${apps[@]}"; do
-        left_out=()
-        for key in "${SETTING_KEYS[@]}"; do
-            [[ $key != *_PASSWORD || " ${app_secrets[$app]} " == *" $key "* ]] || left_out+=("$key")
-        done
+        mapfile -t left_out < <(left_out_for "$app")
         write_settings "$state/$app.env" "${left_out[@]}"
         chown "$app:$app" "$state/$app.env"
+    done
+}
+
+# left_out_for APP: the secrets that are none of its business.
+left_out_for() {
+    local key
+    for key in "${SETTING_KEYS[@]}"; do
+        [[ $key != *_PASSWORD || " ${app_secrets[$1]} " == *" $key "* ]] || echo "$key"
     done
 }
 

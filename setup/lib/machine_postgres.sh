@@ -22,7 +22,7 @@ configure_cluster() {
     folder=/etc/postgresql/$version/$name
     install -d "$folder/conf.d"
     cluster_settings | write_if_new "$folder/conf.d/crud-master.conf" 644 && restart=true
-    cluster_restarts | write_if_new_in "/etc/systemd/system/postgresql@.service.d" || true
+    cluster_restarts | write_unit_part postgresql@.service || true
     systemctl enable --quiet postgresql
     if $restart; then
         systemctl restart "postgresql@$version-$name"
@@ -49,12 +49,6 @@ RestartSec=2
 UNIT
 }
 
-# write_if_new_in FOLDER: an addition to a unit.
-write_if_new_in() {
-    install -d "$1"
-    write_if_new "$1/crud-master.conf" 644 && systemctl daemon-reload
-}
-
 # make_database NAME: a statement that fails is logged whole, with the password in it, unless
 # the session forbids it.
 make_database() {
@@ -67,9 +61,55 @@ make_database() {
 }
 
 # administrator_psql [ARGUMENT…]: as the superuser, to the first error.
-administrator_psql() (
+administrator_psql() {
+    as_administrator psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
+        --port="${SETTINGS[POSTGRES_PORT]}" --dbname=postgres "$@"
+}
+
+# as_administrator COMMAND…: over the Unix socket, as the user whom PostgreSQL takes at his word.
+# Away from the working directory, which may be closed to him.
+as_administrator() (
     cd /
-    bare setpriv --reuid=postgres --regid=postgres --init-groups -- \
-        psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --port="${SETTINGS[POSTGRES_PORT]}" \
-        --dbname=postgres "$@"
+    as_postgres "$@"
 )
+
+# use_machine_database: what this machine's programs keep, by the settings in force: sets
+# `database`, `owner` and, to those that use it, `apps`.
+use_machine_database() {
+    local key
+    ((EUID == 0)) || die "this takes root: sudo $0"
+    if [[ -e $state/inventory-api.env ]]; then
+        key=INVENTORY_DB_NAME apps=(inventory-api)
+    elif [[ -e $state/billing-api.env ]]; then
+        key=BILLING_DB_NAME apps=(billing-api billing-consumer)
+    else
+        die 'no database of the platform is on this machine'
+    fi
+    read_settings "$state/${apps[0]}.env"
+    database=${SETTINGS[$key]}
+    owner=${SETTINGS[POSTGRES_USER]}
+}
+
+# fill_new_database NAME FILE: a database of that name with what the backup holds, whole or with
+# an error. What was left of an earlier try goes first.
+fill_new_database() {
+    drop_database "$1"
+    sql_database "$1" "$owner" | administrator_psql
+    as_administrator pg_restore --port="${SETTINGS[POSTGRES_PORT]}" --dbname="$1" --exit-on-error \
+        --no-owner --role="$owner" <"$2"
+}
+
+drop_database() {
+    echo "DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);" | administrator_psql
+}
+
+# rows NAME: each table of the database and how many rows it has.
+rows() {
+    local table
+    administrator_psql --dbname="$1" --tuples-only --no-align \
+        --command="SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1" |
+        while read -r table; do
+            administrator_psql --dbname="$1" --tuples-only --no-align \
+                --command="SELECT '$table: ' || count(*) FROM $table"
+        done
+}

@@ -15,6 +15,11 @@ configure_broker() {
     local restart=false
     install -d -m 700 "$broker_home"
     [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
+    if port_mapper_socket | write_unit_part epmd.socket; then
+        # The mapper forgets who is who when it is stopped, so the node goes first.
+        systemctl stop rabbitmq-server epmd.service epmd.socket
+        restart=true
+    fi
     broker_environment | write_if_new /etc/rabbitmq/rabbitmq-env.conf 644 && restart=true
     broker_settings | write_if_new_for_broker /etc/rabbitmq/rabbitmq.conf && restart=true
     echo '[rabbitmq_management].' | write_if_new /etc/rabbitmq/enabled_plugins 644 && restart=true
@@ -25,6 +30,15 @@ configure_broker() {
         systemctl start rabbitmq-server
     fi
     wait_for_broker
+}
+
+# port_mapper_socket: Erlang's port mapper (epmd), which systemd opens to all networks.
+port_mapper_socket() {
+    cat <<'UNIT'
+[Socket]
+ListenStream=
+ListenStream=127.0.0.1:4369
+UNIT
 }
 
 # broker_environment: the node's name must not change with the machine's, or it would find

@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# The examples in README.md, tried as they stand there. A block that opens with ```sh tour
-# holds commands, each on a line of its own or continued with a backslash, and below a command
-# what its output has to contain:
+# The examples in README.md, tried as they stand there. A block that opens with ```sh and the
+# name of a tour holds commands, each on a line of its own or continued with a backslash, and
+# below a command what its output has to contain:
 #
 #   # → TEXT      at once
 #   # ⇒ TEXT      soon: the command is repeated for up to 15 s
 #
 # Other comments and empty lines are for the reader alone.
 
-# run_tour FILE [PORT=OTHER]…: runs the commands one after the other, with OTHER wherever the
-# text speaks of PORT, until one does not do what is written there.
+# run_tour FILE TOUR [TEXT=OTHER]…: runs the commands one after the other, with OTHER wherever
+# TEXT stands, until one does not do what is written there.
 run_tour() {
     local i tour_commands=() tour_expected=() tour_soon=()
     read_tour "$@"
-    ((${#tour_commands[@]} > 0)) || die "$1 has no block that opens with \`\`\`sh tour"
+    ((${#tour_commands[@]} > 0)) || die "$1 has no block that opens with \`\`\`sh $2"
     for ((i = 0; i < ${#tour_commands[@]}; i++)); do
         printf '$ %s\n' "${tour_commands[i]}"
         try_command "${tour_commands[i]}" "${tour_expected[i]}" "${tour_soon[i]}" ||
@@ -22,12 +22,12 @@ run_tour() {
     echo "${#tour_commands[@]} commands did what is written there"
 }
 
-# read_tour FILE [PORT=OTHER]…: fills the three lists of run_tour.
+# read_tour FILE TOUR [TEXT=OTHER]…: fills the three lists of run_tour.
 read_tour() {
     local line inside=false command=''
     while IFS= read -r line; do
-        line=$(with_other_ports "$line" "${@:2}")
-        if [[ $line =~ ^\`\`\`sh\ tour[[:space:]]*$ ]]; then
+        line=$(with_other_texts "$line" "${@:3}")
+        if [[ $line =~ ^\`\`\`sh\ $2[[:space:]]*$ ]]; then
             inside=true
         elif ! $inside; then
             continue
@@ -54,10 +54,10 @@ expect() {
     [[ $1 == → ]] || tour_soon[last]=true
 }
 
-with_other_ports() {
+with_other_texts() {
     local text=$1 pair
     for pair in "${@:2}"; do
-        text=${text//":${pair%=*}"/":${pair#*=}"}
+        text=${text//"${pair%%=*}"/"${pair#*=}"}
     done
     printf '%s\n' "$text"
 }

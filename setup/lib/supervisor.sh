@@ -14,11 +14,9 @@ provide_supervisor() {
     if unit_text | write_if_new "$supervisor_unit" 644; then
         reload=true
     fi
-    provide_rotation && reload=true || true
     ! $reload || systemctl daemon-reload
     systemctl is-enabled --quiet pm2-root || systemctl enable --quiet pm2-root
-    systemctl is-active --quiet logrotate.timer || systemctl enable --quiet --now logrotate.timer
-    ! $reload || systemctl restart logrotate.timer
+    provide_rotation
     # A new version of PM2 or of its unit takes over with a restart.
     if supervisor_is_current; then
         systemctl start pm2-root
@@ -100,7 +98,7 @@ SCRIPT
 }
 
 # provide_rotation: by logrotate, which is only there while it works. Asked every hour, since a
-# log may grow in less than a day; succeeds if systemd has to hear of it.
+# log may grow in less than a day.
 provide_rotation() {
     write_if_new /etc/logrotate.d/crud-master 644 <<ROTATION || true
 # Made by setup/lib/supervisor.sh of crud-master.
@@ -120,12 +118,20 @@ $logs/*.log $state/pm2/pm2.log {
     endscript
 }
 ROTATION
-    install -d /etc/systemd/system/logrotate.timer.d
-    write_if_new /etc/systemd/system/logrotate.timer.d/crud-master.conf 644 <<TIMER
+    systemctl is-enabled --quiet logrotate.timer || systemctl enable --quiet logrotate.timer
+    if rotation_times | write_unit_part logrotate.timer; then
+        systemctl restart logrotate.timer
+    else
+        systemctl start logrotate.timer
+    fi
+}
+
+rotation_times() {
+    cat <<'UNIT'
 [Timer]
 OnCalendar=
 OnCalendar=hourly
-TIMER
+UNIT
 }
 
 # start_apps: those that do not run, or not from the newest file, list and settings.

@@ -22,7 +22,7 @@ Machines of the VM test, in the folder that VMLAB names.
   lab.sh cut NAME                            as if the power failed
   lab.sh exec NAME COMMAND…                  as root
   lab.sh host COMMAND…                       with the private network at hand, as on the host
-  lab.sh anonymous | out-of-memory NAME      bytes in use; processes ended for want of memory
+  lab.sh in-use | limit | out-of-memory NAME  bytes; megabytes; processes ended for want of them
 USAGE
 }
 
@@ -53,8 +53,7 @@ up() {
     echo "$1" >"$home/upper/etc/hostname"
     printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$1" >"$home/upper/etc/hosts"
     echo 'nameserver 10.0.2.3' >"$home/upper/etc/resolv.conf"
-    ip -n "$network" address show dev "$bridge" | grep -qF " ${2%.*}.1/" ||
-        ip -n "$network" address add "${2%.*}.1/24" dev "$bridge"
+    ip -n "$network" address replace "${2%.*}.1/24" dev "$bridge"
     start "$1"
 }
 
@@ -68,11 +67,11 @@ boot() {
     # shellcheck source=/dev/null
     source "$home/machine"
     groups_make "$1" "$megabytes"
-    # systemd in a container ends its process 1 by a signal: "reboot" and "poweroff" are
-    # told apart by whoever asked for them.
     setsid "$0" container "$1" </dev/null >"$home/container.log" 2>&1 &
     echo "$!" >"$home/unshare.pid"
-    until pid=$(pgrep -P "$(<"$home/unshare.pid")"); do
+    # Before it is "unshare" it is this script, with children of its own.
+    until [[ $(<"/proc/$(<"$home/unshare.pid")/comm") == unshare ]] &&
+        pid=$(pgrep -P "$(<"$home/unshare.pid")"); do
         kill -0 "$(<"$home/unshare.pid")" || fail "$1 did not start" "$home/container.log"
         sleep 0.05
     done
@@ -203,8 +202,10 @@ clear_away() {
         [[ ! -f $home/$pid.pid ]] || kill "$(<"$home/$pid.pid")" 2>/dev/null || true
         rm -f "$home/$pid.pid"
     done
+    # Its process 1 takes all others with it; the group counts those that are still dying.
     [[ ! -f $home/pid ]] || kill -KILL "$(<"$home/pid")" 2>/dev/null || true
-    while [[ -f $home/pid && -d /proc/$(<"$home/pid") ]]; do
+    until group_is_empty "$unified/crud-master-lab/$1"; do
+        echo 1 >"$unified/crud-master-lab/$1/cgroup.kill"
         sleep 0.05
     done
     rm -f "$home/pid"
@@ -252,6 +253,10 @@ groups_make() {
     fi
 }
 
+group_is_empty() {
+    [[ ! -d $1 ]] || grep -qx 'populated 0' "$1/cgroup.events"
+}
+
 groups_remove() {
     local group
     while read -r group; do
@@ -259,14 +264,23 @@ groups_remove() {
     done < <(groups_of "$1")
 }
 
-anonymous() {
+# in_use NAME: without the copies of files that the kernel would drop first.
+in_use() {
+    local group=$unified/crud-master-lab/$1 all=memory.current droppable=inactive_file
     if [[ -n $memory_v1 ]]; then
-        awk '$1 == "total_rss" { print $2 }' "$memory_v1/crud-master-lab-$1/memory.stat"
-    else
-        awk '$1 == "anon" { print $2 }' "$unified/crud-master-lab/$1/memory.stat"
+        group=$memory_v1/crud-master-lab-$1 all=memory.usage_in_bytes droppable=total_inactive_file
     fi
+    echo $(($(<"$group/$all") - $(awk -v name="$droppable" '$1 == name { print $2 }' "$group/memory.stat")))
 }
 
+limit() {
+    local megabytes
+    # shellcheck source=/dev/null
+    source "$lab/machines/$1/machine"
+    echo "$megabytes"
+}
+
+# out_of_memory NAME: how many processes the kernel has ended.
 out_of_memory() {
     if [[ -n $memory_v1 ]]; then
         awk '$1 == "oom_kill" { print $2 }' "$memory_v1/crud-master-lab-$1/memory.oom_control"
@@ -286,10 +300,11 @@ main() {
     local command=${1:-help}
     (($# == 0)) || shift
     case $command in
-        net | netdown | host | up | start | halt | reboot | cut | destroy | container | init | anonymous)
+        net | netdown | host | up | start | halt | reboot | cut | destroy | container | init | limit)
             "$command" "$@"
             ;;
         exec) enter "$@" ;;
+        in-use) in_use "$@" ;;
         out-of-memory) out_of_memory "$@" ;;
         *) usage ;;
     esac

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# A backup of this machine's database, in PostgreSQL's custom format, proven by restoring it. On
+# the inventory or the billing machine, as root; the programs go on working meanwhile.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+
+# How many of one database stay in the folder.
+backups_kept=14
+
+usage() {
+    cat <<USAGE
+A backup of this machine's database.
+
+  sudo setup/backup.sh [FOLDER]     /var/backups/crud-master, unless another is named
+
+Each backup is restored into a database of its own before it counts. The newest $backups_kept stay.
+What it does not hold: orders that wait in RabbitMQ; docs/OPERATIONS.md says how they travel.
+USAGE
+}
+
+main() {
+    local folder=${1:-/var/backups/crud-master} file
+    if (($# > 1)) || [[ $folder == -* ]]; then
+        usage
+        [[ $folder == --help || $folder == -h ]] && exit || exit 2
+    fi
+    use_machine_database
+    install -d -m 700 "$folder"
+    umask 077
+    file=$folder/$database-$(date -u +%Y%m%dT%H%M%SZ).dump
+    trap 'rm -f "$file.part"' EXIT
+    step "Back up $database" dump_database "$file.part"
+    step "Restore it into ${database}_check, to prove it" fill_new_database "${database}_check" "$file.part"
+    note "$(rows "${database}_check" | paste -sd ' ')"
+    drop_database "${database}_check"
+    mv "$file.part" "$file"
+    forget_old "$folder"
+    say "Done: $file, $(stat -c %s "$file") bytes"
+}
+
+dump_database() {
+    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "$database" >"$1"
+    sync "$1"
+}
+
+# forget_old FOLDER: their names sort by time.
+forget_old() {
+    find "$1" -maxdepth 1 -name "$database-????????T??????Z.dump" | sort -r |
+        tail -n +$((backups_kept + 1)) | xargs -r rm -f
+}
+
+main "$@"

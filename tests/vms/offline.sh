@@ -1,0 +1,191 @@
+#!/usr/bin/env bash
+# What can be said of the deployment in seconds, without machines: the Vagrantfile and the
+# functions behind the provisioning. The rest is run.sh's.
+# shellcheck source-path=SCRIPTDIR/../..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+source "$repo/tests/vms/checks.sh"
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+main() {
+    the_vagrantfile
+    settings
+    programs
+    what_pm2_gets
+    firewall
+    echo "$passed passed, ${#failures[@]} failed"
+    ((${#failures[@]} == 0))
+}
+
+# The Vagrantfile
+
+the_vagrantfile() {
+    if ! command -v vagrant >/dev/null; then
+        note 'NOTE: vagrant is not to be had here: the Vagrantfile is not checked'
+        return
+    fi
+    stand_in_for_virtualbox
+    is 'the Vagrantfile is valid for VirtualBox' 0 exit_of validate virtualbox "$repo/Vagrantfile"
+    sed 's/virtualbox.linked_clone/virtualbox.linked_clones/' "$repo/Vagrantfile" >"$scratch/Vagrantfile"
+    cp "$repo/.env" "$scratch"
+    is 'and would not be with a setting that VirtualBox does not have' 1 exit_of \
+        validate virtualbox "$scratch/Vagrantfile"
+    if dpkg --status vagrant-libvirt >/dev/null 2>&1; then
+        is 'the Vagrantfile is valid for libvirt' 0 exit_of validate libvirt "$repo/Vagrantfile"
+        sed 's/provider.cpus/provider.cpuss/' "$repo/Vagrantfile" >"$scratch/Vagrantfile"
+        is 'and would not be with a setting that libvirt does not have' 1 exit_of \
+            validate libvirt "$scratch/Vagrantfile"
+    else
+        note 'NOTE: vagrant-libvirt is not to be had here: the Vagrantfile is not checked for libvirt'
+    fi
+    cat >"$scratch/.env" <<'SETTINGS'
+PLAIN=192.168.56.10
+COMMENTED=5000 # the door
+QUOTED='a # b'
+export DOUBLE="c d"
+ SPACED = e
+OVERRIDDEN=no
+SETTINGS
+    echo 'OVERRIDDEN=yes' >"$scratch/.env.local"
+    is 'the Vagrantfile reads .env as the scripts do' "$(settings_by_scripts)" settings_by_ruby
+}
+
+# VirtualBox needs a kernel module; to look at its settings, a version is enough.
+stand_in_for_virtualbox() {
+    install -d "$scratch/bin"
+    printf '#!/bin/sh\ncase "$*" in *--version*) echo 7.0.20r163906 ;; esac\n' >"$scratch/bin/VBoxManage"
+    chmod +x "$scratch/bin/VBoxManage"
+}
+
+# validate PROVIDER VAGRANTFILE
+validate() {
+    PATH=$scratch/bin:$PATH VAGRANT_HOME=$scratch/home VAGRANT_DOTFILE_PATH=$scratch/dot \
+        VAGRANT_CWD=$(dirname "$2") VAGRANT_DEFAULT_PROVIDER=$1 vagrant validate
+}
+
+settings_by_scripts() (
+    read_project_settings "$scratch"
+    for key in "${SETTING_KEYS[@]}"; do
+        printf '%s=%s\n' "$key" "${SETTINGS[$key]}"
+    done | sort
+)
+
+settings_by_ruby() {
+    sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/Vagrantfile.rb"
+    # shellcheck disable=SC2016 # Ruby's
+    ruby -e 'load ARGV[0]; SETTINGS.sort.each { |key, value| puts "#{key}=#{value}" }' "$scratch/Vagrantfile.rb"
+}
+
+# Settings and secrets
+
+settings() {
+    local before
+    install -d "$scratch/project/setup"
+    cp "$repo/setup/secrets.sh" "$scratch/project/setup"
+    cp "$repo/.env" "$scratch/project"
+    printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
+    is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
+    is 'it makes two strong passwords' 2 grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'and leaves alone what was there' RUST_LOG=debug grep RUST_LOG "$scratch/project/.env.local"
+    is 'for its owner alone' 600 stat -c %a "$scratch/project/.env.local"
+    before=$(<"$scratch/project/.env.local")
+    sh "$scratch/project/setup/secrets.sh" >/dev/null
+    is 'a second time it changes nothing' "$before" cat "$scratch/project/.env.local"
+    sh "$scratch/project/setup/secrets.sh" renew >/dev/null
+    is 'unless it is told to renew' 1 exit_of test "$before" = "$(<"$scratch/project/.env.local")"
+
+    is 'the gateway is told no password of PostgreSQL' POSTGRES_PASSWORD secrets_kept_from api-gateway
+    is 'nor the inventory that of RabbitMQ' RABBITMQ_PASSWORD secrets_kept_from inventory-api
+    is 'the consumer is told both' '' secrets_kept_from billing-consumer
+}
+
+secrets_kept_from() (
+    read_project_settings "$repo"
+    left_out_for "$1"
+)
+
+# Where the programs come from
+
+programs() {
+    local here_runs=$scratch/dist
+    install -d "$here_runs" "$scratch/opt"
+    home=$scratch/opt
+    printf '#!/bin/sh\n' >"$here_runs/api-gateway"
+    is 'programs put there by hand are taken' 0 exit_of programs_fit "$here_runs" abc api-gateway
+    echo abc >"$here_runs/built-from"
+    is 'programs of these sources are taken' 0 exit_of programs_fit "$here_runs" abc api-gateway
+    is 'programs of other sources are not' 1 exit_of programs_fit "$here_runs" def api-gateway
+    is 'nor where one is missing' 1 exit_of programs_fit "$here_runs" abc api-gateway inventory-api
+    printf 'no program' >"$here_runs/inventory-api"
+    is 'nor one that does not run here' 1 exit_of programs_fit "$here_runs" abc inventory-api
+
+    is 'a newer compiler will do' 0 exit_of at_least 1.100.0 1.95
+    is 'an older one will not' 1 exit_of at_least 1.94.1 1.95
+    is 'Cargo.toml says which one is needed' 0 exit_of grep -qE '^1\.[0-9]+$' <(minimum_rust)
+    is 'the fingerprint is that of the sources' 1 exit_of test "$(sources_fingerprint)" = "$(fingerprint_with common/src/lib.rs)"
+    is 'and not of their tests' 0 exit_of test "$(sources_fingerprint)" = "$(fingerprint_with billing/tests/api.rs)"
+}
+
+# fingerprint_with FILE: as it would be with a change in that file.
+fingerprint_with() (
+    local original=$repo repo=$scratch/copy
+    rm -rf "$scratch/copy"
+    install -d "$scratch/copy"
+    cd "$original"
+    cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$scratch/copy"
+    echo >>"$scratch/copy/$1"
+    sources_fingerprint
+)
+
+# What PM2 gets
+
+what_pm2_gets() {
+    local key
+    install -d "$scratch/state"
+    read_project_settings "$repo"
+    for key in POSTGRES_PASSWORD RABBITMQ_PASSWORD; do
+        set_setting "$key" hunter2
+    done
+    for app in "${apps[@]}"; do
+        write_settings "$scratch/state/$app.env"
+    done
+    apps_write_list "$scratch/state" /opt/crud-master/bin
+    is 'its list has the four names' 'api-gateway inventory-api billing-api billing-consumer' \
+        of_list '" ".join(app["name"] for app in apps)'
+    is 'each program has more than the 10 s that a drain may take' True of_list 'all(app["kill_timeout"] > 11000 for app in apps)'
+    is 'each is told where its own settings are' True \
+        of_list 'all(app["env"] == {"ENV_FILE": "'"$scratch"'/state/" + app["name"] + ".env"} for app in apps)'
+    is 'the settings are for their owner alone' '600 600 600 600' modes_of_settings
+    is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
+}
+
+of_list() {
+    python3 -c 'import json, sys; apps = json.load(open(sys.argv[1]))["apps"]; print(eval(sys.argv[2]))' \
+        "$scratch/state/apps.json" "$1"
+}
+
+modes_of_settings() {
+    stat -c %a "$scratch/state/"*.env | paste -sd ' '
+}
+
+# The firewall
+
+firewall() {
+    firewall_rules 'tcp dport 5000 accept' >"$scratch/firewall"
+    is 'its rules are rules of nftables' 0 exit_of check_rules
+    firewall_rules 'tcp port 5000 accept' >"$scratch/firewall"
+    is 'and a mistake would be noticed' 1 exit_of check_rules
+}
+
+# check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.
+check_rules() {
+    local alone=(unshare --net)
+    ((EUID == 0)) || alone+=(--map-root-user)
+    "${alone[@]}" nft --check --file "$scratch/firewall"
+}
+
+main
