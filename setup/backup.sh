@@ -22,7 +22,7 @@ USAGE
 }
 
 main() {
-    local folder=${1:-/var/backups/crud-master} file
+    local folder=${1:-/var/backups/crud-master}
     if (($# > 1)) || [[ $folder == -* ]]; then
         usage
         [[ $folder == --help || $folder == -h ]] && exit || exit 2

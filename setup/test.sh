@@ -76,10 +76,19 @@ with_servers() {
 install_what_is_missing() {
     local missing
     require_debian
+    know_what_is_offered
     mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers)
     install_packages "${missing[@]}"
     install_rust
     install_cargo_deny
+}
+
+# know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
+# asked anything yet.
+know_what_is_offered() {
+    if ! command -v vagrant >/dev/null && { ((EUID == 0)) || sudo --non-interactive true 2>/dev/null; }; then
+        step 'Ask for the lists of packages' wait_for_package_lists apt-get --quiet
+    fi
 }
 
 # start_servers: what they write may be lost, so they need not wait for the disk. The first

@@ -155,7 +155,7 @@ lacking_vagrant() {
 
 # is_offered PACKAGE: by what apt knows at this moment.
 is_offered() {
-    LC_ALL=C apt-cache policy "$1" | grep -q 'Candidate: [0-9]'
+    [[ $(LC_ALL=C apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
 # install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml

@@ -16,7 +16,7 @@ provide_programs() {
     done
     (($# == 0)) || optional=("${@:2}")
     prebuilt=$repo/dist/$(uname -m)
-    source=$(sources_fingerprint)
+    source=$(sources_fingerprint "$repo")
 
     if programs_fit "$prebuilt" "$source" "${wanted[@]}"; then
         say "Take the programs from dist/$(uname -m)"
@@ -28,9 +28,9 @@ provide_programs() {
     step "Install ${wanted[*]}" install_programs "$prebuilt" "${wanted[@]}" -- "${optional[@]}"
 }
 
-# sources_fingerprint: of everything that goes into the programs. The paths are part of it.
+# sources_fingerprint FOLDER: of everything that goes into the programs. The paths are part of it.
 sources_fingerprint() (
-    cd "$repo"
+    cd "$1"
     {
         ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml
         find common inventory gateway billing -type f ! -path '*/tests/*'

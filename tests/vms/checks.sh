@@ -312,7 +312,10 @@ memory() {
 
 # setting KEY: of the project as it is now, .env.local over .env.
 setting() {
-    cat "${project:?}/.env" "$project/.env.local" 2>/dev/null | sed -n "s/^$1=//p" | tail -n 1
+    {
+        cat "${project:?}/.env"
+        cat "$project/.env.local" 2>/dev/null || true
+    } | sed -n "s/^$1=//p" | tail -n 1
 }
 
 all_checks() {

@@ -131,6 +131,8 @@ init() {
 
 plug_private() {
     local port=veth${2##*.}
+    # The kernel takes its time to clear away the card of a machine that lost its power.
+    ip -n "$network" link delete "$port" 2>/dev/null || true
     ip -n "$network" link add "$port" type veth peer name eth1 netns "$1"
     ip -n "$network" link set "$port" master "$bridge" up
     nsenter --target "$1" --net ip address add "$2/24" dev eth1

@@ -126,19 +126,18 @@ programs() {
     is 'a newer compiler will do' 0 exit_of at_least 1.100.0 1.95
     is 'an older one will not' 1 exit_of at_least 1.94.1 1.95
     is 'Cargo.toml says which one is needed' 0 exit_of grep -qE '^1\.[0-9]+$' <(minimum_rust)
-    is 'the fingerprint is that of the sources' 1 exit_of test "$(sources_fingerprint)" = "$(fingerprint_with common/src/lib.rs)"
-    is 'and not of their tests' 0 exit_of test "$(sources_fingerprint)" = "$(fingerprint_with billing/tests/api.rs)"
+    is 'the fingerprint is that of the sources' 1 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with common/src/lib.rs)"
+    is 'and not of their tests' 0 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with billing/tests/api.rs)"
 }
 
 # fingerprint_with FILE: as it would be with a change in that file.
 fingerprint_with() (
-    local original=$repo repo=$scratch/copy
     rm -rf "$scratch/copy"
     install -d "$scratch/copy"
-    cd "$original"
+    cd "$repo"
     cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$scratch/copy"
     echo >>"$scratch/copy/$1"
-    sources_fingerprint
+    sources_fingerprint "$scratch/copy"
 )
 
 # What PM2 gets
