@@ -14,9 +14,10 @@ main() {
     provide_firewall \
         "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport ${SETTINGS[RABBITMQ_PORT]} accept" \
         "ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport { ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]} } accept"
+    # Before the servers have their memory, in case they are built here.
+    provide_programs billing-api billing-consumer -- billing-dead-letters
     provide_postgres BILLING_DB_NAME
     provide_rabbitmq
-    provide_programs billing-api billing-consumer -- billing-dead-letters
     provide_operator_program billing-dead-letters billing-consumer
     provide_apps
     end_machine

@@ -11,8 +11,9 @@ main() {
     begin_machine inventory inventory-api
     provide_basics "$(lacking_postgres)"
     provide_firewall "tcp dport ${SETTINGS[INVENTORY_API_PORT]} accept"
-    provide_postgres INVENTORY_DB_NAME
+    # Before the server has its memory, in case it is built here.
     provide_programs inventory-api
+    provide_postgres INVENTORY_DB_NAME
     provide_apps
     end_machine
 }

@@ -119,16 +119,18 @@ build_in_copy() {
     CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"
 }
 
-# build_jobs: one for each processor, as long as each has half a gigabyte.
+# build_jobs: one for each processor, as long as each has 0.9 GB: the last step of a program, which
+# sees all its crates at once, takes 0.6 GB, and the compiler itself 0.2.
 build_jobs() {
-    local megabytes processors
-    megabytes=$(awk '$1 == "MemTotal:" { print int($2 / 1024) }' /proc/meminfo)
+    local jobs processors
+    jobs=$(awk '$1 == "MemTotal:" { print int($2 / 900000) }' /proc/meminfo)
     processors=$(nproc)
-    echo $((megabytes / 512 < 1 ? 1 : megabytes / 512 < processors ? megabytes / 512 : processors))
+    ((jobs < processors)) || jobs=$processors
+    echo $((jobs < 1 ? 1 : jobs))
 }
 
-# free_memory_to_build: the last step, which sees all crates at once, takes about a gigabyte. A
-# small machine gets a swap file for as long as it builds; a container shares its host's memory.
+# free_memory_to_build: a small machine gets a swap file for as long as it builds; to a container
+# its host gives none.
 free_memory_to_build() {
     local kilobytes
     kilobytes=$(awk '$1 ~ /^(MemAvailable|SwapFree):$/ { sum += $2 } END { print sum }' /proc/meminfo)

@@ -100,6 +100,8 @@ init() {
     mount --bind "$root/proc/sys" "$root/proc/sys"
     mount --bind "$root/proc/sys/net" "$root/proc/sys/net"
     mount -o remount,bind,ro "$root/proc/sys"
+    meminfo "$name" >"$home/meminfo"
+    mount --bind "$home/meminfo" "$root/proc/meminfo"
     mount -t sysfs -o ro sysfs "$root/sys"
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
     mount -t tmpfs -o mode=755 tmpfs "$root/dev"
@@ -257,6 +259,15 @@ groups_make() {
 
 group_is_empty() {
     [[ ! -d $1 ]] || grep -qx 'populated 0' "$1/cgroup.events"
+}
+
+# meminfo NAME: what a machine of that size is told at its start, for whoever measures it to
+# decide what it can do. The control group is what holds it to that.
+meminfo() {
+    awk -v kilobytes="$(($(limit "$1") * 1024))" '
+        $1 ~ /^Mem(Total|Free|Available):$/ { $2 = kilobytes - ($1 == "MemTotal:" ? 0 : 120000) }
+        $1 ~ /^Swap/ { $2 = 0 }
+        { printf "%-16s %8s %s\n", $1, $2, $3 }' /proc/meminfo
 }
 
 groups_remove() {

@@ -27,8 +27,9 @@ The test of the deployment, on a Debian machine, as root.
   tests/vms/run.sh down             the end of them
 
 VMLAB names the folder (/tmp/crud-master-vms), RELEASE the Debian of the machines (bookworm).
-Ports 5000, 8080, 8081 and 15672 must be free. A dist/ with programs of these very sources is
-taken along; without one the first machine builds them. KEEP=1 leaves the machines as they are
+Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, and as with
+every vagrant up they are kept in dist/; if that has some of these very sources already, none
+builds. KEEP=1 leaves the machines as they are
 when a part of the README does not hold.
 USAGE
 }
@@ -68,6 +69,7 @@ everything() {
     part 'New passwords' new_passwords
     part 'All checks, with the new passwords' all_checks
     part 'Backup and restore' backups_bring_back
+    part 'Logs' logs_are_found_and_rotated
     part 'Memory' memory
     part 'vagrant destroy' destroyed
     sum_up
@@ -156,6 +158,8 @@ the_readme() {
     if ! (cd "$project" && run_tour README.md vms); then
         die 'README.md: the section "Deploy to VMs" does not hold'
     fi
+    # As vagrant in this checkout would have left it: the next run need not build.
+    cp -r "$project/dist" "$repo"
     # The tour counts on a fresh platform.
     is 'the movies can be emptied' 200 status http://localhost:5000/api/movies --request DELETE
     on inventory sudo -i -u postgres psql movies_db -qc 'ALTER TABLE movies ALTER id RESTART'
@@ -275,6 +279,25 @@ backups_bring_back() {
     becomes 'and recorded' 3 orders_of "$user"
     is 'no database of the checks is left' '' leftovers
     programs_are_online
+}
+
+logs_are_found_and_rotated() {
+    one_request_is_found_on_its_way
+    on gateway logrotate --force /etc/logrotate.d/crud-master
+    is 'the former log is kept' 0 exit_of on gateway test -s /var/log/crud-master/api-gateway.log.1
+    one_request_is_found_on_its_way
+    is 'nobody but the administrators reads the logs' '750 root adm' on gateway stat -c '%a %U %G' /var/log/crud-master
+}
+
+one_request_is_found_on_its_way() {
+    local id=request-$RANDOM-$RANDOM
+    is 'a request is answered' 200 status http://localhost:5000/api/movies --header "X-Request-Id: $id"
+    becomes 'it is in the log of the gateway' 1 lines_with gateway "$id"
+    becomes 'and under the same id in that of the inventory' 1 lines_with inventory "$id"
+}
+
+lines_with() {
+    on "$1" bash -c "cat /var/log/crud-master/*.log | grep -cF '$2'"
 }
 
 leftovers() {
