@@ -51,7 +51,7 @@ apps_start() {
 # SIGINT and SIGKILL; without a growing delay, PM2 gives a program up after 16 quick failures.
 apps_write_list() {
     local app separator=''
-    install -d "$1/logs"
+    [[ -d $1/logs ]] || install -d "$1/logs"
     {
         echo '{"apps": ['
         for app in "${apps[@]}"; do

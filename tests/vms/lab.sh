@@ -131,11 +131,14 @@ init() {
         /lib/systemd/systemd --log-target=console --show-status=1
 }
 
+# plug_private PID ADDRESS: the card keeps its own address through restarts, as a real one does;
+# with a new one, the neighbours would go on talking to the old one for a while.
 plug_private() {
-    local port=veth${2##*.}
+    local port=veth${2##*.} card
+    card=$(printf '08:00:27:00:56:%02x' "${2##*.}")
     # The kernel takes its time to clear away the card of a machine that lost its power.
     ip -n "$network" link delete "$port" 2>/dev/null || true
-    ip -n "$network" link add "$port" type veth peer name eth1 netns "$1"
+    ip -n "$network" link add "$port" type veth peer name eth1 address "$card" netns "$1"
     ip -n "$network" link set "$port" master "$bridge" up
     nsenter --target "$1" --net ip address add "$2/24" dev eth1
     nsenter --target "$1" --net ip link set eth1 up
@@ -168,13 +171,13 @@ wait_until_up() {
 }
 
 halt() {
-    run_in "$1" systemctl poweroff || true
+    run_in "$1" systemctl poweroff 2>/dev/null || true
     wait_until_down "$1"
     clear_away "$1"
 }
 
 reboot() {
-    run_in "$1" systemctl reboot || true
+    run_in "$1" systemctl reboot 2>/dev/null || true
     wait_until_down "$1"
     clear_away "$1"
     start "$1"
