@@ -11,7 +11,7 @@ home=/opt/crud-master
 state=/var/lib/crud-master
 logs=/var/log/crud-master
 
-source "$repo/setup/lib/say.sh"
+source "${repo:?}/setup/lib/say.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -65,6 +65,7 @@ begin_machine() {
 
 choose_machine_settings() {
     read_project_settings "$repo"
+    # shellcheck disable=SC2119 # no keys but those of the files
     environment_wins
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP

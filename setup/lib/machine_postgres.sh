@@ -78,7 +78,7 @@ as_administrator() (
 use_machine_database() {
     local key
     ((EUID == 0)) || die "this takes root: sudo $0"
-    if [[ -e $state/inventory-api.env ]]; then
+    if [[ -e ${state:?}/inventory-api.env ]]; then
         key=INVENTORY_DB_NAME apps=(inventory-api)
     elif [[ -e $state/billing-api.env ]]; then
         key=BILLING_DB_NAME apps=(billing-api billing-consumer)
@@ -86,6 +86,7 @@ use_machine_database() {
         die 'no database of the platform is on this machine'
     fi
     read_settings "$state/${apps[0]}.env"
+    # shellcheck disable=SC2034 # for those who call
     database=${SETTINGS[$key]}
     owner=${SETTINGS[POSTGRES_USER]}
 }

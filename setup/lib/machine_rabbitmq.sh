@@ -4,7 +4,7 @@
 # nodes say to each other stays on loopback.
 
 # The folder with the password of "setup", the administrator, as rabbitmq_api wants it.
-broker_home=$state/rabbitmq
+broker_home=${state:?}/rabbitmq
 
 provide_rabbitmq() {
     step 'Set up RabbitMQ (its first start takes some time)' configure_broker

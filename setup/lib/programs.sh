@@ -15,14 +15,14 @@ provide_programs() {
         shift
     done
     (($# == 0)) || optional=("${@:2}")
-    prebuilt=$repo/dist/$(uname -m)
+    prebuilt=${repo:?}/dist/$(uname -m)
     source=$(sources_fingerprint "$repo")
 
     if programs_fit "$prebuilt" "$source" "${wanted[@]}"; then
         say "Take the programs from dist/$(uname -m)"
         [[ -e $prebuilt/built-from ]] || note 'put there by hand: whether they are of these sources is not known'
     else
-        prebuilt=$state/dist
+        prebuilt=${state:?}/dist
         programs_fit "$prebuilt" "$source" "${wanted[@]}" || build_programs "$source"
     fi
     step "Install ${wanted[*]}" install_programs "$prebuilt" "${wanted[@]}" -- "${optional[@]}"
@@ -30,7 +30,7 @@ provide_programs() {
 
 # sources_fingerprint FOLDER: of everything that goes into the programs. The paths are part of it.
 sources_fingerprint() (
-    cd "$1"
+    cd "$1" || exit
     {
         ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml
         find common inventory gateway billing -type f ! -path '*/tests/*'
@@ -50,7 +50,7 @@ programs_fit() {
 # program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
 # the right to execute.
 program_runs() {
-    local trial=$home/trial status=0
+    local trial=${home:?}/trial status=0
     install -m 755 "$1" "$trial"
     "$trial" --version >/dev/null 2>&1 || status=$?
     rm -f "$trial"
@@ -60,17 +60,17 @@ program_runs() {
 # install_programs FOLDER PROGRAM… -- OPTIONAL…: a program that is the same already stays, and
 # so goes on running.
 install_programs() {
-    local folder=$1 program optional=false
+    local folder=$1 program required=true
     shift
     for program in "$@"; do
         if [[ $program == -- ]]; then
-            optional=true
+            required=false
         elif [[ -f $folder/$program ]]; then
             cmp -s "$folder/$program" "$home/bin/$program" || {
                 install -m 755 "$folder/$program" "$home/bin/$program.new"
                 mv "$home/bin/$program.new" "$home/bin/$program"
             }
-        elif ! $optional; then
+        elif $required; then
             echo "there is no $program in $folder"
             return 1
         fi
@@ -113,7 +113,7 @@ as_builder() {
 }
 
 build_in_copy() {
-    cd "$workshop/source"
+    cd "$workshop/source" || exit
     PATH=$HOME/.cargo/bin:$PATH
     # Most of what cargo says is one line per crate.
     CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"

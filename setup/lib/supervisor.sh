@@ -6,8 +6,8 @@ supervisor_unit=/etc/systemd/system/pm2-root.service
 
 provide_supervisor() {
     local reload=false
-    install -d -m 700 "$state/pm2"
-    install -d -m 750 -g adm "$logs"
+    install -d -m 700 "${state:?}/pm2"
+    install -d -m 750 -g adm "${logs:?}"
     ln -sfnT "$logs" "$state/logs"
     use_node
     pm2_script | write_if_new /usr/local/bin/pm2 755 || true
@@ -26,7 +26,7 @@ provide_supervisor() {
 }
 
 supervisor_is_current() {
-    [[ $state/pm2/pm2.pid -nt $supervisor_unit && $state/pm2/pm2.pid -nt $tools/pm2/version ]]
+    [[ $state/pm2/pm2.pid -nt $supervisor_unit && $state/pm2/pm2.pid -nt ${tools:?}/pm2/version ]]
 }
 
 # unit_text: a daemon of systemd's own making, not of a login session, with which it would end.
@@ -136,6 +136,6 @@ UNIT
 
 # start_apps: those that do not run, or not from the newest file, list and settings.
 start_apps() {
-    apps_start "$state" "$home/bin"
+    apps_start "$state" "${home:?}/bin"
     run_pm2 "$state" save --force
 }
