@@ -51,6 +51,7 @@ main() {
 }
 
 everything() {
+    take_lab
     [[ -n ${KEEP:-} ]] || trap take_down EXIT
     trap 'exit 130' INT TERM HUP
     prepare
@@ -77,9 +78,15 @@ everything() {
 
 # The lab
 
-prepare() {
+# take_lab: two runs at the same time would end each other's machines. The folder is the lock.
+take_lab() {
     ((EUID == 0)) || die 'this makes containers and networks: run it as root'
     mkdir -p "$lab"
+    exec {lab_lock}<"$lab"
+    flock --nonblock "$lab_lock" || die "a run is at work in $lab, or has left machines there: tests/vms/run.sh down"
+}
+
+prepare() {
     install_what_is_missing
     [[ -e $lab/base-${RELEASE:-bookworm} ]] ||
         step 'Make the base image' make_base "$lab/base-${RELEASE:-bookworm}"
@@ -117,6 +124,7 @@ copy_project() {
 }
 
 bring_up() {
+    take_lab
     prepare
     vagrant up
 }
