@@ -192,8 +192,8 @@ fn raise_descriptor_limit() {
 
 /// What every program's `--help` says.
 const SETTINGS: &str = "\
-Takes its settings from the environment and from the file .env in the working
-directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.";
+Takes its settings from the environment and from the files .env.local and .env in the
+working directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.";
 
 /// `--version` and `--help`; a program takes no other argument.
 #[expect(
