@@ -84,7 +84,8 @@ wait_for_broker() {
 provide_queue() {
     broker_api GET whoami || take_over_broker
     rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
-        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}"
+        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" \
+        "${SETTINGS[RABBITMQ_QUEUE]}" "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
     ! broker_api GET users/guest || broker_api DELETE users/guest
 }
 

@@ -138,8 +138,9 @@ rabbitmq_api() {
 }
 
 # rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue, classic as
-# anybody declares it or quorum as the programs do, and the user of the programs that meet there. He may use this queue and the one for orders that can
-# never be recorded, no others, and may look at the management page.
+# anybody declares it or quorum as the programs do, and the user of the programs that meet
+# there. He may use this queue and the one for orders that can never be recorded, no others, and
+# may look at the management page.
 rabbitmq_provide() {
     local user names arguments={}
     user=$(url_text "$3")
