@@ -163,7 +163,7 @@ dependencies() {
 
 shell_scripts() {
     local scripts
-    mapfile -t scripts < <(find setup e2e tests -name '*.sh')
+    mapfile -t scripts < <(find setup e2e tests bench -name '*.sh')
     shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
 }
 

@@ -11,7 +11,7 @@ COLUMNS = [
     ("per_second", "a second", 0),
     ("p50_ms", "p50 ms", 2),
     ("p99_ms", "p99 ms", 2),
-    ("cpu_us", "CPU µs each", 0),
+    ("cpu_us", "CPU µs each", "short"),
     ("peak_mb", "peak MB", 1),
     ("ratio", "× REFERENCE (lowest–highest)", 2),
     ("failed", "failed", 0),
@@ -26,19 +26,21 @@ def figure(value, digits):
     if isinstance(value, list):
         middle, low, high = (figure(one, digits) for one in value)
         return middle if middle == low == high else f"{middle} ({low}–{high})"
+    if digits == "short":
+        digits = 0 if value >= 10 else 1
     return f"{value:,.{digits}f}"
 
 
-def table(headings, lines):
-    """Markdown that is aligned, and so reads well on a terminal too."""
+def table(headings, lines, numeric):
+    """Markdown that is aligned, and so reads well on a terminal too; figures stand right."""
     widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
-    numeric = [all(line[i][:1].isdigit() or line[i] in "–" for line in lines) for i in range(len(headings))]
-    fit = lambda line: "| " + " | ".join(
-        text.rjust(width) if right else text.ljust(width)
-        for text, width, right in zip(line, widths, numeric)
-    ) + " |"
-    rule = "|" + "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numeric)) + "|"
-    return "\n".join([fit(headings), rule, *map(fit, lines)])
+    texts = [
+        [text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric)]
+        for line in [headings, *lines]
+    ]
+    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numeric)]
+    texts.insert(1, rule)
+    return "\n".join(f"| {' | '.join(line)} |" for line in texts)
 
 
 def part_text(part):
@@ -47,7 +49,8 @@ def part_text(part):
         columns = columns[:-1]
     headings = [heading.replace("REFERENCE", part.get("reference", "")) for _, heading, _ in columns]
     lines = [[figure(row.get(key), digits) for key, _, digits in columns] for row in part["rows"]]
-    texts = [f"## {part['title']}", part.get("note", ""), table(headings, lines)]
+    numeric = [digits is not None for _, _, digits in columns]
+    texts = [f"## {part['title']}", part.get("note", ""), table(headings, lines, numeric)]
     if part["goals"]:
         texts.append(goals_text(part["goals"]))
     return "\n\n".join(filter(None, texts))
@@ -63,7 +66,7 @@ def goals_text(goals):
         ]
         for goal in goals
     ]
-    return table(["goal", "", "measured", "reached"], lines)
+    return table(["", "goal", "measured", "reached"], lines, [False, True, True, False])
 
 
 def document(results, parts):
@@ -76,7 +79,7 @@ def document(results, parts):
     for name in (name for name in parts if name in results):
         part = results[name]
         where = (
-            f"`{part['command']}`, {part['date']}, {part['rounds']} rounds of {part['seconds']} s, "
+            f"`{part['command']}`, {part['date']}, {part['rounds']} × {part['seconds']} s each, "
             f"load of the machine before it {part['load']}, {part['machine']}, commit {part['commit']}"
         )
         title, rest = part_text(part).split("\n", 1)
@@ -86,14 +89,14 @@ def document(results, parts):
 
 # The picture
 
-WIDTH, NAMES, FIGURES, LINE = 860, 360, 150, 24
+WIDTH, NAMES, FIGURES, LINE, EDGE = 880, 320, 150, 24, 12
 STYLE = """
-    text { font: 13px system-ui, sans-serif; fill: #1f2328 }
+    text { font: 13px system-ui, sans-serif; fill: #1f2328 } .paper { fill: #ffffff }
     .faint { fill: #59636e } .title { font-weight: 600 }
     .yes { fill: #1a7f37 } .no { fill: #bc4c00 }
     .goal { stroke: #1f2328; stroke-width: 2 } .spread { stroke: #59636e; stroke-width: 1.5 }
     @media (prefers-color-scheme: dark) {
-        text { fill: #e6edf3 } .faint { fill: #9198a1 }
+        text { fill: #e6edf3 } .faint { fill: #9198a1 } .paper { fill: #0d1117 }
         .yes { fill: #3fb950 } .no { fill: #f0883e }
         .goal { stroke: #e6edf3 } .spread { stroke: #9198a1 }
     }
@@ -112,7 +115,7 @@ def picture(results, parts):
     ]
     near = [goal for goal in goals if goal["goal"] < 3]
     far = [goal for goal in goals if goal["goal"] >= 3]
-    body, y = [], 8
+    body, y = [], EDGE
     for title, panel in (
         ("Beside the fastest and the ceilings: 1 is as fast", near),
         ("Beside what is usual: times as fast", far),
@@ -122,18 +125,19 @@ def picture(results, parts):
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" '
         f'aria-label="Ratios of our rate to that of others">\n<style>{STYLE}</style>\n'
+        f'<rect class="paper" width="{WIDTH}" height="{y}"/>\n'
         + "\n".join(body)
         + "\n</svg>\n"
     )
 
 
 def draw(body, y, title, goals):
-    room = WIDTH - NAMES - FIGURES
+    room = WIDTH - EDGE - NAMES - FIGURES
     most = max(max(goal["measured"][2], goal["goal"]) for goal in goals)
     at = lambda value: NAMES + room * value / most
     y += LINE
-    body.append(f'<text class="title" x="0" y="{y}">{title}</text>')
-    body.append(f'<text class="faint" x="{WIDTH}" y="{y}" text-anchor="end">mark: the goal</text>')
+    body.append(f'<text class="title" x="{EDGE}" y="{y}">{title}</text>')
+    body.append(f'<text class="faint" x="{WIDTH - EDGE}" y="{y}" text-anchor="end">mark: the goal</text>')
     for goal in goals:
         y += LINE
         middle, low, high = goal["measured"]
@@ -143,6 +147,6 @@ def draw(body, y, title, goals):
             f'<rect class="{kind}" x="{NAMES}" y="{y - 12}" width="{room * middle / most:.1f}" height="15" rx="2"/>',
             f'<path class="spread" d="M{at(low):.1f} {y - 4.5}H{at(high):.1f}"/>',
             f'<path class="goal" d="M{at(goal["goal"]):.1f} {y - 15}v21"/>',
-            f'<text class="faint" x="{WIDTH}" y="{y}" text-anchor="end">{figure(goal["measured"], 2)}</text>',
+            f'<text class="faint" x="{WIDTH - EDGE}" y="{y}" text-anchor="end">{figure(goal["measured"], 2)}</text>',
         ]
     return y
