@@ -27,6 +27,7 @@ class Bench:
         self.here = load.HERE
         self.rounds = int(settings["BENCH_ROUNDS"])
         self.seconds = int(settings["BENCH_SECONDS"])
+        self.commit = commit()
         self.sql = Sql(settings)
         self.ports = []
 
@@ -75,6 +76,7 @@ def machine():
 
 
 def commit():
+    """What is measured; taken before the results themselves change the checkout."""
     command = ["git", "-C", load.HERE, "describe", "--always", "--dirty", "--abbrev=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -87,7 +89,7 @@ def measure(bench, name, command):
     bench.stop()
     part["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     part |= {"rounds": bench.rounds, "seconds": bench.seconds, "load": f"{before:.1f}"}
-    return part | {"machine": machine(), "commit": commit(), "command": command}
+    return part | {"machine": machine(), "commit": bench.commit, "command": command}
 
 
 def write(folder, results):

@@ -107,7 +107,7 @@ def pika_consumer(bench):
 
 
 def nginx(bench, name, location, upstream=""):
-    """As many workers as cores; no log of requests, which ours does not write either."""
+    """As many workers as cores, and no log of requests, though ours write one."""
     port = bench.port()
     folder = os.path.abspath(f"nginx-{name}")
     os.makedirs(folder, exist_ok=True)

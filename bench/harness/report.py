@@ -33,7 +33,7 @@ def figure(value, digits):
 
 def table(headings, lines, numeric):
     """Markdown that is aligned, and so reads well on a terminal too; figures stand right."""
-    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
+    widths = [max(3, *(len(line[i]) for line in [headings, *lines])) for i in range(len(headings))]
     texts = [
         [text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric)]
         for line in [headings, *lines]
