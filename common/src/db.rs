@@ -430,7 +430,11 @@ fn pending(
     client: &mut impl postgres::GenericClient,
     migrations: Migrations,
 ) -> Result<Vec<(&'static str, &'static str)>, Error> {
-    let known = client.query_one("SELECT to_regclass('schema_migrations') IS NOT NULL", &[])?;
+    // In the service's own schema: `public`, which is searched too, may belong to another.
+    let known = client.query_one(
+        "SELECT to_regclass(quote_ident(current_schema()) || '.schema_migrations') IS NOT NULL",
+        &[],
+    )?;
     let applied: Vec<String> = if known.get(0) {
         let rows = client.query("SELECT name FROM schema_migrations", &[])?;
         rows.iter().map(|row| row.get(0)).collect()
