@@ -82,10 +82,12 @@ boot() {
 
 # container NAME: becomes "unshare", whose child becomes the machine's process 1.
 container() {
-    local group
+    local group groups
+    # Not from a pipe: its child would still be there beside the machine's process 1.
+    groups=$(groups_of "$1")
     while read -r group; do
         echo "$$" >"$group/cgroup.procs"
-    done < <(groups_of "$1")
+    done <<<"$groups"
     exec unshare --mount --pid --fork --net --uts --ipc --cgroup --propagation private \
         "$0" init "$1"
 }
