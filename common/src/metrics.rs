@@ -35,7 +35,7 @@ impl Metrics {
         let requests = Opts::new("http_requests_total", "Requests answered.");
         let seconds = HistogramOpts::new(
             "http_request_duration_seconds",
-            "Time from the request's arrival at a worker to the end of its answer.",
+            "Time from the request's arrival, whole, to the end of its answer.",
         );
         let connections = Opts::new("http_connections", "Connections that are open.");
         let refused_connections = Opts::new(

@@ -9,7 +9,7 @@ use common::queue::QueueConfig;
 
 use crate::access::AccessConfig;
 
-/// A worker waits for the inventory or for the broker nearly all of its time.
+/// A worker of movies waits for the inventory nearly all of its time.
 const WORKERS: usize = 32;
 
 /// Everything that the gateway is told.
