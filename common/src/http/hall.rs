@@ -4,16 +4,16 @@
 //! those of one hall all wait for something slow, the others go on.
 
 use std::fs::DirBuilder;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::edge::{self, CALL_WAITS, Call, EdgeLimits, Feed};
+use super::edge::{self, Call, EdgeLimits, Feed};
 use super::exchange::Exchange;
 use super::problem::Problem;
 use super::request::Request;
@@ -22,9 +22,6 @@ use super::router::{self, Destination, HandlerResult, Route};
 
 /// What a worker needs of its stack, with room to spare.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
-
-/// How long tiny_http may take to accept its only client.
-const FIRST_CALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the thread of the worker of that number does.
 type Work = dyn Fn(&Context, usize) + Send + Sync;
@@ -63,8 +60,8 @@ impl Hall {
 
     /// Opens the hall; its workers are started as they are needed.
     pub(super) fn open(self, limits: &EdgeLimits) -> io::Result<(OpenHall, edge::Hall)> {
-        let (tiny, client) = tiny_http_with_one_client()?;
-        let feed = Feed::new(client, self.workers, limits);
+        let tiny = Arc::new(tiny_http_without_clients()?);
+        let feed = Feed::new(Arc::clone(&tiny), self.workers, limits);
         let context = Arc::new(Context {
             tiny,
             feed: Arc::new(feed),
@@ -91,7 +88,7 @@ impl Hall {
 
 /// What the workers of a hall share.
 struct Context {
-    tiny: tiny_http::Server,
+    tiny: Arc<tiny_http::Server>,
     feed: Arc<Feed>,
 }
 
@@ -117,21 +114,11 @@ impl OpenHall {
     }
 }
 
-/// A tiny_http that has one client and can have no other: its socket is gone from the file
-/// system as soon as that one is connected.
-fn tiny_http_with_one_client() -> io::Result<(tiny_http::Server, UnixStream)> {
+/// A tiny_http that nobody can reach: its socket is gone from the file system at once.
+fn tiny_http_without_clients() -> io::Result<tiny_http::Server> {
     let directory = PrivateDirectory::create()?;
-    let socket = directory.path.join("tiny_http");
-    let listener = UnixListener::bind(&socket)?;
-    let tiny = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let mut client = UnixStream::connect(&socket)?;
-    // Proof that it listens; later there is nobody to tell.
-    client.write_all(CALL_WAITS)?;
-    match tiny.recv_timeout(FIRST_CALL_LIMIT)? {
-        Some(first) => drop(first.into_writer()),
-        None => return Err(io::ErrorKind::TimedOut.into()),
-    }
-    Ok((tiny, client))
+    let listener = UnixListener::bind(directory.path.join("tiny_http"))?;
+    tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)
 }
 
 /// A worker with what it owns.
@@ -144,22 +131,19 @@ struct Worker<'c, S: 'static> {
 
 impl<S> Worker<'_, S> {
     fn run(mut self, new_state: &dyn Fn() -> S) {
-        let Context { tiny, feed, .. } = self.context;
-        while !feed.is_closed() {
-            let Ok(announcement) = tiny.recv() else {
-                continue;
-            };
-            // The answer goes to the client itself, and tiny_http gets none.
-            drop(announcement.into_writer());
-            let Some(call) = feed.take(self.number) else {
-                continue;
-            };
-            let served = self.serve(*call);
-            feed.leave(self.number);
-            if served.is_err() {
-                // What the handler left behind may be half done.
-                self.state = new_state();
+        let Context { tiny, feed } = self.context;
+        loop {
+            while let Some(call) = feed.next(self.number) {
+                if self.serve(*call).is_err() {
+                    // What the handler left behind may be half done.
+                    self.state = new_state();
+                }
             }
+            if feed.is_closed() {
+                return;
+            }
+            // There is never a request of its own: it returns when the feed unblocks it.
+            let _ = tiny.recv();
         }
     }
 

@@ -1,11 +1,10 @@
-//! The way from the edge to the workers of a hall. Workers wait in tiny_http's `recv`, and
-//! tiny_http has one client for ever: the feed, which sends it one and the same request for each
-//! call that waits. So tiny_http queues and wakes, as it does well, and never reads a byte that
-//! a stranger wrote; the call itself, checked and whole, passes through memory.
+//! The way from the edge to the workers of a hall. Workers without a call rest in tiny_http's
+//! `recv`, and the feed unblocks one of them for each call that finds one resting. So tiny_http
+//! never reads a byte that a stranger wrote; the call itself, checked and whole, passes through
+//! memory. A worker that is done with a call takes the next one that waits, without a rest.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,9 +14,6 @@ use super::client::Client;
 use crate::http::exchange::{Asked, Exchange};
 use crate::http::request::Request;
 use crate::http::response::Terms;
-
-/// What tiny_http reads: that a call waits.
-pub(crate) const CALL_WAITS: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
 /// A request on its way to a worker, and the way back.
 pub(crate) struct Call {
@@ -39,8 +35,7 @@ pub(crate) struct Hall {
 /// What a hall's edge and its workers share.
 pub(crate) struct Feed {
     state: Mutex<State>,
-    /// The one connection to tiny_http.
-    tiny: UnixStream,
+    tiny: Arc<tiny_http::Server>,
     queue_max: usize,
     queue_time: Duration,
     answer_time: Duration,
@@ -48,12 +43,14 @@ pub(crate) struct Feed {
 
 struct State {
     waiting: VecDeque<Waiting>,
-    /// How many requests tiny_http was sent and no worker has answered by taking a call. There
-    /// may be more than calls: one that waited too long leaves its own behind, for the next.
-    announced: usize,
     /// One place for each worker.
     places: Vec<Place>,
+    /// How many workers have a call.
     busy: usize,
+    /// How many rest, or are about to.
+    resting: usize,
+    /// How many of those were unblocked and have not come yet.
+    unblocked: usize,
     closed: bool,
 }
 
@@ -66,9 +63,20 @@ struct Waiting {
 #[derive(Default)]
 struct Place {
     thread: Option<JoinHandle<()>>,
+    doing: Doing,
     at_work: Option<AtWork>,
     /// It was told that somebody else wants it, and has not left its call yet.
     yields: bool,
+}
+
+/// What a worker does.
+#[derive(Default)]
+enum Doing {
+    /// It has not asked for a call yet.
+    #[default]
+    Start,
+    Call,
+    Rest,
 }
 
 /// A call that a worker is at work on: enough to end it in the worker's place.
@@ -91,14 +99,15 @@ pub(super) enum Overdue {
 }
 
 impl Feed {
-    /// For so many workers, who wait in the tiny_http at the other end of `tiny`.
-    pub(crate) fn new(tiny: UnixStream, workers: usize, limits: &EdgeLimits) -> Self {
+    /// For so many workers, who wait in that tiny_http.
+    pub(crate) fn new(tiny: Arc<tiny_http::Server>, workers: usize, limits: &EdgeLimits) -> Self {
         Self {
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
-                announced: 0,
                 places: (0..workers).map(|_| Place::default()).collect(),
                 busy: 0,
+                resting: 0,
+                unblocked: 0,
                 closed: false,
             }),
             tiny,
@@ -108,35 +117,33 @@ impl Feed {
         }
     }
 
-    /// The next call for the worker of that number, with the desk to answer it at; None where
-    /// it was answered already, since it waited too long.
-    pub(crate) fn take(self: &Arc<Self>, worker: usize) -> Option<Box<Call>> {
+    /// The next call for the worker of that number, who is done with the last one, with the desk
+    /// to answer it at. None sends the worker to rest, and it asks again when it is unblocked.
+    pub(crate) fn next(self: &Arc<Self>, worker: usize) -> Option<Box<Call>> {
         let mut state = self.state();
-        state.announced = state.announced.saturating_sub(1);
-        let Waiting { mut call, .. } = state.waiting.pop_front()?;
-        let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
-        let outlet = call.exchange.outlet()?;
-        outlet.bind(Desk {
-            feed: Arc::clone(self),
-            worker,
-        });
-        state.places[worker].at_work = Some(AtWork {
-            client: Arc::clone(outlet.client()),
-            asked,
-            terms,
-            begun: false,
-            since: Instant::now(),
-        });
+        state.leave(worker);
+        let Some(Waiting { mut call, .. }) = state.waiting.pop_front() else {
+            state.resting += 1;
+            state.places[worker].doing = Doing::Rest;
+            return None;
+        };
         state.busy += 1;
+        state.places[worker].doing = Doing::Call;
+        let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
+        if let Some(outlet) = call.exchange.outlet() {
+            outlet.bind(Desk {
+                feed: Arc::clone(self),
+                worker,
+            });
+            state.places[worker].at_work = Some(AtWork {
+                client: Arc::clone(outlet.client()),
+                asked,
+                terms,
+                begun: false,
+                since: Instant::now(),
+            });
+        }
         Some(call)
-    }
-
-    /// The worker is ready for the next call.
-    pub(crate) fn leave(&self, worker: usize) {
-        let mut state = self.state();
-        state.places[worker].at_work = None;
-        state.places[worker].yields = false;
-        state.busy -= 1;
     }
 
     /// Takes no more calls, and returns the workers, which are to end now.
@@ -173,6 +180,24 @@ impl Feed {
     }
 }
 
+impl State {
+    /// The worker has left whatever it did.
+    fn leave(&mut self, worker: usize) {
+        let place = &mut self.places[worker];
+        place.at_work = None;
+        place.yields = false;
+        match std::mem::take(&mut place.doing) {
+            Doing::Start => {}
+            Doing::Call => self.busy -= 1,
+            Doing::Rest => {
+                self.resting -= 1;
+                // When the hall is closed, workers are unblocked beyond the count.
+                self.unblocked = self.unblocked.saturating_sub(1);
+            }
+        }
+    }
+}
+
 impl Hall {
     /// Whether requests for that path belong here.
     pub(super) fn takes(&self, path: &str) -> bool {
@@ -193,19 +218,16 @@ impl Hall {
             call,
             since: Instant::now(),
         });
-        let announce = state.announced < state.waiting.len();
-        if announce {
-            state.announced += 1;
-        }
-        // Workers are started as they are needed: a service that is asked little stays small.
-        if under_way < workers {
+        let rouse = state.unblocked < state.resting;
+        if rouse {
+            state.unblocked += 1;
+        } else {
+            // Workers are started as they are needed: a service that is asked little stays small.
             self.start_worker(&mut state);
         }
         drop(state);
-        if announce && let Err(error) = (&self.feed.tiny).write_all(CALL_WAITS) {
-            // tiny_http reads for as long as this process lives. Were it to end all the same,
-            // calls would be answered 503 after their time.
-            log::error!(hall = self.prefix, cause = error.to_string().as_str(); "the feed is broken");
+        if rouse {
+            self.feed.tiny.unblock();
         }
         Ok(())
     }
