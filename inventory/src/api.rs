@@ -6,10 +6,17 @@ use common::http::{
 };
 use serde_json::json;
 
+use crate::creators::Creators;
 use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::MovieStore;
 
-pub(crate) const ROUTES: &[Route<MovieStore>] = &[
+/// What a worker has.
+pub(crate) struct Movies {
+    pub(crate) store: MovieStore,
+    pub(crate) creators: Creators,
+}
+
+pub(crate) const ROUTES: &[Route<Movies>] = &[
     (Verb::Get, "/api/movies", list_movies),
     (Verb::Post, "/api/movies", create_movie),
     (Verb::Delete, "/api/movies", delete_all_movies),
@@ -18,7 +25,7 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Delete, "/api/movies/:id", delete_movie),
 ];
 
-fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn list_movies<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query(request)?;
     let part = request.query("title")?.unwrap_or_default();
     if part.contains('\0') {
@@ -26,61 +33,62 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
     }
     if part.is_empty() {
         page.respond(
-            movies.list(page.with_one_more())?,
+            movies.store.list(page.with_one_more())?,
             |movie| movie.id,
             request,
         )
     } else {
         page.respond(
-            movies.search(&part, page.with_one_more())?,
+            movies.store.search(&part, page.with_one_more())?,
             |movie| movie.id,
             request,
         )
     }
 }
 
-fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn create_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     let new_movie = NewMovie::try_from(request.json_object::<MovieFields>()?)?;
-    let movie = movies.create(new_movie)?;
-    Ok(Response::json(201, &movie)
-        .with_header("location", format!("/api/movies/{}", movie.id))
-        .with_header("etag", entity_tag_of(&movie)))
+    let creators = movies.creators.clone();
+    Ok(Response::later(move |client| {
+        creators.create(new_movie, client);
+    }))
 }
 
-fn delete_all_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn delete_all_movies<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     require_no_tag(request)?;
-    let deleted = movies.delete_all()?;
+    let deleted = movies.store.delete_all()?;
     let answer = json!({ "message": "All movies have been deleted", "deleted": deleted });
     Ok(Response::json(200, &answer))
 }
 
-fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn get_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     let movie = movies
+        .store
         .find(movie_id(request)?)?
         .ok_or_else(|| no_such_movie(request))?;
     Ok(json_if_changed(request, &movie))
 }
 
-fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn change_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
     let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
     let result = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.change_if(id, &changes, check)?.transpose()?
+        movies.store.change_if(id, &changes, check)?.transpose()?
     } else {
-        movies.change(id, &changes)?
+        movies.store.change(id, &changes)?
     };
     let movie = result.ok_or_else(|| no_such_movie(request))?;
     Ok(Response::json(200, &movie).with_header("etag", entity_tag_of(&movie)))
 }
 
-fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+fn delete_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
     let deleted = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.delete_if(id, check)?.transpose()?.is_some()
+        movies.store.delete_if(id, check)?.transpose()?.is_some()
     } else {
-        movies.delete(id)?
+        movies.store.delete(id)?
     };
     if !deleted {
         return Err(no_such_movie(request));

@@ -22,6 +22,18 @@ pub(crate) struct NewMovie {
     pub(crate) description: String,
 }
 
+impl NewMovie {
+    /// The movie that it is once it is stored.
+    pub(crate) fn with_id(self, id: i64) -> Movie {
+        let Self { title, description } = self;
+        Movie {
+            id,
+            title,
+            description,
+        }
+    }
+}
+
 /// What to change of a movie; at least one field.
 pub(crate) struct MovieChanges {
     pub(crate) title: Option<String>,

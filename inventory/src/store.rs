@@ -43,8 +43,12 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
         lock: client.prepare(
             "SELECT id, title, description FROM movies WHERE id = $1 FOR UPDATE",
         )?,
-        create: client
-            .prepare("INSERT INTO movies (title, description) VALUES ($1, $2) RETURNING id")?,
+        create: client.prepare(
+            "INSERT INTO movies (title, description) \
+             SELECT title, description \
+             FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS new (title, description, place) \
+             ORDER BY place RETURNING id",
+        )?,
         change: client.prepare(
             "UPDATE movies SET title = coalesce($2, title), description = coalesce($3, description) \
              WHERE id = $1 RETURNING id, title, description",
@@ -108,16 +112,20 @@ impl MovieStore {
             .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(movie)))
     }
 
-    pub(crate) fn create(&mut self, new_movie: NewMovie) -> Result<Movie, DbError> {
-        let NewMovie { title, description } = new_movie;
-        let row = self.connection.run(|client, statements| {
-            client.query_one(&statements.create, &[&title, &description])
+    /// The ids of the new movies, which are stored all together or not at all.
+    pub(crate) fn create(&mut self, new_movies: &[NewMovie]) -> Result<Vec<i64>, DbError> {
+        let titles: Vec<&str> = new_movies.iter().map(|new| new.title.as_str()).collect();
+        let descriptions: Vec<&str> = new_movies
+            .iter()
+            .map(|new| new.description.as_str())
+            .collect();
+        let rows = self.connection.run(|client, statements| {
+            client.query(&statements.create, &[&titles, &descriptions])
         })?;
-        Ok(Movie {
-            id: row.get(0),
-            title,
-            description,
-        })
+        // They are given out in order, and it is nowhere said that they are returned in it.
+        let mut ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     /// The movie after the change; None where there is none of that id.

@@ -1,6 +1,7 @@
 //! Movies, through a real socket, on a real PostgreSQL.
 
 use std::fmt::Write as _;
+use std::thread;
 
 use common::http::HttpConfig;
 use serde_json::{Value, json};
@@ -42,6 +43,31 @@ impl Inventory {
 
     fn titles(&self, target: &str) -> Vec<String> {
         titles(&self.get(target))
+    }
+
+    /// Creates them all at the same time: they find the table locked, and go on together.
+    fn create_together(&self, titles: &[String]) -> Vec<Reply> {
+        let mut connection = self.database.connect();
+        let mut lock = connection.transaction().expect("a transaction");
+        lock.batch_execute("LOCK TABLE movies IN EXCLUSIVE MODE")
+            .expect("the lock");
+        let waiting =
+            "SELECT count(*) FROM pg_locks WHERE relation = 'movies'::regclass AND NOT granted";
+        thread::scope(|scope| {
+            let create = |title: &String| self.client().post("/api/movies", &movie(title));
+            let asking: Vec<_> = titles
+                .iter()
+                .map(|title| scope.spawn(move || create(title)))
+                .collect();
+            eventually("some wait for the table, and the others for those", || {
+                self.database.count(waiting) == 4
+            });
+            lock.rollback().expect("the end of the lock");
+            let replies = asking
+                .into_iter()
+                .map(|asking| asking.join().expect("an answer"));
+            replies.collect()
+        })
     }
 }
 
@@ -533,6 +559,42 @@ fn operations_are_answered_by_the_process_and_by_its_database() {
     ] {
         assert!(metrics.text.contains(line), "{line:?} in {}", metrics.text);
     }
+}
+
+#[test]
+fn movies_that_are_created_together_have_an_id_each() {
+    let inventory = Inventory::start();
+    inventory.get("/api/movies");
+    let titles: Vec<String> = (0..40).map(|number| format!("Part {number}")).collect();
+
+    let replies = inventory.create_together(&titles);
+
+    for (title, reply) in titles.iter().zip(replies) {
+        let created = with_id(movie(title), &reply.json["id"]);
+        assert_eq!((reply.status, &reply.json), (201, &created));
+        assert_eq!(inventory.get(reply.header("location")).json, created);
+    }
+}
+
+#[test]
+fn a_movie_that_postgresql_refuses_is_not_refused_in_the_name_of_others() {
+    let inventory = Inventory::start();
+    inventory.get("/api/movies");
+    inventory
+        .database
+        .execute("ALTER TABLE movies ADD CHECK (title NOT LIKE '%3')");
+    let titles: Vec<String> = (0..40).map(|number| format!("Part {number}")).collect();
+
+    let replies = inventory.create_together(&titles);
+
+    let refused: Vec<&String> = titles
+        .iter()
+        .zip(&replies)
+        .filter(|(_, reply)| reply.status != 201)
+        .map(|(title, _)| title)
+        .collect();
+    assert_eq!(refused, ["Part 3", "Part 13", "Part 23", "Part 33"]);
+    assert_eq!(inventory.titles("/api/movies").len(), 36);
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Problem {
 
     /// 503: no worker for it, in time or at all.
     #[must_use]
-    pub(super) fn overloaded(cause: &'static str) -> Self {
+    pub fn overloaded(cause: &'static str) -> Self {
         Self::unavailable("this service is overloaded; try again", cause)
     }
 

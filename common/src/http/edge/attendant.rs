@@ -79,7 +79,7 @@ fn end_overdue(overdue: Overdue) {
         }
         Overdue::Silent(at_work) => {
             let detail = "this takes too long; whether it is done is not known";
-            let problem = Problem::unavailable(detail, "the worker does not answer");
+            let problem = Problem::unavailable(detail, "nothing was heard of it");
             let share = at_work.client.edge.memory.share();
             let outlet = at_work.client.outlet_of_this_turn();
             let exchange = Exchange::new(at_work.asked, outlet, at_work.terms, share);

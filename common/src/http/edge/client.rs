@@ -132,7 +132,7 @@ impl Client {
 /// end, it cuts the connection, so that nobody waits for ever.
 pub(crate) struct Outlet {
     client: Arc<Client>,
-    /// The worker's, for as long as one is at work on the request.
+    /// Of whoever is at work on the request, for as long as they are.
     desk: Option<Desk>,
     phase: Phase,
     kept: Kept,
@@ -146,7 +146,7 @@ enum Phase {
     Begun,
     /// The turn is the client's again.
     Ended,
-    /// The worker was silent for too long, and somebody ended the turn in its place.
+    /// Nothing was heard for too long, and somebody else ended the turn.
     TakenOver,
 }
 
@@ -162,10 +162,11 @@ impl Outlet {
 
     /// The worker goes on to its next call; another thread will answer.
     pub(crate) fn leave_worker(&mut self) {
-        if let Some(desk) = self.desk.take()
-            && !desk.leave_call()
-        {
-            self.phase = Phase::TakenOver;
+        if let Some(desk) = self.desk.take() {
+            self.desk = desk.hand_on();
+            if self.desk.is_none() {
+                self.phase = Phase::TakenOver;
+            }
         }
     }
 
@@ -181,8 +182,10 @@ impl Outlet {
 
     /// Gives the turn back to the client, as soon as it has taken what is left.
     pub(crate) fn end(mut self, after: After) {
-        // Who was silent for long may still find out here that it is too late.
-        self.leave_worker();
+        if self.desk.take().is_some_and(|desk| !desk.leave_call()) {
+            // Who was silent for long may still find out here that it is too late.
+            self.phase = Phase::TakenOver;
+        }
         if matches!(self.phase, Phase::Ended | Phase::TakenOver) {
             return;
         }
@@ -228,7 +231,7 @@ impl Outlet {
         }
         if matches!(self.phase, Phase::Ended | Phase::TakenOver) {
             // The client has perhaps asked for something else already.
-            return Err(io::Error::other("it was answered in the worker's place"));
+            return Err(io::Error::other("somebody else has answered it"));
         }
         self.phase = Phase::Begun;
         let taken = if self.kept.is_empty() {

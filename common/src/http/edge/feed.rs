@@ -3,7 +3,7 @@
 //! never reads a byte that a stranger wrote; the call itself, checked and whole, passes through
 //! memory. A worker that is done with a call takes the next one that waits, without a rest.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -45,6 +45,9 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// One place for each worker.
     places: Vec<Place>,
+    /// Calls that a worker has handed on, by their number.
+    handed_on: HashMap<u64, AtWork>,
+    last_number: u64,
     /// How many workers have a call.
     busy: usize,
     /// How many rest, or are about to.
@@ -79,14 +82,14 @@ enum Doing {
     Rest,
 }
 
-/// A call that a worker is at work on: enough to end it in the worker's place.
+/// A call that somebody is at work on: enough to end it in their place.
 pub(super) struct AtWork {
     pub(super) client: Arc<Client>,
     pub(super) asked: Arc<Asked>,
     pub(super) terms: Terms,
     /// The answer has begun.
     pub(super) begun: bool,
-    /// When the worker was last heard of.
+    /// When they were last heard of.
     since: Instant,
 }
 
@@ -94,7 +97,7 @@ pub(super) struct AtWork {
 pub(super) enum Overdue {
     /// For a worker.
     Waiting(Box<Call>),
-    /// For a word of a worker's.
+    /// For a word of whoever is at work on it.
     Silent(AtWork),
 }
 
@@ -105,6 +108,8 @@ impl Feed {
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
                 places: (0..workers).map(|_| Place::default()).collect(),
+                handed_on: HashMap::new(),
+                last_number: 0,
                 busy: 0,
                 resting: 0,
                 unblocked: 0,
@@ -133,7 +138,7 @@ impl Feed {
         if let Some(outlet) = call.exchange.outlet() {
             outlet.bind(Desk {
                 feed: Arc::clone(self),
-                worker,
+                seat: Seat::Worker(worker),
             });
             state.places[worker].at_work = Some(AtWork {
                 client: Arc::clone(outlet.client()),
@@ -167,10 +172,16 @@ impl Feed {
         {
             overdue.extend(state.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
         }
-        for place in &mut state.places {
-            let silent = |at_work: &mut AtWork| at_work.since.elapsed() >= self.answer_time;
-            overdue.extend(place.at_work.take_if(silent).map(Overdue::Silent));
+        let silent = |at_work: &AtWork| at_work.since.elapsed() >= self.answer_time;
+        let State {
+            places, handed_on, ..
+        } = &mut *state;
+        for place in places {
+            let at_work = place.at_work.take_if(|at_work| silent(at_work));
+            overdue.extend(at_work.map(Overdue::Silent));
         }
+        let handed_on = handed_on.extract_if(|_, at_work| silent(at_work));
+        overdue.extend(handed_on.map(|(_, at_work)| Overdue::Silent(at_work)));
         overdue
     }
 
@@ -252,18 +263,41 @@ impl Hall {
     }
 }
 
-/// A worker's place, as the outlet knows it that the worker writes to.
+/// Where somebody is at work on a call, as the outlet knows it that they write to.
 pub(super) struct Desk {
     feed: Arc<Feed>,
-    worker: usize,
+    seat: Seat,
+}
+
+#[derive(Clone, Copy)]
+enum Seat {
+    Worker(usize),
+    /// Wherever a worker has handed the call to.
+    Elsewhere(u64),
+}
+
+impl State {
+    fn at_work(&mut self, seat: Seat) -> Option<&mut AtWork> {
+        match seat {
+            Seat::Worker(worker) => self.places[worker].at_work.as_mut(),
+            Seat::Elsewhere(number) => self.handed_on.get_mut(&number),
+        }
+    }
+
+    fn end_work(&mut self, seat: Seat) -> Option<AtWork> {
+        match seat {
+            Seat::Worker(worker) => self.places[worker].at_work.take(),
+            Seat::Elsewhere(number) => self.handed_on.remove(&number),
+        }
+    }
 }
 
 impl Desk {
-    /// Says that the worker goes on; false where it was silent for so long that the call was
-    /// ended in its place.
+    /// Says that the work goes on; false where nothing was heard of it for so long that the call
+    /// was ended by another.
     pub(super) fn may_write(&self) -> bool {
         let mut state = self.feed.state();
-        let Some(at_work) = &mut state.places[self.worker].at_work else {
+        let Some(at_work) = state.at_work(self.seat) else {
             return false;
         };
         at_work.begun = true;
@@ -271,30 +305,47 @@ impl Desk {
         true
     }
 
-    /// Says that the worker has done its part; false as above.
-    pub(super) fn leave_call(&self) -> bool {
-        let mut state = self.feed.state();
-        state.places[self.worker].at_work.take().is_some()
+    /// Says that the work is done; false as above.
+    pub(super) fn leave_call(self) -> bool {
+        self.feed.state().end_work(self.seat).is_some()
     }
 
-    /// Whether fewer than half of the workers are free.
+    /// The worker hands the call on, and whoever has it now is no worker; None as above.
+    pub(super) fn hand_on(self) -> Option<Self> {
+        let mut state = self.feed.state();
+        let at_work = state.end_work(self.seat)?;
+        state.last_number += 1;
+        let number = state.last_number;
+        state.handed_on.insert(number, at_work);
+        drop(state);
+        Some(Self {
+            seat: Seat::Elsewhere(number),
+            ..self
+        })
+    }
+
+    /// Whether fewer than half of the workers are free. Who is no worker has others waiting.
     pub(super) fn is_scarce(&self) -> bool {
         let state = self.feed.state();
-        2 * (state.waiting.len() + state.busy) > state.places.len()
+        matches!(self.seat, Seat::Elsewhere(_))
+            || 2 * (state.waiting.len() + state.busy) > state.places.len()
     }
 
     /// Whether a request waits for this worker: all are at work, and of those that wait for a
     /// slow client no other was told yet on behalf of that request.
     pub(super) fn must_yield(&self) -> bool {
+        let Seat::Worker(worker) = self.seat else {
+            return true;
+        };
         let mut state = self.feed.state();
-        if let Some(at_work) = &mut state.places[self.worker].at_work {
+        if let Some(at_work) = &mut state.places[worker].at_work {
             // It waits for its client, and is not silent.
             at_work.since = Instant::now();
         }
         let free = state.places.len() - state.busy;
         let yielding = state.places.iter().filter(|place| place.yields).count();
         let wanted = state.waiting.len() > free + yielding;
-        state.places[self.worker].yields |= wanted;
+        state.places[worker].yields |= wanted;
         wanted
     }
 }
