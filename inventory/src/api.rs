@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::creators::Creators;
 use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
-use crate::store::MovieStore;
+use crate::store::{ListedMovie, MovieStore};
 
 /// What a worker has.
 pub(crate) struct Movies {
@@ -34,13 +34,13 @@ fn list_movies<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'
     if part.is_empty() {
         page.respond(
             movies.store.list(page.with_one_more())?,
-            |movie| movie.id,
+            ListedMovie::id,
             request,
         )
     } else {
         page.respond(
             movies.store.search(&part, page.with_one_more())?,
-            |movie| movie.id,
+            ListedMovie::id,
             request,
         )
     }

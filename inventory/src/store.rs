@@ -9,6 +9,7 @@ use common::process::StartError;
 use common::shutdown::Shutdown;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Error, GenericClient, Row, Statement};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use crate::movie::{Movie, MovieChanges, NewMovie};
 
@@ -80,12 +81,12 @@ impl MovieStore {
     pub(crate) fn list(
         &mut self,
         page: Page,
-    ) -> Result<impl Iterator<Item = Result<Movie, DbError>>, DbError> {
+    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>>, DbError> {
         let rows = self.connection.stream(|client, statements| {
             let params: [Option<i64>; 2] = [Some(page.after), page.limit];
             client.query_raw(&statements.list, params)
         })?;
-        Ok(rows.map(|row| row.map(movie)))
+        Ok(rows.map(|row| row.map(ListedMovie)))
     }
 
     /// The same for those whose title contains `part`, in any case.
@@ -93,7 +94,7 @@ impl MovieStore {
         &'a mut self,
         part: &str,
         page: Page,
-    ) -> Result<impl Iterator<Item = Result<Movie, DbError>> + use<'a>, DbError> {
+    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>> + use<'a>, DbError> {
         let pattern = search_pattern(part);
         let rows = self.connection.stream(|client, _| {
             // Planned anew for each pattern: a plan that serves all of them reads the table.
@@ -104,7 +105,7 @@ impl MovieStore {
             ];
             client.query_typed_raw(SEARCH, params)
         })?;
-        Ok(rows.map(|row| row.map(movie)))
+        Ok(rows.map(|row| row.map(ListedMovie)))
     }
 
     pub(crate) fn find(&mut self, id: i64) -> Result<Option<Movie>, DbError> {
@@ -204,9 +205,28 @@ fn change(
     Ok(client.query_opt(&statements.change, &params)?.map(movie))
 }
 
+/// A movie among many, written from the row as it came.
+pub(crate) struct ListedMovie(Row);
+
+impl ListedMovie {
+    pub(crate) fn id(&self) -> i64 {
+        self.0.get(0)
+    }
+}
+
+impl Serialize for ListedMovie {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut movie = serializer.serialize_struct("Movie", 3)?;
+        movie.serialize_field("id", &self.id())?;
+        movie.serialize_field("title", self.0.get::<_, &str>(1))?;
+        movie.serialize_field("description", self.0.get::<_, &str>(2))?;
+        movie.end()
+    }
+}
+
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "it is what iterators over rows map with"
+    reason = "it is what options of rows map with"
 )]
 fn movie(row: Row) -> Movie {
     Movie {
