@@ -6,6 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -25,24 +26,20 @@ All checks, the same as in CI.
                                   the examples in README.md
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
+  setup/test.sh help | version
 USAGE
 }
 
 main() {
+    answer_help_and_version "$@"
     case ${1:-} in
         '') all_checks ;;
         run)
-            (($# > 1)) || wrong_usage
+            (($# > 1)) || wrong_usage 'run takes the command to run'
             with_servers "${@:2}"
             ;;
-        help | --help | -h) usage ;;
-        *) wrong_usage ;;
+        *) wrong_usage "there is no command $1" ;;
     esac
-}
-
-wrong_usage() {
-    usage >&2
-    exit 2
 }
 
 all_checks() {
@@ -128,9 +125,9 @@ check() {
     status=$?
     set -e
     if ((status == 0)); then
-        note "passed after $((SECONDS - started)) s"
+        note "passed after $(time_text $((SECONDS - started)))"
     else
-        note "FAILED after $((SECONDS - started)) s"
+        note "FAILED after $(time_text $((SECONDS - started)))"
         failed+=("$title")
     fi
 }
@@ -190,10 +187,10 @@ sum_up() {
     done <"$folder/tests.log"
 
     if ((${#failed[@]} == 0)); then
-        heading 'All checks passed'
+        heading "All checks passed, after $(time_text $SECONDS)"
     else
-        heading 'Failed'
-        printf '         %s\n' "${failed[@]}"
+        heading "Failed, after $(time_text $SECONDS)"
+        printf '    %s\n' "${failed[@]}"
     fi
     echo "$tests_passed passed, $tests_failed failed"
     ((${#failed[@]} == 0))
