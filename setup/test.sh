@@ -16,14 +16,15 @@ source "$repo/setup/lib/postgres.sh"
 source "$repo/setup/lib/rabbitmq.sh"
 source "$repo/setup/lib/test_servers.sh"
 source "$repo/setup/lib/readme.sh"
+source "$repo/setup/lib/monitoring.sh"
 
 usage() {
     cat <<'USAGE'
 All checks, the same as in CI.
 
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, the Vagrantfile and what is behind it, and
-                                  the examples in README.md
+                                  shell scripts, the Vagrantfile and what is behind it, the
+                                  examples in README.md, and the alerts and the dashboard
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
   setup/test.sh help | version
@@ -56,6 +57,7 @@ all_checks() {
     check 'Shell scripts' shell_scripts
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'The examples in README.md' readme_examples
+    check 'Monitoring' check_monitoring "$folder/local/settings.env"
     sum_up
 }
 
@@ -78,6 +80,7 @@ install_what_is_missing() {
     install_packages "${missing[@]}"
     install_rust
     install_cargo_deny
+    install_promtool
 }
 
 # know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been

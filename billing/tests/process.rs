@@ -264,10 +264,13 @@ fn the_api_answers_503_while_postgresql_is_away() {
         eventually("the loss is noticed", || client.get(target).status == 503);
     }
     assert_eq!(client.get("/health").status, 200);
+    let shows = |line| client.get("/metrics").text.contains(line);
+    assert!(shows("\npostgresql_connected 0\n"));
     relay.restore();
     eventually("the orders are back", || {
         client.get("/api/orders").status == 200
     });
+    assert!(shows("\npostgresql_connected 1\n"));
 }
 
 #[test]

@@ -222,6 +222,24 @@ fetch_cargo_deny() {
     cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
 }
 
+# install_promtool: the one program of Debian's package that is wanted here. Installed, the package
+# would bring a server that starts with the machine.
+install_promtool() {
+    command -v promtool >/dev/null ||
+        install_tool promtool "of $(dpkg --print-architecture)" 'Fetch promtool' fetch_promtool
+    PATH=$PATH:$tools/promtool/usr/bin
+}
+
+fetch_promtool() {
+    cd "$1" || return
+    apt-get download prometheus || {
+        wait_for_package_lists apt-get --quiet
+        apt-get download prometheus
+    }
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool
+    rm -f prometheus_*.deb
+}
+
 # install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is
 # there. The command gets the folder that it is to fill as its first argument.
 install_tool() {

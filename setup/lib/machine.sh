@@ -66,8 +66,9 @@ begin_machine() {
 
 choose_machine_settings() {
     read_project_settings "$repo"
-    # shellcheck disable=SC2119 # no keys but those of the files
-    environment_wins
+    environment_wins MONITORING_IP
+    [[ ${SETTINGS[MONITORING_IP]:-} =~ ^([0-9]+(\.[0-9]+){3})?$ ]] ||
+        die 'MONITORING_IP must be an IPv4 address, as 192.168.56.1, or be left out'
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
     require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
