@@ -55,6 +55,7 @@ all_checks() {
     check 'Tests' run_tests
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
+    check 'Their command lines' command_lines
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$folder/local/settings.env"
@@ -165,6 +166,19 @@ shell_scripts() {
     local scripts
     mapfile -t scripts < <(find setup e2e tests bench -name '*.sh')
     shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
+}
+
+# command_lines: every script that people call answers help, version and nonsense alike.
+command_lines() {
+    local script status said=$folder/said
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/vms/run.sh; do
+        [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
+        [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
+        status=0
+        "$script" --nonsense >"$said" 2>"$said.error" || status=$?
+        [[ $status == 2 && ! -s $said && $(<"$said.error") == *"$script"* ]] ||
+            die "$script --nonsense is not refused with 2 and how it is called"
+    done
 }
 
 # readme_examples: against a platform as setup/local.sh starts it.

@@ -109,8 +109,9 @@ count_progress() {
     exec {silence}<> <(:)
     if $terminal; then
         width=$(stty -F /dev/tty size 2>/dev/null | cut -d ' ' -f 2) || true
-        width=$((${width:-80} - 17))
-        text=${text:0:$((width > 0 ? width : 1))}
+        # Cut to one line, which can be written over; a terminal may not know how wide it is.
+        ((${width:-0} >= 40)) || width=80
+        text=${text:0:width-16}
     fi
     while kill -0 "$$" 2>/dev/null; do
         if $terminal; then
