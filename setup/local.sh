@@ -404,13 +404,18 @@ report() {
     curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
 
   Next:
-    $again status      what runs, and where
-    $again logs        what the programs say
-    $again pm2 stop billing-consumer    orders then wait in the queue; pm2 start records them
-    $again down        stops everything; the data stays
+$(next status 'what runs, and where')
+$(next logs 'what the programs say')
+$(next 'pm2 stop billing-consumer' 'orders wait; "pm2 start" records them')
+$(next down 'stops everything; the data stays')
 
   Passwords and ports: $folder/settings.env
 TRY
+}
+
+# next COMMAND TEXT: with the name that this script was called by in report.
+next() {
+    printf '    %-*s  %s\n' $((${#again} + 26)) "$again $1" "$2"
 }
 
 # place NAME ADDRESS TEXT: a line of the table.
