@@ -5,6 +5,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -21,6 +22,7 @@ usage() {
 Our numbers beside those of others.
 
   bench/run.sh [PART…]    http, movies, gateway, orders, consume, footprint, scale; all of them
+  bench/run.sh help | version
 
 It installs what it compares with, builds, measures, and writes RESULTS.md, results.json and
 ratios.svg. In the environment:
@@ -34,17 +36,9 @@ USAGE
 
 main() {
     local part
+    answer_help_and_version "$@"
     for part in "$@"; do
-        case $part in
-            help | --help | -h)
-                usage
-                return
-                ;;
-        esac
-        [[ " ${parts[*]} " == *" $part "* ]] || {
-            usage >&2
-            exit 2
-        }
+        [[ " ${parts[*]} " == *" $part "* ]] || wrong_usage "there is no part $part"
     done
     heading 'What the comparison needs'
     require_debian
@@ -157,7 +151,7 @@ measure() {
     harness=''
     if ((status != 0)); then
         tail -n 5 "$folder"/work/*.log >&2 || true
-        die 'the comparison did not come to its end'
+        die 'the comparison did not come to its end; above is why, or its logs say it'
     fi
     say "Written: ${BENCH_RESULTS#"$repo/"}/RESULTS.md, results.json and ratios.svg"
 }

@@ -7,6 +7,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -20,8 +21,19 @@ workers=4
 # Answers between one event and the next.
 orders_between=500
 
+usage() {
+    cat <<'USAGE'
+Orders through a RabbitMQ cluster of three nodes on this machine while each node in turn is killed,
+and the proof that every order that was answered 200 is recorded exactly once. Some minutes;
+everything is gone afterwards.
+
+  e2e/cluster.sh
+  e2e/cluster.sh help | version
+USAGE
+}
+
 main() {
-    (($# == 0)) || die 'takes no arguments'
+    take_no_arguments "$@"
     cd "$repo"
     folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-cluster-XXXXXX")
     trap clean_up EXIT

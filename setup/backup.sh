@@ -15,6 +15,7 @@ usage() {
 A backup of this machine's database.
 
   sudo setup/backup.sh [FOLDER]     /var/backups/crud-master, unless another is named
+  setup/backup.sh help | version
 
 Each backup is restored into a database of its own before it counts. The newest $backups_kept stay.
 What it does not hold: orders that wait in RabbitMQ; docs/OPERATIONS.md says how they travel.
@@ -23,9 +24,9 @@ USAGE
 
 main() {
     local folder=${1:-/var/backups/crud-master}
+    answer_help_and_version "$@"
     if (($# > 1)) || [[ $folder == -* ]]; then
-        usage
-        [[ $folder == --help || $folder == -h ]] && exit || exit 2
+        wrong_usage 'it takes one folder at most'
     fi
     use_machine_database
     install -d -m 700 "$folder"

@@ -8,10 +8,22 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/machine.sh"
 
+usage() {
+    cat <<'USAGE'
+Provisions the billing machine: RabbitMQ, PostgreSQL with the orders, billing-consumer and billing-api.
+
+  sudo bash setup/billing.sh     on Debian or Ubuntu, with systemd; again at any time
+  setup/billing.sh help | version
+
+Settings come from .env, and over it from .env.local. vagrant up runs this by itself.
+USAGE
+}
+
 main() {
+    take_no_arguments "$@"
     begin_machine billing billing-api billing-consumer
     provide_basics "$(lacking_postgres)" "$(lacking_rabbitmq)"
-    provide_firewall \
+    provide_firewall "$(from_monitoring BILLING_API_PORT BILLING_CONSUMER_PORT)" \
         "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport ${SETTINGS[RABBITMQ_PORT]} accept" \
         "ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport { ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]} } accept"
     # Before the servers have their memory, in case they are built here.
@@ -23,4 +35,4 @@ main() {
     end_machine
 }
 
-main
+main "$@"

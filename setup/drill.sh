@@ -7,6 +7,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -23,18 +24,17 @@ fails if an order that was answered 200 is not recorded exactly once.
 
   setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some five
                                    minutes; the same SEED gives the same order of faults
+  setup/drill.sh help | version
 USAGE
 }
 
 main() {
+    answer_help_and_version "$@"
     case ${1:-} in
         fault) fault "$2" >>"$DRILL_FOLDER/faults.log" 2>&1 ;;
-        help | --help | -h) usage ;;
         *)
-            [[ ${1:-24} =~ ^[1-9][0-9]*$ && ${2:-1} =~ ^[0-9]+$ && $# -le 2 ]] || {
-                usage >&2
-                exit 2
-            }
+            [[ ${1:-24} =~ ^[1-9][0-9]*$ && ${2:-1} =~ ^[0-9]+$ && $# -le 2 ]] ||
+                wrong_usage 'FAULTS and SEED are whole numbers'
             drill "${1:-24}" "${2:-$RANDOM}"
             ;;
     esac

@@ -7,7 +7,19 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/machine.sh"
 
+usage() {
+    cat <<'USAGE'
+Provisions the gateway machine: api-gateway, the one door.
+
+  sudo bash setup/gateway.sh     on Debian or Ubuntu, with systemd; again at any time
+  setup/gateway.sh help | version
+
+Settings come from .env, and over it from .env.local. vagrant up runs this by itself.
+USAGE
+}
+
 main() {
+    take_no_arguments "$@"
     begin_machine gateway api-gateway
     # shellcheck disable=SC2119 # it needs no packages but those that all machines have
     provide_basics
@@ -17,4 +29,4 @@ main() {
     end_machine
 }
 
-main
+main "$@"

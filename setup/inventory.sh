@@ -7,7 +7,19 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/machine.sh"
 
+usage() {
+    cat <<'USAGE'
+Provisions the inventory machine: PostgreSQL with the movies, and inventory-api before it.
+
+  sudo bash setup/inventory.sh     on Debian or Ubuntu, with systemd; again at any time
+  setup/inventory.sh help | version
+
+Settings come from .env, and over it from .env.local. vagrant up runs this by itself.
+USAGE
+}
+
 main() {
+    take_no_arguments "$@"
     begin_machine inventory inventory-api
     provide_basics "$(lacking_postgres)"
     provide_firewall "tcp dport ${SETTINGS[INVENTORY_API_PORT]} accept"
@@ -18,4 +30,4 @@ main() {
     end_machine
 }
 
-main
+main "$@"

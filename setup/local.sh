@@ -6,6 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -29,6 +30,7 @@ The whole platform on this machine.
   setup/local.sh rabbitmqctl ARGUMENT…
   setup/local.sh dead-letters ARGUMENT…           for instance: dead-letters list
   setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
+  setup/local.sh help | version
 
 Settings come from .env, over it from .env.local, and over both from variables of the same
 names in the environment, for instance POSTGRES_PORT. LOCAL_DIR names the folder for data, logs
@@ -70,7 +72,7 @@ up() {
     local programs
     programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     trap 'die "interrupted; the next run goes on from here"' INT
-    say "The platform on this machine, in $folder"
+    heading "The platform on this machine, in $folder"
     require_debian
     require_own_folder
     choose_settings
@@ -78,17 +80,17 @@ up() {
     take_folder
     refuse_foreign_ports
 
-    build
+    build "$programs"
     write_settings "$folder/settings.env"
     start_postgres
     start_rabbitmq
     step 'Start the programs' apps_start "$folder" "$programs"
-    wait_until_ready
+    step 'Wait until every program is ready' wait_until_ready
     report
 }
 
 down() {
-    [[ -d $folder ]] || die "there is no $folder, so nothing runs in it"
+    [[ -d $folder ]] || die "there is no $folder, so nothing runs in it; what was started with another LOCAL_DIR is stopped with that"
     take_folder
     use_node
     step 'Stop the programs' apps_stop "$folder"
@@ -101,7 +103,7 @@ reset() {
     if [[ ${1:-} != --yes ]]; then
         [[ -t 0 ]] || die 'to delete the data without being asked, say: reset --yes'
         read -rp "Delete all movies, orders and logs in $folder? [y/N] " answer
-        [[ $answer == [yY]* ]] || die 'nothing was deleted'
+        [[ $answer == [yY]* ]] || die 'nothing was deleted, and everything runs on'
     fi
     down
     say 'Delete the data'
@@ -132,7 +134,7 @@ logs() {
     local name file files=()
     for name in "${@:-${apps[@]}}"; do
         file=$(log_file "$name")
-        [[ -f $file ]] || die "there is no log of $name in $folder yet"
+        [[ -f $file ]] || die "there is no log of $name in $folder: the names are ${apps[*]} postgres rabbitmq, and each writes one from its first start"
         files+=("$file")
     done
     if [[ -t 1 ]]; then
@@ -176,6 +178,7 @@ dead-letters() {
     local programs
     programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     use_settings
+    [[ -x $programs/billing-dead-letters ]] || die "there is no $programs/billing-dead-letters: setup/local.sh up builds it"
     ENV_FILE=$folder/settings.env "$programs/billing-dead-letters" "$@"
 }
 
@@ -193,7 +196,7 @@ find_folder() {
     local bytes
     folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
     [[ $folder != *[\"\'\`\$\\[:cntrl:]]* ]] ||
-        die 'LOCAL_DIR must do without quotes, backquotes, backslashes and dollar signs'
+        die 'LOCAL_DIR must do without quotes, backquotes, backslashes and dollar signs: name another folder'
     bytes=$(wc -c <<<"$folder/pm2/interactor.sock")
     ((bytes <= 108)) ||
         die "LOCAL_DIR is $((bytes - 108)) bytes too long for the sockets in it: name a shorter one"
@@ -297,15 +300,19 @@ holder_name() {
     esac
 }
 
-# build: without the lock on the folder, which a compiler cache that cargo may start would
-# keep for ever.
+# build FOLDER: where the programs will be.
 build() {
-    say 'Build the programs (the first time this takes some minutes)'
-    (
-        exec {folder_lock}<&-
-        cd "$repo"
-        cargo build --release --locked
-    )
+    local text='Build the programs'
+    [[ -x $1/billing-consumer ]] || text+=' (the first time takes some minutes)'
+    step "$text" run_cargo
+}
+
+# run_cargo: without the lock on the folder, which a compiler cache that cargo may start would
+# keep for ever.
+run_cargo() {
+    exec {folder_lock}<&-
+    cd "$repo"
+    cargo build --release --locked
 }
 
 start_postgres() {
@@ -338,7 +345,6 @@ start_rabbitmq() {
 wait_until_ready() {
     local app deadline=$((SECONDS + 60))
     for app in "${apps[@]}"; do
-        say "Wait for $app at $(app_url "$app")"
         until [[ $(app_state "$app") == ready ]]; do
             ((SECONDS < deadline)) || give_up_on "$app"
             sleep 0.2
@@ -347,8 +353,10 @@ wait_until_ready() {
 }
 
 give_up_on() {
-    tail -n 20 "$(log_file "$1")" | sed 's/^/         | /' >&2
-    die "$1 is not ready after a minute (state: $(app_state "$1")); above is the end of its log"
+    tail -n 20 "$(log_file "$1")"
+    echo "$1 is not ready after a minute ($(app_state "$1")); above is the end of its log."
+    echo "What it waits for: curl $(app_url "$1")/ready; after a cure: setup/local.sh up"
+    exit 1
 }
 
 # app_state APP: ready, not ready, or does not run.
@@ -380,7 +388,7 @@ report() {
     local gateway again='setup/local.sh'
     gateway=$(app_url api-gateway)
     [[ $folder == "$repo/.local" ]] || again="LOCAL_DIR=$(quoted "$folder") setup/local.sh"
-    say 'Everything runs'
+    heading "Everything runs, after $(time_text $SECONDS)"
     echo
     place api-gateway "$gateway" 'movies and orders: the one door'
     place inventory-api "$(app_url inventory-api)" 'movies'
@@ -395,9 +403,19 @@ report() {
     curl $gateway/api/movies -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
     curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
 
+  Next:
+$(next status 'what runs, and where')
+$(next logs 'what the programs say')
+$(next 'pm2 stop billing-consumer' 'orders wait; "pm2 start" records them')
+$(next down 'stops everything; the data stays')
+
   Passwords and ports: $folder/settings.env
-  Stop: $again down
 TRY
+}
+
+# next COMMAND TEXT: with the name that this script was called by in report.
+next() {
+    printf '    %-*s  %s\n' $((${#again} + 26)) "$again $1" "$2"
 }
 
 # place NAME ADDRESS TEXT: a line of the table.
@@ -407,22 +425,19 @@ place() {
 
 # Which command
 
-wrong_usage() {
-    usage >&2
-    exit 2
-}
-
 main() {
     local command=${1:-up}
+    answer_help_and_version "$@"
     (($# == 0)) || shift
     case $command in
-        help | --help | -h) usage && return ;;
-        up | down | status) (($# == 0)) || wrong_usage ;;
-        reset) (($# == 0)) || [[ $* == --yes ]] || wrong_usage ;;
-        stop | start) [[ $* == postgres || $* == rabbitmq ]] || wrong_usage ;;
-        psql) (($# > 0)) || wrong_usage ;;
+        up | down | status) (($# == 0)) || wrong_usage "$command takes no arguments" ;;
+        reset) (($# == 0)) || [[ $* == --yes ]] || wrong_usage 'reset takes nothing but --yes' ;;
+        stop | start)
+            [[ $* == postgres || $* == rabbitmq ]] || wrong_usage "$command takes postgres or rabbitmq"
+            ;;
+        psql) (($# > 0)) || wrong_usage 'psql takes the name of a database' ;;
         logs | rabbitmqctl | dead-letters | pm2) ;;
-        *) wrong_usage ;;
+        *) wrong_usage "there is no command $command" ;;
     esac
     find_folder
     "$command" "$@"

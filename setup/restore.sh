@@ -12,6 +12,7 @@ usage() {
 Puts a backup in the place of this machine's database.
 
   sudo setup/restore.sh FILE [--newer-orders]
+  setup/restore.sh help | version
 
 The programs are stopped only while the databases change names. Orders that are placed meanwhile
 wait in RabbitMQ and are recorded afterwards. With --newer-orders, the orders that were recorded
@@ -21,13 +22,13 @@ USAGE
 
 main() {
     local file=${1:-} newer=${2:-} former
+    answer_help_and_version "$@"
     if [[ -z $file || $file == -* || ${newer:---newer-orders} != --newer-orders ]] || (($# > 2)); then
-        usage
-        [[ $file == --help || $file == -h ]] && exit || exit 2
+        wrong_usage 'it takes the file of a backup'
     fi
-    [[ -r $file ]] || die "$file cannot be read"
+    [[ -r $file ]] || die "$file cannot be read: name a file that setup/backup.sh has written, and be root"
     use_machine_database
-    [[ -z $newer || ${apps[0]} == billing-api ]] || die 'only the billing machine has orders'
+    [[ -z $newer || ${apps[0]} == billing-api ]] || die 'only the billing machine has orders: leave --newer-orders out here'
     former=${database}_before_$(date -u +%Y%m%dT%H%M%SZ)
 
     step "Restore into ${database}_restored" fill_new_database "${database}_restored" "$file"

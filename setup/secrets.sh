@@ -9,9 +9,15 @@ Strong passwords in .env.local, over the development values of .env.
 
   setup/secrets.sh          writes those that .env.local does not have yet
   setup/secrets.sh renew    replaces all of them
+  setup/secrets.sh help | version
 
 They come into force with: vagrant provision (on one machine: setup/local.sh).
 USAGE
+}
+
+# As setup/lib/usage.sh says it, which a shell on macOS or Windows may not understand.
+show_version() {
+    echo "secrets.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")"
 }
 
 keys='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
@@ -21,7 +27,8 @@ case ${1:-} in
     '') renew=false ;;
     renew) renew=true ;;
     help | --help | -h) usage && exit ;;
-    *) usage >&2 && exit 2 ;;
+    version | --version | -V) show_version && exit ;;
+    *) echo "secrets.sh: there is no command $1" >&2 && usage >&2 && exit 2 ;;
 esac
 
 umask 077

@@ -6,6 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -15,34 +16,31 @@ source "$repo/setup/lib/postgres.sh"
 source "$repo/setup/lib/rabbitmq.sh"
 source "$repo/setup/lib/test_servers.sh"
 source "$repo/setup/lib/readme.sh"
+source "$repo/setup/lib/monitoring.sh"
 
 usage() {
     cat <<'USAGE'
 All checks, the same as in CI.
 
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, the Vagrantfile and what is behind it, and
-                                  the examples in README.md
+                                  shell scripts, the Vagrantfile and what is behind it, the
+                                  examples in README.md, and the alerts and the dashboard
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
+  setup/test.sh help | version
 USAGE
 }
 
 main() {
+    answer_help_and_version "$@"
     case ${1:-} in
         '') all_checks ;;
         run)
-            (($# > 1)) || wrong_usage
+            (($# > 1)) || wrong_usage 'run takes the command to run'
             with_servers "${@:2}"
             ;;
-        help | --help | -h) usage ;;
-        *) wrong_usage ;;
+        *) wrong_usage "there is no command $1" ;;
     esac
-}
-
-wrong_usage() {
-    usage >&2
-    exit 2
 }
 
 all_checks() {
@@ -57,8 +55,10 @@ all_checks() {
     check 'Tests' run_tests
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
+    check 'Their command lines' command_lines
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'The examples in README.md' readme_examples
+    check 'Monitoring' check_monitoring "$folder/local/settings.env"
     sum_up
 }
 
@@ -81,6 +81,7 @@ install_what_is_missing() {
     install_packages "${missing[@]}"
     install_rust
     install_cargo_deny
+    install_promtool
 }
 
 # know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
@@ -128,9 +129,9 @@ check() {
     status=$?
     set -e
     if ((status == 0)); then
-        note "passed after $((SECONDS - started)) s"
+        note "passed after $(time_text $((SECONDS - started)))"
     else
-        note "FAILED after $((SECONDS - started)) s"
+        note "FAILED after $(time_text $((SECONDS - started)))"
         failed+=("$title")
     fi
 }
@@ -167,6 +168,19 @@ shell_scripts() {
     shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
 }
 
+# command_lines: every script that people call answers help, version and nonsense alike.
+command_lines() {
+    local script status said=$folder/said
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/vms/run.sh; do
+        [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
+        [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
+        status=0
+        "$script" --nonsense >"$said" 2>"$said.error" || status=$?
+        [[ $status == 2 && ! -s $said && $(<"$said.error") == *"$script"* ]] ||
+            die "$script --nonsense is not refused with 2 and how it is called"
+    done
+}
+
 # readme_examples: against a platform as setup/local.sh starts it.
 readme_examples() {
     local next=$((first_port + 5)) name
@@ -190,10 +204,10 @@ sum_up() {
     done <"$folder/tests.log"
 
     if ((${#failed[@]} == 0)); then
-        heading 'All checks passed'
+        heading "All checks passed, after $(time_text $SECONDS)"
     else
-        heading 'Failed'
-        printf '         %s\n' "${failed[@]}"
+        heading "Failed, after $(time_text $SECONDS)"
+        printf '    %s\n' "${failed[@]}"
     fi
     echo "$tests_passed passed, $tests_failed failed"
     ((${#failed[@]} == 0))

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
+use amiquip::{AmqpValue, Channel, ConsumerMessage, ConsumerOptions, Delivery};
 use common::backoff::Backoff;
 use common::db::{Database, DbError};
-use common::http::Dependency;
+use common::http::{Dependency, is_request_id};
+use common::log as logging;
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
@@ -164,19 +165,14 @@ impl Counts {
         }
     }
 
-    fn note_commit(&self, batch: &[(Delivery, Recordable)], new: u64) {
+    fn note_commit(&self, batch: &[(Delivery, Recordable)], ids: &[Option<i64>]) {
+        let new = ids.iter().flatten().count() as u64;
         self.recorded.inc_by(new);
         self.duplicate.inc_by(batch.len() as u64 - new);
         let orders = u32::try_from(batch.len()).unwrap_or(u32::MAX);
         self.batch_orders.observe(f64::from(orders));
-        let timestamps = batch
-            .iter()
-            .filter_map(|(delivery, _)| *delivery.properties.timestamp());
-        // A stranger's message need not have one, nor a sensible one.
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs());
-        let lag = timestamps.min().map_or(0, |at| now.saturating_sub(at));
+        let ages = batch.iter().filter_map(|(delivery, _)| age(delivery));
+        let lag = ages.max().unwrap_or(0);
         self.lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
     }
 
@@ -187,46 +183,93 @@ impl Counts {
     }
 }
 
-/// What the log is told of dead letters: a line a second at most, so that nobody fills a disk by
-/// publishing nonsense.
+/// One line for each order of a batch that is committed: the end of what the gateway's line with
+/// the same `message_id` began. `since` is when the first of them was taken.
+fn tell_of_orders(batch: &[(Delivery, Recordable)], ids: &[Option<i64>], since: Instant) {
+    let _gathering = logging::gather();
+    let ms = logging::logged_millis(since.elapsed());
+    for ((delivery, new), order_id) in batch.iter().zip(ids) {
+        let message = match order_id {
+            Some(_) => "order recorded",
+            None => "order already recorded",
+        };
+        log::info!(
+            target: "order",
+            message_id = new.message_id.as_deref(),
+            request_id = request_id(delivery),
+            order_id = *order_id,
+            age_seconds = age(delivery),
+            ms = ms;
+            "{message}"
+        );
+    }
+}
+
+/// Of the request that placed the order, where one of our gateways did.
+fn request_id(delivery: &Delivery) -> Option<&str> {
+    match delivery
+        .properties
+        .headers()
+        .as_ref()?
+        .get("x-request-id")?
+    {
+        AmqpValue::LongString(id) if is_request_id(id) => Some(id),
+        _ => None,
+    }
+}
+
+/// How long ago it was placed, in seconds. A stranger's message need not say so, nor sensibly.
+fn age(delivery: &Delivery) -> Option<u64> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let at = (*delivery.properties.timestamp())?;
+    Some(now.map_or(0, |now| now.as_secs()).saturating_sub(at))
+}
+
+/// What the log is told of dead letters: a line for each, but no more than [`Burials::TOLD_MAX`]
+/// a second, so that nobody fills a disk by publishing nonsense; of the others how many they were.
 #[derive(Default)]
 struct Burials {
+    told: usize,
     untold: usize,
-    message_id: String,
-    reason: String,
-    told: Option<Instant>,
+    /// When the second began.
+    since: Option<Instant>,
 }
 
 impl Burials {
+    const TOLD_MAX: usize = 100;
+
     fn note(&mut self, buried: &[Dead]) {
-        if let Some(last) = buried.last() {
-            self.untold += buried.len();
-            let message_id = last.delivery.properties.message_id().as_deref();
-            message_id
-                .unwrap_or("none")
-                .clone_into(&mut self.message_id);
-            self.reason.clone_from(&last.reason.text);
+        let told = buried.len().min(Self::TOLD_MAX - self.told);
+        self.told += told;
+        self.untold += buried.len() - told;
+        let _gathering = logging::gather();
+        for Dead { delivery, reason } in &buried[..told] {
+            log::warn!(
+                target: "order",
+                message_id = delivery.properties.message_id().as_deref(),
+                request_id = request_id(delivery),
+                age_seconds = age(delivery),
+                reason = reason.kind,
+                cause = reason.text.as_str();
+                "message moved to the dead queue"
+            );
         }
     }
 
     fn tell_when_due(&mut self) {
-        if self.told.is_none_or(|told| told.elapsed() >= TICK) {
+        if self.since.is_none_or(|since| since.elapsed() >= TICK) {
             self.tell();
         }
     }
 
     fn tell(&mut self) {
-        if self.untold == 0 {
-            return;
+        if self.untold > 0 {
+            log::warn!(target: "order", count = self.untold; "more messages moved to the dead queue");
         }
-        log::warn!(
-            count = self.untold,
-            last_message_id = self.message_id.as_str(),
-            last_reason = self.reason.as_str();
-            "messages moved to the dead queue"
-        );
-        self.untold = 0;
-        self.told = Some(Instant::now());
+        *self = Self {
+            since: Some(Instant::now()),
+            ..Self::default()
+        };
     }
 }
 
@@ -370,8 +413,9 @@ impl Consumer {
             select! {
                 recv(self.shutdown.requested()) -> _ => {}
                 recv(deliveries) -> first => {
+                    let taken = Instant::now();
                     let batch = take_batch(first, &deliveries)?;
-                    self.settle(&desk, &mut dead_letters, batch)?;
+                    self.settle(&desk, &mut dead_letters, batch, taken)?;
                     self.outage.note_recorded();
                     backoff.reset();
                 }
@@ -412,6 +456,7 @@ impl Consumer {
         desk: &Desk<'_>,
         dead_letters: &mut DeadLetters,
         batch: Vec<Delivery>,
+        taken: Instant,
     ) -> Result<(), Interruption> {
         self.counts.consumed.inc_by(batch.len() as u64);
         let mut recordable = Vec::with_capacity(batch.len());
@@ -424,7 +469,7 @@ impl Consumer {
         }
         dead_letters.bury(dead)?;
         let (mut recorded, mut refused) = (Vec::new(), Vec::new());
-        let outcome = self.record(recordable, &mut recorded, &mut refused);
+        let outcome = self.record(recordable, taken, &mut recorded, &mut refused);
         let mut buried = Vec::new();
         let settled = if outcome.is_ok() {
             let handed_over = dead_letters.bury(refused);
@@ -448,6 +493,7 @@ impl Consumer {
     fn record(
         &mut self,
         mut batch: Vec<(Delivery, Recordable)>,
+        taken: Instant,
         recorded: &mut Vec<Delivery>,
         refused: &mut Vec<Dead>,
     ) -> Result<(), Interruption> {
@@ -455,8 +501,9 @@ impl Consumer {
             return Ok(());
         }
         match self.orders.record(batch.iter().map(|(_, new)| new)) {
-            Ok(new) => {
-                self.counts.note_commit(&batch, new);
+            Ok(ids) => {
+                self.counts.note_commit(&batch, &ids);
+                tell_of_orders(&batch, &ids, taken);
                 recorded.extend(batch.into_iter().map(|(delivery, _)| delivery));
                 Ok(())
             }
@@ -473,8 +520,8 @@ impl Consumer {
             }
             Err(DbError::BadData(_)) => {
                 let second = batch.split_off(batch.len() / 2);
-                self.record(batch, recorded, refused)?;
-                self.record(second, recorded, refused)
+                self.record(batch, taken, recorded, refused)?;
+                self.record(second, taken, recorded, refused)
             }
             Err(error) => Err(error.into()),
         }

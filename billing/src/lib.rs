@@ -34,6 +34,7 @@ pub struct BillingApi {
 pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, StartError> {
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
+    database.show_in(&metrics);
     let bring_up = OrderStore::new(&database).bring_up(shutdown)?;
     let orders = {
         let database = Arc::clone(&database);

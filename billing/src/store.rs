@@ -48,7 +48,7 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
         record: client.prepare(
             "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
              SELECT * FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]::numeric[]) \
-             ON CONFLICT (message_id) DO NOTHING",
+             ON CONFLICT (message_id) DO NOTHING RETURNING id, message_id",
         )?,
     })
 }
@@ -82,12 +82,12 @@ impl OrderStore {
         self.probe().is_ok()
     }
 
-    /// Records all of these or, on an error, none. One whose message id is there already is
-    /// passed over; the answer is how many were new.
+    /// Records all of these or, on an error, none. The answer is the id that each has got, in
+    /// their order; None for one whose message id is there already, which is passed over.
     pub(crate) fn record<'a>(
         &mut self,
         batch: impl Iterator<Item = &'a Recordable> + Clone,
-    ) -> Result<u64, DbError> {
+    ) -> Result<Vec<Option<i64>>, DbError> {
         let message_ids: Vec<_> = batch.clone().map(|new| new.message_id.as_deref()).collect();
         let user_ids: Vec<_> = batch
             .clone()
@@ -97,13 +97,20 @@ impl OrderStore {
         let amounts: Vec<_> = batch
             .map(|new| new.order.total_amount.to_string())
             .collect();
-        self.connection.run(|client, statements| {
+        let rows = self.connection.run(|client, statements| {
             // A single statement is a transaction of its own: it is committed when this returns.
-            client.execute(
+            client.query(
                 &statements.record,
                 &[&message_ids, &user_ids, &numbers, &amounts],
             )
-        })
+        })?;
+        // One row after the other is inserted and returned, so they come in the order of the batch.
+        let mut rows = rows.iter().peekable();
+        let order_id = |message_id: Option<&str>| {
+            let row = rows.next_if(|row| row.get::<_, Option<&str>>(1) == message_id)?;
+            Some(row.get(0))
+        };
+        Ok(message_ids.into_iter().map(order_id).collect())
     }
 
     /// Orders in the order of their ids, as they arrive from the server.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use postgres::{CancelToken, Client, Error, NoTls, Row, RowIter};
 use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
 use crate::http::Problem;
+use crate::metrics::{IntGauge, Metrics};
 use crate::shutdown::Shutdown;
 
 /// How long a server may take to accept a connection.
@@ -202,6 +203,7 @@ pub struct Database {
     config: postgres::Config,
     migrations: Migrations,
     gate: Mutex<Gate>,
+    connected: OnceLock<IntGauge>,
 }
 
 /// While the server is away its callers hear so at once, instead of each waiting for a dial of
@@ -226,7 +228,22 @@ impl Database {
                 next_dial: Instant::now(),
                 failure: None,
             }),
+            connected: OnceLock::new(),
         })
+    }
+
+    /// Has the metrics show whether it is there, as far as those who use it have seen.
+    pub fn show_in(&self, metrics: &Metrics) {
+        let help = "1 while the database is there, as last seen.";
+        let _ = self
+            .connected
+            .set(metrics.gauge("postgresql_connected", help));
+    }
+
+    fn set_connected(&self, connected: bool) {
+        if let Some(gauge) = self.connected.get() {
+            gauge.set(i64::from(connected));
+        }
     }
 
     fn next_dial(&self) -> Instant {
@@ -238,6 +255,7 @@ impl Database {
             return Err(failure);
         }
         let dialled = dial(&self.config, self.migrations, prepare);
+        self.set_connected(dialled.is_ok());
         let mut gate = self.gate();
         gate.failure = dialled.as_ref().err().cloned();
         if dialled.is_ok() {
@@ -379,6 +397,9 @@ impl<S> Connection<S> {
         // A changed schema is found out about, and perhaps put in place, by the next dial.
         if !matches!(error, DbError::BadData(_)) {
             self.live = None;
+        }
+        if matches!(error, DbError::Unavailable(_)) {
+            self.database.set_connected(false);
         }
         error
     }

@@ -40,22 +40,33 @@ impl Vars {
             .iter()
             .filter(|path| path.exists())
             .try_fold(Vars::default(), |vars, path| {
-                Ok(vars.over(Vars::from_file(path)?))
+                let found = Vars::read(path).map_err(|problem| ConfigError {
+                    key: path.display().to_string(),
+                    problem,
+                })?;
+                Ok(vars.over(found))
             })
     }
 
     /// Reads a file of `KEY=VALUE` lines and nothing else.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |problem: String| ConfigError {
+        Self::read(path).map_err(|problem| ConfigError {
             key: ENV_FILE.to_owned(),
-            problem: format!("names {}, {problem}", path.display()),
-        };
+            problem: format!("names {}, which {problem}", path.display()),
+        })
+    }
+
+    fn read(path: &Path) -> Result<Self, String> {
         let lines = dotenvy::from_path_iter(path)
-            .map_err(|error| unreadable(format!("which cannot be read: {error}")))?;
+            .map_err(|error| format!("cannot be read: {error}; it must be there, and readable"))?;
         let values = lines
             .collect::<Result<_, _>>()
             // The parser's own message quotes the line, and with it perhaps a password.
-            .map_err(|_| unreadable("which has a line that is not KEY=VALUE".to_owned()))?;
+            .map_err(|_| {
+                "has a line that is not KEY=VALUE; values with blanks, quotes or $ stand between \
+                 single quotes"
+                    .to_owned()
+            })?;
         Ok(Self { values })
     }
 
@@ -219,6 +230,23 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(vars.optional("POSTGRES_PASSWORD"), Some("b"));
         assert_eq!(vars.optional("POSTGRES_PORT"), Some("5432"));
+    }
+
+    #[test]
+    fn a_file_with_another_line_is_named_and_the_line_is_not_shown() {
+        let folder = std::env::temp_dir().join(format!("crud-master-line-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join(".env");
+        std::fs::write(&file, "POSTGRES_PASSWORD=two words").unwrap();
+
+        let error = Vars::from_folder(&folder).err().unwrap().to_string();
+
+        std::fs::remove_dir_all(&folder).unwrap();
+        let expected = format!("{} has a line that is not KEY=VALUE", file.display());
+        assert!(
+            error.starts_with(&expected) && !error.contains("words"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,85 +1,458 @@
-//! One line per event on standard error, in logfmt: `time=… level=info program=… msg="…"` and
-//! whatever pairs the event carries. Control characters are escaped, so that nothing a client
-//! sends can forge a line.
+//! One line per event on standard error: when, how grave, which program and part of it, what, and
+//! whatever pairs the event carries. In logfmt (`time=… level=info program=… msg="…"`) or as one
+//! JSON object, with the same keys. Whatever could end a value, a key or a line is escaped, so
+//! that nothing a client sends can forge one.
 
+use std::cell::Cell;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::time::SystemTime;
+use std::io::{self, Write as _};
+use std::panic;
+use std::time::{Duration, SystemTime};
 
-use log::kv::{Key, Value, VisitSource};
+use log::kv::{Error, Key, Value, VisitSource, VisitValue};
 
-use crate::env::Vars;
+use crate::env::{ConfigError, Vars};
 
 /// Quiet where the libraries are chatty: PostgreSQL's notices at each reconnect, amiquip's
 /// frames.
 const LIBRARIES: &str =
     "postgres=warn,tokio_postgres=warn,amiquip=off,mio=warn,ureq=warn,ureq_proto=warn";
 
-/// Starts logging for `program`, filtered by `RUST_LOG` (`info` when unset). A second call, as
-/// from the next test in one process, changes nothing.
-pub fn init(program: &'static str, vars: &Vars) {
+/// What a line usually needs.
+const LINE_BYTES: usize = 512;
+
+thread_local! {
+    /// The lines of this thread that wait to be written in one piece.
+    static GATHERED: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+/// How a line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Logfmt,
+    Json,
+}
+
+impl Format {
+    fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        const VARIABLE: &str = "LOG_FORMAT";
+        match vars.optional(VARIABLE) {
+            None | Some("logfmt") => Ok(Self::Logfmt),
+            Some("json") => Ok(Self::Json),
+            Some(_) => Err(ConfigError::malformed(VARIABLE, "logfmt or json")),
+        }
+    }
+}
+
+/// Starts logging for `program`, filtered by `RUST_LOG` (`info` when unset) and in the form that
+/// `LOG_FORMAT` names. A second call, as from the next test in one process, changes nothing.
+pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
+    let format = Format::from_vars(vars)?;
     let filter = vars.optional("RUST_LOG").unwrap_or("info");
     let _ = env_logger::Builder::new()
         .parse_filters(LIBRARIES)
         .parse_filters(filter)
         .format(move |out, record| {
-            let mut line = format!(
-                "time={} level={} program={program}",
-                humantime::format_rfc3339_millis(SystemTime::now()),
-                record.level().as_str().to_ascii_lowercase()
-            );
-            let mut pairs = Pairs { line: &mut line };
-            pairs.push("msg", &record.args().to_string());
-            let _ = record.key_values().visit(&mut pairs);
-            line.push('\n');
+            if let Some(mut lines) = GATHERED.take() {
+                write_line(&mut lines, format, program, record);
+                GATHERED.set(Some(lines));
+                return Ok(());
+            }
+            let mut line = String::with_capacity(LINE_BYTES);
+            write_line(&mut line, format, program, record);
             // One write: lines of several threads and processes do not mix.
             out.write_all(line.as_bytes())
         })
         .try_init();
+    Ok(())
 }
 
-struct Pairs<'a> {
-    line: &'a mut String,
+/// Has a panic told of as any other event, in a line of its own.
+pub(crate) fn tell_of_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        let cause = panic.payload_as_str().unwrap_or("unknown");
+        log::error!(place = place.as_deref(), cause = cause; "panicked");
+    }));
 }
 
-impl Pairs<'_> {
-    fn push(&mut self, key: &str, value: &str) {
-        let plain = |c: char| !c.is_control() && !c.is_whitespace() && c != '"' && c != '=';
-        let _ = if !value.is_empty() && value.chars().all(plain) {
-            write!(self.line, " {key}={value}")
-        } else {
-            // Rust's escapes are close to JSON's and never leave a control character as it is.
-            write!(self.line, " {key}={value:?}")
-        };
+/// A duration as lines have it: in milliseconds, to the hundredth.
+#[must_use]
+pub fn logged_millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// While the returned value lives, what this thread logs is gathered, and then written in one
+/// piece: of hundreds of lines, each alone would cost more to write than to make.
+#[must_use]
+pub fn gather() -> Gathering {
+    GATHERED.set(Some(String::new()));
+    Gathering(())
+}
+
+/// Writes the lines when it is dropped.
+pub struct Gathering(());
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        if let Some(lines) = GATHERED.take() {
+            // Nobody is left to be told that it cannot be told.
+            let _ = io::stderr().lock().write_all(lines.as_bytes());
+        }
     }
 }
 
-impl<'kvs> VisitSource<'kvs> for Pairs<'_> {
-    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
-        self.push(key.as_str(), &value.to_string());
+fn write_line(lines: &mut String, format: Format, program: &str, record: &log::Record<'_>) {
+    let level = match record.level() {
+        log::Level::Error => "error",
+        log::Level::Warn => "warn",
+        log::Level::Info => "info",
+        log::Level::Debug => "debug",
+        log::Level::Trace => "trace",
+    };
+    let mut line = Line::begin(lines, format);
+    let now = humantime::format_rfc3339_millis(SystemTime::now());
+    line.display("time", &now);
+    line.text("level", level);
+    line.text("program", program);
+    line.text("target", record.target());
+    match record.args().as_str() {
+        Some(message) => line.text("msg", message),
+        None => line.display("msg", record.args()),
+    }
+    let _ = record.key_values().visit(&mut line);
+    line.end();
+}
+
+/// A line that is being written.
+struct Line<'a> {
+    out: &'a mut String,
+    format: Format,
+    first: bool,
+}
+
+impl<'a> Line<'a> {
+    fn begin(out: &'a mut String, format: Format) -> Self {
+        if format == Format::Json {
+            out.push('{');
+        }
+        Self {
+            out,
+            format,
+            first: true,
+        }
+    }
+
+    fn end(self) {
+        if self.format == Format::Json {
+            self.out.push('}');
+        }
+        self.out.push('\n');
+    }
+
+    fn key(&mut self, key: &str) {
+        let first = std::mem::replace(&mut self.first, false);
+        match self.format {
+            Format::Logfmt => {
+                if !first {
+                    self.out.push(' ');
+                }
+                // A library may take any text for a key.
+                let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+                let chars = key.chars().map(|c| if plain(c) { c } else { '_' });
+                self.out.extend(chars);
+                self.out.push('=');
+            }
+            Format::Json => {
+                if !first {
+                    self.out.push(',');
+                }
+                push_quoted(self.out, key);
+                self.out.push(':');
+            }
+        }
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key);
+        let plain = |b: u8| b.is_ascii_graphic() && !b"\"\\=".contains(&b);
+        if self.format == Format::Logfmt && !value.is_empty() && value.bytes().all(plain) {
+            self.out.push_str(value);
+        } else {
+            push_quoted(self.out, value);
+        }
+    }
+
+    fn display(&mut self, key: &str, value: &impl ToString) {
+        self.text(key, &value.to_string());
+    }
+
+    /// What stands in both forms as it is: a number, true or false.
+    fn literal(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.key(key);
+        let _ = write!(self.out, "{value}");
+    }
+}
+
+/// A JSON string. Besides what JSON demands, everything is escaped that is neither printable
+/// ASCII nor a letter or a digit: what is invisible, breaks lines or turns the writing around.
+fn push_quoted(out: &mut String, text: &str) {
+    let stands = |c: char| match c {
+        '"' | '\\' => false,
+        ' '..='~' => true,
+        _ => !c.is_ascii() && c.is_alphanumeric(),
+    };
+    out.push('"');
+    let mut rest = text;
+    while let Some(at) = rest.find(|c| !stands(c)) {
+        let (plain, tail) = rest.split_at(at);
+        out.push_str(plain);
+        let mut tail = tail.chars();
+        match tail.next() {
+            Some('"') => out.push_str("\\\""),
+            Some('\\') => out.push_str("\\\\"),
+            Some('\n') => out.push_str("\\n"),
+            Some('\r') => out.push_str("\\r"),
+            Some('\t') => out.push_str("\\t"),
+            other => {
+                for unit in other.unwrap_or_default().encode_utf16(&mut [0; 2]) {
+                    let _ = write!(out, "\\u{unit:04x}");
+                }
+            }
+        }
+        rest = tail.as_str();
+    }
+    out.push_str(rest);
+    out.push('"');
+}
+
+impl<'kvs> VisitSource<'kvs> for Line<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        value.visit(Pair {
+            line: self,
+            key: key.as_str(),
+        })
+    }
+}
+
+/// A pair whose value has a type.
+struct Pair<'a, 'b> {
+    line: &'a mut Line<'b>,
+    key: &'a str,
+}
+
+impl VisitValue<'_> for Pair<'_, '_> {
+    fn visit_any(&mut self, value: Value) -> Result<(), Error> {
+        self.line.display(self.key, &value);
+        Ok(())
+    }
+
+    /// What there is not is left out.
+    fn visit_null(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), Error> {
+        self.line.text(self.key, value);
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), Error> {
+        self.line.literal(self.key, value);
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), Error> {
+        self.line.literal(self.key, value);
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), Error> {
+        self.line.literal(self.key, value);
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
+        // JSON has no word for what is no number.
+        if value.is_finite() {
+            self.line.literal(self.key, value);
+        } else {
+            self.line.display(self.key, &value);
+        }
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
 
-    fn pair(value: &str) -> String {
+    fn line(format: Format, message: &str, pairs: &[(&str, Value<'_>)]) -> String {
         let mut line = String::new();
-        Pairs { line: &mut line }.push("path", value);
+        let record = log::Record::builder()
+            .level(log::Level::Info)
+            .target("access")
+            .key_values(&pairs)
+            .build();
+        // The arguments of a record live no longer than the statement that makes them.
+        write_line(
+            &mut line,
+            format,
+            "api-gateway",
+            &record.to_builder().args(format_args!("{message}")).build(),
+        );
         line
+    }
+
+    /// The pairs of a line of logfmt. What cannot be read ends the test.
+    fn read_logfmt(line: &str) -> Vec<(String, String)> {
+        let mut rest = line.strip_suffix('\n').expect("a line");
+        let mut pairs = Vec::new();
+        loop {
+            let (key, tail) = rest.split_once('=').expect("a key and its value");
+            let end = if tail.starts_with('"') {
+                let quote = tail.match_indices('"').skip(1).find(|(at, _)| {
+                    let before = tail[..*at].bytes().rev();
+                    before.take_while(|b| *b == b'\\').count() % 2 == 0
+                });
+                quote.expect("the end of the value").0 + 1
+            } else {
+                tail.find(' ').unwrap_or(tail.len())
+            };
+            let (value, tail) = tail.split_at(end);
+            let value = match value.strip_prefix('"') {
+                Some(_) => serde_json::from_str(value).expect("a JSON string"),
+                None => value.to_owned(),
+            };
+            pairs.push((key.to_owned(), value));
+            match tail.strip_prefix(' ') {
+                Some(tail) => rest = tail,
+                None => return pairs,
+            }
+        }
+    }
+
+    /// What a client may try, and what it is made of.
+    fn any_text() -> impl Strategy<Value = String> {
+        let pieces = prop::sample::select(vec![
+            "\n",
+            "\r",
+            "\"",
+            "\\",
+            "\\\"",
+            "=",
+            " ",
+            "\0",
+            "\u{1b}[2K",
+            "\u{7f}",
+            "\u{85}",
+            "\u{2028}",
+            "\u{202e}",
+            "level=error",
+            "\",\"level\":\"error",
+            "ü",
+            "🎬",
+            "a",
+        ]);
+        let built = prop::collection::vec(pieces, 0..8).prop_map(|pieces| pieces.concat());
+        prop_oneof![any::<String>(), built]
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_of_logfmt_says_what_was_logged_and_nothing_else(
+            message in any_text(), path in any_text(), client in any_text(),
+        ) {
+            let pairs = [("path", Value::from(&*path)), ("client", Value::from(&*client))];
+
+            let line = line(Format::Logfmt, &message, &pairs);
+
+            let printable = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+            prop_assert!(line[..line.len() - 1].chars().all(printable), "{line:?}");
+            let read = read_logfmt(&line);
+            let read: Vec<_> = read.iter().map(|(key, value)| (&**key, &**value)).skip(1).collect();
+            let expected = [
+                ("level", "info"), ("program", "api-gateway"), ("target", "access"),
+                ("msg", &*message), ("path", &*path), ("client", &*client),
+            ];
+            prop_assert_eq!(read, expected);
+        }
+
+        #[test]
+        fn a_line_of_json_says_the_same(
+            message in any_text(), path in any_text(), client in any_text(),
+        ) {
+            let pairs = [("path", Value::from(&*path)), ("client", Value::from(&*client))];
+
+            let line = line(Format::Json, &message, &pairs);
+
+            let printable = |c: char| c == ' ' || c.is_ascii_graphic() || c.is_alphanumeric();
+            prop_assert!(line[..line.len() - 1].chars().all(printable), "{line:?}");
+            let mut read: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            let time = read["time"].take();
+            let expected = json!({
+                "time": null, "level": "info", "program": "api-gateway", "target": "access",
+                "msg": message, "path": path, "client": client,
+            });
+            prop_assert_eq!(read, expected);
+            let time = time.as_str().expect("a time");
+            prop_assert!(time.ends_with('Z') && humantime::parse_rfc3339(time).is_ok());
+        }
     }
 
     #[test]
     fn plain_values_stand_as_they_are() {
-        assert_eq!(pair("/api/movies/1"), " path=/api/movies/1");
+        let pairs = [("path", Value::from("/api/movies/1"))];
+
+        let line = line(Format::Logfmt, "request", &pairs);
+
+        let (_, rest) = line.split_once(' ').expect("a time first");
+        let expected =
+            "level=info program=api-gateway target=access msg=request path=/api/movies/1\n";
+        assert_eq!(rest, expected);
     }
 
     #[test]
-    fn values_that_could_forge_a_line_are_quoted_and_escaped() {
-        assert_eq!(pair("a\nlevel=error"), r#" path="a\nlevel=error""#);
-        assert_eq!(pair("two words"), r#" path="two words""#);
-        assert_eq!(pair(""), r#" path="""#);
+    fn numbers_are_numbers_and_what_there_is_not_is_left_out() {
+        let pairs = [
+            ("status", Value::from(200)),
+            ("ms", Value::from(0.25)),
+            ("rate", Value::from(f64::NAN)),
+            ("broken_off", Value::from(false)),
+            ("cause", Value::null()),
+        ];
+
+        let logfmt = line(Format::Logfmt, "request", &pairs);
+        let json: serde_json::Value =
+            serde_json::from_str(&line(Format::Json, "request", &pairs)).expect("JSON");
+
+        assert!(
+            logfmt.ends_with("msg=request status=200 ms=0.25 rate=NaN broken_off=false\n"),
+            "{logfmt}"
+        );
+        assert_eq!(
+            (
+                &json["status"],
+                &json["ms"],
+                &json["rate"],
+                json.get("cause")
+            ),
+            (&json!(200), &json!(0.25), &json!("NaN"), None)
+        );
+        assert_eq!(json["broken_off"], json!(false));
+    }
+
+    #[test]
+    fn a_format_that_is_none_is_named() {
+        let of = |value| Format::from_vars(&Vars::from_pairs([("LOG_FORMAT", value)]));
+
+        assert_eq!((of(""), of("json")), (Ok(Format::Logfmt), Ok(Format::Json)));
+        assert_eq!(
+            of("JSON").unwrap_err().to_string(),
+            "LOG_FORMAT is malformed: it must be logfmt or json"
+        );
     }
 }

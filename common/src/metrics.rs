@@ -5,7 +5,7 @@ use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
-pub use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+pub use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// The metrics of one service.
 #[derive(Clone)]
@@ -103,6 +103,18 @@ impl Metrics {
         let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
         self.register(gauge.clone());
         gauge
+    }
+
+    /// Values that go up and down, with one label, `label`. One that is not known is taken out, and
+    /// then not shown.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    #[must_use]
+    pub fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), &[label]).expect(CONSTANT_NAMES);
+        self.register(gauges.clone());
+        gauges
     }
 
     /// A distribution of durations in seconds.

@@ -50,20 +50,24 @@ pub trait Running {
     fn join(self);
 }
 
-/// Runs a program to its end. 0 after a shutdown that left nothing behind, 2 for a wrong
+/// Runs a program to its end; `about` is what its help says of it. 0 after a shutdown that left nothing behind, 2 for a wrong
 /// setting or argument, 1 for anything else.
 pub fn run<R: Running + Send + 'static>(
     program: &'static str,
+    about: &str,
     start: impl FnOnce(&Vars, &Shutdown) -> Result<R, StartError>,
 ) -> ExitCode {
-    if let Some(exit_code) = answer_arguments(program) {
+    if let Some(exit_code) = answer_arguments(program, about) {
         return exit_code;
     }
     let vars = match Vars::load() {
         Ok(vars) => vars,
         Err(error) => return refuse(program, &error.into()),
     };
-    logging::init(program, &vars);
+    if let Err(error) = logging::init(program, &vars) {
+        return refuse(program, &error.into());
+    }
+    logging::tell_of_panics();
     raise_descriptor_limit();
     let (trigger, shutdown) = shutdown::channel();
     let signals = Signals::new([SIGINT, SIGTERM]);
@@ -159,7 +163,7 @@ pub fn run_command(program: &'static str, usage: &str, command: Command) -> Exit
         }
         _ => {
             let done = Vars::load().map_err(Into::into).and_then(|vars| {
-                logging::init(program, &vars);
+                logging::init(program, &vars)?;
                 let (trigger, shutdown) = shutdown::channel();
                 let mut signals = Signals::new([SIGINT, SIGTERM])?;
                 thread::spawn(move || {
@@ -193,7 +197,8 @@ fn raise_descriptor_limit() {
 /// What every program's `--help` says.
 const SETTINGS: &str = "\
 Takes its settings from the environment and from the files .env.local and .env in the
-working directory, or the one that ENV_FILE names. Ends in good order on SIGINT and SIGTERM.";
+working directory, or the one that ENV_FILE names; .env has a line on each. One that is missing
+or malformed is named. Ends in good order on SIGINT and SIGTERM.";
 
 /// `--version` and `--help`; a program takes no other argument.
 #[expect(
@@ -201,17 +206,19 @@ working directory, or the one that ENV_FILE names. Ends in good order on SIGINT 
     clippy::print_stderr,
     reason = "a command line answers there"
 )]
-fn answer_arguments(program: &str) -> Option<ExitCode> {
-    let argument = std::env::args().nth(1)?;
-    match argument.as_str() {
-        "--version" | "-V" => println!("{program} {}", env!("CARGO_PKG_VERSION")),
-        "--help" | "-h" => println!(
-            "{program} {}\n\n{SETTINGS}\n\nUsage: {program} [--help | --version]",
+fn answer_arguments(program: &str, about: &str) -> Option<ExitCode> {
+    let argument = std::env::args_os().nth(1)?;
+    let usage = format!("Usage: {program} [--help | --version]");
+    match argument.to_str() {
+        Some("--version" | "-V") => println!("{program} {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => println!(
+            "{program} {}\n{about}\n\n{SETTINGS}\n\n{usage}",
             env!("CARGO_PKG_VERSION")
         ),
         _ => {
             eprintln!(
-                "{program}: takes no argument but --help and --version; settings come from .env"
+                "{program}: takes no argument but --help and --version; settings come from .env\n\n\
+                 {usage}"
             );
             return Some(ExitCode::from(2));
         }

@@ -106,7 +106,7 @@ impl Stage {
             ("LISTEN_ADDRESS", "127.0.0.1"),
             ("RABBITMQ_HOST", "127.0.0.1"),
             ("RABBITMQ_PORT", &port),
-            ("RUST_LOG", "info,access=error"),
+            ("RUST_LOG", "info,access=error,order=error"),
         ];
         let pairs = common.iter().chain(own);
         vars.extend(pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));

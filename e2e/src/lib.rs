@@ -4,6 +4,9 @@
 
 pub mod drill;
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use billing::{ApiConfig, BillingApi, BillingConsumer, ConsumerConfig};
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
@@ -160,6 +163,22 @@ impl Platform {
         eventually("the orders are recorded", || self.recorded().len() >= count);
         self.recorded()
     }
+}
+
+/// Where this workspace's programs are, built like the test that asks.
+///
+/// # Panics
+/// When they cannot be built.
+#[must_use]
+pub fn programs() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package=gateway", "--package=billing"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status();
+    assert!(built.expect("cargo").success());
+    let test = std::env::current_exe().expect("a path");
+    let folder = test.ancestors().nth(2).expect("target/debug/deps/NAME");
+    folder.to_owned()
 }
 
 /// Waits until a service has all that it needs.

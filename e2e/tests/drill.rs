@@ -1,22 +1,8 @@
 //! The drill in its short form: what can go wrong with the programs and with the links between
 //! them. The servers belong to the other tests too; `setup/drill.sh` stops those as well.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use e2e::drill::{self, Stage};
-
-/// Where this workspace's programs are, built like this test.
-fn programs() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package=gateway", "--package=billing"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
-        .status();
-    assert!(built.expect("cargo").success());
-    let test = std::env::current_exe().expect("a path");
-    let folder = test.ancestors().nth(2).expect("target/debug/deps/NAME");
-    folder.to_owned()
-}
+use e2e::programs;
 
 #[test]
 fn whatever_dies_every_answered_order_is_recorded_once() {

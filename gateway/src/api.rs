@@ -50,7 +50,8 @@ fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult
         request_id: request.request_id.clone(),
     };
     let orders = billing.orders.clone();
-    Ok(Response::later(move |exchange| {
+    Ok(Response::later(move |mut exchange| {
+        exchange.set_message_id(&order.message_id);
         orders.place(order, exchange);
     }))
 }

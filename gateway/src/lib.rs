@@ -8,6 +8,7 @@ mod api;
 mod proxy;
 mod publisher;
 mod upstreams;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +79,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     };
     let halls = vec![movies, billing];
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
+    waiting::start(&config.queue, &metrics, shutdown)?;
     Ok(Gateway {
         server,
         publisher,

@@ -488,6 +488,30 @@ fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() 
 }
 
 #[test]
+fn the_metrics_show_what_waits_and_who_takes_it_for_as_long_as_that_is_known() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    let shows = |name: &str, value: &str| {
+        let metrics = gateway.client().get("/metrics").text;
+        let series = format!("{name}{{queue=\"{}\"}}{value}", gateway.queue.name());
+        metrics.contains(&series)
+    };
+
+    for _ in 0..2 {
+        assert_eq!(gateway.place(&order().to_string()).status, 200);
+    }
+
+    eventually("two orders wait", || shows("queue_messages_ready", " 2\n"));
+    assert!(shows("queue_consumers", " 0\n"));
+    relay.cut();
+    eventually("that is not known any more", || {
+        !shows("queue_messages_ready", "") && !shows("queue_consumers", "")
+    });
+}
+
+#[test]
 fn a_broker_that_is_cut_under_load_costs_no_confirmed_order_and_leaves_no_client_waiting() {
     let queue = TestQueue::create();
     let relay = queue.relay_up();

@@ -58,6 +58,11 @@ fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listen
         ("RABBITMQ_QUEUE", "", missing),
         ("RABBITMQ_PORT", "secret", port),
         ("API_GATEWAY_PORT", "70000", port),
+        (
+            "LOG_FORMAT",
+            "secret",
+            "is malformed: it must be logfmt or json",
+        ),
         ("INVENTORY_API_PORT", "-1", port),
         (
             "INVENTORY_VM_IP",

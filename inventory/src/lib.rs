@@ -34,6 +34,7 @@ pub struct Inventory {
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartError> {
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
+    database.show_in(&metrics);
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
     let (creators, creator_threads) = creators::start(&database)?;
     let movies = {

@@ -17,6 +17,16 @@ load_firewall() {
     systemctl is-active --quiet nftables || systemctl start nftables
 }
 
+# from_monitoring PORT_KEY…: the rule that lets in the machine that collects metrics, if there is one.
+from_monitoring() {
+    local key ports=()
+    [[ -n ${SETTINGS[MONITORING_IP]:-} ]] || return 0
+    for key in "$@"; do
+        ports+=("${SETTINGS[$key]}")
+    done
+    echo "ip saddr ${SETTINGS[MONITORING_IP]} tcp dport { $(IFS=, && echo "${ports[*]}") } accept"
+}
+
 firewall_loaded() {
     nft list table inet crud_master >/dev/null 2>&1
 }

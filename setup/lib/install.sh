@@ -11,13 +11,16 @@ cargo_deny_version=0.20.2
 
 # require_debian: everything below speaks of Debian's packages and of where they put things.
 require_debian() {
-    local ID='' ID_LIKE=''
+    local ID='' ID_LIKE='' VERSION_ID='' PRETTY_NAME=''
     if [[ -r /etc/os-release ]]; then
         # shellcheck source=/dev/null
         source /etc/os-release
     fi
     [[ " $ID $ID_LIKE " =~ \ (debian|ubuntu)\  ]] ||
-        die "this works on Debian and Ubuntu, and this machine is neither"
+        die "this works on Debian and Ubuntu, and this machine is neither: elsewhere, vagrant up makes machines where it does"
+    [[ $ID:$VERSION_ID != debian:[0-9] && $ID:$VERSION_ID != debian:1[01] &&
+        $ID:$VERSION_ID != ubuntu:1* && $ID:$VERSION_ID != ubuntu:20* ]] ||
+        die "$PRETTY_NAME is too old: this needs Debian 12 or Ubuntu 22.04, or newer"
 }
 
 # install_packages [PACKAGE…]: nothing is asked of apt, and no rights of root are needed, where
@@ -217,6 +220,24 @@ install_cargo_deny() {
 
 fetch_cargo_deny() {
     cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
+}
+
+# install_promtool: the one program of Debian's package that is wanted here. Installed, the package
+# would bring a server that starts with the machine.
+install_promtool() {
+    command -v promtool >/dev/null ||
+        install_tool promtool "of $(dpkg --print-architecture)" 'Fetch promtool' fetch_promtool
+    PATH=$PATH:$tools/promtool/usr/bin
+}
+
+fetch_promtool() {
+    cd "$1" || return
+    apt-get download prometheus || {
+        wait_for_package_lists apt-get --quiet
+        apt-get download prometheus
+    }
+    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool
+    rm -f prometheus_*.deb
 }
 
 # install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is

@@ -12,6 +12,7 @@ state=/var/lib/crud-master
 logs=/var/log/crud-master
 
 source "${repo:?}/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
@@ -47,11 +48,11 @@ begin_machine() {
     shift
     apps=("$@")
     ((EUID == 0)) || die 'a machine is provisioned by root: sudo bash setup/'"$role.sh"
-    [[ -d /run/systemd/system ]] || die 'this is for machines with systemd; on others: setup/local.sh'
+    [[ -d /run/systemd/system ]] || die 'this machine is not run by systemd, which this needs; setup/local.sh works without'
     require_debian
     # Whoever calls: what is written down below must not differ from one run to the next.
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-    say "Provision $(hostname) as the $role machine"
+    heading "Provision $(hostname) as the $role machine"
     choose_machine_settings
     address=${role^^}_VM_IP
     [[ -n $(ip -oneline address show to "${SETTINGS[$address]}") ]] ||
@@ -65,8 +66,9 @@ begin_machine() {
 
 choose_machine_settings() {
     read_project_settings "$repo"
-    # shellcheck disable=SC2119 # no keys but those of the files
-    environment_wins
+    environment_wins MONITORING_IP
+    [[ ${SETTINGS[MONITORING_IP]:-} =~ ^([0-9]+(\.[0-9]+){3})?$ ]] ||
+        die 'MONITORING_IP must be an IPv4 address, as 192.168.56.1, or be left out'
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
     require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
@@ -209,14 +211,14 @@ answers() {
 }
 
 give_up_on_app() {
-    tail -n 20 "$logs/$1.log" | sed 's/^/         | /' >&2
-    die "$1 does not answer after a minute; above is the end of its log"
+    tail -n 20 "$logs/$1.log" | sed 's/^/    | /' >&2
+    die "$1 does not answer after a minute; above is the end of $logs/$1.log. Once that is cured, run this again"
 }
 
 # end_machine: says what runs.
 end_machine() {
     local app ready
-    say "$(hostname) is provisioned"
+    heading "$(hostname) is provisioned, after $(time_text $SECONDS)"
     for app in "${apps[@]}"; do
         ready='ready'
         answers "$(machine_url "$app")/ready" || ready='runs, and waits for what it needs on other machines'

@@ -83,7 +83,7 @@ use_machine_database() {
     elif [[ -e $state/billing-api.env ]]; then
         key=BILLING_DB_NAME apps=(billing-api billing-consumer)
     else
-        die 'no database of the platform is on this machine'
+        die 'no database of the platform is on this machine: be on the inventory or the billing machine, and provision it first'
     fi
     read_settings "$state/${apps[0]}.env"
     # shellcheck disable=SC2034 # for those who call

@@ -36,7 +36,7 @@ claim_ports() {
             return
         fi
     done
-    die "there are no $2 free ports in a row between 21000 and 25000"
+    die "there are no $2 free ports in a row between 21000 and 25000: ss -ltn shows what listens there"
 }
 
 ports_free() {

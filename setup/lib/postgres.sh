@@ -13,7 +13,7 @@ postgres_programs() {
     local version='*' initdb
     [[ ! -f $1/data/PG_VERSION ]] || version=$(<"$1/data/PG_VERSION")
     initdb=$(compgen -G "/usr/lib/postgresql/$version/bin/initdb" | sort -V | tail -n 1) || true
-    [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version"
+    [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version: install the package postgresql${version:+-$version}, or reset and begin anew"
     dirname "$initdb"
 }
 

@@ -85,7 +85,7 @@ build_programs() {
     provide_builder
     free_memory_to_build
     say 'Build the programs (this takes some minutes)'
-    as_builder build_in_copy || die 'the programs could not be built; above is why'
+    as_builder build_in_copy || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
     step 'Keep the programs for the other machines' keep_built "$1"
 }
 

@@ -1,51 +1,127 @@
 # shellcheck shell=bash
-# What a script tells its reader: one line per step, led by the seconds since the start.
+# What a script tells its reader: one line per step, with the time that it took. On a terminal the
+# time counts while the step runs; elsewhere a line now and then says that it still does.
 # Colours only on a terminal, and never where NO_COLOR is set.
 
-if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
-    bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
-else
-    bold='' dim='' plain=''
+bold='' dim='' plain='' terminal=false
+if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
+    terminal=true
+    [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
-# say TEXT: announces what is done next.
-say() {
-    printf '%s%5d s%s  %s\n' "$dim" "$SECONDS" "$plain" "$1"
+# heading TEXT: opens a part.
+heading() {
+    printf '\n%s%s%s\n' "$bold" "$1" "$plain"
 }
 
-# heading TEXT: opens a part of a longer run.
-heading() {
-    printf '\n%s%5d s  %s%s\n' "$bold" "$SECONDS" "$1" "$plain"
+# say TEXT: a line of its own.
+say() {
+    printf '  %s\n' "$1"
 }
 
 # note TEXT: a line that belongs to the one before.
 note() {
-    printf '         %s\n' "$1"
+    printf '    %s\n' "$1"
 }
 
-# die TEXT: the reason in one sentence, then the end.
+# die TEXT: what is wrong and what to do about it, then the end.
 die() {
+    end_progress
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit 1
 }
 
-# step TEXT COMMAND…: says TEXT and runs the command, whose output is only of interest, and
-# only shown, if it fails; then the script ends. The command runs in a subshell where every
-# failure counts, also one within a function, so a step must not stand in a condition, where
-# bash would look away.
+# step TEXT COMMAND…: runs the command, whose output is only of interest, and only shown, if it
+# fails; then the script ends. The command runs in a subshell where every failure counts, also
+# one within a function, so a step must not stand in a condition, where bash would look away.
 step() {
-    local text=$1 output status
+    local text=$1 output status started=$SECONDS
     shift
-    say "$text"
     output=$(mktemp)
+    begin_progress "$text"
     set +e
     (
+        progress=''
         set -e
         "$@"
     ) >"$output" 2>&1 </dev/null
     status=$?
     set -e
-    ((status == 0)) || tail -n 20 "$output" | sed 's/^/         | /' >&2
-    rm -f "$output"
-    ((status == 0)) || die "this step failed: $text"
+    end_progress
+    if ((status == 0)); then
+        timed_line "$text" $((SECONDS - started))
+        printf '\n'
+        rm -f "$output"
+        return
+    fi
+    say "$text"
+    tail -n 30 "$output" | sed 's/^/    | /' >&2
+    advise "$output" >&2
+    die "this step failed after $(time_text $((SECONDS - started))): $text (all that it said: $output)"
+}
+
+# advise FILE: what to do about the likely causes, where the output of a step shows one.
+advise() {
+    if grep -qiF 'no space left on device' "$1"; then
+        note 'The disk is full: "df -h" shows which, and "cargo clean" frees what was built.'
+    elif grep -qiE 'could not resolve|temporary failure (in name resolution|resolving)|network is unreachable|failed to (download|fetch)|EAI_AGAIN' "$1"; then
+        note 'The network cannot be reached. What is missing is fetched from it: try again when it is back.'
+    elif grep -qE 'out of memory|signal: 9|Cannot allocate memory' "$1"; then
+        note 'The memory ran out: CARGO_BUILD_JOBS=1 builds one thing at a time.'
+    fi
+}
+
+# time_text SECONDS
+time_text() {
+    if (($1 < 60)); then
+        echo "$1 s"
+    else
+        echo "$(($1 / 60)) min $(($1 % 60)) s"
+    fi
+}
+
+# timed_line TEXT SECONDS: without the end of the line.
+timed_line() {
+    printf '  %-64s %s%12s%s' "$1" "$dim" "$(time_text "$2")" "$plain"
+}
+
+# The process that counts, while a step runs.
+progress=''
+
+begin_progress() {
+    count_progress "$1" &
+    progress=$!
+}
+
+end_progress() {
+    [[ -n $progress ]] || return 0
+    # TERM may be ignored by now, where a script cleans up.
+    kill -KILL "$progress" 2>/dev/null || true
+    wait "$progress" 2>/dev/null || true
+    progress=''
+    ! $terminal || printf '\r\e[K'
+}
+
+# count_progress TEXT: until it is killed, or the script is gone. Reading from a pipe that stays
+# silent waits without a process that could outlive this one.
+count_progress() {
+    local text=$1 width=64 seconds=0 silence
+    exec {silence}<> <(:)
+    if $terminal; then
+        width=$(stty -F /dev/tty size 2>/dev/null | cut -d ' ' -f 2) || true
+        # Cut to one line, which can be written over; a terminal may not know how wide it is.
+        ((${width:-0} >= 40)) || width=80
+        text=${text:0:width-16}
+    fi
+    while kill -0 "$$" 2>/dev/null; do
+        if $terminal; then
+            printf '\r'
+            timed_line "$text" "$seconds"
+        elif ((seconds % 30 == 5)); then
+            timed_line "$text ..." "$seconds"
+            printf '\n'
+        fi
+        read -rt 1 -u "$silence" || true
+        ((seconds += 1))
+    done
 }

@@ -14,15 +14,17 @@ set_setting() {
 
 # read_settings FILE: takes over every line of the file.
 read_settings() {
-    local line key value
-    [[ -r $1 ]] || die "$1 cannot be read"
+    local line key value number=0
+    [[ -e $1 ]] || die "there is no $1; git checkout brings the one of the project back"
+    [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un)"
     while IFS= read -r line || [[ -n $line ]]; do
+        ((number += 1))
         [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
         [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$ ]] ||
-            die "$1 has a line that is not KEY=VALUE"
+            die "$1: line $number is not KEY=VALUE; a comment begins with #"
         key=${BASH_REMATCH[2]}
         value=$(unquoted "${BASH_REMATCH[3]}") ||
-            die "$1: put the value of $key between single quotes"
+            die "$1, line $number: put the value of $key between single quotes"
         set_setting "$key" "$value"
     done <"$1"
 }
@@ -97,7 +99,7 @@ read_project_settings() {
 require_settings() {
     local key
     for key in "$@"; do
-        [[ -n ${SETTINGS[$key]:-} ]] || die "$key is missing: set it in .env or in the environment"
+        [[ -n ${SETTINGS[$key]:-} ]] || die "$key is missing: set it in .env.local or in the environment"
     done
 }
 
@@ -107,7 +109,7 @@ require_ports() {
     local -A taken=()
     for key in "$@"; do
         port=${SETTINGS[$key]:-}
-        port_valid "$port" || die "$key must be a port number from 1 to 65535"
+        port_valid "$port" || die "$key must be a port number from 1 to 65535: set it in .env.local or in the environment"
         [[ ! -v taken[$port] ]] || die "${taken[$port]} and $key are both $port: change one of them"
         taken[$port]=$key
     done

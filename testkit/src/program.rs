@@ -98,8 +98,12 @@ impl Program {
     pub fn address(&self) -> SocketAddr {
         eventually_some("the program listens", || {
             let log = self.log();
-            let (_, rest) = log.split_once("msg=listening address=")?;
-            rest.split_whitespace().next()?.parse().ok()
+            let logfmt = ("msg=listening address=", ' ');
+            let json = (r#""msg":"listening","address":""#, '"');
+            let (rest, end) = [logfmt, json]
+                .iter()
+                .find_map(|(begin, end)| Some((log.split_once(begin)?.1, *end)))?;
+            rest.split(end).next()?.parse().ok()
         })
     }
 

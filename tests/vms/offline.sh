@@ -178,6 +178,12 @@ firewall() {
     is 'its rules are rules of nftables' 0 exit_of check_rules
     firewall_rules 'tcp port 5000 accept' >"$scratch/firewall"
     is 'and a mistake would be noticed' 1 exit_of check_rules
+    set_setting MONITORING_IP 192.168.56.1
+    firewall_rules "$(from_monitoring BILLING_API_PORT BILLING_CONSUMER_PORT)" >"$scratch/firewall"
+    is 'who collects metrics is let in to them' 0 exit_of check_rules
+    is 'and nobody else' 1 grep -cE 'saddr 192.168.56.1 tcp dport . 8081,8082 . accept' "$scratch/firewall"
+    set_setting MONITORING_IP ''
+    is 'nor anybody where nobody collects them' '' from_monitoring BILLING_CONSUMER_PORT
 }
 
 # check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.

@@ -7,6 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 repo=$(cd "$here/../.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/readme.sh"
 source "$repo/tests/vms/checks.sh"
 
@@ -25,6 +26,7 @@ The test of the deployment, on a Debian machine, as root.
   tests/vms/run.sh vagrant ARG…     vagrant, for them
   tests/vms/run.sh exec MACHINE…    a command as root on gateway, inventory or billing
   tests/vms/run.sh down             the end of them
+  tests/vms/run.sh help | version
 
 VMLAB names the folder (/tmp/crud-master-vms), RELEASE the Debian of the machines (bookworm).
 Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, and as with
@@ -35,6 +37,7 @@ USAGE
 }
 
 main() {
+    answer_help_and_version "$@"
     case ${1:-} in
         '') everything ;;
         up) bring_up ;;
@@ -42,11 +45,7 @@ main() {
         vagrant) use_running && vagrant "${@:2}" ;;
         exec) use_running && on "${@:2}" ;;
         down) take_down ;;
-        help | --help | -h) usage ;;
-        *)
-            usage >&2
-            exit 2
-            ;;
+        *) wrong_usage "there is no command $1" ;;
     esac
 }
 

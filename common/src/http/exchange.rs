@@ -10,6 +10,7 @@ use super::edge::{Outlet, Share};
 use super::problem::Problem;
 use super::request::Request;
 use super::response::{Response, Sent, Terms};
+use crate::log::logged_millis;
 use crate::metrics::Metrics;
 
 /// The most that a request id taken from a client may have.
@@ -55,6 +56,8 @@ struct Record {
     asked: Arc<Asked>,
     route: &'static str,
     status: u16,
+    /// Of the order that it placed.
+    message_id: Option<String>,
     cause: Option<String>,
     broken_off: bool,
 }
@@ -76,6 +79,7 @@ impl Exchange {
                 asked,
                 route: "edge",
                 status: 500,
+                message_id: None,
                 cause: None,
                 broken_off: false,
             },
@@ -89,6 +93,12 @@ impl Exchange {
     /// Answers the client. What is not a stream waits for nobody who reads slowly.
     pub fn answer(mut self, result: Result<Response<'_>, Problem>) {
         self.write(result);
+    }
+
+    /// Has the log tell which message this request became, so that both ends of the queue can be
+    /// found by it.
+    pub fn set_message_id(&mut self, message_id: &str) {
+        self.record.message_id = Some(message_id.to_owned());
     }
 
     /// The same, for who has something to do before the end.
@@ -232,31 +242,31 @@ impl Record {
             path = asked.target.as_str(),
             route = self.route,
             status = self.status,
-            ms = format!("{:.2}", elapsed.as_secs_f64() * 1000.0).as_str(),
+            ms = logged_millis(elapsed),
+            message_id = self.message_id.as_deref(),
             broken_off = self.broken_off,
-            cause = self.cause.as_deref().unwrap_or("none");
+            cause = self.cause.as_deref();
             "request"
         );
     }
 }
 
-/// The client's request id where it is well-formed, else one made here. Only characters that
-/// stand unquoted in a log line are taken.
+/// The client's request id where it is well-formed, else one made here.
 pub(crate) fn request_id(given: Option<&str>) -> String {
-    let well_formed = |id: &str| {
-        !id.is_empty()
-            && id.len() <= REQUEST_ID_BYTES_MAX
-            && id
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b))
-    };
     match given {
-        Some(id) if well_formed(id) => id.to_owned(),
+        Some(id) if is_request_id(id) => id.to_owned(),
         // It keeps no secret, so the system need not be asked for its randomness.
         _ => uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes())
             .into_uuid()
             .to_string(),
     }
+}
+
+/// Whether an id from elsewhere is taken: only characters that stand unquoted in a log line are.
+#[must_use]
+pub fn is_request_id(id: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b);
+    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(plain)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub use conditional::{
     entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
 pub use edge::{EdgeLimits, Tls};
-pub use exchange::Exchange;
+pub use exchange::{Exchange, is_request_id};
 pub use hall::Hall;
 pub use operations::{Dependency, health};
 pub use page::Page;

@@ -97,7 +97,10 @@ impl Server {
             Box::new(dependencies()) as Dependencies
         });
         Self::try_start(config, halls, operations, metrics, shutdown).map_err(|error| {
-            StartError::System(format!("cannot listen on {}", config.address), error)
+            StartError::System(
+                format!("cannot listen on {}", config.address),
+                with_advice(error, config.address.port()),
+            )
         })
     }
 
@@ -148,6 +151,23 @@ impl Server {
             hall.close(deadline);
         }
     }
+}
+
+/// Of the likely causes, what to do about them.
+fn with_advice(error: io::Error, port: u16) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("set another port, or stop who has it: ss -ltnp 'sport = :{port}'")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "LISTEN_ADDRESS must be an address of this machine, or 0.0.0.0".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "a port below 1024 is for root; set one above".to_owned()
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}; {advice}"))
 }
 
 /// Clients must leave descriptors for the workers.
