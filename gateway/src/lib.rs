@@ -5,6 +5,7 @@ mod config;
 
 mod access;
 mod api;
+mod documents;
 mod proxy;
 mod publisher;
 mod upstreams;
@@ -76,7 +77,8 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             ]
         }
     };
-    let halls = vec![movies, billing];
+    let openapi = Hall::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, || ());
+    let halls = vec![movies, billing, openapi];
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
     Ok(Gateway {
         server,
