@@ -23,8 +23,10 @@ usage() {
 All checks, the same as in CI.
 
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, the Vagrantfile and what is behind it, the
-                                  examples in README.md, and the alerts and the dashboard
+                                  shell scripts, the Vagrantfile and what is behind it, and,
+                                  asked of a platform that is started for it, the examples
+                                  in README.md, the alerts and the dashboard, and the API
+                                  documents
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
   setup/test.sh help | version
@@ -57,8 +59,12 @@ all_checks() {
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
+
+    choose_platform
+    check 'A platform to ask' setup/local.sh up
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$folder/local/settings.env"
+    check 'The API documents' tests/api/run.sh
     sum_up
 }
 
@@ -82,6 +88,7 @@ install_what_is_missing() {
     install_rust
     install_cargo_deny
     install_promtool
+    install_api_checkers
 }
 
 # know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
@@ -181,15 +188,18 @@ command_lines() {
     done
 }
 
-# readme_examples: against a platform as setup/local.sh starts it.
-readme_examples() {
+# choose_platform: where setup/local.sh has its platform from here on. The checks that ask it take
+# turns: the README's tour is the first, since it counts on a platform that is new.
+choose_platform() {
     local next=$((first_port + 5)) name
     for name in API_GATEWAY_PORT INVENTORY_API_PORT BILLING_API_PORT BILLING_CONSUMER_PORT \
         POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT; do
         export "$name=$((next++))"
     done
     export LOCAL_DIR=$folder/local
-    setup/local.sh up
+}
+
+readme_examples() {
     run_tour README.md tour ":5000=:$API_GATEWAY_PORT" ":8080=:$INVENTORY_API_PORT" \
         ":8081=:$BILLING_API_PORT" ":8082=:$BILLING_CONSUMER_PORT" \
         ":15673=:$RABBITMQ_MANAGEMENT_PORT"

@@ -5,6 +5,7 @@ mod config;
 
 mod access;
 mod api;
+mod documents;
 mod proxy;
 mod publisher;
 mod upstreams;
@@ -77,7 +78,8 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             ]
         }
     };
-    let halls = vec![movies, billing];
+    let openapi = Hall::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, || ());
+    let halls = vec![movies, billing, openapi];
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
     waiting::start(&config.queue, &metrics, shutdown)?;
     Ok(Gateway {

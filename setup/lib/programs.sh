@@ -32,7 +32,7 @@ provide_programs() {
 sources_fingerprint() (
     cd "$1" || exit
     {
-        ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml
+        ls Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
         find common inventory gateway billing -type f ! -path '*/tests/*'
     } | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -c 1-64
 )

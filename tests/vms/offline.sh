@@ -127,6 +127,7 @@ programs() {
     is 'an older one will not' 1 exit_of at_least 1.94.1 1.95
     is 'Cargo.toml says which one is needed' 0 exit_of grep -qE '^1\.[0-9]+$' <(minimum_rust)
     is 'the fingerprint is that of the sources' 1 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with common/src/lib.rs)"
+    is 'with the description that the gateway serves' 1 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with docs/openapi.yaml)"
     is 'and not of their tests' 0 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with billing/tests/api.rs)"
 }
 
@@ -136,6 +137,7 @@ fingerprint_with() (
     install -d "$scratch/copy"
     cd "$repo"
     cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$scratch/copy"
+    install -D --target-directory "$scratch/copy/docs" docs/openapi.yaml
     echo >>"$scratch/copy/$1"
     sources_fingerprint "$scratch/copy"
 )
