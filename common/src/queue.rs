@@ -203,6 +203,15 @@ impl QueueType {
     }
 }
 
+/// What waits in a queue, and who takes it from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages that are ready to be delivered.
+    pub ready: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
 /// A channel whose messages the broker confirms.
 pub struct Confirming {
     /// What the broker says of messages that no queue took. For a message this is sent before
@@ -458,6 +467,28 @@ impl Link {
             }),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Counts what is in a queue; None where there is no such queue. For that the broker closes
+    /// the channel that asks, so each question has one of its own.
+    pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, LinkError> {
+        const NOT_FOUND: u16 = 404;
+        let channel = self.open_channel()?;
+        // Before the channel, so that its farewell is within the limit too.
+        let limit = self.limit();
+        let counted = match channel.queue_declare_passive(queue) {
+            Ok(declared) => Ok(Some(Counts {
+                ready: declared.declared_message_count().unwrap_or(0),
+                consumers: declared.declared_consumer_count().unwrap_or(0),
+            })),
+            Err(amiquip::Error::ServerClosedChannel {
+                code: NOT_FOUND, ..
+            }) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        drop(channel);
+        drop(limit);
+        counted
     }
 
     /// To be called with the tags of deliveries whose content is not kept any more. While those

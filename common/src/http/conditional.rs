@@ -36,7 +36,13 @@ pub fn entity_tag_of(value: &impl Serialize) -> String {
 /// A value as JSON with its entity tag, or 304 where the client has it already.
 #[must_use]
 pub fn json_if_changed(request: &Request, value: &impl Serialize) -> Response<'static> {
-    let response = Response::json(200, value);
+    if_changed(request, Response::json(200, value))
+}
+
+/// An answer with its entity tag, or 304 where the client has it already; as it is where it is
+/// a stream.
+#[must_use]
+pub fn if_changed(request: &Request, response: Response<'static>) -> Response<'static> {
     let Body::Bytes(body) = response.body() else {
         return response;
     };

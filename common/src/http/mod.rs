@@ -14,7 +14,7 @@ mod router;
 mod server;
 
 pub use conditional::{
-    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
+    entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
 pub use edge::{EdgeLimits, Tls};
 pub use exchange::Exchange;
