@@ -11,6 +11,7 @@ source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
 source "$repo/setup/lib/daemon.sh"
 source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/browser.sh"
 source "$repo/setup/lib/postgres.sh"
 source "$repo/setup/lib/rabbitmq.sh"
 source "$repo/setup/lib/test_servers.sh"
@@ -21,8 +22,8 @@ usage() {
 All checks, the same as in CI.
 
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, the Vagrantfile and what is behind it, and
-                                  the examples in README.md
+                                  shell scripts, the Vagrantfile and what is behind it, the
+                                  examples in README.md, and the console in a browser
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
 USAGE
@@ -59,6 +60,7 @@ all_checks() {
     check 'Shell scripts' shell_scripts
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'The examples in README.md' readme_examples
+    the_console
     sum_up
 }
 
@@ -77,7 +79,7 @@ install_what_is_missing() {
     local missing
     require_debian
     know_what_is_offered
-    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers)
+    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers && lacking_chromium)
     install_packages "${missing[@]}"
     install_rust
     install_cargo_deny
@@ -114,6 +116,7 @@ clean_up() {
 # The checks
 
 failed=()
+not_run=()
 
 # check TITLE COMMAND…: goes on to the next check whatever comes out.
 check() {
@@ -181,6 +184,16 @@ readme_examples() {
         ":15673=:$RABBITMQ_MANAGEMENT_PORT"
 }
 
+# the_console: on the platform that the examples have left.
+the_console() {
+    local title='The console in a browser'
+    if find_chromium >/dev/null; then
+        LOCAL_DIR=$folder/local check "$title" tests/browser/run.sh
+    else
+        not_run+=("$title: there is no Chromium, and no package of it here")
+    fi
+}
+
 # sum_up: with cargo's totals as the last line.
 sum_up() {
     local line tests_passed=0 tests_failed=0
@@ -194,6 +207,10 @@ sum_up() {
     else
         heading 'Failed'
         printf '         %s\n' "${failed[@]}"
+    fi
+    if ((${#not_run[@]} > 0)); then
+        heading 'Not run'
+        printf '         %s\n' "${not_run[@]}"
     fi
     echo "$tests_passed passed, $tests_failed failed"
     ((${#failed[@]} == 0))

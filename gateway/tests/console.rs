@@ -1,5 +1,5 @@
 //! `GET /` and the orders that the console shows, as a client gets them. What the page does is
-//! tried in a browser (`e2e/browser`).
+//! tried in a browser (`tests/browser`).
 
 use std::net::SocketAddr;
 
