@@ -167,7 +167,7 @@ const CHARTS = [
   base.setAttribute('d', `M0 40H${SECONDS_SHOWN}`);
   const now = make('p', { className: 'now' }, '–');
   const most = make('span', {});
-  const scale = make('div', { className: 'scale' }, most, make('span', {}, '3 min'));
+  const scale = make('div', { className: 'scale' }, most, make('span', {}, 'last 3 min'));
   const figure = make('figure', {}, make('figcaption', {}, title), now, svg, scale);
   figure.dataset.chart = name;
   at('charts').append(figure);
@@ -207,8 +207,8 @@ function remember(status) {
   const moment = { time: Date.now(), ...status?.queue };
   if (status) {
     moment.posted = status.gateway.orders_posted;
-    const before = moments.at(-1);
-    // A gateway that was started anew counts from 0.
+    // Over five seconds, or the line would have a peak for each order. A gateway that was started anew counts from 0.
+    const before = moments.find(({ time, posted }) => posted != null && moment.time - time < 5500);
     if (before?.posted <= moment.posted) moment.rate = ((moment.posted - before.posted) * 1000) / Math.max(1, moment.time - before.time);
   }
   moments.push(moment);

@@ -57,7 +57,6 @@ fn get_console<'a>(console: &'a mut Console, request: &Request) -> HandlerResult
         if_changed(request, page)
             .with_header("content-security-policy", console.policy.clone())
             .with_header("referrer-policy", "no-referrer")
-            .with_header("cross-origin-opener-policy", "same-origin")
     } else {
         let index = json!({
             "name": "CRUD Master",
