@@ -1,6 +1,6 @@
-//! Movies, and orders to be read, forwarded: what the client sent goes to the service behind as
-//! it is, what that one answers comes back as it is. Only the headers that belong to one connection stay behind
-//! (RFC 9110 §7.6.1), and those that tell it who asked are added.
+//! Movies, and recorded orders, forwarded: what the client sent goes to the service behind as it
+//! is, and what that one answers comes back as it is. Only the headers that belong to one
+//! connection stay behind (RFC 9110 §7.6.1), and those that tell the service who asked are added.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
