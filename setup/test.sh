@@ -202,8 +202,10 @@ sum_up() {
         ((tests_passed += BASH_REMATCH[1], tests_failed += BASH_REMATCH[2])) || true
     done <"$folder/tests.log"
 
-    if ((${#failed[@]} == 0)); then
+    if ((${#failed[@]} == 0 && ${#not_run[@]} == 0)); then
         heading 'All checks passed'
+    elif ((${#failed[@]} == 0)); then
+        heading 'All checks that could be run passed'
     else
         heading 'Failed'
         printf '         %s\n' "${failed[@]}"
