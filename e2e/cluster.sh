@@ -121,6 +121,7 @@ POSTGRES_PASSWORD=$(<"$folder/password")
 API_GATEWAY_PORT=$(port 2)
 BILLING_CONSUMER_PORT=$(port 3)
 INVENTORY_VM_IP=127.0.0.1
+BILLING_VM_IP=127.0.0.1
 RABBITMQ_HOST=${hosts//$'\n'/,}
 RABBITMQ_USER=setup
 RABBITMQ_PASSWORD=$(<"$folder/node1/administrator")

@@ -53,6 +53,7 @@ local_defaults=(
     RABBITMQ_MANAGEMENT_PORT=15673
     RABBITMQ_DIST_PORT=25673
     ERL_EPMD_PORT=14369
+    EXPOSE_ORDERS=true
 )
 # What the programs know beside what .env has; no HTTPS, since this script asks them by HTTP.
 optional_settings=(

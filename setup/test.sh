@@ -12,6 +12,7 @@ source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/ports.sh"
 source "$repo/setup/lib/daemon.sh"
 source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/browser.sh"
 source "$repo/setup/lib/postgres.sh"
 source "$repo/setup/lib/rabbitmq.sh"
 source "$repo/setup/lib/test_servers.sh"
@@ -25,8 +26,8 @@ All checks, the same as in CI.
   setup/test.sh                   format, clippy, each service alone, tests, dependencies,
                                   shell scripts, the Vagrantfile and what is behind it, and,
                                   asked of a platform that is started for it, the examples
-                                  in README.md, the alerts and the dashboard, and the API
-                                  documents
+                                  in README.md, the alerts and the dashboard, the API
+                                  documents, and the console in a browser
   setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
                                   need, for instance: setup/test.sh run cargo test -p billing
   setup/test.sh help | version
@@ -65,6 +66,7 @@ all_checks() {
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$folder/local/settings.env"
     check 'The API documents' tests/api/run.sh
+    the_console
     sum_up
 }
 
@@ -83,7 +85,7 @@ install_what_is_missing() {
     local missing
     require_debian
     know_what_is_offered
-    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers)
+    mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers && lacking_chromium)
     install_packages "${missing[@]}"
     install_rust
     install_cargo_deny
@@ -122,6 +124,7 @@ clean_up() {
 # The checks
 
 failed=()
+not_run=()
 
 # check TITLE COMMAND…: goes on to the next check whatever comes out.
 check() {
@@ -205,6 +208,16 @@ readme_examples() {
         ":15673=:$RABBITMQ_MANAGEMENT_PORT"
 }
 
+# the_console: on the platform that the examples have left.
+the_console() {
+    local title='The console in a browser'
+    if find_chromium >/dev/null; then
+        LOCAL_DIR=$folder/local check "$title" tests/browser/run.sh
+    else
+        not_run+=("$title: there is no Chromium, and no package of it here")
+    fi
+}
+
 # sum_up: with cargo's totals as the last line.
 sum_up() {
     local line tests_passed=0 tests_failed=0
@@ -213,11 +226,17 @@ sum_up() {
         ((tests_passed += BASH_REMATCH[1], tests_failed += BASH_REMATCH[2])) || true
     done <"$folder/tests.log"
 
-    if ((${#failed[@]} == 0)); then
+    if ((${#failed[@]} == 0 && ${#not_run[@]} == 0)); then
         heading "All checks passed, after $(time_text $SECONDS)"
+    elif ((${#failed[@]} == 0)); then
+        heading "All checks that could be run passed, after $(time_text $SECONDS)"
     else
         heading "Failed, after $(time_text $SECONDS)"
         printf '    %s\n' "${failed[@]}"
+    fi
+    if ((${#not_run[@]} > 0)); then
+        heading 'Not run'
+        printf '    %s\n' "${not_run[@]}"
     fi
     echo "$tests_passed passed, $tests_failed failed"
     ((${#failed[@]} == 0))

@@ -43,6 +43,8 @@ def gateway(bench, upstream_port):
         "API_GATEWAY_PORT",
         INVENTORY_VM_IP="127.0.0.1",
         INVENTORY_API_PORT=upstream_port,
+        BILLING_VM_IP="127.0.0.1",
+        BILLING_API_PORT=1,
     )
 
 

@@ -13,7 +13,7 @@ pub(crate) const ROUTES: &[Route<OrderStore>] = &[
 pub(crate) const HEALTH: &[Route<()>] = &[(Verb::Get, "/api/health", get_health)];
 
 fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
-    let page = Page::from_query(request)?;
+    let page = Page::from_query_in_either_order(request)?;
     let user_id = request.query("user_id")?;
     if user_id
         .as_deref()

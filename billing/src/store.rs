@@ -25,25 +25,59 @@ pub(crate) struct OrderStore {
 }
 
 struct Statements {
-    list: Statement,
-    list_of_user: Statement,
+    list: InEitherOrder<Statement>,
+    list_of_user: InEitherOrder<Statement>,
     find: Statement,
     record: Statement,
 }
 
-fn list_sql() -> String {
-    format!("SELECT {COLUMNS} FROM orders WHERE id > $1 ORDER BY id LIMIT $2")
+/// A list is read from its begin or from its end.
+struct InEitherOrder<T> {
+    oldest_first: T,
+    newest_first: T,
 }
 
-fn list_of_user_sql() -> String {
-    format!("SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id > $1 ORDER BY id LIMIT $2")
+impl<T> InEitherOrder<T> {
+    fn of(&self, page: Page) -> &T {
+        if page.newest_first {
+            &self.newest_first
+        } else {
+            &self.oldest_first
+        }
+    }
+}
+
+fn list_sql() -> InEitherOrder<String> {
+    InEitherOrder {
+        oldest_first: format!("SELECT {COLUMNS} FROM orders WHERE id > $1 ORDER BY id LIMIT $2"),
+        newest_first: format!(
+            "SELECT {COLUMNS} FROM orders WHERE id < $1 ORDER BY id DESC LIMIT $2"
+        ),
+    }
+}
+
+fn list_of_user_sql() -> InEitherOrder<String> {
+    InEitherOrder {
+        oldest_first: format!(
+            "SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id > $1 ORDER BY id LIMIT $2"
+        ),
+        newest_first: format!(
+            "SELECT {COLUMNS} FROM orders WHERE user_id = $3 AND id < $1 ORDER BY id DESC LIMIT $2"
+        ),
+    }
 }
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
     let find = format!("SELECT {COLUMNS} FROM orders WHERE id = $1");
+    let mut in_either_order = |sql: InEitherOrder<String>| {
+        Ok::<_, Error>(InEitherOrder {
+            oldest_first: client.prepare(&sql.oldest_first)?,
+            newest_first: client.prepare(&sql.newest_first)?,
+        })
+    };
     Ok(Statements {
-        list: client.prepare(&list_sql())?,
-        list_of_user: client.prepare(&list_of_user_sql())?,
+        list: in_either_order(list_sql())?,
+        list_of_user: in_either_order(list_of_user_sql())?,
         find: client.prepare(&find)?,
         record: client.prepare(
             "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
@@ -113,14 +147,14 @@ impl OrderStore {
         Ok(message_ids.into_iter().map(order_id).collect())
     }
 
-    /// Orders in the order of their ids, as they arrive from the server.
+    /// Orders in the order of their ids, either way, as they arrive from the server.
     pub(crate) fn list(
         &mut self,
         page: Page,
     ) -> Result<impl Iterator<Item = Result<Order, DbError>>, DbError> {
         let rows = self.connection.stream(|client, statements| {
             let params: [&(dyn ToSql + Sync); 2] = [&page.after, &page.limit];
-            client.query_raw(&statements.list, params)
+            client.query_raw(statements.list.of(page), params)
         })?;
         Ok(rows.map(|row| row.map(order)))
     }
@@ -133,7 +167,7 @@ impl OrderStore {
     ) -> Result<impl Iterator<Item = Result<Order, DbError>> + use<'a>, DbError> {
         let rows = self.connection.stream(|client, statements| {
             let params: [&(dyn ToSql + Sync); 3] = [&page.after, &page.limit, &user_id];
-            client.query_raw(&statements.list_of_user, params)
+            client.query_raw(statements.list_of_user.of(page), params)
         })?;
         Ok(rows.map(|row| row.map(order)))
     }
@@ -192,14 +226,33 @@ mod tests {
         );
         database.execute("ANALYZE orders");
 
-        for (sql, index, condition) in [
-            (list_sql(), "orders_pkey", "(id > "),
-            (list_of_user_sql(), "orders_user_id", "((user_id = "),
+        let (all, of_user) = (list_sql(), list_of_user_sql());
+        for (sql, scan, condition) in [
+            (
+                all.oldest_first,
+                "Index Scan using orders_pkey on",
+                "(id > ",
+            ),
+            (
+                all.newest_first,
+                "Index Scan Backward using orders_pkey on",
+                "(id < ",
+            ),
+            (
+                of_user.oldest_first,
+                "Index Scan using orders_user_id on",
+                "((user_id = ",
+            ),
+            (
+                of_user.newest_first,
+                "Index Scan Backward using orders_user_id on",
+                "((user_id = ",
+            ),
         ] {
             for mode in ["force_custom_plan", "force_generic_plan"] {
                 let plan = plan(&database, &sql, mode);
                 assert!(
-                    plan.contains(&format!("Index Scan using {index} on orders"))
+                    plan.contains(scan)
                         && plan.contains(&format!("Index Cond: {condition}"))
                         && !plan.contains("Sort")
                         && !plan.contains("Filter"),

@@ -204,6 +204,32 @@ fn pages_of_one_user_lead_through_their_orders_only() {
 }
 
 #[test]
+fn the_newest_orders_come_first_where_that_is_asked_for() {
+    let billing = Billing::with_orders_of(&["a", "b", "a", "b", "a"]);
+
+    let reply = billing.get("/api/orders?order=desc&limit=2");
+
+    assert_eq!(
+        (ids(&reply), reply.header("link")),
+        (
+            vec![5, 4],
+            r#"</api/orders?order=desc&limit=2&after=4>; rel="next""#
+        )
+    );
+    assert_eq!(
+        pages(&billing, "/api/orders?order=desc&limit=2"),
+        [vec![5, 4], vec![3, 2], vec![1]]
+    );
+    assert_eq!(
+        pages(&billing, "/api/orders?order=desc&limit=2&user_id=a"),
+        [vec![5, 3], vec![1]]
+    );
+    assert_eq!(billing.ids("/api/orders?order=desc"), [5, 4, 3, 2, 1]);
+    assert_eq!(billing.ids("/api/orders?order=desc&after=0"), [0; 0]);
+    assert_eq!(billing.ids("/api/orders?order=asc&after=3"), [4, 5]);
+}
+
+#[test]
 fn a_page_that_ends_with_the_last_order_has_no_next_one() {
     let billing = Billing::with_orders_of(&["a", "a"]);
 
@@ -232,6 +258,9 @@ fn a_query_that_makes_no_sense_is_refused_by_name() {
         ),
         ("limit=1&limit=2", "limit is given twice"),
         ("user_id=1&user_id=2", "user_id is given twice"),
+        ("order=newest", "order must be asc or desc"),
+        ("order=", "order must be asc or desc"),
+        ("order=desc&order=asc", "order is given twice"),
         ("user_id=%00", "user_id must not contain NUL"),
         ("user_id=%FF", "user_id is not UTF-8"),
     ] {

@@ -75,6 +75,8 @@ impl Stage {
             ("API_GATEWAY_PORT", "0"),
             ("INVENTORY_VM_IP", "127.0.0.1"),
             ("INVENTORY_API_PORT", "1"),
+            ("BILLING_VM_IP", "127.0.0.1"),
+            ("BILLING_API_PORT", "1"),
         ];
         let gateway = self.start_program("api-gateway", &vars, self.queue.vars(), rabbitmq);
         *lock(&self.door) = gateway.address();

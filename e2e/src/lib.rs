@@ -92,6 +92,8 @@ impl Platform {
         let gateway_config = gateway::Config {
             http: http(),
             inventories: vec![way_to_inventory.address()],
+            billing_api: billing_api.client.address(),
+            expose_orders: true,
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: QueueConfig {

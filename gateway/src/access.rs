@@ -57,6 +57,14 @@ impl fmt::Display for Role {
     }
 }
 
+/// Which requests count towards the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Always,
+    /// Those that come without a key where one is needed.
+    Strangers,
+}
+
 /// Whose requests are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Caller {
@@ -173,8 +181,26 @@ impl Access {
 
     /// Whether this request may be done, now.
     pub(crate) fn check(&self, request: &Request) -> Result<(), Problem> {
+        self.check_for(needed_role(&request.method), Counted::Always, request)
+    }
+
+    /// The same for what only an administrator may do, whatever the method.
+    pub(crate) fn check_administrator(&self, request: &Request) -> Result<(), Problem> {
+        self.check_for(Role::Admin, Counted::Always, request)
+    }
+
+    /// The same for what is asked every second and answered from memory: were it counted, whoever
+    /// looks on could do nothing else. Who guesses at keys is counted here too.
+    pub(crate) fn check_onlooker(&self, request: &Request) -> Result<(), Problem> {
+        self.check_for(needed_role(&request.method), Counted::Strangers, request)
+    }
+
+    fn check_for(&self, needed: Role, counted: Counted, request: &Request) -> Result<(), Problem> {
         let key = self.keys.as_ref().map(|keys| authenticated(keys, request));
-        if let Some(limiter) = &self.limiter {
+        let is_stranger = matches!(key, Some(Err(_)));
+        if let Some(limiter) = &self.limiter
+            && (counted == Counted::Always || is_stranger)
+        {
             // Whoever guesses at keys is counted by address.
             let caller = match &key {
                 Some(Ok(key)) => Caller::Key(key.name.clone()),
@@ -185,7 +211,6 @@ impl Access {
         let Some(key) = key.transpose()? else {
             return Ok(());
         };
-        let needed = needed_role(&request.method);
         if key.role < needed {
             return Err(Problem::forbidden(format!(
                 "this key may not do that: it needs the role {needed}"

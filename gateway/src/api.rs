@@ -7,7 +7,7 @@ use common::order::NewOrder;
 use uuid::Uuid;
 
 use crate::access::Access;
-use crate::proxy::Inventory;
+use crate::proxy::Proxy;
 use crate::publisher::{Orders, Outgoing};
 
 /// The longest `Idempotency-Key`, in characters.
@@ -16,7 +16,13 @@ const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 /// What a worker has for movies.
 pub(crate) struct Movies {
     pub(crate) access: Arc<Access>,
-    pub(crate) inventory: Inventory,
+    pub(crate) inventory: Proxy,
+}
+
+/// What a worker has for recorded orders.
+pub(crate) struct RecordedOrders {
+    pub(crate) access: Arc<Access>,
+    pub(crate) billing: Proxy,
 }
 
 /// What a worker has for orders.
@@ -30,9 +36,20 @@ pub(crate) const MOVIES: &[Route<Movies>] = &[(Verb::Any, "/api/movies/*", forwa
 
 pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", place_order)];
 
+pub(crate) const RECORDED_ORDERS: &[Route<RecordedOrders>] = &[
+    (Verb::Get, "/api/orders", forward_to_billing),
+    (Verb::Get, "/api/orders/:id", forward_to_billing),
+];
+
 fn forward_to_inventory<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
     movies.access.check(request)?;
     movies.inventory.forward(request)
+}
+
+/// Who has placed what is for administrators, where there are any.
+fn forward_to_billing<'a>(orders: &'a mut RecordedOrders, request: &Request) -> HandlerResult<'a> {
+    orders.access.check_administrator(request)?;
+    orders.billing.forward(request)
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.

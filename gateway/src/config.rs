@@ -19,7 +19,11 @@ pub struct Config {
     pub http: HttpConfig,
     /// Where movies are forwarded to, in turn; at least one.
     pub inventories: Vec<SocketAddr>,
-    /// How long the inventory may take.
+    /// Where recorded orders are read.
+    pub billing_api: SocketAddr,
+    /// Whether they can be read through the gateway too.
+    pub expose_orders: bool,
+    /// How long those that requests are forwarded to may take.
     pub limits: Limits,
     /// Where orders go.
     pub queue: QueueConfig,
@@ -27,7 +31,7 @@ pub struct Config {
     pub access: AccessConfig,
 }
 
-/// How long the inventory may take before the gateway answers in its place.
+/// How long a service may take before the gateway answers in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Until it accepts a connection.
@@ -57,6 +61,11 @@ impl Config {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?,
             inventories: inventories(vars)?,
+            billing_api: SocketAddr::new(
+                vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?,
+                vars.port("BILLING_API_PORT")?,
+            ),
+            expose_orders: vars.parsed_or("EXPOSE_ORDERS", "true or false", false)?,
             limits: Limits::default(),
             queue: QueueConfig::from_vars(vars)?,
             access: AccessConfig::from_vars(vars)?,

@@ -1,5 +1,5 @@
 //! The one door: `proxy` forwards movies to the inventory, `publisher` puts orders on the
-//! queue, `api` says which is which.
+//! queue, `api` says which is which; `status` and `console` are for people.
 
 mod config;
 
@@ -10,6 +10,9 @@ mod proxy;
 mod publisher;
 mod upstreams;
 mod waiting;
+
+mod console;
+mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,9 +27,17 @@ pub use access::AccessConfig;
 pub use config::{Config, Limits};
 
 use access::Access;
-use api::{Billing, Movies};
-use proxy::Inventory;
+use api::{Billing, Movies, RecordedOrders};
+use console::Console;
+use proxy::Proxy;
+use status::{Onlookers, Status};
 use upstreams::Upstreams;
+
+/// People who look on share what is asked for them once a second.
+const STATUS_WORKERS: usize = 2;
+
+/// As many as billing-api has to read orders with.
+const RECORDED_ORDERS_WORKERS: usize = 4;
 
 /// The running service.
 pub struct Gateway {
@@ -40,31 +51,60 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let metrics = Metrics::new();
     let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
     let limits = config.limits;
-    let upstreams = Upstreams::new(&config.inventories);
-    let watch = upstreams
-        .watch(limits, shutdown)
-        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
+    let upstreams = Upstreams::new("the inventory", &config.inventories);
+    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
+    let watch = upstreams.watch(limits, shutdown).map_err(no_thread)?;
+    let billing_api = Upstreams::new("billing", &[config.billing_api]);
+    let exposed = config.expose_orders;
+    let status = Status::new(
+        &orders,
+        &config.queue,
+        &upstreams,
+        &billing_api,
+        limits,
+        exposed,
+    );
+    let status = Arc::new(status.map_err(no_thread)?);
     let workers = config.http.workers;
-    // Two halls: a dead inventory does not stop orders, nor a blocked broker movies.
+    // A hall for each: a dead inventory does not stop orders, nor a blocked broker movies.
     let access = Arc::new(Access::new(&config.access));
     let movies = {
         let (access, upstreams) = (Arc::clone(&access), Arc::clone(&upstreams));
         Hall::new("/api/movies", workers, api::MOVIES, move || Movies {
             access: Arc::clone(&access),
-            inventory: Inventory::new(&upstreams, limits),
+            inventory: Proxy::new(&upstreams, limits),
         })
     };
     let billing = {
         let billing = Billing {
-            access,
+            access: Arc::clone(&access),
             orders: orders.clone(),
         };
         Hall::new("/api/billing", workers, api::BILLING, move || {
             billing.clone()
         })
     };
+    let status = {
+        let onlookers = Onlookers {
+            access: Arc::clone(&access),
+            status,
+        };
+        Hall::new("/api/status", STATUS_WORKERS, status::ROUTES, move || {
+            onlookers.clone()
+        })
+    };
+    let recorded_orders = || {
+        let orders = move || RecordedOrders {
+            access: Arc::clone(&access),
+            billing: Proxy::new(&billing_api, limits),
+        };
+        let workers = RECORDED_ORDERS_WORKERS;
+        Hall::new("/api/orders", workers, api::RECORDED_ORDERS, orders)
+    };
+    let console = Console::new();
+    let console = Hall::new("/", 1, console::ROUTES, move || console.clone());
     let dependencies = move || {
-        let (inventory, orders) = (Inventory::new(&upstreams, limits), orders.clone());
+        let (inventory, orders) = (Proxy::new(&upstreams, limits), orders.clone());
         move || {
             vec![
                 Dependency {
@@ -79,7 +119,8 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         }
     };
     let openapi = Hall::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, || ());
-    let halls = vec![movies, billing, openapi];
+    let mut halls = vec![movies, billing, status, console, openapi];
+    halls.extend(exposed.then(recorded_orders));
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
     waiting::start(&config.queue, &metrics, shutdown)?;
     Ok(Gateway {

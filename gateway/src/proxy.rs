@@ -1,6 +1,6 @@
-//! Movies, forwarded: what the client sent goes to the inventory as it is, what the inventory
-//! answers comes back as it is. Only the headers that belong to one connection stay behind
-//! (RFC 9110 §7.6.1), and those that tell the inventory who asked are added.
+//! Movies, and recorded orders, forwarded: what the client sent goes to the service behind as it
+//! is, and what that one answers comes back as it is. Only the headers that belong to one
+//! connection stay behind (RFC 9110 §7.6.1), and those that tell the service who asked are added.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -15,10 +15,10 @@ use ureq::{Agent, Timeout};
 use crate::config::Limits;
 use crate::upstreams::Upstreams;
 
-/// What came of sending a request to an inventory.
+/// What came of sending a request on.
 type Answer = Result<http::Response<ureq::Body>, ureq::Error>;
 
-/// How long the inventory may take to say that it lives.
+/// How long a service may take to say that it lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection that was idle for longer is not used again.
@@ -49,13 +49,13 @@ const HOP_BY_HOP: [&str; 11] = [
     "expect",
 ];
 
-/// The inventories, as one worker reaches them.
-pub(crate) struct Inventory {
+/// The services of one kind, as one worker reaches them.
+pub(crate) struct Proxy {
     upstreams: Arc<Upstreams>,
     agent: Agent,
 }
 
-impl Inventory {
+impl Proxy {
     pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -83,17 +83,25 @@ impl Inventory {
         }
     }
 
-    /// Whether the process of one of the inventories answers, now.
+    /// Whether the process of one of them answers, now.
     pub(crate) fn is_up(&self) -> bool {
-        self.probe(self.upstreams.choose(), "/health")
+        let health = self.probe(self.upstreams.choose(), "/health");
+        health.is_some_and(|(status, _)| status == 200)
     }
 
-    /// Whether that inventory can work, now.
+    /// What one of them says of itself and of what it needs: the status of its `/ready` and the
+    /// JSON with it. None where it does not answer.
+    pub(crate) fn readiness(&self) -> Option<(u16, Vec<u8>)> {
+        self.probe(self.upstreams.choose(), "/ready")
+    }
+
+    /// Whether that one can work, now.
     pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
-        self.probe(address, "/ready")
+        let ready = self.probe(address, "/ready");
+        ready.is_some_and(|(status, _)| status == 200)
     }
 
-    fn probe(&self, address: SocketAddr, path: &str) -> bool {
+    fn probe(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
         let probe = || {
             self.agent
                 .get(format!("http://{address}{path}"))
@@ -108,10 +116,10 @@ impl Inventory {
             Err(error) if is_disconnect(&error) => probe(),
             answer => answer,
         };
-        answer.is_ok_and(|mut response| {
-            // Read to its end, so that the connection can be used again.
-            response.status() == 200 && response.body_mut().read_to_vec().is_ok()
-        })
+        let mut answer = answer.ok()?;
+        // Read to its end, so that the connection can be used again.
+        let body = answer.body_mut().read_to_vec().ok()?;
+        Some((answer.status().as_u16(), body))
     }
 
     /// Passes the request on and the answer back.
@@ -121,13 +129,14 @@ impl Inventory {
             Err(error) => self.repeated(request, address, error)?,
             answer => answer,
         };
-        let answer = answer.map_err(|error| problem(&error))?;
-        Ok(passed_back(answer, &request.method))
+        let service = self.upstreams.service();
+        let answer = answer.map_err(|error| problem(service, &error))?;
+        Ok(passed_back(service, answer, &request.method))
     }
 
-    /// A second try, where one may help and can do no harm. A connection that the inventory
-    /// closed while it was idle shows only when it is used; an inventory that is gone has
-    /// perhaps a neighbour.
+    /// A second try, where one may help and can do no harm. A connection that the service
+    /// closed while it was idle shows only when it is used; a service that is gone has perhaps
+    /// a neighbour.
     fn repeated(
         &self,
         request: &Request,
@@ -163,7 +172,7 @@ impl Inventory {
     }
 }
 
-/// The request as the inventory gets it.
+/// The request as the service behind gets it.
 fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>, Problem> {
     // Its target names no resource but a host, which ureq would put in place of the path.
     if request.method.as_str() == "CONNECT" {
@@ -244,8 +253,12 @@ fn octets(value: &str) -> Vec<u8> {
         .collect()
 }
 
-/// The inventory's answer as ours.
-fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<'static> {
+/// The service's answer as ours.
+fn passed_back(
+    service: &'static str,
+    answer: http::Response<ureq::Body>,
+    method: &Method,
+) -> Response<'static> {
     let (head, body) = answer.into_parts();
     let status = head.status.as_u16();
     let bodiless = *method == Method::Head || status == 204 || status == 304;
@@ -254,6 +267,7 @@ fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<
         Body::Empty
     } else {
         Body::Stream(stream(
+            service,
             length,
             body.into_with_config().limit(u64::MAX).reader(),
         ))
@@ -276,13 +290,17 @@ fn passed_back(answer: http::Response<ureq::Body>, method: &Method) -> Response<
     response
 }
 
-fn stream(length: Option<u64>, mut reader: impl Read + 'static) -> Stream<'static> {
+fn stream(
+    service: &'static str,
+    length: Option<u64>,
+    mut reader: impl Read + 'static,
+) -> Stream<'static> {
     let fill = move |buffer: &mut Vec<u8>| {
         let begin = buffer.len();
         buffer.resize(begin + PIECE_BYTES, 0);
         let read = reader
             .read(&mut buffer[begin..])
-            .map_err(|error| problem(&error.into()));
+            .map_err(|error| problem(service, &error.into()));
         buffer.truncate(begin + *read.as_ref().unwrap_or(&0));
         read.map(|_| ())
     };
@@ -335,7 +353,7 @@ fn is_disconnect(error: &ureq::Error) -> bool {
     ))
 }
 
-/// Whether the inventory cannot have seen anything of the request.
+/// Whether the service cannot have seen anything of the request.
 fn never_sent(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
@@ -344,14 +362,11 @@ fn never_sent(error: &ureq::Error) -> bool {
     }
 }
 
-fn problem(error: &ureq::Error) -> Problem {
+fn problem(service: &str, error: &ureq::Error) -> Problem {
     match error {
-        ureq::Error::Timeout(Timeout::Connect) => {
-            Problem::bad_gateway("the inventory cannot be reached; try again", error)
+        ureq::Error::Timeout(timeout) if *timeout != Timeout::Connect => {
+            Problem::gateway_timeout(format!("{service} takes too long; try again"), error)
         }
-        ureq::Error::Timeout(_) => {
-            Problem::gateway_timeout("the inventory takes too long; try again", error)
-        }
-        _ => Problem::bad_gateway("the inventory cannot be reached; try again", error),
+        _ => Problem::bad_gateway(format!("{service} cannot be reached; try again"), error),
     }
 }

@@ -130,6 +130,16 @@ impl Orders {
         }
     }
 
+    /// Whether an alarm of the broker keeps orders out.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.closed_by() == Some(Refusal::Blocked)
+    }
+
+    /// How many orders were confirmed since the start.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.counts.confirmed.get()
+    }
+
     /// The client is answered when the broker has confirmed the message, or with a problem, at
     /// [`CONFIRM_LIMIT`] at the latest.
     pub(crate) fn place(&self, message: Outgoing, client: Exchange) {

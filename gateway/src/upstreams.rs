@@ -1,6 +1,6 @@
-//! The inventories that movies are forwarded to, in turn. One that fails is left out until its
-//! `/ready` says that it is back, so that a dead one costs its callers one try and not each of
-//! them a time-out.
+//! The services that requests are forwarded to, those of one kind in turn. One that fails is
+//! left out until its `/ready` says that it is back, so that a dead one costs its callers one try
+//! and not each of them a time-out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,14 +12,15 @@ use std::time::Duration;
 use common::shutdown::Shutdown;
 
 use crate::config::Limits;
-use crate::proxy::Inventory;
+use crate::proxy::Proxy;
 
-/// How often an inventory that was left out is asked whether it is back.
+/// How often a service that was left out is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// All inventories, as all workers see them.
+/// All services of one kind, as all workers see them.
 pub(crate) struct Upstreams {
-    upstreams: Vec<Upstream>,
+    service: &'static str,
+    all: Vec<Upstream>,
     next: AtomicUsize,
 }
 
@@ -29,38 +30,44 @@ struct Upstream {
 }
 
 impl Upstreams {
-    /// At least one address.
-    pub(crate) fn new(addresses: &[SocketAddr]) -> Arc<Self> {
+    /// At least one address; `service` is what clients hear of when it cannot be reached.
+    pub(crate) fn new(service: &'static str, addresses: &[SocketAddr]) -> Arc<Self> {
         let upstream = |address| Upstream {
             address,
             left_out: AtomicBool::new(false),
         };
         Arc::new(Self {
-            upstreams: addresses.iter().copied().map(upstream).collect(),
+            service,
+            all: addresses.iter().copied().map(upstream).collect(),
             next: AtomicUsize::new(0),
         })
     }
 
+    /// What they are called in an answer.
+    pub(crate) fn service(&self) -> &'static str {
+        self.service
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.upstreams.len()
+        self.all.len()
     }
 
     /// The one whose turn it is among those that work; where none does, among all: one of them
     /// may be back before anybody has asked it.
     pub(crate) fn choose(&self) -> SocketAddr {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = || (0..self.len()).map(|step| &self.upstreams[(turn + step) % self.len()]);
+        let in_turn = || (0..self.len()).map(|step| &self.all[(turn + step) % self.len()]);
         let working = in_turn().find(|upstream| !upstream.left_out.load(Ordering::Relaxed));
         working
-            .unwrap_or_else(|| &self.upstreams[turn % self.len()])
+            .unwrap_or_else(|| &self.all[turn % self.len()])
             .address
     }
 
     /// Another one that works than the one which has just failed.
     pub(crate) fn choose_other(&self, failed: SocketAddr) -> Option<SocketAddr> {
         let others = self
-            .upstreams
+            .all
             .iter()
             .filter(|upstream| upstream.address != failed);
         let mut working = others.filter(|upstream| !upstream.left_out.load(Ordering::Relaxed));
@@ -73,7 +80,7 @@ impl Upstreams {
             return;
         }
         for upstream in self
-            .upstreams
+            .all
             .iter()
             .filter(|upstream| upstream.address == failed)
         {
@@ -93,16 +100,16 @@ impl Upstreams {
         thread::Builder::new()
             .name("upstreams".to_owned())
             .spawn(move || {
-                let inventory = Inventory::new(&upstreams, limits);
+                let proxy = Proxy::new(&upstreams, limits);
                 while !shutdown.wait_at_most(ASK_AGAIN) {
-                    upstreams.bring_back(&inventory);
+                    upstreams.bring_back(&proxy);
                 }
             })
     }
 
-    fn bring_back(&self, inventory: &Inventory) {
-        for upstream in &self.upstreams {
-            if upstream.left_out.load(Ordering::Relaxed) && inventory.is_ready(upstream.address) {
+    fn bring_back(&self, proxy: &Proxy) {
+        for upstream in &self.all {
+            if upstream.left_out.load(Ordering::Relaxed) && proxy.is_ready(upstream.address) {
                 upstream.left_out.store(false, Ordering::Relaxed);
                 log::info!(address = upstream.address.to_string().as_str(); "inventory is back");
             }
@@ -124,7 +131,7 @@ mod tests {
 
     #[test]
     fn inventories_are_used_in_turn_and_one_that_failed_is_left_out() {
-        let upstreams = Upstreams::new(&[address(1), address(2), address(3)]);
+        let upstreams = Upstreams::new("the inventory", &[address(1), address(2), address(3)]);
         assert_eq!(ports(&upstreams, 4), [1, 2, 3, 1]);
 
         upstreams.leave_out(address(2));
@@ -135,7 +142,7 @@ mod tests {
 
     #[test]
     fn where_all_have_failed_all_are_tried() {
-        let upstreams = Upstreams::new(&[address(1), address(2)]);
+        let upstreams = Upstreams::new("the inventory", &[address(1), address(2)]);
 
         upstreams.leave_out(address(1));
         upstreams.leave_out(address(2));
@@ -146,10 +153,10 @@ mod tests {
 
     #[test]
     fn the_only_one_is_never_left_out() {
-        let upstreams = Upstreams::new(&[address(1)]);
+        let upstreams = Upstreams::new("the inventory", &[address(1)]);
 
         upstreams.leave_out(address(1));
 
-        assert!(!upstreams.upstreams[0].left_out.load(Ordering::Relaxed));
+        assert!(!upstreams.all[0].left_out.load(Ordering::Relaxed));
     }
 }

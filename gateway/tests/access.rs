@@ -50,6 +50,8 @@ fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gatewa
     let config = gateway::Config {
         http: HttpConfig::on_loopback(2),
         inventories: vec![inventory],
+        billing_api: ([127, 0, 0, 1], 1).into(),
+        expose_orders: false,
         limits: Limits::default(),
         queue: QueueConfig {
             brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
@@ -180,6 +182,8 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
         ("API_GATEWAY_PORT", "0"),
         ("INVENTORY_VM_IP", "127.0.0.1"),
         ("INVENTORY_API_PORT", "1"),
+        ("BILLING_VM_IP", "127.0.0.1"),
+        ("BILLING_API_PORT", "1"),
         ("RABBITMQ_HOST", "127.0.0.1"),
         ("RABBITMQ_PORT", "1"),
         ("RABBITMQ_USER", "nobody"),
@@ -223,6 +227,8 @@ fn an_open_gateway_says_so_at_its_start() {
         ("API_GATEWAY_PORT", "0"),
         ("INVENTORY_VM_IP", "127.0.0.1"),
         ("INVENTORY_API_PORT", "1"),
+        ("BILLING_VM_IP", "127.0.0.1"),
+        ("BILLING_API_PORT", "1"),
         ("RABBITMQ_HOST", "127.0.0.1"),
         ("RABBITMQ_PORT", "1"),
         ("RABBITMQ_USER", "nobody"),

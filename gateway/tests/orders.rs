@@ -49,6 +49,8 @@ impl Gateway {
         let config = gateway::Config {
             http: HttpConfig::on_loopback(WORKERS),
             inventories: vec![inventory.address()],
+            billing_api: ([127, 0, 0, 1], 1).into(),
+            expose_orders: false,
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: config,

@@ -25,6 +25,8 @@ fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
             "INVENTORY_API_PORT",
             &inventory.address().port().to_string(),
         ),
+        ("BILLING_VM_IP", "127.0.0.1"),
+        ("BILLING_API_PORT", "1"),
     ] {
         vars.push((key.to_owned(), value.to_owned()));
     }
@@ -64,6 +66,17 @@ fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listen
             "is malformed: it must be logfmt or json",
         ),
         ("INVENTORY_API_PORT", "-1", port),
+        ("BILLING_API_PORT", "", missing),
+        (
+            "BILLING_VM_IP",
+            "billing",
+            "is malformed: it must be an IP address such as 192.168.56.12",
+        ),
+        (
+            "EXPOSE_ORDERS",
+            "yes",
+            "is malformed: it must be true or false",
+        ),
         (
             "INVENTORY_VM_IP",
             "secret",

@@ -64,6 +64,8 @@ fn start(inventory: SocketAddr, cert: &Path, key: &Path) -> Program {
         ("HTTP_WORKERS", "2"),
         ("INVENTORY_VM_IP", &inventory_ip),
         ("INVENTORY_API_PORT", &inventory_port),
+        ("BILLING_VM_IP", "127.0.0.1"),
+        ("BILLING_API_PORT", "1"),
         ("RABBITMQ_HOST", "127.0.0.1"),
         ("RABBITMQ_PORT", "1"),
         ("RABBITMQ_USER", "nobody"),

@@ -20,6 +20,8 @@ fn gateway(inventories: Vec<SocketAddr>) -> Service<Gateway> {
     let config = gateway::Config {
         http: HttpConfig::on_loopback(2),
         inventories,
+        billing_api: ([127, 0, 0, 1], 1).into(),
+        expose_orders: false,
         limits: Limits::default(),
         queue: QueueConfig {
             brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),

@@ -20,8 +20,10 @@ const ROWS_HELD_MAX: usize = 100;
 pub struct Page {
     /// At most so many rows; None is all of them.
     pub limit: Option<i64>,
-    /// Only rows whose id is greater.
+    /// Only rows behind this id, in the order of the list.
     pub after: i64,
+    /// The greatest id first, instead of the smallest.
+    pub newest_first: bool,
 }
 
 impl Page {
@@ -30,7 +32,25 @@ impl Page {
         Ok(Self {
             limit: request.query_number("limit", 1..=LIMIT_MAX)?,
             after: request.query_number("after", 0..=i64::MAX)?.unwrap_or(0),
+            newest_first: false,
         })
+    }
+
+    /// The same for a list that is also read from its end, with `order=desc`.
+    pub fn from_query_in_either_order(request: &Request) -> Result<Self, Problem> {
+        let page = Self::from_query(request)?;
+        match request.query("order")?.as_deref() {
+            None | Some("asc") => Ok(page),
+            Some("desc") => Ok(Self {
+                // Where none is given: behind the greatest there can be.
+                after: request
+                    .query_number("after", 0..=i64::MAX)?
+                    .unwrap_or(i64::MAX),
+                newest_first: true,
+                ..page
+            }),
+            Some(_) => Err(Problem::bad_request("order must be asc or desc")),
+        }
     }
 
     /// What to ask the database for: one row more than the page holds tells whether it is the

@@ -1,0 +1,269 @@
+//! How the platform is, for whoever looks on: a real RabbitMQ, and services that a test plays.
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::env::Vars;
+use common::http::HttpConfig;
+use common::queue::QueueConfig;
+use gateway::{AccessConfig, Gateway, Limits};
+use serde_json::{Value, json};
+use testkit::{Play, Reply, Service, TestQueue, Upstream, eventually};
+
+/// The hash of `reader-key`.
+const READER: &str =
+    "reader:ec4408df15da46b328f6f3246fa723d0aa6cb0f0a0dd9c4626080ab1b02aa3b2:read\n";
+
+const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+fn answer(status: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+fn ready() -> Upstream {
+    let body = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
+    Upstream::answering(answer("200 OK", body))
+}
+
+fn without_database() -> Upstream {
+    let body = r#"{"status":503,"dependencies":{"postgresql":"down"}}"#;
+    Upstream::answering(answer("503 Service Unavailable", body))
+}
+
+struct Parts {
+    inventory: SocketAddr,
+    billing: SocketAddr,
+    queue: QueueConfig,
+}
+
+fn gateway(parts: Parts) -> Service<Gateway> {
+    gateway_with(parts, AccessConfig::default())
+}
+
+fn gateway_with(parts: Parts, access: AccessConfig) -> Service<Gateway> {
+    let config = gateway::Config {
+        http: HttpConfig::on_loopback(2),
+        inventories: vec![parts.inventory],
+        billing_api: parts.billing,
+        expose_orders: false,
+        limits: Limits::default(),
+        queue: parts.queue,
+        access,
+    };
+    Service::start(
+        |shutdown| gateway::start(&config, shutdown),
+        Gateway::address,
+    )
+}
+
+/// With the latencies, which differ each time, told apart only as there or not.
+fn status(gateway: &Service<Gateway>) -> Value {
+    let mut reply = gateway.client.get("/api/status");
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    for part in ["inventory", "billing", "rabbitmq"] {
+        let latency = &mut reply.json[part]["latency_ms"];
+        *latency = json!(latency.as_f64().is_some_and(|ms| ms >= 0.0));
+    }
+    reply.json
+}
+
+fn wait_until_open(gateway: &Service<Gateway>) {
+    eventually("orders pass", || {
+        gateway.client.get("/api/status").json["rabbitmq"]["state"] == "up"
+    });
+}
+
+#[test]
+fn every_part_is_shown_as_it_is() {
+    let (inventory, billing, queue) = (ready(), without_database(), TestQueue::create());
+    let gateway = gateway(Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        queue: queue.config(),
+    });
+    wait_until_open(&gateway);
+    let order = json!({ "user_id": "20", "number_of_items": "99", "total_amount": "250" });
+    assert_eq!(gateway.client.post("/api/billing", &order).status, 200);
+
+    let expected = json!({
+        "status": "degraded",
+        "gateway": { "state": "up", "orders_posted": 1 },
+        "inventory": { "state": "up", "latency_ms": true, "postgresql": "up" },
+        "billing": { "state": "degraded", "latency_ms": true, "postgresql": "down" },
+        "rabbitmq": { "state": "up", "latency_ms": true },
+        "queue": { "name": queue.name(), "ready": 1, "consumers": 0, "dead": 0 },
+        "orders_readable": false,
+    });
+
+    eventually("all of that is seen", || status(&gateway) == expected);
+    let reply = gateway.client.get("/api/status");
+    assert_eq!(reply.header("cache-control"), "no-store");
+    assert_eq!(
+        inventory.requests()[0].line,
+        "GET /ready HTTP/1.1",
+        "nothing else is asked of a service"
+    );
+}
+
+#[test]
+fn what_is_away_is_shown_as_down_and_as_up_when_it_is_back() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_down();
+    let gateway = gateway(Parts {
+        inventory: NOBODY,
+        billing: NOBODY,
+        queue: QueueConfig {
+            brokers: relay.address().into(),
+            ..queue.config()
+        },
+    });
+
+    let all_down = status(&gateway);
+
+    let service = json!({ "state": "down", "latency_ms": false, "postgresql": "unknown" });
+    let expected = json!({
+        "status": "degraded",
+        "gateway": { "state": "up", "orders_posted": 0 },
+        "inventory": service,
+        "billing": service,
+        "rabbitmq": { "state": "down", "latency_ms": false },
+        "queue": null,
+        "orders_readable": false,
+    });
+    assert_eq!(all_down, expected);
+    relay.restore();
+    wait_until_open(&gateway);
+    relay.cut();
+    eventually("it is seen to be away", || {
+        status(&gateway)["queue"] == Value::Null
+    });
+    relay.restore();
+    wait_until_open(&gateway);
+}
+
+#[test]
+fn a_part_that_says_nothing_costs_a_second_and_hides_no_other() {
+    let (silent, billing) = (Upstream::start(|_| Play::Silence), ready());
+    let queue = TestQueue::create();
+    let gateway = gateway(Parts {
+        inventory: silent.address(),
+        billing: billing.address(),
+        queue: queue.config(),
+    });
+    let started = Instant::now();
+
+    let seen = status(&gateway);
+
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(seen["inventory"]["state"], "down");
+    assert_eq!(seen["billing"]["state"], "up");
+    assert_eq!(
+        seen["queue"]["ready"],
+        json!(0),
+        "the queue is counted meanwhile"
+    );
+}
+
+#[test]
+fn however_many_look_on_each_part_is_asked_once_a_second() {
+    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+    let gateway = gateway(Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        queue: queue.config(),
+    });
+    let started = Instant::now();
+
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    assert_eq!(gateway.client.get("/api/status").status, 200);
+                }
+            });
+        }
+    });
+
+    let rounds = usize::try_from(started.elapsed().as_secs()).expect("a short test") + 1;
+    let asked = [inventory.requests().len(), billing.requests().len()];
+    assert!(
+        asked.iter().all(|asked| (1..=rounds).contains(asked)),
+        "{asked:?} in {rounds} s"
+    );
+}
+
+#[test]
+fn dead_letters_are_counted_from_when_there_is_a_queue_for_them() {
+    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+    let gateway = gateway(Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        queue: queue.config(),
+    });
+    wait_until_open(&gateway);
+    assert_eq!(status(&gateway)["queue"]["dead"], json!(0));
+
+    queue.on_channel(|channel| {
+        let options = amiquip::QueueDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let name = queue.dead_name();
+        let dead = channel.queue_declare(name.as_str(), options);
+        dead.expect("a queue of that name");
+        let publish = amiquip::Publish::new(b"nonsense", &*name);
+        channel.basic_publish("", publish).expect("a publish");
+    });
+
+    eventually("it is counted", || {
+        status(&gateway)["queue"]["dead"] == json!(1)
+    });
+}
+
+#[test]
+fn who_looks_on_needs_a_key_and_uses_up_no_rate() {
+    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+    let file = std::env::temp_dir().join(format!("crud-master-keys-{}", uuid::Uuid::new_v4()));
+    std::fs::write(&file, READER).expect("a file for keys");
+    let path = file.display().to_string();
+    let access = AccessConfig::from_vars(&Vars::from_pairs([
+        ("API_KEYS_FILE", path.as_str()),
+        ("RATE_LIMIT_PER_SECOND", "1"),
+        ("RATE_LIMIT_BURST", "2"),
+    ]));
+    std::fs::remove_file(&file).expect("it is still there");
+    let parts = Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        queue: queue.config(),
+    };
+    let gateway = gateway_with(parts, access.expect("well-formed settings"));
+    let ask = |method: &str, path: &str, key: &str| -> Reply {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        gateway.client.send(method, path, &headers, None)
+    };
+
+    let looks: Vec<u16> = (0..20)
+        .map(|_| ask("GET", "/api/status", "reader-key").status)
+        .collect();
+    let reads: Vec<u16> = (0..3)
+        .map(|_| ask("GET", "/api/movies", "reader-key").status)
+        .collect();
+    let guesses: Vec<u16> = (0..3)
+        .map(|_| ask("GET", "/api/status", "a-guess").status)
+        .collect();
+
+    assert_eq!(looks, [200; 20]);
+    assert_eq!(reads, [200, 200, 429]);
+    assert_eq!(guesses, [401, 401, 429]);
+    assert_eq!(ask("POST", "/api/status", "reader-key").status, 405);
+    let options = ask("OPTIONS", "/api/status", "");
+    assert_eq!(
+        (options.status, options.header("allow")),
+        (204, "GET, HEAD, OPTIONS")
+    );
+}

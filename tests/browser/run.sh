@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The console, tried in a real browser on a platform that setup/local.sh has started.
+# shellcheck source-path=SCRIPTDIR/../..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/browser.sh"
+
+usage() {
+    cat <<'USAGE'
+The console, tried in Chromium.
+
+  LOCAL_DIR=FOLDER tests/browser/run.sh             the whole tour
+  LOCAL_DIR=FOLDER tests/browser/run.sh pictures    makes the pictures in docs/pictures anew
+
+FOLDER is that of a running platform (setup/local.sh up). ALL MOVIES OF THAT PLATFORM ARE DELETED,
+and its consumer is stopped for a while, so the folder has to be named even if it is .local.
+USAGE
+}
+
+main() {
+    local tests=(console.test.js)
+    case ${1:-} in
+        '') ;;
+        pictures) tests=(pictures.test.js) ;;
+        help | --help | -h) usage && return ;;
+        *) wrong_usage ;;
+    esac
+    [[ -n ${LOCAL_DIR:-} ]] || wrong_usage
+    LOCAL_DIR=$(realpath -m -- "$LOCAL_DIR")
+    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: setup/local.sh up"
+    read_settings "$LOCAL_DIR/settings.env"
+    CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
+    GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}
+    GATEWAY_PROGRAM=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release/api-gateway
+    install_browser_tools
+    export LOCAL_DIR CHROMIUM GATEWAY_URL GATEWAY_PROGRAM NODE_PATH=$tools/browser/node_modules
+    cd "$repo/tests/browser"
+    timeout 300 node --test --test-reporter=spec "${tests[@]}"
+}
+
+wrong_usage() {
+    usage >&2
+    exit 2
+}
+
+main "$@"
