@@ -392,13 +392,13 @@ mod tests {
 
     #[test]
     fn a_part_that_is_silent_is_not_asked_again_and_one_that_panicked_is() {
-        let (asked, begun) = crossbeam_channel::unbounded();
+        let (reached, begun) = crossbeam_channel::unbounded();
         let (release, released) = crossbeam_channel::unbounded::<bool>();
         let asker = Asker::start(
             "a test",
             || (),
             move |()| {
-                asked.send(()).expect("the test goes on");
+                reached.send(()).expect("the test goes on");
                 let panics = released.recv().expect("the test goes on");
                 assert!(!panics, "as the test wants it");
             },
