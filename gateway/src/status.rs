@@ -392,13 +392,13 @@ mod tests {
 
     #[test]
     fn a_part_that_is_silent_is_not_asked_again_and_one_that_panicked_is() {
-        let (reached, begun) = crossbeam_channel::unbounded();
+        let (tell, heard) = crossbeam_channel::unbounded();
         let (release, released) = crossbeam_channel::unbounded::<bool>();
         let asker = Asker::start(
             "a test",
             || (),
             move |()| {
-                reached.send(()).expect("the test goes on");
+                tell.send(()).expect("the test goes on");
                 let panics = released.recv().expect("the test goes on");
                 assert!(!panics, "as the test wants it");
             },
@@ -406,7 +406,7 @@ mod tests {
         .expect("a thread");
 
         let silent = asker.ask();
-        begun.recv().expect("the part is asked");
+        heard.recv().expect("the part is asked");
         // One question waits behind the silent one; the next is not put.
         let waiting = asker.ask();
         let refused = asker.ask();
