@@ -74,6 +74,14 @@ pid_in() {
     [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
 }
 
+# has_mark PID TEXT: while a process turns into another program, as RabbitMQ's does three times,
+# its environment is empty for a moment, and says nothing yet.
 has_mark() {
-    grep -qszxF -- "$2" "/proc/$1/environ"
+    local environment tries
+    for ((tries = 0; tries < 25; tries++)); do
+        environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
+        [[ -z $environment ]] || break
+        sleep 0.02
+    done
+    grep -qxF -- "$2" <<<"$environment"
 }
