@@ -8,6 +8,7 @@ mod api;
 mod documents;
 mod proxy;
 mod publisher;
+mod socket;
 mod upstreams;
 mod waiting;
 

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
 use crate::config::Limits;
+use crate::socket::{Addresses, Sockets};
 use crate::upstreams::Upstreams;
 
 /// What came of sending a request on.
@@ -65,7 +66,6 @@ impl Proxy {
             .accept("")
             .accept_encoding("")
             .allow_non_standard_methods(true)
-            .no_delay(true)
             .max_idle_connections(upstreams.len())
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)
@@ -79,7 +79,7 @@ impl Proxy {
             .build();
         Self {
             upstreams: Arc::clone(upstreams),
-            agent: config.new_agent(),
+            agent: Agent::with_parts(config, Sockets, Addresses),
         }
     }
 
