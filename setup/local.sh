@@ -107,7 +107,10 @@ reset() {
         [[ $answer == [yY]* ]] || die 'nothing was deleted, and everything runs on'
     fi
     down
-    say 'Delete the data'
+    step 'Delete the data' delete_data
+}
+
+delete_data() {
     postgres_remove "$folder/postgres"
     rm -rf "$folder"/{rabbitmq,pm2,logs,apps.json,settings.env}
     rmdir --ignore-fail-on-non-empty "$folder"
