@@ -91,7 +91,7 @@ up() {
 }
 
 down() {
-    [[ -d $folder ]] || die "there is no $folder, so nothing runs in it; what was started with another LOCAL_DIR is stopped with that"
+    [[ -d $folder ]] || die "there is no $folder, so nothing runs in it: name the LOCAL_DIR that the platform was started with"
     take_folder
     use_node
     step 'Stop the programs' apps_stop "$folder"
@@ -107,7 +107,10 @@ reset() {
         [[ $answer == [yY]* ]] || die 'nothing was deleted, and everything runs on'
     fi
     down
-    say 'Delete the data'
+    step 'Delete the data' delete_data
+}
+
+delete_data() {
     postgres_remove "$folder/postgres"
     rm -rf "$folder"/{rabbitmq,pm2,logs,apps.json,settings.env}
     rmdir --ignore-fail-on-non-empty "$folder"
@@ -135,7 +138,7 @@ logs() {
     local name file files=()
     for name in "${@:-${apps[@]}}"; do
         file=$(log_file "$name")
-        [[ -f $file ]] || die "there is no log of $name in $folder: the names are ${apps[*]} postgres rabbitmq, and each writes one from its first start"
+        [[ -f $file ]] || die "there is no log of $name in $folder: name one of ${apps[*]} postgres rabbitmq; each has a log from its first start, by setup/local.sh up"
         files+=("$file")
     done
     if [[ -t 1 ]]; then
@@ -179,14 +182,14 @@ dead-letters() {
     local programs
     programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     use_settings
-    [[ -x $programs/billing-dead-letters ]] || die "there is no $programs/billing-dead-letters: setup/local.sh up builds it"
+    [[ -x $programs/billing-dead-letters ]] || die "there is no $programs/billing-dead-letters: build it with setup/local.sh up"
     ENV_FILE=$folder/settings.env "$programs/billing-dead-letters" "$@"
 }
 
 # pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
 pm2() {
     use_node
-    apps_daemon_pid "$folder" >/dev/null || die "no programs run in $folder: setup/local.sh up"
+    apps_daemon_pid "$folder" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
     run_pm2 "$folder" "$@"
 }
 
@@ -232,12 +235,12 @@ choose_settings() {
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE
     require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
     [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
-        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: choose others'
+        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: set others in .env.local or in the environment'
 }
 
 # use_settings: those of the last `up`.
 use_settings() {
-    [[ -f $folder/settings.env ]] || die "nothing has been started in $folder yet: setup/local.sh up"
+    [[ -f $folder/settings.env ]] || die "nothing has been started in $folder yet: do so with setup/local.sh up"
     read_settings "$folder/settings.env"
 }
 
@@ -280,7 +283,7 @@ refuse_foreign_ports() {
     for key in "${app_port_key[@]}" "${server_port_keys[@]}"; do
         holder=$(port_holder "${SETTINGS[$key]}") || continue
         grep -qx "${holder% *}" <<<"$ours" ||
-            die "port ${SETTINGS[$key]} is taken by $(holder_name "$holder"): free it, or set $key to another port"
+            die "port ${SETTINGS[$key]} is taken by $(holder_name "$holder"): free it, or take another port, as in $key=PORT setup/local.sh"
     done
 }
 
@@ -391,32 +394,34 @@ report() {
     [[ $folder == "$repo/.local" ]] || again="LOCAL_DIR=$(quoted "$folder") setup/local.sh"
     heading "Everything runs, after $(time_text $SECONDS)"
     echo
-    place api-gateway "$gateway" 'movies and orders: the one door'
-    place inventory-api "$(app_url inventory-api)" 'movies'
+    place api-gateway "$gateway" 'open it in a browser: the console'
+    place inventory-api "$(app_url inventory-api)" 'movies, behind the gateway'
     place billing-api "$(app_url billing-api)" 'recorded orders, to be read'
-    place billing-consumer "$(app_url billing-consumer)" 'records orders; /health, /ready, /metrics'
+    place billing-consumer "$(app_url billing-consumer)" 'takes orders off the queue and records them'
     place postgres "$(server_address postgres)" "${SETTINGS[INVENTORY_DB_NAME]}, ${SETTINGS[BILLING_DB_NAME]}"
-    place rabbitmq "$(server_address rabbitmq)" "page: http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
+    place rabbitmq "$(server_address rabbitmq)" "the queue; its page: http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
     cat <<TRY
 
   Try:
-    curl $gateway/api/movies
     curl $gateway/api/movies -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
     curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
+    curl $(app_url billing-api)/api/orders
 
   Next:
 $(next status 'what runs, and where')
 $(next logs 'what the programs say')
-$(next 'pm2 stop billing-consumer' 'orders wait; "pm2 start" records them')
+$(next 'pm2 stop billing-consumer' 'orders wait in the queue')
+$(next 'pm2 start billing-consumer' 'and are recorded')
 $(next down 'stops everything; the data stays')
+$(next help 'the other commands')
 
-  Passwords and ports: $folder/settings.env
+  Names, passwords and ports: $folder/settings.env
 TRY
 }
 
 # next COMMAND TEXT: with the name that this script was called by in report.
 next() {
-    printf '    %-*s  %s\n' $((${#again} + 26)) "$again $1" "$2"
+    printf '    %-*s  %s\n' $((${#again} + 27)) "$again $1" "$2"
 }
 
 # place NAME ADDRESS TEXT: a line of the table.
@@ -436,7 +441,7 @@ main() {
         stop | start)
             [[ $* == postgres || $* == rabbitmq ]] || wrong_usage "$command takes postgres or rabbitmq"
             ;;
-        psql) (($# > 0)) || wrong_usage 'psql takes the name of a database' ;;
+        psql) (($# > 0)) || wrong_usage 'psql takes the name of a database: movies_db or billing_db, unless .env names others' ;;
         logs | rabbitmqctl | dead-letters | pm2) ;;
         *) wrong_usage "there is no command $command" ;;
     esac

@@ -44,7 +44,7 @@ for key in $keys; do
         $renew || continue
     fi
     secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
-    [ "${#secret}" -eq 48 ] || { echo 'secrets.sh: there is no /dev/urandom to read from' >&2 && exit 1; }
+    [ "${#secret}" -eq 48 ] || { echo 'secrets.sh: there is no /dev/urandom to read from: write the passwords into .env.local yourself' >&2 && exit 1; }
     grep -v "^$key=" "$file.new" >"$file.rest" || true
     { cat "$file.rest" && echo "$key=$secret"; } >"$file.new"
     rm -f "$file.rest"
@@ -56,5 +56,5 @@ if [ -z "$written" ]; then
 else
     mv "$file.new" "$file"
     echo "Written to .env.local:$written"
-    echo 'They come into force with: vagrant provision'
+    echo 'They come into force with: vagrant provision (on one machine: setup/local.sh)'
 fi

@@ -90,10 +90,17 @@ impl AccessConfig {
                     problem,
                 };
                 let text = std::fs::read_to_string(path).map_err(|error| {
-                    malformed(format!("names {path}, which cannot be read: {error}"))
+                    malformed(format!(
+                        "names {path}, which cannot be read: {error}; it must be there, and \
+                         readable for this user"
+                    ))
                 })?;
                 let keys = read_keys(&text).map_err(|(line, problem)| {
-                    malformed(format!("names {path}, where line {line} {problem}"))
+                    malformed(format!(
+                        "names {path}, where line {line} {problem}; a key is a line \
+                         name:sha256-hex:role, each name once, with the hash that \
+                         \"printf %s KEY | sha256sum\" prints"
+                    ))
                 })?;
                 Some(keys)
             }

@@ -25,9 +25,12 @@ app_settings() {
     fi
 }
 
-# run_pm2 FOLDER ARGUMENT…: without the banner, and without telling its makers that it runs.
+# run_pm2 FOLDER ARGUMENT…: without the banner, without telling its makers that it runs, and with
+# colours only where this script has them, since PM2 itself writes them into files as well.
 run_pm2() {
-    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" \
+    local colours=()
+    [[ -t 1 && -n ${bold:-} ]] || colours=(FORCE_COLOR=0)
+    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" "${colours[@]}" \
         PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \
         node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
 }

@@ -76,7 +76,7 @@ wait_for_broker() {
     local deadline=$((SECONDS + 120))
     until port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_PORT]}" &&
         port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"; do
-        ((SECONDS < deadline)) || die 'RabbitMQ does not answer after two minutes: journalctl -u rabbitmq-server'
+        ((SECONDS < deadline)) || die 'RabbitMQ does not answer after two minutes: journalctl -u rabbitmq-server says why. Once that is cured, run this again'
         sleep 0.3
     done
 }

@@ -1,11 +1,15 @@
 # shellcheck shell=bash
 # What a script tells its reader: one line per step, with the time that it took. On a terminal the
-# time counts while the step runs; elsewhere a line now and then says that it still does.
+# time counts while the step runs, behind what the step is at; elsewhere a line now and then says
+# that it still runs.
 # Colours only on a terminal, and never where NO_COLOR is set.
 
-bold='' dim='' plain='' terminal=false
+bold='' dim='' plain='' terminal=false text_width=64
 if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
     terminal=true
+    # A line that counts fits on one, to be written over; a terminal may not know how wide it is.
+    columns=$(stty -F /dev/tty size 2>/dev/null | cut -d ' ' -f 2) || true
+    ((${columns:-0} < 40 || columns >= 80)) || text_width=$((columns - 16))
     [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
@@ -38,7 +42,7 @@ step() {
     local text=$1 output status started=$SECONDS
     shift
     output=$(mktemp)
-    begin_progress "$text"
+    begin_progress "$text" "$output"
     set +e
     (
         progress=''
@@ -57,7 +61,7 @@ step() {
     say "$text"
     tail -n 30 "$output" | sed 's/^/    | /' >&2
     advise "$output" >&2
-    die "this step failed after $(time_text $((SECONDS - started))): $text (all that it said: $output)"
+    die "this step failed after $(time_text $((SECONDS - started))): $text. Above is why; mend that and run this again (all that it said: $output)"
 }
 
 # advise FILE: what to do about the likely causes, where the output of a step shows one.
@@ -82,14 +86,15 @@ time_text() {
 
 # timed_line TEXT SECONDS: without the end of the line.
 timed_line() {
-    printf '  %-64s %s%12s%s' "$1" "$dim" "$(time_text "$2")" "$plain"
+    printf '  %-*s %s%12s%s' "$text_width" "$1" "$dim" "$(time_text "$2")" "$plain"
 }
 
 # The process that counts, while a step runs.
 progress=''
 
+# begin_progress TEXT OUTPUT: OUTPUT is the file that the step writes to.
 begin_progress() {
-    count_progress "$1" &
+    count_progress "$1" "$2" &
     progress=$!
 }
 
@@ -102,26 +107,30 @@ end_progress() {
     ! $terminal || printf '\r\e[K'
 }
 
-# count_progress TEXT: until it is killed, or the script is gone. Reading from a pipe that stays
-# silent waits without a process that could outlive this one.
+# count_progress TEXT OUTPUT: until it is killed, or the script is gone. Reading from a pipe that
+# stays silent waits without a process that could outlive this one.
 count_progress() {
-    local text=$1 width=64 seconds=0 silence
+    local text seconds=0 silence
     exec {silence}<> <(:)
-    if $terminal; then
-        width=$(stty -F /dev/tty size 2>/dev/null | cut -d ' ' -f 2) || true
-        # Cut to one line, which can be written over; a terminal may not know how wide it is.
-        ((${width:-0} >= 40)) || width=80
-        text=${text:0:width-16}
-    fi
     while kill -0 "$$" 2>/dev/null; do
         if $terminal; then
+            text=$1$(last_words "$2")
             printf '\r'
-            timed_line "$text" "$seconds"
-        elif ((seconds % 30 == 5)); then
-            timed_line "$text ..." "$seconds"
+            timed_line "${text:0:text_width}" "$seconds"
+        elif ((seconds == 5 || seconds > 0 && seconds % 60 == 0)); then
+            timed_line "$1 ..." "$seconds"
             printf '\n'
         fi
         read -rt 1 -u "$silence" || true
         ((seconds += 1))
     done
+}
+
+# last_words FILE: the last line of the file, to be put behind the name of the step; nothing where
+# that is empty.
+last_words() {
+    local line
+    line=$(tail -c 300 "$1" 2>/dev/null | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]') || true
+    line=${line#"${line%%[![:space:]]*}"}
+    [[ -z $line ]] || printf ': %s' "$line"
 }

@@ -16,7 +16,7 @@ set_setting() {
 read_settings() {
     local line key value number=0
     [[ -e $1 ]] || die "there is no $1; git checkout brings the one of the project back"
-    [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un)"
+    [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un): be that user"
     while IFS= read -r line || [[ -n $line ]]; do
         ((number += 1))
         [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
@@ -59,7 +59,7 @@ environment_wins() {
     local key value
     for key in "${SETTING_KEYS[@]}" "$@"; do
         if value=$(printenv -- "$key"); then
-            [[ $value != *$'\n'* ]] || die "$key must be a single line"
+            [[ $value != *$'\n'* ]] || die "$key must be a single line: set it again without line breaks"
             set_setting "$key" "$value"
         fi
     done
@@ -110,7 +110,7 @@ require_ports() {
     for key in "$@"; do
         port=${SETTINGS[$key]:-}
         port_valid "$port" || die "$key must be a port number from 1 to 65535: set it in .env.local or in the environment"
-        [[ ! -v taken[$port] ]] || die "${taken[$port]} and $key are both $port: change one of them"
+        [[ ! -v taken[$port] ]] || die "${taken[$port]} and $key are both $port: set one of them to another in .env.local or in the environment"
         taken[$port]=$key
     done
 }

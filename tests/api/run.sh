@@ -41,7 +41,7 @@ main() {
 prepare() {
     local folder=${LOCAL_DIR:-$repo/.local}
     settings=$folder/settings.env
-    [[ -f $settings ]] || die "there is no platform in $folder: setup/local.sh up"
+    [[ -f $settings ]] || die "there is no platform in $folder: start one with setup/local.sh up"
     read_settings "$settings"
     gateway=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[API_GATEWAY_PORT]}
     billing=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[BILLING_API_PORT]}

@@ -31,7 +31,7 @@ main() {
     esac
     [[ -n ${LOCAL_DIR:-} ]] || wrong_usage
     LOCAL_DIR=$(realpath -m -- "$LOCAL_DIR")
-    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: setup/local.sh up"
+    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: do so with setup/local.sh up"
     read_settings "$LOCAL_DIR/settings.env"
     CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
     GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}

@@ -82,7 +82,7 @@ take_lab() {
     ((EUID == 0)) || die 'this makes containers and networks: run it as root'
     mkdir -p "$lab"
     exec {lab_lock}<"$lab"
-    flock --nonblock "$lab_lock" || die "a run is at work in $lab, or has left machines there: tests/vms/run.sh down"
+    flock --nonblock "$lab_lock" || die "a run is at work in $lab, or has left machines there: wait for it, or remove them with tests/vms/run.sh down"
 }
 
 prepare() {
@@ -129,7 +129,7 @@ bring_up() {
 }
 
 use_running() {
-    [[ -d $project ]] || die 'there are no machines: tests/vms/run.sh up'
+    [[ -d $project ]] || die 'there are no machines: make them with tests/vms/run.sh up'
 }
 
 take_down() {

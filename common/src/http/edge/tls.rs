@@ -126,6 +126,10 @@ fn read(cert_file: &Path, key_file: &Path) -> Result<CertifiedKey, ConfigError> 
 fn unusable(key: &str, file: &Path, error: impl std::fmt::Display) -> ConfigError {
     ConfigError {
         key: key.to_owned(),
-        problem: format!("names {}, which cannot be used: {error}", file.display()),
+        problem: format!(
+            "names {}, which cannot be used: {error}; both files must be PEM, readable for this \
+             user, and the key that of the certificate",
+            file.display()
+        ),
     }
 }
