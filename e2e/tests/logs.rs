@@ -22,9 +22,11 @@ impl Pair {
             ("LISTEN_ADDRESS", "127.0.0.1"),
             ("API_GATEWAY_PORT", "0"),
             ("BILLING_CONSUMER_PORT", "0"),
-            // No movie is asked for.
+            // No movie is asked for, and no recorded order.
             ("INVENTORY_VM_IP", "127.0.0.1"),
             ("INVENTORY_API_PORT", "1"),
+            ("BILLING_VM_IP", "127.0.0.1"),
+            ("BILLING_API_PORT", "1"),
             ("LOG_FORMAT", format),
         ];
         vars.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
