@@ -94,7 +94,6 @@ install_what_is_missing() {
     install_rust
     install_cargo_deny
     install_promtool
-    install_api_checkers
 }
 
 # know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
