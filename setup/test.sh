@@ -64,9 +64,13 @@ all_checks() {
     choose_platform
     check 'A platform to ask' setup/local.sh up
     check 'The examples in README.md' readme_examples
-    check 'Monitoring' check_monitoring "$folder/local/settings.env"
+    check 'Monitoring' check_monitoring "$LOCAL_DIR/settings.env"
     check 'The API documents' tests/api/run.sh
-    the_console
+    if find_chromium >/dev/null; then
+        check 'The console in a browser' tests/browser/run.sh
+    else
+        not_run+=('The console in a browser: there is no Chromium, and no package of it here')
+    fi
     sum_up
 }
 
@@ -90,7 +94,6 @@ install_what_is_missing() {
     install_rust
     install_cargo_deny
     install_promtool
-    install_api_checkers
 }
 
 # know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
@@ -181,7 +184,7 @@ shell_scripts() {
 # command_lines: every script that people call answers help, version and nonsense alike.
 command_lines() {
     local script status said=$folder/said
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/vms/run.sh; do
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,vms}/run.sh; do
         [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
         [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
         status=0
@@ -206,16 +209,6 @@ readme_examples() {
     run_tour README.md tour ":5000=:$API_GATEWAY_PORT" ":8080=:$INVENTORY_API_PORT" \
         ":8081=:$BILLING_API_PORT" ":8082=:$BILLING_CONSUMER_PORT" \
         ":15673=:$RABBITMQ_MANAGEMENT_PORT"
-}
-
-# the_console: on the platform that the examples have left.
-the_console() {
-    local title='The console in a browser'
-    if find_chromium >/dev/null; then
-        LOCAL_DIR=$folder/local check "$title" tests/browser/run.sh
-    else
-        not_run+=("$title: there is no Chromium, and no package of it here")
-    fi
 }
 
 # sum_up: with cargo's totals as the last line.

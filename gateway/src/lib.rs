@@ -10,9 +10,10 @@ mod proxy;
 mod publisher;
 mod socket;
 mod upstreams;
-mod waiting;
 
+mod asker;
 mod console;
+mod queues;
 mod status;
 
 use std::net::SocketAddr;
@@ -57,9 +58,11 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let watch = upstreams.watch(limits, shutdown).map_err(no_thread)?;
     let billing_api = Upstreams::new("billing", &[config.billing_api]);
     let exposed = config.expose_orders;
+    let queues = queues::watch(&config.queue, &metrics).map_err(no_thread)?;
     let status = Status::new(
         &orders,
-        &config.queue,
+        &config.queue.queue,
+        queues,
         &upstreams,
         &billing_api,
         limits,
@@ -123,7 +126,6 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let mut halls = vec![movies, billing, status, console, openapi];
     halls.extend(exposed.then(recorded_orders));
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
-    waiting::start(&config.queue, &metrics, shutdown)?;
     Ok(Gateway {
         server,
         publisher,

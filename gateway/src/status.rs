@@ -1,23 +1,22 @@
 //! How the platform is, for whoever looks on: `GET /api/status`. Every part is asked on a thread of
-//! its own and has a second to answer; however many look on, each is asked once a second. Nothing
-//! is asked, and no link kept, while nobody looks.
+//! its own and has a second to answer; however many look on, each is asked once a second. No
+//! service is asked, and no connection to it kept, while nobody looks.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use common::http::{HandlerResult, Request, Response, Route, Verb};
-use common::queue::{Counts, Link, LinkError, QueueConfig};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::access::Access;
+use crate::asker::Asker;
 use crate::config::Limits;
 use crate::proxy::Proxy;
 use crate::publisher::Orders;
+use crate::queues::Queues;
 use crate::upstreams::Upstreams;
 
 /// How long a part may take to answer.
@@ -28,10 +27,6 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// After so long without a question, what was needed to ask is given up.
 const REST_AFTER: Duration = Duration::from_secs(10);
-
-/// How often a dead queue that was not there is looked for: RabbitMQ logs each such question as
-/// an error.
-const DEAD_QUEUE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a worker has for the status.
 #[derive(Clone)]
@@ -68,19 +63,12 @@ struct Round {
     rabbitmq: Option<Queues>,
 }
 
-/// What RabbitMQ said of both queues.
-#[derive(Debug, Clone, Copy)]
-struct Queues {
-    latency: Duration,
-    orders: Counts,
-    dead: u32,
-}
-
 impl Status {
     /// Nobody is asked yet.
     pub(crate) fn new(
         orders: &Orders,
-        queue: &QueueConfig,
+        queue: &str,
+        queues: Asker<Option<Queues>>,
         inventory: &Arc<Upstreams>,
         billing: &Arc<Upstreams>,
         limits: Limits,
@@ -88,24 +76,15 @@ impl Status {
     ) -> io::Result<Self> {
         let service = |name, upstreams: &Arc<Upstreams>| {
             let upstreams = Arc::clone(upstreams);
-            Asker::start(
-                name,
-                move || Proxy::new(&upstreams, limits),
-                |proxy| Service::asked(proxy),
-            )
+            Asker::start(name, move |asked| answer_for(&upstreams, limits, asked))
         };
-        let config = queue.clone();
         Ok(Self {
             orders: orders.clone(),
-            queue: queue.queue.clone(),
+            queue: queue.to_owned(),
             orders_readable,
             inventory: service("ask-inventory", inventory)?,
             billing: service("ask-billing", billing)?,
-            rabbitmq: Asker::start(
-                "ask-rabbitmq",
-                move || QueueWatch::new(&config),
-                QueueWatch::queues,
-            )?,
+            rabbitmq: queues,
             last: Mutex::default(),
         })
     }
@@ -259,109 +238,16 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// Looks at the queues over a link of its own. The publisher's would not do: while an alarm of
-/// the broker lasts, RabbitMQ reads nothing more from a link that publishes, and a question
-/// would wait in front of the orders behind it.
-struct QueueWatch {
-    config: QueueConfig,
-    link: Option<Link>,
-    no_dead_queue: Option<Instant>,
-}
-
-impl QueueWatch {
-    fn new(config: &QueueConfig) -> Self {
-        Self {
-            config: config.clone(),
-            link: None,
-            no_dead_queue: None,
+/// Answers for a service; what is needed to ask it is kept for as long as there are questions.
+fn answer_for(upstreams: &Arc<Upstreams>, limits: Limits, asked: &Receiver<Sender<Service>>) {
+    while let Ok(first) = asked.recv() {
+        let proxy = Proxy::new(upstreams, limits);
+        let mut next = Ok(first);
+        while let Ok(reply) = next {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(Service::asked(&proxy));
+            next = asked.recv_timeout(REST_AFTER);
         }
-    }
-
-    /// None where RabbitMQ does not answer; the next question begins with a new link.
-    fn queues(&mut self) -> Option<Queues> {
-        let counted = self.count();
-        if let Err(error) = &counted {
-            log::debug!(cause = error.to_string().as_str(); "the queues cannot be counted");
-            self.link = None;
-        }
-        counted.ok()
-    }
-
-    fn count(&mut self) -> Result<Queues, LinkError> {
-        let link = match self.link.take() {
-            Some(link) => link,
-            None => Link::open(&self.config, "api-gateway status")?,
-        };
-        let link = self.link.insert(link);
-        let asked = Instant::now();
-        let orders = link.count(&self.config.queue)?;
-        let latency = asked.elapsed();
-        let look = self
-            .no_dead_queue
-            .is_none_or(|since| since.elapsed() >= DEAD_QUEUE_AGAIN);
-        let mut dead = None;
-        if look {
-            dead = link.count(&self.config.dead_queue())?;
-            self.no_dead_queue = dead.is_none().then(Instant::now);
-        }
-        Ok(Queues {
-            latency,
-            orders: orders.unwrap_or(Counts {
-                ready: 0,
-                consumers: 0,
-            }),
-            dead: dead.map_or(0, |dead| dead.ready),
-        })
-    }
-}
-
-/// Asks one part, on a thread of its own that ends with the last handle: a part that is silent
-/// holds up no other.
-struct Asker<A> {
-    questions: Sender<Sender<A>>,
-}
-
-impl<A: Send + 'static> Asker<A> {
-    /// `tools` makes what is needed to ask; it is kept for as long as there are questions.
-    fn start<T>(
-        name: &str,
-        tools: impl Fn() -> T + Send + 'static,
-        ask: impl Fn(&mut T) -> A + Send + 'static,
-    ) -> io::Result<Self> {
-        let (questions, asked) = crossbeam_channel::bounded(1);
-        let work = move || {
-            while let Ok(first) = asked.recv() {
-                answer_until_quiet(first, &asked, tools(), &ask);
-            }
-        };
-        thread::Builder::new().name(name.to_owned()).spawn(work)?;
-        Ok(Self { questions })
-    }
-
-    /// Where the answer will come, if it comes. While the thread is stuck at an earlier question
-    /// nothing more is asked.
-    fn ask(&self) -> Receiver<A> {
-        let (reply, answer) = crossbeam_channel::bounded(1);
-        let _ = self.questions.try_send(reply);
-        answer
-    }
-}
-
-fn answer_until_quiet<A, T>(
-    first: Sender<A>,
-    asked: &Receiver<Sender<A>>,
-    mut tools: T,
-    ask: &impl Fn(&mut T) -> A,
-) {
-    let mut next = Ok(first);
-    while let Ok(reply) = next {
-        // Were this thread to end by a panic, the part would seem to be down for ever after.
-        let Ok(answer) = catch_unwind(AssertUnwindSafe(|| ask(&mut tools))) else {
-            return;
-        };
-        // Whoever asked may have stopped waiting.
-        let _ = reply.send(answer);
-        next = asked.recv_timeout(REST_AFTER);
     }
 }
 
@@ -388,33 +274,5 @@ mod tests {
         assert_eq!(service(503, "{}"), answered(State::Degraded, "unknown"));
         assert_eq!(service(503, "busy"), answered(State::Degraded, "unknown"));
         assert_eq!(service(404, up), Service::DOWN);
-    }
-
-    #[test]
-    fn a_part_that_is_silent_is_not_asked_again_and_one_that_panicked_is() {
-        let (tell, heard) = crossbeam_channel::unbounded();
-        let (release, released) = crossbeam_channel::unbounded::<bool>();
-        let asker = Asker::start(
-            "a test",
-            || (),
-            move |()| {
-                tell.send(()).expect("the test goes on");
-                let panics = released.recv().expect("the test goes on");
-                assert!(!panics, "as the test wants it");
-            },
-        )
-        .expect("a thread");
-
-        let silent = asker.ask();
-        heard.recv().expect("the part is asked");
-        // One question waits behind the silent one; the next is not put.
-        let waiting = asker.ask();
-        let refused = asker.ask();
-        assert_eq!(refused.recv(), Err(crossbeam_channel::RecvError));
-        release.send(true).expect("the part waits");
-        release.send(false).expect("the part waits");
-
-        assert_eq!(silent.recv(), Err(crossbeam_channel::RecvError));
-        assert_eq!(waiting.recv(), Ok(()));
     }
 }

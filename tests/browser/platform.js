@@ -11,6 +11,9 @@ const { promisify } = require('node:util');
 const REPOSITORY = join(__dirname, '..', '..');
 const { GATEWAY_URL, GATEWAY_PROGRAM, LOCAL_DIR } = process.env;
 
+// Whatever the platform's own log is like: its line of the address is read.
+const LOG = { RUST_LOG: 'info', LOG_FORMAT: 'logfmt' };
+
 /** setup/local.sh, with the platform's folder. */
 function local(...words) {
   return promisify(execFile)(join(REPOSITORY, 'setup', 'local.sh'), words);
@@ -41,7 +44,7 @@ async function eventually(what, fact) {
 async function startGateway(settings = {}, port = 0) {
   const program = spawn(GATEWAY_PROGRAM, {
     cwd: tmpdir(),
-    env: { ENV_FILE: join(LOCAL_DIR, 'settings.env'), API_GATEWAY_PORT: String(port), ...settings },
+    env: { ENV_FILE: join(LOCAL_DIR, 'settings.env'), ...LOG, API_GATEWAY_PORT: String(port), ...settings },
     stdio: ['ignore', 'ignore', 'pipe'],
   });
   let log = '';
@@ -49,7 +52,7 @@ async function startGateway(settings = {}, port = 0) {
   program.stderr.on('data', (text) => { log += text; });
   const address = await eventually('a gateway listens', () => {
     if (program.exitCode !== null) throw new Error(`the gateway ended: ${log}`);
-    return /msg="?listening"? address="?([\d.]+:\d+)/.exec(log)?.[1];
+    return /msg=listening address=([\d.]+:\d+)/.exec(log)?.[1];
   });
   const stop = async () => {
     program.kill('SIGTERM');

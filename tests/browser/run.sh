@@ -5,6 +5,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 source "$repo/setup/lib/say.sh"
+source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/settings.sh"
 source "$repo/setup/lib/install.sh"
 source "$repo/setup/lib/browser.sh"
@@ -15,6 +16,7 @@ The console, tried in Chromium.
 
   LOCAL_DIR=FOLDER tests/browser/run.sh             the whole tour
   LOCAL_DIR=FOLDER tests/browser/run.sh pictures    makes the pictures in docs/pictures anew
+  tests/browser/run.sh help | version
 
 FOLDER is that of a running platform (setup/local.sh up). ALL MOVIES OF THAT PLATFORM ARE DELETED,
 and its consumer is stopped for a while, so the folder has to be named even if it is .local.
@@ -23,13 +25,13 @@ USAGE
 
 main() {
     local tests=(console.test.js)
+    answer_help_and_version "$@"
     case ${1:-} in
         '') ;;
         pictures) tests=(pictures.test.js) ;;
-        help | --help | -h) usage && return ;;
-        *) wrong_usage ;;
+        *) wrong_usage "there is no command $1" ;;
     esac
-    [[ -n ${LOCAL_DIR:-} ]] || wrong_usage
+    [[ -n ${LOCAL_DIR:-} ]] || wrong_usage 'LOCAL_DIR has to name the folder of the platform'
     LOCAL_DIR=$(realpath -m -- "$LOCAL_DIR")
     [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: do so with setup/local.sh up"
     read_settings "$LOCAL_DIR/settings.env"
@@ -40,11 +42,6 @@ main() {
     export LOCAL_DIR CHROMIUM GATEWAY_URL GATEWAY_PROGRAM NODE_PATH=$tools/browser/node_modules
     cd "$repo/tests/browser"
     timeout 300 node --test --test-reporter=spec "${tests[@]}"
-}
-
-wrong_usage() {
-    usage >&2
-    exit 2
 }
 
 main "$@"
