@@ -168,6 +168,33 @@ fn a_part_that_says_nothing_costs_a_second_and_hides_no_other() {
 }
 
 #[test]
+fn a_broker_that_says_nothing_costs_a_second_and_is_shown_as_down() {
+    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+    let relay = queue.relay_up();
+    let gateway = gateway(Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        queue: QueueConfig {
+            brokers: relay.address().into(),
+            ..queue.config()
+        },
+    });
+    wait_until_open(&gateway);
+    relay.freeze();
+    eventually("what was said before is too old", || {
+        status(&gateway)["queue"] == Value::Null
+    });
+    let started = Instant::now();
+
+    let seen = status(&gateway);
+
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(seen["rabbitmq"]["state"], "down");
+    assert_eq!(seen["inventory"]["state"], "up");
+}
+
+#[test]
 fn however_many_look_on_each_part_is_asked_once_a_second() {
     let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
     let gateway = gateway(Parts {
