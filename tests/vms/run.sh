@@ -69,6 +69,7 @@ everything() {
     part 'New passwords' new_passwords
     part 'All checks, with the new passwords' all_checks
     part 'Backup and restore' backups_bring_back
+    part 'Dead letters' dead_letters_are_dealt_with
     part 'Logs' logs_are_found_and_rotated
     part 'Memory' memory
     part 'vagrant destroy' destroyed
@@ -286,6 +287,24 @@ backups_bring_back() {
     becomes 'and recorded' 3 orders_of "$user"
     is 'no database of the checks is left' '' leftovers
     programs_are_online
+}
+
+dead_letters_are_dealt_with() {
+    local user
+    user="$(setting RABBITMQ_USER):$(setting RABBITMQ_PASSWORD)"
+    is 'nonsense can be published' 200 broker "$user" POST exchanges/%2F/amq.default/publish \
+        '{"routing_key": "billing_queue", "payload": "no order", "payload_encoding": "string", "properties": {}}'
+    becomes 'it is put aside' '1 of 1 dead letters' dead_letters list
+    is 'it can be thrown away' 0 exit_of on billing billing-dead-letters drop "$(oldest_dead_letter)"
+    is 'and is gone' '0 of 0 dead letters' dead_letters list
+}
+
+dead_letters() {
+    on billing billing-dead-letters "$@" | tail -n 1
+}
+
+oldest_dead_letter() {
+    on billing billing-dead-letters list 1 | awk 'NR == 1 { print $2 }'
 }
 
 logs_are_found_and_rotated() {
