@@ -6,15 +6,7 @@
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
-source "$repo/setup/lib/quoting.sh"
-source "$repo/setup/lib/settings.sh"
-source "$repo/setup/lib/ports.sh"
-source "$repo/setup/lib/daemon.sh"
-source "$repo/setup/lib/install.sh"
-source "$repo/setup/lib/postgres.sh"
-source "$repo/setup/lib/rabbitmq.sh"
+source "$repo/setup/lib/servers.sh"
 
 nodes=(1 2 3)
 workers=4

@@ -11,15 +11,7 @@ home=/opt/crud-master
 state=/var/lib/crud-master
 logs=/var/log/crud-master
 
-source "${repo:?}/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
-source "$repo/setup/lib/quoting.sh"
-source "$repo/setup/lib/settings.sh"
-source "$repo/setup/lib/ports.sh"
-source "$repo/setup/lib/daemon.sh"
-source "$repo/setup/lib/install.sh"
-source "$repo/setup/lib/postgres.sh"
-source "$repo/setup/lib/rabbitmq.sh"
+source "${repo:?}/setup/lib/servers.sh"
 source "$repo/setup/lib/apps.sh"
 source "$repo/setup/lib/programs.sh"
 source "$repo/setup/lib/firewall.sh"
