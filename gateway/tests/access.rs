@@ -1,8 +1,11 @@
 //! Who may do what, and how often.
 
+mod alone;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use alone::SETTINGS;
 use common::env::Vars;
 use common::http::HttpConfig;
 use common::queue::{QueueConfig, QueueType};
@@ -177,19 +180,6 @@ fn without_keys_an_address_is_limited() {
 fn a_wrong_setting_is_named_and_ends_the_program() {
     let keys = KeysFile::with("alice:not-a-hash:admin\n");
     let file = keys.path.display().to_string();
-    let common = [
-        ("LISTEN_ADDRESS", "127.0.0.1"),
-        ("API_GATEWAY_PORT", "0"),
-        ("INVENTORY_VM_IP", "127.0.0.1"),
-        ("INVENTORY_API_PORT", "1"),
-        ("BILLING_VM_IP", "127.0.0.1"),
-        ("BILLING_API_PORT", "1"),
-        ("RABBITMQ_HOST", "127.0.0.1"),
-        ("RABBITMQ_PORT", "1"),
-        ("RABBITMQ_USER", "nobody"),
-        ("RABBITMQ_PASSWORD", "nothing"),
-        ("RABBITMQ_QUEUE", "none"),
-    ];
     for (key, value, problem) in [
         (
             "API_KEYS_FILE",
@@ -207,7 +197,7 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
             "must be a whole number from 1 to 4294967295",
         ),
     ] {
-        let program = Program::start(PROGRAM, common.into_iter().chain([(key, value)]));
+        let program = Program::start(PROGRAM, SETTINGS.into_iter().chain([(key, value)]));
 
         let (status, log) = program.wait();
 
@@ -222,21 +212,7 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
 
 #[test]
 fn an_open_gateway_says_so_at_its_start() {
-    let vars = [
-        ("LISTEN_ADDRESS", "127.0.0.1"),
-        ("API_GATEWAY_PORT", "0"),
-        ("INVENTORY_VM_IP", "127.0.0.1"),
-        ("INVENTORY_API_PORT", "1"),
-        ("BILLING_VM_IP", "127.0.0.1"),
-        ("BILLING_API_PORT", "1"),
-        ("RABBITMQ_HOST", "127.0.0.1"),
-        ("RABBITMQ_PORT", "1"),
-        ("RABBITMQ_USER", "nobody"),
-        ("RABBITMQ_PASSWORD", "nothing"),
-        ("RABBITMQ_QUEUE", "none"),
-    ];
-
-    let program = Program::start(PROGRAM, vars);
+    let program = Program::start(PROGRAM, SETTINGS);
     let _ = program.address();
 
     assert!(

@@ -1,21 +1,9 @@
 //! What the gateway says about itself.
 
-use testkit::{Client, Program};
+mod alone;
 
-/// Nobody is behind the gateway whose settings these are.
-const SETTINGS: [(&str, &str); 11] = [
-    ("LISTEN_ADDRESS", "127.0.0.1"),
-    ("API_GATEWAY_PORT", "0"),
-    ("INVENTORY_VM_IP", "127.0.0.1"),
-    ("INVENTORY_API_PORT", "1"),
-    ("BILLING_VM_IP", "127.0.0.1"),
-    ("BILLING_API_PORT", "1"),
-    ("RABBITMQ_HOST", "127.0.0.1"),
-    ("RABBITMQ_PORT", "1"),
-    ("RABBITMQ_USER", "nobody"),
-    ("RABBITMQ_PASSWORD", "nothing"),
-    ("RABBITMQ_QUEUE", "none"),
-];
+use alone::SETTINGS;
+use testkit::{Client, Program};
 
 /// A gateway that takes one key, which nobody knows.
 fn guarded_gateway() -> (Program, Client) {
