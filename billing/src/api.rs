@@ -1,16 +1,17 @@
 //! Recorded orders over HTTP, to be read.
 
+use common::http::Handler::One;
 use common::http::{HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed};
 
 use crate::store::OrderStore;
 
 pub(crate) const ROUTES: &[Route<OrderStore>] = &[
-    (Verb::Get, "/api/orders", list_orders),
-    (Verb::Get, "/api/orders/:id", get_order),
+    (Verb::Get, "/api/orders", One(list_orders)),
+    (Verb::Get, "/api/orders/:id", One(get_order)),
 ];
 
 /// Without a connection to the database, which this must not wait for.
-pub(crate) const HEALTH: &[Route<()>] = &[(Verb::Get, "/api/health", get_health)];
+pub(crate) const HEALTH: &[Route<()>] = &[(Verb::Get, "/api/health", One(get_health))];
 
 fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query_in_either_order(request)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::http::Handler::One;
 use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
 use common::order::NewOrder;
 use uuid::Uuid;
@@ -32,13 +33,14 @@ pub(crate) struct Billing {
     pub(crate) orders: Orders,
 }
 
-pub(crate) const MOVIES: &[Route<Movies>] = &[(Verb::Any, "/api/movies/*", forward_to_inventory)];
+pub(crate) const MOVIES: &[Route<Movies>] =
+    &[(Verb::Any, "/api/movies/*", One(forward_to_inventory))];
 
-pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", place_order)];
+pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", One(place_order))];
 
 pub(crate) const RECORDED_ORDERS: &[Route<RecordedOrders>] = &[
-    (Verb::Get, "/api/orders", forward_to_billing),
-    (Verb::Get, "/api/orders/:id", forward_to_billing),
+    (Verb::Get, "/api/orders", One(forward_to_billing)),
+    (Verb::Get, "/api/orders/:id", One(forward_to_billing)),
 ];
 
 fn forward_to_inventory<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {

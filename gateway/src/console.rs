@@ -5,6 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use common::http::Handler::One;
 use common::http::{HandlerResult, Request, Response, Route, Verb, if_changed, json_if_changed};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -17,7 +18,7 @@ const PROGRAM: &str = include_str!("../console/console.js");
 const STYLE_LINK: &str = r#"<link rel="stylesheet" href="console.css">"#;
 const PROGRAM_LINK: &str = r#"<script src="console.js"></script>"#;
 
-pub(crate) const ROUTES: &[Route<Console>] = &[(Verb::Get, "/", get_console)];
+pub(crate) const ROUTES: &[Route<Console>] = &[(Verb::Get, "/", One(get_console))];
 
 /// The page as it is sent.
 #[derive(Clone)]

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::http::Handler::One;
 use common::http::{HandlerResult, Request, Response, Route, Verb};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
@@ -35,7 +36,7 @@ pub(crate) struct Onlookers {
     pub(crate) status: Arc<Status>,
 }
 
-pub(crate) const ROUTES: &[Route<Onlookers>] = &[(Verb::Get, "/api/status", get_status)];
+pub(crate) const ROUTES: &[Route<Onlookers>] = &[(Verb::Get, "/api/status", One(get_status))];
 
 fn get_status<'a>(onlookers: &'a mut Onlookers, request: &Request) -> HandlerResult<'a> {
     onlookers.access.check_onlooker(request)?;

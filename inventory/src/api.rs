@@ -1,94 +1,135 @@
 //! Movies over HTTP.
 
+use std::collections::HashMap;
+
+use common::db::DbError;
+use common::http::Handler::{One, Together};
 use common::http::{
-    HandlerResult, Page, Problem, Request, Response, Route, Verb, entity_tag_of, is_conditional,
-    json_if_changed, require_no_tag, require_unchanged,
+    AnsweredTogether, Answers, HandlerResult, Page, Problem, Request, Response, Route, Verb,
+    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
 use serde_json::json;
 
-use crate::creators::Creators;
 use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::{ListedMovie, MovieStore};
 
-/// What a worker has.
-pub(crate) struct Movies {
-    pub(crate) store: MovieStore,
-    pub(crate) creators: Creators,
-}
-
-pub(crate) const ROUTES: &[Route<Movies>] = &[
-    (Verb::Get, "/api/movies", list_movies),
-    (Verb::Post, "/api/movies", create_movie),
-    (Verb::Delete, "/api/movies", delete_all_movies),
-    (Verb::Get, "/api/movies/:id", get_movie),
-    (Verb::Put, "/api/movies/:id", change_movie),
-    (Verb::Delete, "/api/movies/:id", delete_movie),
+pub(crate) const ROUTES: &[Route<MovieStore>] = &[
+    (Verb::Get, "/api/movies", One(list_movies)),
+    (Verb::Post, "/api/movies", Together(&CREATE_MOVIES)),
+    (Verb::Delete, "/api/movies", One(delete_all_movies)),
+    (Verb::Get, "/api/movies/:id", Together(&GET_MOVIES)),
+    (Verb::Put, "/api/movies/:id", One(change_movie)),
+    (Verb::Delete, "/api/movies/:id", One(delete_movie)),
 ];
 
-fn list_movies<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
+/// One commit for all, which share the wait for the disk. While some workers wait for it,
+/// another collects what comes next.
+const CREATE_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
+    when: |_| true,
+    workers: 4,
+    requests_max: 256,
+    answer: create_movies,
+};
+
+const GET_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
+    when: |_| true,
+    workers: 2,
+    requests_max: 64,
+    answer: get_movies,
+};
+
+fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query(request)?;
     let part = request.query("title")?.unwrap_or_default();
     if part.contains('\0') {
         return Err(Problem::bad_request("title must not contain NUL"));
     }
     if part.is_empty() {
-        page.respond(
-            movies.store.list(page.with_one_more())?,
-            ListedMovie::id,
-            request,
-        )
+        page.respond(movies.list(page.with_one_more())?, ListedMovie::id, request)
     } else {
         page.respond(
-            movies.store.search(&part, page.with_one_more())?,
+            movies.search(&part, page.with_one_more())?,
             ListedMovie::id,
             request,
         )
     }
 }
 
-fn create_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
-    let new_movie = NewMovie::try_from(request.json_object::<MovieFields>()?)?;
-    let creators = movies.creators.clone();
-    Ok(Response::later(move |client| {
-        creators.create(new_movie, client);
-    }))
+fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
+    let new_movies = requests.iter().map(|request| {
+        let fields = request.json_object::<MovieFields>()?;
+        Ok(NewMovie::try_from(fields)?)
+    });
+    let new_movies: Vec<Result<NewMovie, Problem>> = new_movies.collect();
+    let valid: Vec<&NewMovie> = new_movies.iter().flatten().collect();
+    let mut ids = create_all(movies, &valid).into_iter();
+    let answer = |new_movie: Result<NewMovie, Problem>| {
+        let new_movie = new_movie?;
+        let id = ids
+            .next()
+            .ok_or_else(|| Problem::internal("no id came back"))??;
+        let movie = new_movie.with_id(id);
+        Ok(Response::json(201, &movie)
+            .with_header("location", format!("/api/movies/{id}"))
+            .with_header("etag", entity_tag_of(&movie)))
+    };
+    new_movies.into_iter().map(answer).map(Some).collect()
 }
 
-fn delete_all_movies<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
+/// The id of each. One that PostgreSQL does not take is no reason to refuse the others.
+fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, DbError>> {
+    match movies.create(new_movies) {
+        Ok(ids) => ids.into_iter().map(Ok).collect(),
+        Err(DbError::BadData(_)) if new_movies.len() > 1 => new_movies
+            .iter()
+            .flat_map(|new_movie| create_all(movies, &[new_movie]))
+            .collect(),
+        Err(error) => vec![Err(error); new_movies.len()],
+    }
+}
+
+fn delete_all_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     require_no_tag(request)?;
-    let deleted = movies.store.delete_all()?;
+    let deleted = movies.delete_all()?;
     let answer = json!({ "message": "All movies have been deleted", "deleted": deleted });
     Ok(Response::json(200, &answer))
 }
 
-fn get_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
-    let movie = movies
-        .store
-        .find(movie_id(request)?)?
-        .ok_or_else(|| no_such_movie(request))?;
-    Ok(json_if_changed(request, &movie))
+fn get_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
+    let ids: Vec<i64> = requests.iter().flat_map(movie_id).collect();
+    let found = movies.find(&ids).map(|movies| {
+        let by_id = movies.into_iter().map(|movie| (movie.id, movie));
+        by_id.collect::<HashMap<_, _>>()
+    });
+    let answer = |request: &Request| {
+        let id = movie_id(request)?;
+        let found = found.as_ref().map_err(DbError::clone)?;
+        let movie = found.get(&id).ok_or_else(|| no_such_movie(request))?;
+        Ok(json_if_changed(request, movie))
+    };
+    requests.iter().map(answer).map(Some).collect()
 }
 
-fn change_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
+fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
     let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
     let result = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.store.change_if(id, &changes, check)?.transpose()?
+        movies.change_if(id, &changes, check)?.transpose()?
     } else {
-        movies.store.change(id, &changes)?
+        movies.change(id, &changes)?
     };
     let movie = result.ok_or_else(|| no_such_movie(request))?;
     Ok(Response::json(200, &movie).with_header("etag", entity_tag_of(&movie)))
 }
 
-fn delete_movie<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
+fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
     let deleted = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.store.delete_if(id, check)?.transpose()?.is_some()
+        movies.delete_if(id, check)?.transpose()?.is_some()
     } else {
-        movies.store.delete(id)?
+        movies.delete(id)?
     };
     if !deleted {
         return Err(no_such_movie(request));

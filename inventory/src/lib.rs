@@ -1,11 +1,9 @@
-//! Movies: REST on PostgreSQL. `api` speaks HTTP, `store` speaks SQL, `movie` speaks neither;
-//! `creators` bring together what is created at the same time.
+//! Movies: REST on PostgreSQL. `api` speaks HTTP, `store` speaks SQL, `movie` speaks neither.
 
 mod config;
 mod movie;
 
 mod api;
-mod creators;
 mod store;
 
 use std::net::SocketAddr;
@@ -18,7 +16,6 @@ use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
-use api::Movies;
 pub use config::Config;
 use store::MovieStore;
 pub use store::{SEARCH, search_pattern};
@@ -26,7 +23,6 @@ pub use store::{SEARCH, search_pattern};
 /// The running service.
 pub struct Inventory {
     server: Server,
-    creators: Vec<JoinHandle<()>>,
     bring_up: JoinHandle<()>,
 }
 
@@ -36,14 +32,10 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let database = Database::new(&config.database, store::MIGRATIONS);
     database.show_in(&metrics);
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
-    let (creators, creator_threads) = creators::start(&database)?;
     let movies = {
         let database = Arc::clone(&database);
         Hall::new("/api/movies", config.http.workers, api::ROUTES, move || {
-            Movies {
-                store: MovieStore::new(&database),
-                creators: creators.clone(),
-            }
+            MovieStore::new(&database)
         })
     };
     let dependencies = move || {
@@ -56,11 +48,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
         }
     };
     let server = Server::start(&config.http, vec![movies], dependencies, &metrics, shutdown)?;
-    Ok(Inventory {
-        server,
-        creators: creator_threads,
-        bring_up,
-    })
+    Ok(Inventory { server, bring_up })
 }
 
 impl Inventory {
@@ -72,12 +60,8 @@ impl Inventory {
 }
 
 impl Running for Inventory {
-    /// The creators end when no worker is left that could hand them a movie.
     fn join(self) {
         self.server.join();
-        for creator in self.creators {
-            let _ = creator.join();
-        }
         let _ = self.bring_up.join();
     }
 }

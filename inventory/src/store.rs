@@ -40,7 +40,13 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
         list: client.prepare(
             "SELECT id, title, description FROM movies WHERE id > $1 ORDER BY id LIMIT $2",
         )?,
-        find: client.prepare("SELECT id, title, description FROM movies WHERE id = $1")?,
+        find: client.prepare(
+            // One plan for all times, since a subquery hides from the planner how many ids there
+            // are; and by the limit each is looked up by its id, however few movies there are.
+            "SELECT found.* FROM unnest((SELECT $1::bigint[])) AS wanted (id), LATERAL ( \
+                 SELECT id, title, description FROM movies WHERE id = wanted.id LIMIT 1 \
+             ) AS found",
+        )?,
         lock: client.prepare(
             "SELECT id, title, description FROM movies WHERE id = $1 FOR UPDATE",
         )?,
@@ -108,13 +114,16 @@ impl MovieStore {
         Ok(rows.map(|row| row.map(ListedMovie)))
     }
 
-    pub(crate) fn find(&mut self, id: i64) -> Result<Option<Movie>, DbError> {
-        self.connection
-            .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(movie)))
+    /// Those that there are, in any order.
+    pub(crate) fn find(&mut self, ids: &[i64]) -> Result<Vec<Movie>, DbError> {
+        let found = self
+            .connection
+            .run(|client, statements| client.query(&statements.find, &[&ids]))?;
+        Ok(found.into_iter().map(movie).collect())
     }
 
     /// The ids of the new movies, which are stored all together or not at all.
-    pub(crate) fn create(&mut self, new_movies: &[NewMovie]) -> Result<Vec<i64>, DbError> {
+    pub(crate) fn create(&mut self, new_movies: &[&NewMovie]) -> Result<Vec<i64>, DbError> {
         let titles: Vec<&str> = new_movies.iter().map(|new| new.title.as_str()).collect();
         let descriptions: Vec<&str> = new_movies
             .iter()

@@ -127,6 +127,13 @@ impl Exchange {
         }
     }
 
+    /// The worker of that number has it to itself from now on.
+    pub(super) fn take_alone(&mut self, worker: usize) {
+        if let Some(outlet) = &mut self.outlet {
+            outlet.take_alone(worker);
+        }
+    }
+
     pub(super) fn outlet(&mut self) -> Option<&mut Outlet> {
         self.outlet.as_mut()
     }

@@ -5,20 +5,22 @@
 
 use std::fs::DirBuilder;
 use std::io;
+use std::iter;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::ptr;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::edge::{self, Call, EdgeLimits, Feed};
+use super::edge::{self, Call, EdgeLimits, Feed, LineTerms};
 use super::exchange::Exchange;
 use super::problem::Problem;
 use super::request::Request;
 use super::response::Response;
-use super::router::{self, Destination, HandlerResult, Route};
+use super::router::{self, AnsweredTogether, Destination, Handler, HandlerResult, Route};
 
 /// What a worker needs of its stack, with room to spare.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
@@ -30,6 +32,8 @@ type Work = dyn Fn(&Context, usize) + Send + Sync;
 pub struct Hall {
     prefix: &'static str,
     pub(super) workers: usize,
+    lines: Vec<LineTerms>,
+    line_of: Box<dyn Fn(&Request) -> usize + Send + Sync>,
     work: Arc<Work>,
 }
 
@@ -51,9 +55,15 @@ impl Hall {
             };
             worker.run(&state);
         };
+        let together = togethers(routes).map(|(_, together)| LineTerms {
+            workers_max: together.workers,
+            calls_max: together.requests_max,
+        });
         Self {
             prefix,
             workers,
+            lines: iter::once(LineTerms::ONE_BY_ONE).chain(together).collect(),
+            line_of: Box::new(|request| line_of(routes, request)),
             work: Arc::new(work),
         }
     }
@@ -61,7 +71,8 @@ impl Hall {
     /// Opens the hall; its workers are started as they are needed.
     pub(super) fn open(self, limits: &EdgeLimits) -> io::Result<(OpenHall, edge::Hall)> {
         let tiny = Arc::new(tiny_http_without_clients()?);
-        let feed = Feed::new(Arc::clone(&tiny), self.workers, limits);
+        let lines = self.lines.into_iter();
+        let feed = Feed::new(Arc::clone(&tiny), self.workers, lines, limits);
         let context = Arc::new(Context {
             tiny,
             feed: Arc::new(feed),
@@ -79,6 +90,7 @@ impl Hall {
         let at_the_edge = edge::Hall {
             prefix: self.prefix,
             feed: Arc::clone(&context.feed),
+            line_of: self.line_of,
             start_worker: Box::new(start_worker),
         };
         let prefix = self.prefix;
@@ -133,8 +145,15 @@ impl<S> Worker<'_, S> {
     fn run(mut self, new_state: &dyn Fn() -> S) {
         let Context { tiny, feed } = self.context;
         loop {
-            while let Some(call) = feed.next(self.number) {
-                if self.serve(*call).is_err() {
+            while let Some((line, calls)) = feed.next(self.number) {
+                let served = match line
+                    .checked_sub(1)
+                    .and_then(|n| togethers(self.routes).nth(n))
+                {
+                    Some((pattern, together)) => self.serve_together(pattern, together, calls),
+                    None => calls.into_iter().try_for_each(|call| self.serve(call)),
+                };
+                if served.is_err() {
                     // What the handler left behind may be half done.
                     self.state = new_state();
                 }
@@ -153,20 +172,101 @@ impl<S> Worker<'_, S> {
             mut request,
             exchange,
         } = call;
-        let mut exchange = Some(exchange);
-        let mut route = "none";
-        let state = &mut self.state;
-        let served = catch_unwind(AssertUnwindSafe(|| {
-            let result = dispatch(self.routes, state, &mut request, &mut route);
-            answer(&mut exchange, route, result);
-        }));
-        if served.is_err()
-            && let Some(exchange) = exchange
-        {
-            exchange.fail(route);
-        }
-        served
+        let (routes, state) = (self.routes, &mut self.state);
+        caught(exchange, "none", |exchange, route| {
+            let result = dispatch(routes, state, &mut request, route);
+            answer(exchange, route, result);
+        })
     }
+
+    /// The same for requests that are answered together.
+    fn serve_together(
+        &mut self,
+        pattern: &'static str,
+        together: &AnsweredTogether<S>,
+        calls: Vec<Call>,
+    ) -> thread::Result<()> {
+        let (mut requests, mut exchanges) = (Vec::new(), Vec::new());
+        for call in calls {
+            let Call {
+                mut request,
+                exchange,
+            } = call;
+            request.params = router::params(pattern, request.path());
+            requests.push(request);
+            exchanges.push(exchange);
+        }
+        let state = &mut self.state;
+        let answers = catch_unwind(AssertUnwindSafe(|| (together.answer)(state, &requests)));
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(panic) => {
+                for exchange in exchanges {
+                    exchange.fail(pattern);
+                }
+                return Err(panic);
+            }
+        };
+        let mut alone = Vec::new();
+        for ((request, exchange), result) in requests.into_iter().zip(exchanges).zip(answers) {
+            match result {
+                Some(result) => caught(exchange, pattern, |exchange, route| {
+                    answer(exchange, route, result);
+                })?,
+                None => alone.push(Call { request, exchange }),
+            }
+        }
+        for mut call in alone {
+            call.exchange.take_alone(self.number);
+            self.serve(call)?;
+        }
+        Ok(())
+    }
+}
+
+/// The routes whose requests are answered together, each of which has a line of its own.
+fn togethers<S>(
+    routes: &'static [Route<S>],
+) -> impl Iterator<Item = (&'static str, &'static AnsweredTogether<S>)> {
+    routes
+        .iter()
+        .filter_map(|(_, pattern, handler)| match handler {
+            Handler::Together(together) => Some((*pattern, *together)),
+            Handler::One(_) => None,
+        })
+}
+
+/// The first line is for what is answered one by one.
+fn line_of<S>(routes: &'static [Route<S>], request: &Request) -> usize {
+    let suits = |handler: &'static Handler<S>| match handler {
+        Handler::Together(together) => (together.when)(request).then_some(Some(together)),
+        Handler::One(_) => Some(None),
+    };
+    match router::find(routes, &request.method, request.path(), suits) {
+        Destination::Handler {
+            handler: Some(found),
+            ..
+        } => togethers(routes)
+            .position(|(_, together)| ptr::eq(together, *found))
+            .map_or(0, |place| place + 1),
+        _ => 0,
+    }
+}
+
+/// Has an exchange answered; where that panics, its client hears so.
+fn caught(
+    exchange: Exchange,
+    mut route: &'static str,
+    act: impl FnOnce(&mut Option<Exchange>, &mut &'static str),
+) -> thread::Result<()> {
+    let mut exchange = Some(exchange);
+    let acted = catch_unwind(AssertUnwindSafe(|| act(&mut exchange, &mut route)));
+    if acted.is_err()
+        && let Some(exchange) = exchange
+    {
+        exchange.fail(route);
+    }
+    acted
 }
 
 fn answer(exchange: &mut Option<Exchange>, route: &'static str, result: HandlerResult<'_>) {
@@ -191,7 +291,11 @@ fn dispatch<'a, S>(
     request: &mut Request,
     route: &mut &'static str,
 ) -> HandlerResult<'a> {
-    match router::find(routes, &request.method, request.path()) {
+    let for_one = |handler: &'static Handler<S>| match handler {
+        Handler::One(answer) => Some(answer),
+        Handler::Together(_) => None,
+    };
+    match router::find(routes, &request.method, request.path(), for_one) {
         Destination::Handler {
             pattern,
             handler,

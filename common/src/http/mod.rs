@@ -24,5 +24,5 @@ pub use page::Page;
 pub use problem::Problem;
 pub use request::{Method, Request};
 pub use response::{Body, Fill, Response, Stream, TakeOver};
-pub use router::{Handler, HandlerResult, Route, Verb};
+pub use router::{AnsweredTogether, Answers, Handler, HandlerResult, Route, Verb};
 pub use server::{HttpConfig, Server};

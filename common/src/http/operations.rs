@@ -9,7 +9,7 @@ use super::edge::Edge;
 use super::problem::Problem;
 use super::request::Request;
 use super::response::Response;
-use super::router::{HandlerResult, Route, Verb};
+use super::router::{Handler, HandlerResult, Route, Verb};
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 
@@ -25,7 +25,8 @@ pub struct Dependency {
 /// Asks for the state of all dependencies of a service.
 pub(super) type Dependencies = Box<dyn FnMut() -> Vec<Dependency>>;
 
-pub(super) const ROUTES: &[Route<Dependencies>] = &[(Verb::Get, "/ready", get_readiness)];
+pub(super) const ROUTES: &[Route<Dependencies>] =
+    &[(Verb::Get, "/ready", Handler::One(get_readiness))];
 
 /// The answer to `/health` and `/metrics`; None for any other path.
 pub(super) fn answer(

@@ -7,14 +7,36 @@ use super::problem::Problem;
 use super::request::{Method, Request};
 use super::response::Response;
 
-/// A handler: a plain function over the state that its worker owns.
-pub type Handler<S> = for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>;
+/// Who answers: plain functions over the state that their worker owns.
+pub enum Handler<S: 'static> {
+    /// Each request for itself.
+    One(for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>),
+    /// What waits together is answered together.
+    Together(&'static AnsweredTogether<S>),
+}
 
 /// An answer, or why there is none; the answer may still read from the worker's state.
 pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
 
-/// One line of a service's table: `(Verb::Get, "/api/movies/:id", get_movie)`. A segment that
-/// begins with `:` stands for any one segment; a last segment `*` for any rest,
+/// How requests that wait at the same time are answered together, in fewer ways to and from
+/// the database than there are requests. One that comes alone does not wait for others.
+pub struct AnsweredTogether<S> {
+    /// Which of the requests; the others are for the next route that fits.
+    pub when: fn(&Request) -> bool,
+    /// How many workers may do it at the same time: the fewer, the more is together.
+    pub workers: usize,
+    /// How many requests there are at once, at most.
+    pub requests_max: usize,
+    /// Makes the answers to the requests, in their order.
+    pub answer: fn(&mut S, &[Request]) -> Answers,
+}
+
+/// Answers to requests, in their order. None is for one that had better be answered for itself,
+/// by the next route that fits.
+pub type Answers = Vec<Option<HandlerResult<'static>>>;
+
+/// One line of a service's table: `(Verb::Get, "/api/movies/:id", One(get_movie))`. A segment
+/// that begins with `:` stands for any one segment; a last segment `*` for any rest,
 /// or none.
 pub type Route<S> = (Verb, &'static str, Handler<S>);
 
@@ -32,11 +54,11 @@ pub enum Verb {
 
 /// What a path leads to.
 #[derive(Debug)]
-pub(super) enum Destination<S> {
+pub(super) enum Destination<H> {
     /// A handler, with the pattern that matched and the segments that it names.
     Handler {
         pattern: &'static str,
-        handler: Handler<S>,
+        handler: H,
         params: Vec<(&'static str, String)>,
     },
     /// OPTIONS: the methods that the resource has.
@@ -53,22 +75,27 @@ pub(super) enum Destination<S> {
     Unknown,
 }
 
-/// Finds where a request goes. A path with one trailing slash is the path without it.
-pub(super) fn find<S>(routes: &[Route<S>], method: &Method, path: &str) -> Destination<S> {
-    let path = path
-        .strip_suffix('/')
-        .filter(|path| !path.is_empty())
-        .unwrap_or(path);
+/// Finds where a request goes: to the first handler for it that `suits`, as what that makes of
+/// it. A path with one trailing slash is the path without it.
+pub(super) fn find<S, H>(
+    routes: &'static [Route<S>],
+    method: &Method,
+    path: &str,
+    suits: impl Fn(&'static Handler<S>) -> Option<H>,
+) -> Destination<H> {
+    let path = without_last_slash(path);
     let mut found: Option<&'static str> = None;
     for (verb, pattern, handler) in routes {
         let Some(params) = matched(pattern, path) else {
             continue;
         };
         found = found.or(Some(pattern));
-        if answers(*verb, method) {
+        if answers(*verb, method)
+            && let Some(handler) = suits(handler)
+        {
             return Destination::Handler {
                 pattern,
-                handler: *handler,
+                handler,
                 params,
             };
         }
@@ -84,6 +111,16 @@ pub(super) fn find<S>(routes: &[Route<S>], method: &Method, path: &str) -> Desti
             allow: allowed(routes, path),
         },
     }
+}
+
+/// The named segments of a path that fits the pattern, decoded.
+pub(super) fn params(pattern: &'static str, path: &str) -> Vec<(&'static str, String)> {
+    matched(pattern, without_last_slash(path)).unwrap_or_default()
+}
+
+fn without_last_slash(path: &str) -> &str {
+    let shorter = path.strip_suffix('/').filter(|path| !path.is_empty());
+    shorter.unwrap_or(path)
 }
 
 fn answers(verb: Verb, method: &Method) -> bool {
@@ -102,7 +139,8 @@ fn allowed<S>(routes: &[Route<S>], path: &str) -> String {
     for (verb, pattern, _) in routes {
         if matched(pattern, path).is_some() {
             methods.extend_from_slice(match verb {
-                Verb::Get => &["GET", "HEAD"][..],
+                Verb::Get if methods.contains(&"GET") => &[][..],
+                Verb::Get => &["GET", "HEAD"],
                 Verb::Post => &["POST"],
                 Verb::Put => &["PUT"],
                 Verb::Delete => &["DELETE"],
@@ -148,14 +186,14 @@ mod tests {
     }
 
     const ROUTES: &[Route<()>] = &[
-        (Verb::Get, "/api/movies", answer),
-        (Verb::Post, "/api/movies", answer),
-        (Verb::Get, "/api/movies/:id", answer),
-        (Verb::Any, "/files/*", answer),
+        (Verb::Get, "/api/movies", Handler::One(answer)),
+        (Verb::Post, "/api/movies", Handler::One(answer)),
+        (Verb::Get, "/api/movies/:id", Handler::One(answer)),
+        (Verb::Any, "/files/*", Handler::One(answer)),
     ];
 
     fn destination(method: &str, path: &str) -> String {
-        match find(ROUTES, &Method::new(method), path) {
+        match find(ROUTES, &Method::new(method), path, Some) {
             Destination::Handler {
                 pattern, params, ..
             } => format!("{pattern} {params:?}"),

@@ -162,8 +162,17 @@ impl Outlet {
 
     /// The worker goes on to its next call; another thread will answer.
     pub(crate) fn leave_worker(&mut self) {
+        self.move_desk(Desk::hand_on);
+    }
+
+    /// The worker of that number has the call to itself, which it took among others.
+    pub(crate) fn take_alone(&mut self, worker: usize) {
+        self.move_desk(|desk| desk.take_alone(worker));
+    }
+
+    fn move_desk(&mut self, to: impl FnOnce(Desk) -> Option<Desk>) {
         if let Some(desk) = self.desk.take() {
-            self.desk = desk.hand_on();
+            self.desk = to(desk);
             if self.desk.is_none() {
                 self.phase = Phase::TakenOver;
             }

@@ -2,6 +2,7 @@
 //! `recv`, and the feed unblocks one of them for each call that finds one resting. So tiny_http
 //! never reads a byte that a stranger wrote; the call itself, checked and whole, passes through
 //! memory. A worker that is done with a call takes the next one that waits, without a rest.
+//! Calls wait in lines: those of one line are taken one by one, those of the others together.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -29,6 +30,8 @@ pub(crate) struct Hall {
     /// Paths that are this one or below it belong here; empty takes the rest.
     pub(crate) prefix: &'static str,
     pub(crate) feed: Arc<Feed>,
+    /// The number of the line that a request belongs to.
+    pub(crate) line_of: Box<dyn Fn(&Request) -> usize + Send + Sync>,
     pub(crate) start_worker: StartWorker,
 }
 
@@ -42,19 +45,58 @@ pub(crate) struct Feed {
 }
 
 struct State {
-    waiting: VecDeque<Waiting>,
+    lines: Vec<Line>,
     /// One place for each worker.
     places: Vec<Place>,
-    /// Calls that a worker has handed on, by their number.
-    handed_on: HashMap<u64, AtWork>,
+    /// Calls that no worker has to itself, by their number: taken together, or handed on.
+    shared: HashMap<u64, AtWork>,
     last_number: u64,
-    /// How many workers have a call.
+    /// How many workers have calls.
     busy: usize,
     /// How many rest, or are about to.
     resting: usize,
     /// How many of those were unblocked and have not come yet.
     unblocked: usize,
     closed: bool,
+}
+
+/// Calls that wait for a worker.
+struct Line {
+    waiting: VecDeque<Waiting>,
+    terms: LineTerms,
+    /// How many workers have calls of this line.
+    workers: usize,
+}
+
+/// How calls of a line are taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LineTerms {
+    /// How many workers may have calls of the line at the same time.
+    pub(crate) workers_max: usize,
+    /// How many calls a worker takes at once.
+    pub(crate) calls_max: usize,
+}
+
+impl LineTerms {
+    /// Each call for itself, by any worker.
+    pub(crate) const ONE_BY_ONE: Self = Self {
+        workers_max: usize::MAX,
+        calls_max: 1,
+    };
+}
+
+impl Line {
+    /// How many workers the calls that wait have need of, and may have.
+    fn wanted(&self) -> usize {
+        let needed = self.waiting.len().div_ceil(self.terms.calls_max);
+        needed.min(self.terms.workers_max.saturating_sub(self.workers))
+    }
+
+    /// Since when calls wait that may be taken.
+    fn waits_since(&self) -> Option<Instant> {
+        let first = self.waiting.front().filter(|_| self.wanted() > 0);
+        first.map(|first| first.since)
+    }
 }
 
 struct Waiting {
@@ -78,7 +120,8 @@ enum Doing {
     /// It has not asked for a call yet.
     #[default]
     Start,
-    Call,
+    /// It has calls of that line.
+    Calls(usize),
     Rest,
 }
 
@@ -102,13 +145,23 @@ pub(super) enum Overdue {
 }
 
 impl Feed {
-    /// For so many workers, who wait in that tiny_http.
-    pub(crate) fn new(tiny: Arc<tiny_http::Server>, workers: usize, limits: &EdgeLimits) -> Self {
+    /// For so many workers, who wait in that tiny_http, and calls that wait in such lines.
+    pub(crate) fn new(
+        tiny: Arc<tiny_http::Server>,
+        workers: usize,
+        lines: impl Iterator<Item = LineTerms>,
+        limits: &EdgeLimits,
+    ) -> Self {
+        let lines = lines.map(|terms| Line {
+            waiting: VecDeque::new(),
+            terms,
+            workers: 0,
+        });
         Self {
             state: Mutex::new(State {
-                waiting: VecDeque::new(),
+                lines: lines.collect(),
                 places: (0..workers).map(|_| Place::default()).collect(),
-                handed_on: HashMap::new(),
+                shared: HashMap::new(),
                 last_number: 0,
                 busy: 0,
                 resting: 0,
@@ -122,33 +175,54 @@ impl Feed {
         }
     }
 
-    /// The next call for the worker of that number, who is done with the last one, with the desk
-    /// to answer it at. None sends the worker to rest, and it asks again when it is unblocked.
-    pub(crate) fn next(self: &Arc<Self>, worker: usize) -> Option<Box<Call>> {
+    /// The next calls for the worker of that number, who is done with the last ones, each with
+    /// the desk to answer it at, and their line. None sends the worker to rest, and it asks
+    /// again when it is unblocked.
+    pub(crate) fn next(self: &Arc<Self>, worker: usize) -> Option<(usize, Vec<Call>)> {
         let mut state = self.state();
         state.leave(worker);
-        let Some(Waiting { mut call, .. }) = state.waiting.pop_front() else {
+        let Some(line) = state.longest_waiting() else {
             state.resting += 1;
             state.places[worker].doing = Doing::Rest;
             return None;
         };
         state.busy += 1;
-        state.places[worker].doing = Doing::Call;
-        let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
-        if let Some(outlet) = call.exchange.outlet() {
-            outlet.bind(Desk {
-                feed: Arc::clone(self),
-                seat: Seat::Worker(worker),
-            });
-            state.places[worker].at_work = Some(AtWork {
+        state.places[worker].doing = Doing::Calls(line);
+        state.lines[line].workers += 1;
+        let LineTerms { calls_max, .. } = state.lines[line].terms;
+        let waiting = &mut state.lines[line].waiting;
+        let taken = waiting.drain(..calls_max.min(waiting.len()));
+        let mut calls: Vec<_> = taken.map(|waiting| *waiting.call).collect();
+        for call in &mut calls {
+            let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
+            let Some(outlet) = call.exchange.outlet() else {
+                continue;
+            };
+            let at_work = AtWork {
                 client: Arc::clone(outlet.client()),
                 asked,
                 terms,
                 begun: false,
                 since: Instant::now(),
+            };
+            let seat = if calls_max == 1 {
+                state.places[worker].at_work = Some(at_work);
+                Seat::Worker(worker)
+            } else {
+                state.share(at_work)
+            };
+            outlet.bind(Desk {
+                feed: Arc::clone(self),
+                seat,
             });
         }
-        Some(call)
+        // What this worker did not take may be another's to take, now that its own line is left.
+        let rouse = state.must_rouse();
+        drop(state);
+        if rouse {
+            self.tiny.unblock();
+        }
+        Some((line, calls))
     }
 
     /// Takes no more calls, and returns the workers, which are to end now.
@@ -167,21 +241,21 @@ impl Feed {
     pub(super) fn overdue(&self) -> Vec<Overdue> {
         let mut state = self.state();
         let mut overdue = Vec::new();
-        while let Some(first) = state.waiting.front()
-            && first.since.elapsed() >= self.queue_time
-        {
-            overdue.extend(state.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
+        for line in &mut state.lines {
+            while let Some(first) = line.waiting.front()
+                && first.since.elapsed() >= self.queue_time
+            {
+                overdue.extend(line.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
+            }
         }
         let silent = |at_work: &AtWork| at_work.since.elapsed() >= self.answer_time;
-        let State {
-            places, handed_on, ..
-        } = &mut *state;
+        let State { places, shared, .. } = &mut *state;
         for place in places {
             let at_work = place.at_work.take_if(|at_work| silent(at_work));
             overdue.extend(at_work.map(Overdue::Silent));
         }
-        let handed_on = handed_on.extract_if(|_, at_work| silent(at_work));
-        overdue.extend(handed_on.map(|(_, at_work)| Overdue::Silent(at_work)));
+        let shared = shared.extract_if(|_, at_work| silent(at_work));
+        overdue.extend(shared.map(|(_, at_work)| Overdue::Silent(at_work)));
         overdue
     }
 
@@ -199,13 +273,46 @@ impl State {
         place.yields = false;
         match std::mem::take(&mut place.doing) {
             Doing::Start => {}
-            Doing::Call => self.busy -= 1,
+            Doing::Calls(line) => {
+                self.busy -= 1;
+                self.lines[line].workers -= 1;
+            }
             Doing::Rest => {
                 self.resting -= 1;
                 // When the hall is closed, workers are unblocked beyond the count.
                 self.unblocked = self.unblocked.saturating_sub(1);
             }
         }
+    }
+
+    /// The line whose first call waits for the longest time, of those that may be taken.
+    fn longest_waiting(&self) -> Option<usize> {
+        let lines = self.lines.iter().enumerate();
+        let waits = lines.filter_map(|(number, line)| Some((line.waits_since()?, number)));
+        waits.min().map(|(_, number)| number)
+    }
+
+    /// How many workers the calls that wait have need of.
+    fn wanted(&self) -> usize {
+        self.lines.iter().map(Line::wanted).sum()
+    }
+
+    /// How many calls wait.
+    fn waiting(&self) -> usize {
+        self.lines.iter().map(|line| line.waiting.len()).sum()
+    }
+
+    /// Whether one that rests is needed; they then count as unblocked.
+    fn must_rouse(&mut self) -> bool {
+        let rouse = self.unblocked < self.resting.min(self.wanted());
+        self.unblocked += usize::from(rouse);
+        rouse
+    }
+
+    fn share(&mut self, at_work: AtWork) -> Seat {
+        self.last_number += 1;
+        self.shared.insert(self.last_number, at_work);
+        Seat::Shared(self.last_number)
     }
 }
 
@@ -219,20 +326,19 @@ impl Hall {
     /// Puts a call before the workers, where as many may wait as the limits say; gives it back
     /// where it finds no room.
     pub(super) fn submit(&self, call: Box<Call>) -> Result<(), Box<Call>> {
+        let line = (self.line_of)(&call.request);
         let mut state = self.feed.state();
         let workers = state.places.len();
-        let under_way = state.waiting.len() + state.busy;
+        let under_way = state.waiting() + state.busy;
         if under_way >= workers + self.feed.queue_max || state.closed {
             return Err(call);
         }
-        state.waiting.push_back(Waiting {
+        state.lines[line].waiting.push_back(Waiting {
             call,
             since: Instant::now(),
         });
-        let rouse = state.unblocked < state.resting;
-        if rouse {
-            state.unblocked += 1;
-        } else {
+        let rouse = state.must_rouse();
+        if !rouse && state.wanted() > state.unblocked {
             // Workers are started as they are needed: a service that is asked little stays small.
             self.start_worker(&mut state);
         }
@@ -246,8 +352,7 @@ impl Hall {
     /// Starts a worker if those that run have enough to do.
     fn start_worker(&self, state: &mut State) {
         let running = |place: &Place| place.thread.as_ref().is_some_and(|t| !t.is_finished());
-        if state.places.iter().filter(|place| running(place)).count()
-            >= state.waiting.len() + state.busy
+        if state.places.iter().filter(|place| running(place)).count() >= state.wanted() + state.busy
         {
             return;
         }
@@ -271,23 +376,24 @@ pub(super) struct Desk {
 
 #[derive(Clone, Copy)]
 enum Seat {
+    /// A worker's, who has the one call.
     Worker(usize),
-    /// Wherever a worker has handed the call to.
-    Elsewhere(u64),
+    /// Of a call among others, or of one that a worker has handed on.
+    Shared(u64),
 }
 
 impl State {
     fn at_work(&mut self, seat: Seat) -> Option<&mut AtWork> {
         match seat {
             Seat::Worker(worker) => self.places[worker].at_work.as_mut(),
-            Seat::Elsewhere(number) => self.handed_on.get_mut(&number),
+            Seat::Shared(number) => self.shared.get_mut(&number),
         }
     }
 
     fn end_work(&mut self, seat: Seat) -> Option<AtWork> {
         match seat {
             Seat::Worker(worker) => self.places[worker].at_work.take(),
-            Seat::Elsewhere(number) => self.handed_on.remove(&number),
+            Seat::Shared(number) => self.shared.remove(&number),
         }
     }
 }
@@ -314,21 +420,26 @@ impl Desk {
     pub(super) fn hand_on(self) -> Option<Self> {
         let mut state = self.feed.state();
         let at_work = state.end_work(self.seat)?;
-        state.last_number += 1;
-        let number = state.last_number;
-        state.handed_on.insert(number, at_work);
+        let seat = state.share(at_work);
         drop(state);
-        Some(Self {
-            seat: Seat::Elsewhere(number),
-            ..self
-        })
+        Some(Self { seat, ..self })
     }
 
-    /// Whether fewer than half of the workers are free. Who is no worker has others waiting.
+    /// The worker of that number takes a call, out of those that it has, for itself; None as above.
+    pub(super) fn take_alone(self, worker: usize) -> Option<Self> {
+        let mut state = self.feed.state();
+        let at_work = state.end_work(self.seat)?;
+        state.places[worker].at_work = Some(at_work);
+        drop(state);
+        let seat = Seat::Worker(worker);
+        Some(Self { seat, ..self })
+    }
+
+    /// Whether fewer than half of the workers are free. Behind a shared seat others wait.
     pub(super) fn is_scarce(&self) -> bool {
         let state = self.feed.state();
-        matches!(self.seat, Seat::Elsewhere(_))
-            || 2 * (state.waiting.len() + state.busy) > state.places.len()
+        matches!(self.seat, Seat::Shared(_))
+            || 2 * (state.wanted() + state.busy) > state.places.len()
     }
 
     /// Whether a request waits for this worker: all are at work, and of those that wait for a
@@ -344,7 +455,7 @@ impl Desk {
         }
         let free = state.places.len() - state.busy;
         let yielding = state.places.iter().filter(|place| place.yields).count();
-        let wanted = state.waiting.len() > free + yielding;
+        let wanted = state.wanted() > free + yielding;
         state.places[worker].yields |= wanted;
         wanted
     }

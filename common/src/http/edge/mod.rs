@@ -29,7 +29,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub(super) use acceptor::Acceptor;
 use client::Client;
 pub(super) use client::Outlet;
-pub(super) use feed::{Call, Feed, Hall};
+pub(super) use feed::{Call, Feed, Hall, LineTerms};
 pub(super) use framing::Refusal;
 use memory::Memory;
 pub(super) use memory::Share;
