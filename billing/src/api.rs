@@ -1,7 +1,9 @@
 //! Recorded orders over HTTP, to be read.
 
 use common::http::Handler::One;
-use common::http::{HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed};
+use common::http::{
+    HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed, whole_list,
+};
 
 use crate::store::OrderStore;
 
@@ -22,17 +24,16 @@ fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResu
     {
         return Err(Problem::bad_request("user_id must not contain NUL"));
     }
-    match user_id {
-        None => page.respond(
-            orders.list(page.with_one_more())?,
-            |order| order.id,
-            request,
-        ),
-        Some(user_id) => {
-            let orders = orders.list_of_user(&user_id, page.with_one_more())?;
-            page.respond(orders, |order| order.id, request)
-        }
+    if page.limit.is_none() {
+        return whole_list(request, orders.list_all(user_id.as_deref(), page)?);
     }
+    let listed = orders.list(user_id.as_deref(), page)?;
+    Ok(page.respond(
+        listed,
+        |order| order.id,
+        request,
+        |orders| json_if_changed(request, &orders),
+    ))
 }
 
 fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {

@@ -8,7 +8,6 @@ use common::http::Page;
 use common::order::NewOrder;
 use common::process::StartError;
 use common::shutdown::Shutdown;
-use postgres::types::ToSql;
 use postgres::{Client, Error, Row, Statement};
 
 use crate::order::Order;
@@ -147,27 +146,41 @@ impl OrderStore {
         Ok(message_ids.into_iter().map(order_id).collect())
     }
 
-    /// Orders in the order of their ids, either way, as they arrive from the server.
+    /// The orders of a page, as many as it wants read, of one user or of all.
     pub(crate) fn list(
         &mut self,
+        user_id: Option<&str>,
         page: Page,
-    ) -> Result<impl Iterator<Item = Result<Order, DbError>>, DbError> {
-        let rows = self.connection.stream(|client, statements| {
-            let params: [&(dyn ToSql + Sync); 2] = [&page.after, &page.limit];
-            client.query_raw(statements.list.of(page), params)
+    ) -> Result<Vec<Order>, DbError> {
+        let limit = page.rows();
+        let rows = self.connection.run(|client, statements| {
+            let after = page.after;
+            match user_id {
+                None => client.query(statements.list.of(page), &[&after, &limit]),
+                Some(user_id) => client.query(
+                    statements.list_of_user.of(page),
+                    &[&after, &limit, &user_id],
+                ),
+            }
         })?;
-        Ok(rows.map(|row| row.map(order)))
+        Ok(rows.into_iter().map(order).collect())
     }
 
-    /// The same for one user's.
-    pub(crate) fn list_of_user<'a>(
+    /// The same without an end.
+    pub(crate) fn list_all<'a>(
         &'a mut self,
-        user_id: &str,
+        user_id: Option<&str>,
         page: Page,
     ) -> Result<impl Iterator<Item = Result<Order, DbError>> + use<'a>, DbError> {
-        let rows = self.connection.stream(|client, statements| {
-            let params: [&(dyn ToSql + Sync); 3] = [&page.after, &page.limit, &user_id];
-            client.query_raw(statements.list_of_user.of(page), params)
+        let (rows, _) = self.connection.stream(|transaction, statements| {
+            let (after, limit) = (page.after, None::<i64>);
+            match user_id {
+                None => transaction.bind(statements.list.of(page), &[&after, &limit]),
+                Some(user_id) => transaction.bind(
+                    statements.list_of_user.of(page),
+                    &[&after, &limit, &user_id],
+                ),
+            }
         })?;
         Ok(rows.map(|row| row.map(order)))
     }

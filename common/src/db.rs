@@ -8,10 +8,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::vec;
 
 use postgres::error::SqlState;
-use postgres::fallible_iterator::FallibleIterator;
-use postgres::{CancelToken, Client, Error, NoTls, Row, RowIter};
+use postgres::{Client, Error, NoTls, Portal, Row, Transaction};
 
 use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
@@ -35,7 +35,10 @@ const DEAD_PEER: Duration = Duration::from_secs(20);
 /// Server-side limits. A lock is held for milliseconds, so whoever waits seconds for one waits
 /// behind an operator; the statement limit is the longest that a whole list may take to send.
 const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
-                       -c idle_in_transaction_session_timeout=1min";
+                       -c idle_in_transaction_session_timeout=10min";
+
+/// How many rows of a stream are held in memory.
+const ROWS_FETCHED: u16 = 1000;
 
 /// Held while a schema is brought up to date, so that two programs do not do it at once.
 const MIGRATION_LOCK: i64 = 0x6d6f_7669_6573;
@@ -288,8 +291,8 @@ pub struct Connection<S> {
     database: Arc<Database>,
     prepare: Prepare<S>,
     live: Option<Live<S>>,
-    /// A stream of rows was begun and not read to its end: the rest would come first.
-    streaming: bool,
+    /// A stream of rows ended in an error, and nobody looked what it left.
+    broken: bool,
 }
 
 struct Live<S> {
@@ -306,7 +309,7 @@ impl<S> Connection<S> {
             database: Arc::clone(database),
             prepare,
             live: None,
-            streaming: false,
+            broken: false,
         }
     }
 
@@ -322,25 +325,24 @@ impl<S> Connection<S> {
         result.map_err(|error| self.lost(&error))
     }
 
-    /// Runs a query whose rows are taken one by one, in memory that does not grow with them.
-    pub fn stream<'a, F>(&'a mut self, query: F) -> Result<Rows<'a>, DbError>
-    where
-        F: for<'c> FnOnce(&'c mut Client, &S) -> Result<RowIter<'c>, Error>,
-    {
+    /// Begins a query whose rows are fetched a few hundred at a time, all as they were at its
+    /// begin: in memory that does not grow with their number.
+    pub fn stream(
+        &mut self,
+        bind: impl FnOnce(&mut Transaction<'_>, &S) -> Result<Portal, Error>,
+    ) -> Result<(Rows<'_>, &S), DbError> {
         self.live()?;
         let Some(live) = &mut self.live else {
             unreachable!("live() has just set it")
         };
         live.last_used = Instant::now();
-        let cancel = live.client.cancel_token();
-        self.streaming = true;
-        let rows =
-            query(&mut live.client, &live.statements).map_err(|error| DbError::new(&error))?;
-        Ok(Rows {
-            arriving: rows,
-            cancel,
-            streaming: &mut self.streaming,
-        })
+        // Unless it ends well.
+        self.broken = true;
+        let statements = &live.statements;
+        let rows = Rows::begin(&mut live.client, &mut self.broken, |transaction| {
+            bind(transaction, statements)
+        });
+        Ok((rows.map_err(|error| DbError::new(&error))?, statements))
     }
 
     /// Dials in a thread of its own until the server is there, so that the schema is in place
@@ -377,7 +379,7 @@ impl<S> Connection<S> {
 
     /// A connection that works as far as can be known.
     fn live(&mut self) -> Result<&mut Live<S>, DbError> {
-        let usable = !std::mem::take(&mut self.streaming)
+        let usable = !std::mem::take(&mut self.broken)
             && self.live.as_mut().is_some_and(|live| {
                 !live.client.is_closed()
                     && (live.last_used.elapsed() < TRUSTED_IDLE
@@ -469,20 +471,45 @@ fn pending(
         .collect())
 }
 
-/// Rows as they arrive. Dropped before the end, the query is cancelled, since the rest of them
-/// would have to be read first, and the next query gets a fresh connection.
+/// Rows as they are fetched. Dropped before the end, the others are never asked for.
 pub struct Rows<'a> {
-    arriving: RowIter<'a>,
-    cancel: CancelToken,
-    streaming: &'a mut bool,
+    transaction: Transaction<'a>,
+    portal: Portal,
+    fetched: vec::IntoIter<Row>,
+    ended: bool,
+    broken: &'a mut bool,
 }
 
-impl Drop for Rows<'_> {
-    fn drop(&mut self) {
-        if *self.streaming {
-            // If it fails, the rest is read after all.
-            let _ = self.cancel.cancel_query(NoTls);
-        }
+impl<'a> Rows<'a> {
+    fn begin(
+        client: &'a mut Client,
+        broken: &'a mut bool,
+        bind: impl FnOnce(&mut Transaction<'_>) -> Result<Portal, Error>,
+    ) -> Result<Self, Error> {
+        let mut transaction = client.transaction()?;
+        let portal = bind(&mut transaction)?;
+        *broken = false;
+        Ok(Self {
+            transaction,
+            portal,
+            fetched: Vec::new().into_iter(),
+            ended: false,
+            broken,
+        })
+    }
+
+    /// Runs another query in between.
+    pub fn run<T>(
+        &mut self,
+        query: impl FnOnce(&mut Transaction<'a>) -> Result<T, Error>,
+    ) -> Result<T, DbError> {
+        query(&mut self.transaction).map_err(|error| self.lost(&error))
+    }
+
+    fn lost(&mut self, error: &Error) -> DbError {
+        self.ended = true;
+        *self.broken = true;
+        DbError::new(error)
     }
 }
 
@@ -490,14 +517,18 @@ impl Iterator for Rows<'_> {
     type Item = Result<Row, DbError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self
-            .arriving
-            .next()
-            .map_err(|error| DbError::new(&error))
-            .transpose();
-        if row.is_none() {
-            *self.streaming = false;
+        if self.fetched.len() == 0 && !self.ended {
+            match self
+                .transaction
+                .query_portal(&self.portal, ROWS_FETCHED.into())
+            {
+                Ok(rows) => {
+                    self.ended = rows.len() < usize::from(ROWS_FETCHED);
+                    self.fetched = rows.into_iter();
+                }
+                Err(error) => return Some(Err(self.lost(&error))),
+            }
         }
-        row
+        self.fetched.next().map(Ok)
     }
 }

@@ -6,7 +6,7 @@ use common::db::DbError;
 use common::http::Handler::{One, Together};
 use common::http::{
     AnsweredTogether, Answers, HandlerResult, Page, Problem, Request, Response, Route, Verb,
-    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
+    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged, whole_list,
 };
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::{ListedMovie, MovieStore};
 
 pub(crate) const ROUTES: &[Route<MovieStore>] = &[
+    (Verb::Get, "/api/movies", Together(&LIST_PAGES)),
     (Verb::Get, "/api/movies", One(list_movies)),
     (Verb::Post, "/api/movies", Together(&CREATE_MOVIES)),
     (Verb::Delete, "/api/movies", One(delete_all_movies)),
@@ -21,6 +22,13 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Put, "/api/movies/:id", One(change_movie)),
     (Verb::Delete, "/api/movies/:id", One(delete_movie)),
 ];
+
+const LIST_PAGES: AnsweredTogether<MovieStore> = AnsweredTogether {
+    when: is_short_page,
+    workers: 2,
+    requests_max: 16,
+    answer: list_pages,
+};
 
 /// One commit for all, which share the wait for the disk. While some workers wait for it,
 /// another collects what comes next.
@@ -38,21 +46,57 @@ const GET_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
     answer: get_movies,
 };
 
+/// Short pages of all movies can be read together.
+fn is_short_page(request: &Request) -> bool {
+    let page = Page::from_query(request);
+    let short = page.is_ok_and(|page| page.limit.is_some_and(|limit| limit <= 100));
+    short && request.query("title") == Ok(None)
+}
+
+fn list_pages(movies: &mut MovieStore, requests: &[Request]) -> Answers {
+    let pages: Vec<_> = requests.iter().flat_map(Page::from_query).collect();
+    let lists = match movies.pages(&pages) {
+        Ok(lists) => lists,
+        Err(error) => {
+            return requests
+                .iter()
+                .map(|_| Some(Err(error.clone().into())))
+                .collect();
+        }
+    };
+    let answer = |((request, page), listed): ((&Request, &Page), Vec<ListedMovie>)| {
+        // What has long descriptions is sent one by one.
+        let whole = listed.iter().all(ListedMovie::is_whole);
+        whole.then(|| {
+            Ok(page.respond(listed, ListedMovie::id, request, |listed| {
+                json_if_changed(request, &listed)
+            }))
+        })
+    };
+    requests.iter().zip(&pages).zip(lists).map(answer).collect()
+}
+
 fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query(request)?;
     let part = request.query("title")?.unwrap_or_default();
     if part.contains('\0') {
         return Err(Problem::bad_request("title must not contain NUL"));
     }
-    if part.is_empty() {
-        page.respond(movies.list(page.with_one_more())?, ListedMovie::id, request)
-    } else {
-        page.respond(
-            movies.search(&part, page.with_one_more())?,
-            ListedMovie::id,
-            request,
-        )
+    if page.limit.is_none() {
+        return whole_list(request, movies.all(&part, page.after)?);
     }
+    let listed = if part.is_empty() {
+        movies.pages(&[page])?.pop().unwrap_or_default()
+    } else {
+        movies.search(&part, page)?
+    };
+    Ok(page.respond(listed, ListedMovie::id, request, |listed| {
+        if listed.iter().all(ListedMovie::is_whole) {
+            json_if_changed(request, &listed)
+        } else {
+            Response::json_array(200, movies.complete(listed))
+        }
+    }))
 }
 
 fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {

@@ -18,7 +18,7 @@ use common::shutdown::Shutdown;
 
 pub use config::Config;
 use store::MovieStore;
-pub use store::{SEARCH, search_pattern};
+pub use store::{search_pattern, search_sql};
 
 /// The running service.
 pub struct Inventory {

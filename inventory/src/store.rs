@@ -1,5 +1,6 @@
 //! Movies in PostgreSQL. Only this file holds SQL.
 
+use std::iter;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -16,9 +17,16 @@ use crate::movie::{Movie, MovieChanges, NewMovie};
 pub(crate) const MIGRATIONS: Migrations =
     &[("0001_movies", include_str!("../migrations/0001_movies.sql"))];
 
-/// Part of a title: a pattern of ILIKE, the id to begin behind, how many rows at most.
-pub const SEARCH: &str = "SELECT id, title, description FROM movies \
-                          WHERE title ILIKE $1 AND id > $2 ORDER BY id LIMIT $3";
+/// What is listed of a movie. A long description is not: it is read when its turn comes, so that
+/// many rows have their place in memory.
+const LISTED: &str = "id, title, CASE WHEN octet_length(description) <= 2048 THEN description END";
+
+/// A list of the movies with a part in their title: the parameters are a pattern of ILIKE, the id
+/// to begin behind, and how many rows there are at most.
+#[must_use]
+pub fn search_sql() -> String {
+    format!("SELECT {LISTED} FROM movies WHERE title ILIKE $1 AND id > $2 ORDER BY id LIMIT $3")
+}
 
 /// The movies, seen through one worker's connection.
 pub(crate) struct MovieStore {
@@ -27,6 +35,9 @@ pub(crate) struct MovieStore {
 
 struct Statements {
     list: Statement,
+    pages: Statement,
+    /// Planned anew for each pattern: a plan that serves all of them reads the table.
+    search: String,
     find: Statement,
     lock: Statement,
     create: Statement,
@@ -37,9 +48,17 @@ struct Statements {
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
     Ok(Statements {
-        list: client.prepare(
-            "SELECT id, title, description FROM movies WHERE id > $1 ORDER BY id LIMIT $2",
-        )?,
+        list: client.prepare(&format!(
+            "SELECT {LISTED} FROM movies WHERE id > $1 ORDER BY id"
+        ))?,
+        pages: client.prepare(&format!(
+            "SELECT listed.*, page.place \
+             FROM unnest((SELECT $1::bigint[]), (SELECT $2::bigint[])) \
+                  WITH ORDINALITY AS page (after, size, place), LATERAL ( \
+                 SELECT {LISTED} FROM movies WHERE id > page.after ORDER BY id LIMIT page.size \
+             ) AS listed ORDER BY page.place, listed.id"
+        ))?,
+        search: search_sql(),
         find: client.prepare(
             // One plan for all times, since a subquery hides from the planner how many ids there
             // are; and by the limit each is looked up by its id, however few movies there are.
@@ -83,35 +102,82 @@ impl MovieStore {
         self.connection.is_up()
     }
 
-    /// Movies in the order of their ids, as they arrive from the server.
-    pub(crate) fn list(
-        &mut self,
-        page: Page,
-    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>>, DbError> {
-        let rows = self.connection.stream(|client, statements| {
-            let params: [Option<i64>; 2] = [Some(page.after), page.limit];
-            client.query_raw(&statements.list, params)
-        })?;
-        Ok(rows.map(|row| row.map(ListedMovie)))
+    /// The movies of each page, as many as it wants read, in the order of their ids.
+    pub(crate) fn pages(&mut self, pages: &[Page]) -> Result<Vec<Vec<ListedMovie>>, DbError> {
+        let after: Vec<i64> = pages.iter().map(|page| page.after).collect();
+        let limits: Vec<i64> = pages.iter().filter_map(|page| page.rows()).collect();
+        let rows = self
+            .connection
+            .run(|client, statements| client.query(&statements.pages, &[&after, &limits]))?;
+        let mut listed: Vec<Vec<ListedMovie>> = pages.iter().map(|_| Vec::new()).collect();
+        for row in rows {
+            let place: i64 = row.get(3);
+            let place = usize::try_from(place - 1).ok();
+            if let Some(page) = place.and_then(|place| listed.get_mut(place)) {
+                page.push(ListedMovie(row));
+            }
+        }
+        Ok(listed)
     }
 
-    /// The same for those whose title contains `part`, in any case.
-    pub(crate) fn search<'a>(
-        &'a mut self,
-        part: &str,
-        page: Page,
-    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>> + use<'a>, DbError> {
-        let pattern = search_pattern(part);
-        let rows = self.connection.stream(|client, _| {
-            // Planned anew for each pattern: a plan that serves all of them reads the table.
+    /// The same for one page of those whose title contains `part`, in any case.
+    pub(crate) fn search(&mut self, part: &str, page: Page) -> Result<Vec<ListedMovie>, DbError> {
+        let (pattern, limit) = (search_pattern(part), page.rows());
+        let rows = self.connection.run(|client, statements| {
             let params: [(&(dyn ToSql + Sync), Type); 3] = [
                 (&pattern, Type::TEXT),
                 (&page.after, Type::INT8),
-                (&page.limit, Type::INT8),
+                (&limit, Type::INT8),
             ];
-            client.query_typed_raw(SEARCH, params)
+            client.query_typed(&statements.search, &params)
         })?;
-        Ok(rows.map(|row| row.map(ListedMovie)))
+        Ok(rows.into_iter().map(ListedMovie).collect())
+    }
+
+    /// All movies behind that id whose title contains `part`, in the order of their ids.
+    pub(crate) fn all<'a>(
+        &'a mut self,
+        part: &str,
+        after: i64,
+    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>> + use<'a>, DbError> {
+        let (mut rows, statements) = self.connection.stream(|transaction, statements| {
+            if part.is_empty() {
+                transaction.bind(&statements.list, &[&after])
+            } else {
+                let all: Option<i64> = None;
+                transaction.bind(&*statements.search, &[&search_pattern(part), &after, &all])
+            }
+        })?;
+        Ok(iter::from_fn(move || {
+            let row = rows.next()?;
+            let movie = row.map(ListedMovie).and_then(|movie| {
+                if movie.is_whole() {
+                    return Ok(Some(movie));
+                }
+                let ids = [movie.id()];
+                rows.run(|transaction| transaction.query_opt(&statements.find, &[&&ids[..]]))
+                    .map(|row| row.map(ListedMovie))
+            });
+            Some(movie)
+        })
+        .filter_map(Result::transpose))
+    }
+
+    /// Listed movies as a whole; one that is gone meanwhile is left out.
+    pub(crate) fn complete(
+        &mut self,
+        listed: Vec<ListedMovie>,
+    ) -> impl Iterator<Item = Result<ListedMovie, DbError>> {
+        listed.into_iter().filter_map(|movie| {
+            if movie.is_whole() {
+                return Some(Ok(movie));
+            }
+            let ids = [movie.id()];
+            let row = self
+                .connection
+                .run(|client, statements| client.query_opt(&statements.find, &[&&ids[..]]));
+            row.map(|row| row.map(ListedMovie)).transpose()
+        })
     }
 
     /// Those that there are, in any order.
@@ -221,6 +287,11 @@ impl ListedMovie {
     pub(crate) fn id(&self) -> i64 {
         self.0.get(0)
     }
+
+    /// Whether its description came with it.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.get::<_, Option<&str>>(2).is_some()
+    }
 }
 
 impl Serialize for ListedMovie {
@@ -228,7 +299,7 @@ impl Serialize for ListedMovie {
         let mut movie = serializer.serialize_struct("Movie", 3)?;
         movie.serialize_field("id", &self.id())?;
         movie.serialize_field("title", self.0.get::<_, &str>(1))?;
-        movie.serialize_field("description", self.0.get::<_, &str>(2))?;
+        movie.serialize_field("description", &self.0.get::<_, Option<&str>>(2))?;
         movie.end()
     }
 }
@@ -263,8 +334,57 @@ pub fn search_pattern(part: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use testkit::TestDatabase;
 
     use super::*;
+
+    fn movies(listed: impl Iterator<Item = Result<ListedMovie, DbError>>) -> Vec<i64> {
+        listed.map(|movie| movie.expect("a movie").id()).collect()
+    }
+
+    #[test]
+    fn a_long_movie_that_is_deleted_while_it_is_listed_is_left_out() {
+        let database = TestDatabase::create();
+        let mut store = MovieStore::new(&Database::new(&database.config(), MIGRATIONS));
+        let long = |title: &str| NewMovie {
+            title: title.to_owned(),
+            description: "long ".repeat(1000),
+        };
+        let ids = store
+            .create(&[&long("Alien"), &long("Brazil")])
+            .expect("two movies");
+        let page = Page {
+            limit: Some(2),
+            after: 0,
+            newest_first: false,
+        };
+        let listed = store.pages(&[page]).expect("a page").remove(0);
+        assert_eq!(listed.len(), 2);
+        assert!(!listed.iter().any(ListedMovie::is_whole));
+
+        database.execute("DELETE FROM movies WHERE title = 'Alien'");
+
+        assert_eq!(movies(store.complete(listed)), [ids[1]]);
+        assert_eq!(movies(store.all("", 0).expect("a list")), [ids[1]]);
+    }
+
+    #[test]
+    fn a_list_is_of_one_moment_however_long_it_takes() {
+        let database = TestDatabase::create();
+        let mut store = MovieStore::new(&Database::new(&database.config(), MIGRATIONS));
+        assert!(store.is_up());
+        database.execute(
+            "INSERT INTO movies (title, description) \
+             SELECT 'Film ' || n, 'x' FROM generate_series(1, 5000) n",
+        );
+        let mut listed = store.all("Film", 0).expect("a list");
+        let first = listed.next().expect("a movie").expect("a movie").id();
+
+        database.execute("DELETE FROM movies");
+
+        assert_eq!(movies(listed).len(), 4999);
+        assert_eq!(movies(store.all("", first).expect("a list")), [0_i64; 0]);
+    }
 
     /// What LIKE does with a pattern, from PostgreSQL's documentation: `%` is any text, `_` any
     /// one character, `\` takes the next one as it is.

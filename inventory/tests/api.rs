@@ -1,6 +1,7 @@
 //! Movies, through a real socket, on a real PostgreSQL.
 
 use std::fmt::Write as _;
+use std::iter;
 use std::thread;
 
 use common::http::HttpConfig;
@@ -45,21 +46,28 @@ impl Inventory {
         titles(&self.get(target))
     }
 
-    /// Creates them all at the same time: they find the table locked, and go on together.
+    /// Creates them all at the same time.
     fn create_together(&self, titles: &[String]) -> Vec<Reply> {
+        self.together(titles, |title| {
+            self.client().post("/api/movies", &movie(title))
+        })
+    }
+
+    /// Asks all of it at the same time: they find the table locked, and go on together.
+    fn together<T: Sync>(&self, all: &[T], ask: impl Fn(&T) -> Reply + Sync) -> Vec<Reply> {
         let mut connection = self.database.connect();
         let mut lock = connection.transaction().expect("a transaction");
-        lock.batch_execute("LOCK TABLE movies IN EXCLUSIVE MODE")
+        lock.batch_execute("LOCK TABLE movies IN ACCESS EXCLUSIVE MODE")
             .expect("the lock");
         let waiting =
             "SELECT count(*) FROM pg_locks WHERE relation = 'movies'::regclass AND NOT granted";
         thread::scope(|scope| {
-            let create = |title: &String| self.client().post("/api/movies", &movie(title));
-            let asking: Vec<_> = titles
+            let ask = &ask;
+            let asking: Vec<_> = all
                 .iter()
-                .map(|title| scope.spawn(move || create(title)))
+                .map(|one| scope.spawn(move || ask(one)))
                 .collect();
-            // How many creators they are with by then is for the machine to say.
+            // How many workers they are with by then is for the machine to say.
             eventually("some wait for the table, and the others for those", || {
                 self.database.count(waiting) > 0
             });
@@ -578,6 +586,86 @@ fn movies_that_are_created_together_have_an_id_each() {
 }
 
 #[test]
+fn movies_that_are_asked_for_together_are_each_found() {
+    let inventory = Inventory::start();
+    let alien = inventory.create("Alien");
+    let brazil = inventory.create("Brazil");
+    let paths: Vec<String> = (0..40)
+        .map(|number| match number % 4 {
+            0 => format!("/api/movies/{}", alien["id"]),
+            1 => format!("/api/movies/{}", brazil["id"]),
+            2 => "/api/movies/7000".to_owned(),
+            _ => "/api/movies/none".to_owned(),
+        })
+        .collect();
+
+    let replies = inventory.together(&paths, |path| inventory.get(path));
+
+    for (number, reply) in replies.iter().enumerate() {
+        let missing = |id: &str| (404, json!(format!("there is no movie with id {id}")));
+        let (expected, seen) = match number % 4 {
+            0 => ((200, alien.clone()), reply.json.clone()),
+            1 => ((200, brazil.clone()), reply.json.clone()),
+            2 => (missing("7000"), reply.json["detail"].clone()),
+            _ => (missing("none"), reply.json["detail"].clone()),
+        };
+        assert_eq!((reply.status, seen), expected, "{}", paths[number]);
+    }
+}
+
+#[test]
+fn pages_that_are_asked_for_together_are_each_their_own() {
+    let inventory = Inventory::start();
+    for number in 1..=9 {
+        inventory.create(&format!("Part {number}"));
+    }
+    let pages: Vec<(u8, u8)> = (0..32)
+        .map(|number| (1 + number % 3, number % 11))
+        .collect();
+
+    let replies = inventory.together(&pages, |(limit, after)| {
+        inventory.get(&format!("/api/movies?limit={limit}&after={after}"))
+    });
+
+    for ((limit, after), reply) in pages.iter().zip(&replies) {
+        let expected: Vec<String> = (after + 1..=9)
+            .take((*limit).into())
+            .map(|number| format!("Part {number}"))
+            .collect();
+        assert_eq!(titles(reply), expected);
+        let more = after + limit < 9;
+        let link = reply.headers.iter().any(|(name, _)| name == "link");
+        assert_eq!(link, more, "{limit} behind {after}");
+    }
+}
+
+#[test]
+fn long_descriptions_are_listed_whole() {
+    let inventory = Inventory::start();
+    inventory.create("Short");
+    inventory.database.execute(
+        "INSERT INTO movies (title, description) \
+         SELECT 'Long ' || n, repeat('long', 262144) FROM generate_series(1, 60) n",
+    );
+
+    for target in [
+        "/api/movies",
+        "/api/movies?limit=61",
+        "/api/movies?title=o&limit=1000",
+    ] {
+        let reply = inventory.get(target);
+
+        let movies = reply.json.as_array().expect("an array");
+        let lengths: Vec<usize> = movies
+            .iter()
+            .map(|movie| movie["description"].as_str().map_or(0, str::len))
+            .collect();
+        let expected: Vec<usize> = iter::once(6).chain(iter::repeat_n(1_048_576, 60)).collect();
+        assert_eq!((reply.status, lengths), (200, expected), "{target}");
+    }
+}
+
+#[test]
 fn a_movie_that_postgresql_refuses_is_not_refused_in_the_name_of_others() {
     let inventory = Inventory::start();
     inventory.get("/api/movies");
@@ -676,7 +764,7 @@ fn a_search_at_100_000_movies_uses_the_index() {
     );
 
     let pattern = inventory::search_pattern("NEEDLE");
-    let explain = format!("EXPLAIN {}", inventory::SEARCH);
+    let explain = format!("EXPLAIN {}", inventory::search_sql());
     let plan = inventory
         .database
         .query(&explain, &[&pattern, &0_i64, &None::<i64>]);

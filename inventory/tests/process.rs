@@ -149,6 +149,32 @@ fn a_client_that_does_not_take_its_answer_does_not_keep_the_program_from_ending(
 }
 
 #[test]
+fn a_hundred_long_movies_are_listed_in_little_memory() {
+    const LITTLE_KIB: usize = 16 * 1024;
+    let database = TestDatabase::create();
+    let program = Program::start(PROGRAM, vars(&database));
+    let client = Client::new(program.address());
+    eventually("the table is there", || client.get("/ready").status == 200);
+    database.execute(
+        "INSERT INTO movies (title, description) \
+         SELECT 'Film ' || n, repeat('x', 1000000) FROM generate_series(1, 100) n",
+    );
+    let before = program.facts().most_resident_kib;
+
+    for target in [
+        "/api/movies",
+        "/api/movies?limit=100",
+        "/api/movies?title=Film&limit=100",
+    ] {
+        let listed = client.get(target);
+
+        assert!(listed.text.len() > 100_000_000, "{target}");
+        let more = program.facts().most_resident_kib - before;
+        assert!(more < LITTLE_KIB, "{more} KiB for {target}");
+    }
+}
+
+#[test]
 fn started_before_postgresql_it_answers_and_heals_by_itself() {
     let database = TestDatabase::create();
     let config = database.config();

@@ -20,7 +20,7 @@ pub use edge::{EdgeLimits, Tls};
 pub use exchange::{Exchange, is_request_id};
 pub use hall::Hall;
 pub use operations::{Dependency, health};
-pub use page::Page;
+pub use page::{Page, whole_list};
 pub use problem::Problem;
 pub use request::{Method, Request};
 pub use response::{Body, Fill, Response, Stream, TakeOver};

@@ -3,23 +3,20 @@
 
 use serde::Serialize;
 
-use super::conditional::json_if_changed;
+use super::conditional::if_changed;
 use super::problem::Problem;
 use super::request::{Request, names};
-use super::response::Response;
+use super::response::{Begun, Response};
 use super::router::HandlerResult;
 
 /// The most rows on one page.
-const LIMIT_MAX: i64 = 1000;
-
-/// A list without a limit is held in memory up to so many rows; a longer one is streamed.
-const ROWS_HELD_MAX: usize = 100;
+const LIMIT_MAX: u16 = 1000;
 
 /// Which part of a list is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
     /// At most so many rows; None is all of them.
-    pub limit: Option<i64>,
+    pub limit: Option<u16>,
     /// Only rows behind this id, in the order of the list.
     pub after: i64,
     /// The greatest id first, instead of the smallest.
@@ -53,52 +50,45 @@ impl Page {
         }
     }
 
-    /// What to ask the database for: one row more than the page holds tells whether it is the
-    /// last.
+    /// How many rows to read: one more than the page holds tells whether it is the last.
     #[must_use]
-    pub fn with_one_more(self) -> Self {
-        Self {
-            limit: self.limit.map(|limit| limit + 1),
-            ..self
-        }
+    pub fn rows(self) -> Option<i64> {
+        self.limit.map(|limit| i64::from(limit) + 1)
     }
 
-    /// The rows of [`Page::with_one_more`] as an answer. While there is more to come, a `Link`
-    /// (RFC 8288) leads on. Without a limit, what is more than a page is streamed, and has no
-    /// entity tag: it would have to be read twice.
-    pub fn respond<'a, T: Serialize + 'a, E: Into<Problem>>(
+    /// An answer with the rows that are on this page, of those that were read. While there is
+    /// more to come, a `Link` (RFC 8288) leads on.
+    pub fn respond<'a, T>(
         self,
-        rows: impl Iterator<Item = Result<T, E>> + 'a,
+        mut rows: Vec<T>,
         id: fn(&T) -> i64,
         request: &Request,
-    ) -> HandlerResult<'a> {
-        let mut rows = rows.map(|row| row.map_err(E::into));
-        let Some(limit) = self.limit else {
-            let head: Vec<T> = rows
-                .by_ref()
-                .take(ROWS_HELD_MAX + 1)
-                .collect::<Result<_, _>>()?;
-            return Ok(if head.len() <= ROWS_HELD_MAX {
-                json_if_changed(request, &head)
-            } else {
-                Response::json_array(200, head.into_iter().map(Ok).chain(rows))
-            });
-        };
-        let mut page: Vec<T> = rows.collect::<Result<_, _>>()?;
-        let held = usize::try_from(limit).unwrap_or(usize::MAX);
-        if page.len() <= held {
-            return Ok(json_if_changed(request, &page));
-        }
-        page.truncate(held);
-        let response = json_if_changed(request, &page);
-        Ok(match page.last() {
-            Some(last) => response.with_header(
-                "link",
-                format!("<{}>; rel=\"next\"", next(request, id(last))),
-            ),
+        content: impl FnOnce(Vec<T>) -> Response<'a>,
+    ) -> Response<'a> {
+        let last = self.limit.map(usize::from);
+        let last = last.filter(|last| *last < rows.len());
+        rows.truncate(last.unwrap_or(rows.len()));
+        let link = last
+            .and(rows.last())
+            .map(|last| format!("<{}>; rel=\"next\"", next(request, id(last))));
+        let response = content(rows);
+        match link {
+            Some(link) => response.with_header("link", link),
             None => response,
-        })
+        }
     }
+}
+
+/// An answer with a whole list, which is read as it is sent. A short one has an entity tag; a
+/// longer one would have to be read twice for it.
+pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
+    request: &Request,
+    rows: impl Iterator<Item = Result<T, E>> + 'a,
+) -> HandlerResult<'a> {
+    Ok(match Response::json_array(200, rows).begun()? {
+        Begun::Whole(response) => if_changed(request, response),
+        Begun::Begin(response) => response,
+    })
 }
 
 /// The same list from behind that id: the request's own target with another `after`.

@@ -43,6 +43,14 @@ pub enum Body<'a> {
 /// Takes a request over to answer it later.
 pub type TakeOver = Box<dyn FnOnce(Exchange) + Send>;
 
+/// An answer whose first piece was made.
+pub(super) enum Begun<'a> {
+    /// That was all of it.
+    Whole(Response<'static>),
+    /// There is more to come.
+    Begin(Response<'a>),
+}
+
 /// Content that is made while it is sent.
 pub struct Stream<'a> {
     /// How many bytes it will have, where that is known beforehand.
@@ -83,9 +91,9 @@ impl<'a> Response<'a> {
     }
 
     /// The values of an iterator as a JSON array, made while it is sent.
-    pub fn json_array<T: Serialize>(
+    pub fn json_array<T: Serialize, E: Into<Problem>>(
         status: u16,
-        values: impl Iterator<Item = Result<T, Problem>> + 'a,
+        values: impl Iterator<Item = Result<T, E>> + 'a,
     ) -> Self {
         let mut values = values;
         let mut opened = false;
@@ -96,7 +104,7 @@ impl<'a> Response<'a> {
             }
             let full = buffer.len() + PIECE_BYTES;
             while buffer.len() < full {
-                let Some(value) = values.next().transpose()? else {
+                let Some(value) = values.next().transpose().map_err(E::into)? else {
                     buffer.extend_from_slice(if opened { b"]" } else { b"[]" });
                     closed = true;
                     return Ok(());
@@ -115,6 +123,46 @@ impl<'a> Response<'a> {
             }),
         )
         .with_header("content-type", "application/json")
+    }
+
+    /// Makes the first piece of a stream, which is all of it where it is short.
+    pub(super) fn begun(self) -> Result<Begun<'a>, Problem> {
+        let Self {
+            status,
+            headers,
+            body,
+        } = self;
+        let Body::Stream(Stream { length, mut fill }) = body else {
+            return Ok(Begun::Begin(Self {
+                status,
+                headers,
+                body,
+            }));
+        };
+        let mut begin = Vec::new();
+        while begin.len() < PIECE_BYTES {
+            let before = begin.len();
+            fill(&mut begin)?;
+            if begin.len() == before {
+                return Ok(Begun::Whole(Response {
+                    status,
+                    headers,
+                    body: Body::Bytes(begin),
+                }));
+            }
+        }
+        let fill: Fill<'a> = Box::new(move |buffer| {
+            if begin.is_empty() {
+                return fill(buffer);
+            }
+            buffer.append(&mut begin);
+            Ok(())
+        });
+        Ok(Begun::Begin(Self {
+            status,
+            headers,
+            body: Body::Stream(Stream { length, fill }),
+        }))
     }
 
     /// Plain text in a format that has a media type of its own.
