@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::http::{Body, HandlerResult, Method, Problem, Request, Response, Stream};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
 use crate::config::Limits;
@@ -195,15 +195,16 @@ fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>
     if uri.path_and_query().map(PathAndQuery::as_str) != Some(&request.target) {
         return Err(must_be_encoded());
     }
-    let mut outgoing = http::Request::builder()
+    let cannot = |error: http::Error| {
+        Problem::bad_request(format!("the request cannot be passed on: {error}"))
+    };
+    let outgoing = http::Request::builder()
         .method(request.method.as_str())
-        .uri(uri);
-    for (name, value) in headers_passed_on(request) {
-        outgoing = outgoing.header(name, octets(&value));
-    }
-    outgoing
-        .body(())
-        .map_err(|error| Problem::bad_request(format!("the request cannot be passed on: {error}")))
+        .uri(uri)
+        .body(());
+    let mut outgoing = outgoing.map_err(cannot)?;
+    *outgoing.headers_mut() = headers_passed_on(request).map_err(cannot)?;
+    Ok(outgoing)
 }
 
 /// An empty body is one where it had a length. Where there is none, ureq puts an empty chunked
@@ -214,7 +215,7 @@ fn has_body(request: &Request) -> bool {
 }
 
 /// The request's end-to-end headers, and those that say where it came from.
-fn headers_passed_on(request: &Request) -> Vec<(&str, String)> {
+fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
     let listed = request
         .headers
         .iter()
@@ -222,35 +223,52 @@ fn headers_passed_on(request: &Request) -> Vec<(&str, String)> {
     let listed = listed_in(listed.map(|(_, value)| value.as_str()));
     let client = request.client.to_string();
     let (mut forwarded_for, mut via, mut host) = (Vec::new(), Vec::new(), None);
-    let mut headers = Vec::with_capacity(request.headers.len() + 5);
+    let mut headers = HeaderMap::with_capacity(request.headers.len() + 5);
     for (name, value) in &request.headers {
-        match name.to_ascii_lowercase().as_str() {
-            "host" => host = Some(value.clone()),
+        let name = HeaderName::from_bytes(name.as_bytes())?;
+        match name.as_str() {
+            "host" => host = Some(value),
             "x-forwarded-for" => forwarded_for.push(value.as_str()),
             "via" => via.push(value.as_str()),
             "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host" => {}
             name if is_hop_by_hop(name, &listed) => {}
-            _ => headers.push((name.as_str(), value.clone())),
+            _ => {
+                headers.append(name, octets(value)?);
+            }
         }
     }
     // Of several, in their order (RFC 9110 §5.3), ours is the last.
     forwarded_for.push(&client);
     via.push(VIA);
-    headers.push(("x-forwarded-for", forwarded_for.join(", ")));
     let scheme = if request.secure { "https" } else { "http" };
-    headers.push(("x-forwarded-proto", scheme.to_owned()));
-    headers.extend(host.map(|host| ("x-forwarded-host", host)));
-    headers.push(("via", via.join(", ")));
-    headers.push(("x-request-id", request.request_id.clone()));
-    headers
+    headers.insert("x-forwarded-for", octets(&forwarded_for.join(", "))?);
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
+    if let Some(host) = host {
+        headers.insert("x-forwarded-host", octets(host)?);
+    }
+    headers.insert("via", octets(&via.join(", "))?);
+    headers.insert("x-request-id", octets(&request.request_id)?);
+    Ok(headers)
 }
 
 /// A header's value as it was sent: one octet for each character.
-fn octets(value: &str) -> Vec<u8> {
-    value
+fn octets(value: &str) -> http::Result<HeaderValue> {
+    if value.is_ascii() {
+        return Ok(HeaderValue::from_str(value)?);
+    }
+    let octets: Vec<u8> = value
         .chars()
         .filter_map(|character| u8::try_from(character).ok())
-        .collect()
+        .collect();
+    Ok(HeaderValue::from_bytes(&octets)?)
+}
+
+/// A header's value as text: one character for each octet.
+fn characters(value: &HeaderValue) -> String {
+    match value.to_str() {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    }
 }
 
 /// The service's answer as ours.
@@ -283,8 +301,7 @@ fn passed_back(
             name => is_hop_by_hop(name, &listed),
         };
         if !stays_behind {
-            let value = value.as_bytes().iter().copied().map(char::from).collect();
-            response.push_header(name.as_str().to_owned(), value);
+            response.push_header(name.as_str().to_owned(), characters(value));
         }
     }
     response
@@ -295,13 +312,20 @@ fn stream(
     length: Option<u64>,
     mut reader: impl Read + 'static,
 ) -> Stream<'static> {
+    let mut left = length;
     let fill = move |buffer: &mut Vec<u8>| {
         let begin = buffer.len();
-        buffer.resize(begin + PIECE_BYTES, 0);
+        // Even where nothing is left, to be told that this is the end.
+        let room = left.map_or(PIECE_BYTES, |left| {
+            usize::try_from(left).unwrap_or(PIECE_BYTES)
+        });
+        buffer.resize(begin + room.clamp(1, PIECE_BYTES), 0);
         let read = reader
             .read(&mut buffer[begin..])
             .map_err(|error| problem(service, &error.into()));
-        buffer.truncate(begin + *read.as_ref().unwrap_or(&0));
+        let bytes = *read.as_ref().unwrap_or(&0);
+        buffer.truncate(begin + bytes);
+        left = left.map(|left| left.saturating_sub(bytes as u64));
         read.map(|_| ())
     };
     Stream {

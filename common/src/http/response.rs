@@ -20,7 +20,7 @@ const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";
 /// `chunk-size CRLF` of RFC 9112 §7.1, with leading zeros so that it can be filled in later.
 const CHUNK_HEAD_BYTES: usize = 10;
 
-/// An answer; `'a` is the worker's state that a stream still reads from.
+/// An answer; `'a` is the state of the place that a stream still reads from.
 pub struct Response<'a> {
     /// The HTTP status.
     pub status: u16,
@@ -36,7 +36,7 @@ pub enum Body<'a> {
     Bytes(Vec<u8>),
     /// Made while it is sent.
     Stream(Stream<'a>),
-    /// The answer itself comes later, and not from the worker, who goes on to the next request.
+    /// The answer itself comes later, and from elsewhere; the place is free for the next request.
     Later(TakeOver),
 }
 
@@ -371,15 +371,22 @@ fn push_head(buffer: &mut Vec<u8>, status: u16, headers: &[(Cow<'_, str>, Cow<'_
         buffer.extend_from_slice(b": ");
         // A line break in a value would end the header, and what follows would be the client's
         // to misread (response splitting). Values are ISO 8859-1, as in requests.
-        buffer.extend(
-            value
-                .chars()
-                .map(|character| match u8::try_from(character) {
-                    Ok(b'\r' | b'\n' | 0) => b' ',
-                    Ok(octet) => octet,
-                    Err(_) => b'?',
-                }),
-        );
+        if value
+            .bytes()
+            .all(|byte| byte.is_ascii() && !b"\r\n\0".contains(&byte))
+        {
+            buffer.extend_from_slice(value.as_bytes());
+        } else {
+            buffer.extend(
+                value
+                    .chars()
+                    .map(|character| match u8::try_from(character) {
+                        Ok(b'\r' | b'\n' | 0) => b' ',
+                        Ok(octet) => octet,
+                        Err(_) => b'?',
+                    }),
+            );
+        }
         buffer.extend_from_slice(b"\r\n");
     }
     if !dated {
