@@ -25,7 +25,7 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
 
 const LIST_PAGES: AnsweredTogether<MovieStore> = AnsweredTogether {
     when: is_short_page,
-    workers: 2,
+    places: 2,
     requests_max: 16,
     answer: list_pages,
 };
@@ -34,14 +34,14 @@ const LIST_PAGES: AnsweredTogether<MovieStore> = AnsweredTogether {
 /// another collects what comes next.
 const CREATE_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
     when: |_| true,
-    workers: 4,
+    places: 4,
     requests_max: 256,
     answer: create_movies,
 };
 
 const GET_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
     when: |_| true,
-    workers: 2,
+    places: 2,
     requests_max: 64,
     answer: get_movies,
 };

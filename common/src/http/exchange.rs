@@ -1,5 +1,5 @@
 //! A request and its answer, from the outside: what every answer carries, and what the log and
-//! the metrics say of it. The same for what a worker answers and for what the edge answers.
+//! the metrics say of it. The same for what handlers answer and for what the edge answers.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -120,17 +120,17 @@ impl Exchange {
         }
     }
 
-    /// Takes it from the worker, who goes on to the next.
-    pub(super) fn leave_worker(&mut self) {
+    /// Leaves the place to others; the answer comes from elsewhere.
+    pub(super) fn leave_place(&mut self) {
         if let Some(outlet) = &mut self.outlet {
-            outlet.leave_worker();
+            outlet.leave_place();
         }
     }
 
-    /// The worker of that number has it to itself from now on.
-    pub(super) fn take_alone(&mut self, worker: usize) {
+    /// It is answered for itself from now on, at that place.
+    pub(super) fn take_alone(&mut self, place: usize) {
         if let Some(outlet) = &mut self.outlet {
-            outlet.take_alone(worker);
+            outlet.take_alone(place);
         }
     }
 

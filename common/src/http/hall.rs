@@ -1,7 +1,7 @@
-//! The worker threads. Each takes one request at a time and owns the state that its handlers
-//! use, so a service has as many connections to its database as it has workers, and no lock.
-//! Workers stand in halls, one for each kind of request, each with a tiny_http of its own: when
-//! those of one hall all wait for something slow, the others go on.
+//! Halls, one for each kind of request, each with a number of places at which requests are
+//! answered and a tiny_http of its own in which its workers rest: when all places of one hall wait
+//! for something slow, the others go on. A place owns the state that handlers use, so a service
+//! has as many connections to its database as it has places, and no pool.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -11,118 +11,73 @@ use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use super::edge::{self, Call, EdgeLimits, Feed, LineTerms};
+use super::edge::{self, Call, EdgeLimits, Feed, LineTerms, Serve, Taken};
 use super::exchange::Exchange;
 use super::problem::Problem;
 use super::request::Request;
 use super::response::Response;
 use super::router::{self, AnsweredTogether, Destination, Handler, HandlerResult, Route};
 
-/// What a worker needs of its stack, with room to spare.
-const WORKER_STACK_BYTES: usize = 512 * 1024;
-
-/// What the thread of the worker of that number does.
-type Work = dyn Fn(&Context, usize) + Send + Sync;
-
-/// The workers for one kind of request.
+/// The places for one kind of request.
 pub struct Hall {
     prefix: &'static str,
-    pub(super) workers: usize,
+    pub(super) places: usize,
     lines: Vec<LineTerms>,
     line_of: Box<dyn Fn(&Request) -> usize + Send + Sync>,
-    work: Arc<Work>,
+    serve: Serve,
 }
 
 impl Hall {
     /// For `prefix` and all paths below it; the empty prefix takes what no other hall does.
-    /// `state` makes what a worker owns, in that worker.
-    pub fn new<S: 'static>(
+    /// `state` makes what a place owns, when it is first taken.
+    pub fn new<S: Send + 'static>(
         prefix: &'static str,
-        workers: usize,
+        places: usize,
         routes: &'static [Route<S>],
         state: impl Fn() -> S + Send + Sync + 'static,
     ) -> Self {
-        let work = move |context: &Context, number: usize| {
-            let worker = Worker {
-                routes,
-                context,
-                number,
-                state: state(),
-            };
-            worker.run(&state);
-        };
         let together = togethers(routes).map(|(_, together)| LineTerms {
-            workers_max: together.workers,
+            places_max: together.places,
             calls_max: together.requests_max,
         });
+        let states: Vec<Mutex<Option<S>>> = (0..places).map(|_| Mutex::new(None)).collect();
+        let serve = move |taken: Taken| {
+            // Whoever has taken the place is alone with its state.
+            let mut own = states[taken.place]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let mut place = Place {
+                routes,
+                number: taken.place,
+                state: own.get_or_insert_with(&state),
+            };
+            if place.serve(taken).is_err() {
+                // What the handler left behind may be half done.
+                *own = None;
+            }
+        };
         Self {
             prefix,
-            workers,
+            places,
             lines: iter::once(LineTerms::ONE_BY_ONE).chain(together).collect(),
             line_of: Box::new(|request| line_of(routes, request)),
-            work: Arc::new(work),
+            serve: Box::new(serve),
         }
     }
 
     /// Opens the hall; its workers are started as they are needed.
-    pub(super) fn open(self, limits: &EdgeLimits) -> io::Result<(OpenHall, edge::Hall)> {
+    pub(super) fn open(self, limits: &EdgeLimits) -> io::Result<edge::Hall> {
         let tiny = Arc::new(tiny_http_without_clients()?);
         let lines = self.lines.into_iter();
-        let feed = Feed::new(Arc::clone(&tiny), self.workers, lines, limits);
-        let context = Arc::new(Context {
-            tiny,
-            feed: Arc::new(feed),
-        });
-        let start_worker = {
-            let (context, work, prefix) = (Arc::clone(&context), self.work, self.prefix);
-            move |number: usize| {
-                let (context, work) = (Arc::clone(&context), Arc::clone(&work));
-                thread::Builder::new()
-                    .name(format!("{prefix}-{number}"))
-                    .stack_size(WORKER_STACK_BYTES)
-                    .spawn(move || work(&context, number))
-            }
-        };
-        let at_the_edge = edge::Hall {
+        let feed = Feed::new(self.prefix, tiny, self.places, lines, self.serve, limits);
+        Ok(edge::Hall {
             prefix: self.prefix,
-            feed: Arc::clone(&context.feed),
+            feed: Arc::new(feed),
             line_of: self.line_of,
-            start_worker: Box::new(start_worker),
-        };
-        let prefix = self.prefix;
-        Ok((OpenHall { prefix, context }, at_the_edge))
-    }
-}
-
-/// What the workers of a hall share.
-struct Context {
-    tiny: Arc<tiny_http::Server>,
-    feed: Arc<Feed>,
-}
-
-/// A hall whose workers can be told to end.
-pub(super) struct OpenHall {
-    prefix: &'static str,
-    context: Arc<Context>,
-}
-
-impl OpenHall {
-    /// When no request will come any more: waits for the workers, until `deadline` at most.
-    pub(super) fn close(self, deadline: Instant) {
-        for worker in self.context.feed.close() {
-            // Each call wakes one worker, and one that wakes ends.
-            while !worker.is_finished() && Instant::now() < deadline {
-                self.context.tiny.unblock();
-                thread::sleep(Duration::from_millis(1));
-            }
-            if !worker.is_finished() {
-                log::warn!(hall = self.prefix; "a worker is still busy; it ends with the program");
-            }
-        }
+        })
     }
 }
 
@@ -133,46 +88,32 @@ fn tiny_http_without_clients() -> io::Result<tiny_http::Server> {
     tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)
 }
 
-/// A worker with what it owns.
-struct Worker<'c, S: 'static> {
+/// A place with what it owns.
+struct Place<'s, S: 'static> {
     routes: &'static [Route<S>],
-    context: &'c Context,
     number: usize,
-    state: S,
+    state: &'s mut S,
 }
 
-impl<S> Worker<'_, S> {
-    fn run(mut self, new_state: &dyn Fn() -> S) {
-        let Context { tiny, feed } = self.context;
-        loop {
-            while let Some((line, calls)) = feed.next(self.number) {
-                let served = match line
-                    .checked_sub(1)
-                    .and_then(|n| togethers(self.routes).nth(n))
-                {
-                    Some((pattern, together)) => self.serve_together(pattern, together, calls),
-                    None => calls.into_iter().try_for_each(|call| self.serve(call)),
-                };
-                if served.is_err() {
-                    // What the handler left behind may be half done.
-                    self.state = new_state();
-                }
-            }
-            if feed.is_closed() {
-                return;
-            }
-            // There is never a request of its own: it returns when the feed unblocks it.
-            let _ = tiny.recv();
+impl<S> Place<'_, S> {
+    fn serve(&mut self, taken: Taken) -> thread::Result<()> {
+        let Taken { line, calls, .. } = taken;
+        match line
+            .checked_sub(1)
+            .and_then(|n| togethers(self.routes).nth(n))
+        {
+            Some((pattern, together)) => self.serve_together(pattern, together, calls),
+            None => calls.into_iter().try_for_each(|call| self.serve_one(call)),
         }
     }
 
     /// From the request to its answer, or to whoever will give it.
-    fn serve(&mut self, call: Call) -> thread::Result<()> {
+    fn serve_one(&mut self, call: Call) -> thread::Result<()> {
         let Call {
             mut request,
             exchange,
         } = call;
-        let (routes, state) = (self.routes, &mut self.state);
+        let (routes, state) = (self.routes, &mut *self.state);
         caught(exchange, "none", |exchange, route| {
             let result = dispatch(routes, state, &mut request, route);
             answer(exchange, route, result);
@@ -196,7 +137,7 @@ impl<S> Worker<'_, S> {
             requests.push(request);
             exchanges.push(exchange);
         }
-        let state = &mut self.state;
+        let state = &mut *self.state;
         let answers = catch_unwind(AssertUnwindSafe(|| (together.answer)(state, &requests)));
         let answers = match answers {
             Ok(answers) => answers,
@@ -218,7 +159,7 @@ impl<S> Worker<'_, S> {
         }
         for mut call in alone {
             call.exchange.take_alone(self.number);
-            self.serve(call)?;
+            self.serve_one(call)?;
         }
         Ok(())
     }
@@ -274,7 +215,7 @@ fn answer(exchange: &mut Option<Exchange>, route: &'static str, result: HandlerR
     at_hand.set_route(route);
     match result.map(Response::into_later) {
         Ok(Ok(take_over)) => {
-            at_hand.leave_worker();
+            at_hand.leave_place();
             if let Some(exchange) = exchange.take() {
                 take_over(exchange);
             }

@@ -1,5 +1,5 @@
-//! HTTP for the services: a handler is a plain function from a request and the worker's own
-//! state to a [`Response`] or a [`Problem`]; everything around it is done here, once.
+//! HTTP for the services: a handler is a plain function from a request and the state of
+//! its place to a [`Response`] or a [`Problem`]; everything around it is done here, once.
 
 mod conditional;
 mod edge;

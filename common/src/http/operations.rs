@@ -1,6 +1,6 @@
 //! What an operator asks of every program. Whether the process lives, and its metrics, are
 //! answered by the edge without a worker, so under any load; whether its dependencies are there
-//! is for a worker of its own to find out.
+//! is found out at a place of its own.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub struct Dependency {
 }
 
 /// Asks for the state of all dependencies of a service.
-pub(super) type Dependencies = Box<dyn FnMut() -> Vec<Dependency>>;
+pub(super) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
 
 pub(super) const ROUTES: &[Route<Dependencies>] =
     &[(Verb::Get, "/ready", Handler::One(get_readiness))];

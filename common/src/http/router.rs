@@ -7,7 +7,7 @@ use super::problem::Problem;
 use super::request::{Method, Request};
 use super::response::Response;
 
-/// Who answers: plain functions over the state that their worker owns.
+/// Who answers: plain functions over the state that their place owns.
 pub enum Handler<S: 'static> {
     /// Each request for itself.
     One(for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>),
@@ -15,7 +15,7 @@ pub enum Handler<S: 'static> {
     Together(&'static AnsweredTogether<S>),
 }
 
-/// An answer, or why there is none; the answer may still read from the worker's state.
+/// An answer, or why there is none; the answer may still read from that state.
 pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
 
 /// How requests that wait at the same time are answered together, in fewer ways to and from
@@ -23,8 +23,8 @@ pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
 pub struct AnsweredTogether<S> {
     /// Which of the requests; the others are for the next route that fits.
     pub when: fn(&Request) -> bool,
-    /// How many workers may do it at the same time: the fewer, the more is together.
-    pub workers: usize,
+    /// At how many places at the same time: the fewer, the more is together.
+    pub places: usize,
     /// How many requests there are at once, at most.
     pub requests_max: usize,
     /// Makes the answers to the requests, in their order.

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::edge::{Acceptor, Edge, EdgeLimits, Tls};
-use super::hall::{Hall, OpenHall};
+use super::edge::{self, Acceptor, Edge, EdgeLimits, Feed, Tls};
+use super::hall::Hall;
 use super::operations::{self, Dependencies, Dependency};
 use crate::env::{ConfigError, Vars};
 use crate::metrics::Metrics;
@@ -76,12 +77,12 @@ impl HttpConfig {
 /// A running server.
 pub struct Server {
     acceptor: Acceptor,
-    halls: Vec<OpenHall>,
+    feeds: Vec<Arc<Feed>>,
     shutdown: Shutdown,
 }
 
 impl Server {
-    /// Starts listening and working. `dependencies` makes, in a worker of its own, what
+    /// Starts listening and working. `dependencies` makes, at a place of its own, what
     /// `/ready` asks.
     pub fn start<D>(
         config: &HttpConfig,
@@ -91,7 +92,7 @@ impl Server {
         shutdown: &Shutdown,
     ) -> Result<Self, StartError>
     where
-        D: FnMut() -> Vec<Dependency> + 'static,
+        D: FnMut() -> Vec<Dependency> + Send + 'static,
     {
         let operations = Hall::new("", 1, operations::ROUTES, move || {
             Box::new(dependencies()) as Dependencies
@@ -111,19 +112,18 @@ impl Server {
         metrics: &Metrics,
         shutdown: &Shutdown,
     ) -> io::Result<Self> {
-        let workers = halls.iter().map(|hall| hall.workers).sum::<usize>() + operations.workers;
+        let workers = halls.iter().map(|hall| hall.places).sum::<usize>() + operations.places;
         let limits = EdgeLimits {
             connections: most_connections(&config.limits, workers),
             ..config.limits.clone()
         };
-        let (mut open_halls, mut at_the_edge) = (Vec::new(), Vec::new());
         // The operations' hall takes what no other does, so it is asked last.
-        for hall in halls.into_iter().chain([operations]) {
-            let (open, of_edge) = hall.open(&limits)?;
-            open_halls.push(open);
-            at_the_edge.push(of_edge);
-        }
-        let edge = Edge::new(limits, config.tls.clone(), at_the_edge, metrics, shutdown);
+        let halls = halls.into_iter().chain([operations]);
+        let halls: Vec<edge::Hall> = halls
+            .map(|hall| hall.open(&limits))
+            .collect::<io::Result<_>>()?;
+        let feeds = halls.iter().map(|hall| Arc::clone(&hall.feed)).collect();
+        let edge = Edge::new(limits, config.tls.clone(), halls, metrics, shutdown);
         let acceptor = Acceptor::start(config.address, config.reuse_port, edge)?;
         log::info!(
             address = acceptor.address.to_string().as_str(), workers = config.workers;
@@ -131,7 +131,7 @@ impl Server {
         );
         Ok(Self {
             acceptor,
-            halls: open_halls,
+            feeds,
             shutdown: shutdown.clone(),
         })
     }
@@ -147,8 +147,8 @@ impl Server {
         self.shutdown.wait();
         self.acceptor.join(Instant::now() + DRAIN_LIMIT);
         let deadline = Instant::now() + WORKERS_END_LIMIT;
-        for hall in self.halls {
-            hall.close(deadline);
+        for feed in self.feeds {
+            feed.close(deadline);
         }
     }
 }

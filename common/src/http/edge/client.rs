@@ -1,5 +1,5 @@
 //! A client as everyone sees it who answers it. Requests of one connection are answered one
-//! after the other: its thread reads, then a worker has the turn, then its thread again.
+//! after the other: its thread reads, then whoever answers has the turn, then its thread again.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 /// How much of an answer a client must take in [`super::EdgeLimits::send_time`].
 const PIECE_BYTES: usize = 32 * 1024;
 
-/// A worker that waits for a client looks up so often, to see whether another request waits
+/// Who waits for a client looks up so often, to see whether another request waits
 /// for it.
 const HOLD: Duration = Duration::from_millis(5);
 
@@ -92,7 +92,7 @@ impl Client {
         self.outlet_of_this_turn()
     }
 
-    /// Where the answer goes in place of a worker that does not give it.
+    /// Where the answer goes in place of somebody who does not give it.
     pub(super) fn outlet_of_this_turn(self: &Arc<Self>) -> Outlet {
         Outlet {
             client: Arc::clone(self),
@@ -103,9 +103,9 @@ impl Client {
         }
     }
 
-    /// Breaks off an answer in place of a worker that does not go on with it.
+    /// Breaks off an answer in place of somebody who does not go on with it.
     pub(super) fn cut(&self) {
-        // The worker holds the connection open, so there would be no reset.
+        // They hold the connection open, so there would be no reset.
         self.wire.cut();
         self.end_turn(true);
     }
@@ -155,19 +155,19 @@ impl Outlet {
         &self.client
     }
 
-    /// From now on a worker writes here.
+    /// From now on whoever is there writes here.
     pub(super) fn bind(&mut self, desk: Desk) {
         self.desk = Some(desk);
     }
 
-    /// The worker goes on to its next call; another thread will answer.
-    pub(crate) fn leave_worker(&mut self) {
+    /// The place is left; another thread will answer.
+    pub(crate) fn leave_place(&mut self) {
         self.move_desk(Desk::hand_on);
     }
 
-    /// The worker of that number has the call to itself, which it took among others.
-    pub(crate) fn take_alone(&mut self, worker: usize) {
-        self.move_desk(|desk| desk.take_alone(worker));
+    /// The call, which was taken among others, is answered for itself at that place.
+    pub(crate) fn take_alone(&mut self, place: usize) {
+        self.move_desk(|desk| desk.take_alone(place));
     }
 
     fn move_desk(&mut self, to: impl FnOnce(Desk) -> Option<Desk>) {
@@ -254,9 +254,9 @@ impl Outlet {
         }
     }
 
-    /// A slow reader may hold its worker for as long as others are free. When they become few,
+    /// A slow reader may hold its place for as long as others are free. When they become few,
     /// what it does not take is kept for it; and where there is no memory for that, it is given
-    /// up as soon as somebody else wants the worker.
+    /// up as soon as somebody else wants the place.
     fn send_slowly(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut left = bytes;
         self.pace = Pace::new(self.client.edge.limits.send_time);

@@ -1,5 +1,5 @@
-//! One client's connection: reads whole requests and hands each to a worker. Everything that a
-//! client can draw out has a deadline here.
+//! One client's connection: reads whole requests and has each answered, here or by a worker.
+//! Everything that a client can draw out has a deadline here.
 
 use std::io;
 use std::sync::Arc;
@@ -28,6 +28,11 @@ const READ_BYTES_MAX: usize = 32 * 1024;
 /// unread, closing would reset the connection and take the answer with it.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 8 * 1024 * 1024;
+
+/// With no more than so many connections their threads do the work themselves, which spares a
+/// change of threads. More would not be quicker, and each takes memory for a stack that was used
+/// down to its handlers.
+const WORKING_CONNECTIONS_MAX: i64 = 64;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -392,7 +397,8 @@ impl Connection<'_> {
         let Some(hall) = self.edge.halls.iter().find(|hall| hall.takes(path)) else {
             return exchange.answer(Err(Problem::internal("no hall takes this path")));
         };
-        if let Err(call) = hall.submit(Box::new(Call { request, exchange })) {
+        let here = self.edge.metrics.connections.get() <= WORKING_CONNECTIONS_MAX;
+        if let Err(call) = hall.submit(Box::new(Call { request, exchange }), here) {
             let problem = Problem::overloaded("as many requests wait as may wait");
             call.exchange.answer(Err(problem));
         }

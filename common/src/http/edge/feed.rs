@@ -1,29 +1,36 @@
-//! The way from the edge to the workers of a hall. Workers without a call rest in tiny_http's
-//! `recv`, and the feed unblocks one of them for each call that finds one resting. So tiny_http
-//! never reads a byte that a stranger wrote; the call itself, checked and whole, passes through
-//! memory. A worker that is done with a call takes the next one that waits, without a rest.
-//! Calls wait in lines: those of one line are taken one by one, those of the others together.
+//! The way from a connection to the places of a hall, where its requests are answered. A
+//! connection's own thread takes a place that is free and does the work itself; where none is, the
+//! call waits for a worker. Workers without a call rest in tiny_http's `recv`, and the feed
+//! unblocks one of them for each that is needed. So tiny_http never reads a byte that a stranger
+//! wrote. Calls wait in lines: those of one line are taken one by one, those of the others together.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::EdgeLimits;
 use super::client::Client;
+use super::{EdgeLimits, THREAD_STACK_BYTES};
 use crate::http::exchange::{Asked, Exchange};
 use crate::http::request::Request;
 use crate::http::response::Terms;
 
-/// A request on its way to a worker, and the way back.
+/// A request on its way to where it is answered, and the way back.
 pub(crate) struct Call {
     pub(crate) request: Request,
     pub(crate) exchange: Exchange,
 }
 
-/// Starts the worker of that number.
-pub(crate) type StartWorker = Box<dyn Fn(usize) -> io::Result<JoinHandle<()>> + Send + Sync>;
+/// Calls that somebody has taken, and the place that they have for them.
+pub(crate) struct Taken {
+    pub(crate) place: usize,
+    /// The calls' line.
+    pub(crate) line: usize,
+    pub(crate) calls: Vec<Call>,
+}
+
+/// Answers calls with what belongs to the place that they were taken at.
+pub(crate) type Serve = Box<dyn Fn(Taken) + Send + Sync>;
 
 /// Where requests of one kind go.
 pub(crate) struct Hall {
@@ -32,12 +39,14 @@ pub(crate) struct Hall {
     pub(crate) feed: Arc<Feed>,
     /// The number of the line that a request belongs to.
     pub(crate) line_of: Box<dyn Fn(&Request) -> usize + Send + Sync>,
-    pub(crate) start_worker: StartWorker,
 }
 
-/// What a hall's edge and its workers share.
+/// What a hall's connections and its workers share.
 pub(crate) struct Feed {
     state: Mutex<State>,
+    /// Of the hall, for the names of its workers.
+    prefix: &'static str,
+    serve: Serve,
     tiny: Arc<tiny_http::Server>,
     queue_max: usize,
     queue_time: Duration,
@@ -46,17 +55,17 @@ pub(crate) struct Feed {
 
 struct State {
     lines: Vec<Line>,
-    /// One place for each worker.
     places: Vec<Place>,
-    /// Calls that no worker has to itself, by their number: taken together, or handed on.
+    /// How many places are taken.
+    busy: usize,
+    /// Calls that nobody has to themselves, by their number: taken together, or handed on.
     shared: HashMap<u64, AtWork>,
     last_number: u64,
-    /// How many workers have calls.
-    busy: usize,
-    /// How many rest, or are about to.
+    workers: Vec<JoinHandle<()>>,
+    /// How many workers rest, or are about to, and are not called.
     resting: usize,
-    /// How many of those were unblocked and have not come yet.
-    unblocked: usize,
+    /// How many were called, or started, and have not come yet.
+    coming: usize,
     closed: bool,
 }
 
@@ -64,32 +73,32 @@ struct State {
 struct Line {
     waiting: VecDeque<Waiting>,
     terms: LineTerms,
-    /// How many workers have calls of this line.
-    workers: usize,
+    /// At how many places its calls are answered now.
+    places: usize,
 }
 
 /// How calls of a line are taken.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LineTerms {
-    /// How many workers may have calls of the line at the same time.
-    pub(crate) workers_max: usize,
-    /// How many calls a worker takes at once.
+    /// At how many places calls of the line may be answered at the same time.
+    pub(crate) places_max: usize,
+    /// How many calls are taken at once.
     pub(crate) calls_max: usize,
 }
 
 impl LineTerms {
-    /// Each call for itself, by any worker.
+    /// Each call for itself, at any place.
     pub(crate) const ONE_BY_ONE: Self = Self {
-        workers_max: usize::MAX,
+        places_max: usize::MAX,
         calls_max: 1,
     };
 }
 
 impl Line {
-    /// How many workers the calls that wait have need of, and may have.
+    /// How many places the calls that wait have need of, and may have.
     fn wanted(&self) -> usize {
         let needed = self.waiting.len().div_ceil(self.terms.calls_max);
-        needed.min(self.terms.workers_max.saturating_sub(self.workers))
+        needed.min(self.terms.places_max.saturating_sub(self.places))
     }
 
     /// Since when calls wait that may be taken.
@@ -104,25 +113,14 @@ struct Waiting {
     since: Instant,
 }
 
-/// What is known of a worker.
+/// Where one call, or one lot of them, is answered at a time.
 #[derive(Default)]
 struct Place {
-    thread: Option<JoinHandle<()>>,
-    doing: Doing,
+    /// The line whose calls are answered here; None where it is free.
+    line: Option<usize>,
     at_work: Option<AtWork>,
-    /// It was told that somebody else wants it, and has not left its call yet.
+    /// Whoever is here was told that somebody else wants the place, and has not left it yet.
     yields: bool,
-}
-
-/// What a worker does.
-#[derive(Default)]
-enum Doing {
-    /// It has not asked for a call yet.
-    #[default]
-    Start,
-    /// It has calls of that line.
-    Calls(usize),
-    Rest,
 }
 
 /// A call that somebody is at work on: enough to end it in their place.
@@ -145,29 +143,34 @@ pub(super) enum Overdue {
 }
 
 impl Feed {
-    /// For so many workers, who wait in that tiny_http, and calls that wait in such lines.
+    /// With so many places, where `serve` answers, and calls that wait in such lines.
     pub(crate) fn new(
+        prefix: &'static str,
         tiny: Arc<tiny_http::Server>,
-        workers: usize,
+        places: usize,
         lines: impl Iterator<Item = LineTerms>,
+        serve: Serve,
         limits: &EdgeLimits,
     ) -> Self {
         let lines = lines.map(|terms| Line {
             waiting: VecDeque::new(),
             terms,
-            workers: 0,
+            places: 0,
         });
         Self {
             state: Mutex::new(State {
                 lines: lines.collect(),
-                places: (0..workers).map(|_| Place::default()).collect(),
+                places: (0..places).map(|_| Place::default()).collect(),
+                busy: 0,
                 shared: HashMap::new(),
                 last_number: 0,
-                busy: 0,
+                workers: Vec::new(),
                 resting: 0,
-                unblocked: 0,
+                coming: 0,
                 closed: false,
             }),
+            prefix,
+            serve,
             tiny,
             queue_max: limits.queue,
             queue_time: limits.queue_time,
@@ -175,20 +178,42 @@ impl Feed {
         }
     }
 
-    /// The next calls for the worker of that number, who is done with the last ones, each with
-    /// the desk to answer it at, and their line. None sends the worker to rest, and it asks
-    /// again when it is unblocked.
-    pub(crate) fn next(self: &Arc<Self>, worker: usize) -> Option<(usize, Vec<Call>)> {
+    /// Puts a call where others of its line wait, as many as the limits say; gives it back where
+    /// it finds no room. If `here`, it is answered on this thread where nobody is before it and a
+    /// place is free.
+    fn submit(self: &Arc<Self>, line: usize, call: Box<Call>, here: bool) -> Result<(), Box<Call>> {
         let mut state = self.state();
-        state.leave(worker);
-        let Some(line) = state.longest_waiting() else {
-            state.resting += 1;
-            state.places[worker].doing = Doing::Rest;
-            return None;
+        let under_way = state.waiting() + state.busy;
+        if under_way >= state.places.len() + self.queue_max || state.closed {
+            return Err(call);
+        }
+        let here = here && state.waiting() == 0;
+        state.lines[line].waiting.push_back(Waiting {
+            call,
+            since: Instant::now(),
+        });
+        let taken = if here { self.take(&mut state) } else { None };
+        let Some(taken) = taken else {
+            self.call_workers(state);
+            return Ok(());
         };
+        drop(state);
+        let place = taken.place;
+        (self.serve)(taken);
+        let mut state = self.state();
+        state.leave(place);
+        self.call_workers(state);
+        Ok(())
+    }
+
+    /// Takes what waits for the longest time, if there is a place for it, with the desks to
+    /// answer it at.
+    fn take(self: &Arc<Self>, state: &mut State) -> Option<Taken> {
+        let place = state.places.iter().position(|place| place.line.is_none())?;
+        let line = state.longest_waiting()?;
         state.busy += 1;
-        state.places[worker].doing = Doing::Calls(line);
-        state.lines[line].workers += 1;
+        state.places[place].line = Some(line);
+        state.lines[line].places += 1;
         let LineTerms { calls_max, .. } = state.lines[line].terms;
         let waiting = &mut state.lines[line].waiting;
         let taken = waiting.drain(..calls_max.min(waiting.len()));
@@ -206,8 +231,8 @@ impl Feed {
                 since: Instant::now(),
             };
             let seat = if calls_max == 1 {
-                state.places[worker].at_work = Some(at_work);
-                Seat::Worker(worker)
+                state.places[place].at_work = Some(at_work);
+                Seat::Place(place)
             } else {
                 state.share(at_work)
             };
@@ -216,25 +241,85 @@ impl Feed {
                 seat,
             });
         }
-        // What this worker did not take may be another's to take, now that its own line is left.
-        let rouse = state.must_rouse();
-        drop(state);
-        if rouse {
-            self.tiny.unblock();
+        Some(Taken { place, line, calls })
+    }
+
+    /// Calls a worker, or starts one, if fewer are coming than are needed. They are started as
+    /// they are needed: a service that is asked little stays small.
+    fn call_workers(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        if state.coming >= state.wanted() {
+            return;
         }
-        Some((line, calls))
+        if state.resting > 0 {
+            state.resting -= 1;
+            state.coming += 1;
+            drop(state);
+            self.tiny.unblock();
+            return;
+        }
+        state.workers.retain(|worker| !worker.is_finished());
+        let number = state.workers.len();
+        if number == state.places.len() {
+            return;
+        }
+        let feed = Arc::clone(self);
+        let worker = thread::Builder::new()
+            .name(format!("{}-{number}", self.prefix))
+            .stack_size(THREAD_STACK_BYTES)
+            .spawn(move || feed.work());
+        match worker {
+            Ok(worker) => {
+                state.workers.push(worker);
+                state.coming += 1;
+            }
+            Err(error) => {
+                log::error!(hall = self.prefix, cause = error.to_string().as_str(); "cannot start a worker");
+            }
+        }
     }
 
-    /// Takes no more calls, and returns the workers, which are to end now.
-    pub(crate) fn close(&self) -> Vec<JoinHandle<()>> {
-        let mut state = self.state();
-        state.closed = true;
-        let threads = state.places.iter_mut().map(|place| place.thread.take());
-        threads.flatten().collect()
+    /// What a worker does: takes what waits until nothing does, rests, and begins anew.
+    fn work(self: &Arc<Self>) {
+        let mut place = None;
+        loop {
+            let mut state = self.state();
+            if state.closed {
+                return;
+            }
+            match place {
+                Some(place) => state.leave(place),
+                None => state.coming -= 1,
+            }
+            let taken = self.take(&mut state);
+            state.resting += usize::from(taken.is_none());
+            // What waits in the line that was just left is perhaps for another.
+            self.call_workers(state);
+            place = taken.as_ref().map(|taken| taken.place);
+            match taken {
+                Some(taken) => (self.serve)(taken),
+                // There is never a request of its own: it returns when the feed unblocks it.
+                None => drop(self.tiny.recv()),
+            }
+        }
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.state().closed
+    /// Takes no more calls; the workers end. Those that do not until the deadline are left.
+    pub(crate) fn close(&self, deadline: Instant) {
+        let workers = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.workers)
+        };
+        for worker in workers {
+            // Each call wakes one worker, and one that wakes ends.
+            while !worker.is_finished() && Instant::now() < deadline {
+                self.tiny.unblock();
+                thread::sleep(Duration::from_millis(1));
+            }
+            if !worker.is_finished() {
+                log::warn!(hall = self.prefix; "a worker is still busy; it ends with the program");
+            }
+        }
     }
 
     /// Takes out what has waited too long.
@@ -266,22 +351,14 @@ impl Feed {
 }
 
 impl State {
-    /// The worker has left whatever it did.
-    fn leave(&mut self, worker: usize) {
-        let place = &mut self.places[worker];
+    /// Whoever was at that place has done their work there.
+    fn leave(&mut self, place: usize) {
+        let place = &mut self.places[place];
         place.at_work = None;
         place.yields = false;
-        match std::mem::take(&mut place.doing) {
-            Doing::Start => {}
-            Doing::Calls(line) => {
-                self.busy -= 1;
-                self.lines[line].workers -= 1;
-            }
-            Doing::Rest => {
-                self.resting -= 1;
-                // When the hall is closed, workers are unblocked beyond the count.
-                self.unblocked = self.unblocked.saturating_sub(1);
-            }
+        if let Some(line) = place.line.take() {
+            self.busy -= 1;
+            self.lines[line].places -= 1;
         }
     }
 
@@ -292,21 +369,19 @@ impl State {
         waits.min().map(|(_, number)| number)
     }
 
-    /// How many workers the calls that wait have need of.
-    fn wanted(&self) -> usize {
+    /// How many places the calls that wait have need of.
+    fn needed(&self) -> usize {
         self.lines.iter().map(Line::wanted).sum()
+    }
+
+    /// How many workers could take of them now.
+    fn wanted(&self) -> usize {
+        self.needed().min(self.places.len() - self.busy)
     }
 
     /// How many calls wait.
     fn waiting(&self) -> usize {
         self.lines.iter().map(|line| line.waiting.len()).sum()
-    }
-
-    /// Whether one that rests is needed; they then count as unblocked.
-    fn must_rouse(&mut self) -> bool {
-        let rouse = self.unblocked < self.resting.min(self.wanted());
-        self.unblocked += usize::from(rouse);
-        rouse
     }
 
     fn share(&mut self, at_work: AtWork) -> Seat {
@@ -323,48 +398,10 @@ impl Hall {
             .is_some_and(|rest| self.prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Puts a call before the workers, where as many may wait as the limits say; gives it back
-    /// where it finds no room.
-    pub(super) fn submit(&self, call: Box<Call>) -> Result<(), Box<Call>> {
-        let line = (self.line_of)(&call.request);
-        let mut state = self.feed.state();
-        let workers = state.places.len();
-        let under_way = state.waiting() + state.busy;
-        if under_way >= workers + self.feed.queue_max || state.closed {
-            return Err(call);
-        }
-        state.lines[line].waiting.push_back(Waiting {
-            call,
-            since: Instant::now(),
-        });
-        let rouse = state.must_rouse();
-        if !rouse && state.wanted() > state.unblocked {
-            // Workers are started as they are needed: a service that is asked little stays small.
-            self.start_worker(&mut state);
-        }
-        drop(state);
-        if rouse {
-            self.feed.tiny.unblock();
-        }
-        Ok(())
-    }
-
-    /// Starts a worker if those that run have enough to do.
-    fn start_worker(&self, state: &mut State) {
-        let running = |place: &Place| place.thread.as_ref().is_some_and(|t| !t.is_finished());
-        if state.places.iter().filter(|place| running(place)).count() >= state.wanted() + state.busy
-        {
-            return;
-        }
-        let Some(number) = state.places.iter().position(|place| !running(place)) else {
-            return;
-        };
-        match (self.start_worker)(number) {
-            Ok(thread) => state.places[number].thread = Some(thread),
-            Err(error) => {
-                log::error!(hall = self.prefix, cause = error.to_string().as_str(); "cannot start a worker");
-            }
-        }
+    /// Has a call answered by a worker or, if `here` and it need not wait, on this thread; gives
+    /// it back where too many wait.
+    pub(super) fn submit(&self, call: Box<Call>, here: bool) -> Result<(), Box<Call>> {
+        self.feed.submit((self.line_of)(&call.request), call, here)
     }
 }
 
@@ -376,23 +413,23 @@ pub(super) struct Desk {
 
 #[derive(Clone, Copy)]
 enum Seat {
-    /// A worker's, who has the one call.
-    Worker(usize),
-    /// Of a call among others, or of one that a worker has handed on.
+    /// At a place that has only this call.
+    Place(usize),
+    /// Of a call among others, or of one that was handed on.
     Shared(u64),
 }
 
 impl State {
     fn at_work(&mut self, seat: Seat) -> Option<&mut AtWork> {
         match seat {
-            Seat::Worker(worker) => self.places[worker].at_work.as_mut(),
+            Seat::Place(place) => self.places[place].at_work.as_mut(),
             Seat::Shared(number) => self.shared.get_mut(&number),
         }
     }
 
     fn end_work(&mut self, seat: Seat) -> Option<AtWork> {
         match seat {
-            Seat::Worker(worker) => self.places[worker].at_work.take(),
+            Seat::Place(place) => self.places[place].at_work.take(),
             Seat::Shared(number) => self.shared.remove(&number),
         }
     }
@@ -416,7 +453,7 @@ impl Desk {
         self.feed.state().end_work(self.seat).is_some()
     }
 
-    /// The worker hands the call on, and whoever has it now is no worker; None as above.
+    /// The call is handed on, and whoever has it now needs no place; None as above.
     pub(super) fn hand_on(self) -> Option<Self> {
         let mut state = self.feed.state();
         let at_work = state.end_work(self.seat)?;
@@ -425,38 +462,38 @@ impl Desk {
         Some(Self { seat, ..self })
     }
 
-    /// The worker of that number takes a call, out of those that it has, for itself; None as above.
-    pub(super) fn take_alone(self, worker: usize) -> Option<Self> {
+    /// Of the calls that are at that place this one is answered for itself; None as above.
+    pub(super) fn take_alone(self, place: usize) -> Option<Self> {
         let mut state = self.feed.state();
         let at_work = state.end_work(self.seat)?;
-        state.places[worker].at_work = Some(at_work);
+        state.places[place].at_work = Some(at_work);
         drop(state);
-        let seat = Seat::Worker(worker);
+        let seat = Seat::Place(place);
         Some(Self { seat, ..self })
     }
 
-    /// Whether fewer than half of the workers are free. Behind a shared seat others wait.
+    /// Whether fewer than half of the places are free. Behind a shared seat others wait.
     pub(super) fn is_scarce(&self) -> bool {
         let state = self.feed.state();
         matches!(self.seat, Seat::Shared(_))
-            || 2 * (state.wanted() + state.busy) > state.places.len()
+            || 2 * (state.needed() + state.busy) > state.places.len()
     }
 
-    /// Whether a request waits for this worker: all are at work, and of those that wait for a
-    /// slow client no other was told yet on behalf of that request.
+    /// Whether a request waits for this place: all are taken, and of those who wait for a slow
+    /// client no other was told yet on behalf of that request.
     pub(super) fn must_yield(&self) -> bool {
-        let Seat::Worker(worker) = self.seat else {
+        let Seat::Place(place) = self.seat else {
             return true;
         };
         let mut state = self.feed.state();
-        if let Some(at_work) = &mut state.places[worker].at_work {
+        if let Some(at_work) = &mut state.places[place].at_work {
             // It waits for its client, and is not silent.
             at_work.since = Instant::now();
         }
         let free = state.places.len() - state.busy;
         let yielding = state.places.iter().filter(|place| place.yields).count();
-        let wanted = state.wanted() > free + yielding;
-        state.places[worker].yields |= wanted;
+        let wanted = state.needed() > free + yielding;
+        state.places[place].yields |= wanted;
         wanted
     }
 }

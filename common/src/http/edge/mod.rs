@@ -29,7 +29,7 @@ use crossbeam_channel::{Receiver, Sender};
 pub(super) use acceptor::Acceptor;
 use client::Client;
 pub(super) use client::Outlet;
-pub(super) use feed::{Call, Feed, Hall, LineTerms};
+pub(super) use feed::{Call, Feed, Hall, LineTerms, Serve, Taken};
 pub(super) use framing::Refusal;
 use memory::Memory;
 pub(super) use memory::Share;
@@ -44,7 +44,7 @@ use crate::shutdown::Shutdown;
 const CUT_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a connection's thread needs of its stack, with room to spare.
-const THREAD_STACK_BYTES: usize = 256 * 1024;
+const THREAD_STACK_BYTES: usize = 512 * 1024;
 
 /// All that the connections of one listener share.
 pub(super) struct Edge {
