@@ -288,6 +288,8 @@ impl Feed {
             }
             match place {
                 Some(place) => state.leave(place),
+                // One that nobody called has rested until now.
+                None if state.coming == 0 => state.resting = state.resting.saturating_sub(1),
                 None => state.coming -= 1,
             }
             let taken = self.take(&mut state);
