@@ -1,4 +1,4 @@
-"""Movies: the same table, the same statements and as many connections to the database."""
+"""Movies: the same table and as many connections to the database."""
 
 import json
 
