@@ -19,6 +19,7 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Post, "/api/movies", Together(&CREATE_MOVIES)),
     (Verb::Delete, "/api/movies", One(delete_all_movies)),
     (Verb::Get, "/api/movies/:id", Together(&GET_MOVIES)),
+    (Verb::Get, "/api/movies/:id", One(get_movie)),
     (Verb::Put, "/api/movies/:id", One(change_movie)),
     (Verb::Delete, "/api/movies/:id", One(delete_movie)),
 ];
@@ -141,17 +142,26 @@ fn delete_all_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> Handl
 
 fn get_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
     let ids: Vec<i64> = requests.iter().flat_map(movie_id).collect();
-    let found = movies.find(&ids).map(|movies| {
-        let by_id = movies.into_iter().map(|movie| (movie.id, movie));
+    let found = movies.find_listed(&ids).map(|movies| {
+        let by_id = movies.into_iter().map(|movie| (movie.id(), movie));
         by_id.collect::<HashMap<_, _>>()
     });
     let answer = |request: &Request| {
         let id = movie_id(request)?;
         let found = found.as_ref().map_err(DbError::clone)?;
         let movie = found.get(&id).ok_or_else(|| no_such_movie(request))?;
-        Ok(json_if_changed(request, movie))
+        // Many that are long would be too much at once.
+        let whole = movie.is_whole();
+        Ok(whole.then(|| json_if_changed(request, movie)))
     };
-    requests.iter().map(answer).map(Some).collect()
+    requests.iter().map(answer).map(Result::transpose).collect()
+}
+
+fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let movie = movies
+        .find(movie_id(request)?)?
+        .ok_or_else(|| no_such_movie(request))?;
+    Ok(json_if_changed(request, &movie))
 }
 
 fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {

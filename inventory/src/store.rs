@@ -39,6 +39,7 @@ struct Statements {
     /// Planned anew for each pattern: a plan that serves all of them reads the table.
     search: String,
     find: Statement,
+    find_listed: Statement,
     lock: Statement,
     create: Statement,
     change: Statement,
@@ -59,13 +60,14 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
              ) AS listed ORDER BY page.place, listed.id"
         ))?,
         search: search_sql(),
-        find: client.prepare(
-            // One plan for all times, since a subquery hides from the planner how many ids there
-            // are; and by the limit each is looked up by its id, however few movies there are.
+        find: client.prepare("SELECT id, title, description FROM movies WHERE id = $1")?,
+        // One plan for all times, since a subquery hides from the planner how many ids there are;
+        // and by the limit each is looked up by its id, however few movies there are.
+        find_listed: client.prepare(&format!(
             "SELECT found.* FROM unnest((SELECT $1::bigint[])) AS wanted (id), LATERAL ( \
-                 SELECT id, title, description FROM movies WHERE id = wanted.id LIMIT 1 \
-             ) AS found",
-        )?,
+                 SELECT {LISTED} FROM movies WHERE id = wanted.id LIMIT 1 \
+             ) AS found"
+        ))?,
         lock: client.prepare(
             "SELECT id, title, description FROM movies WHERE id = $1 FOR UPDATE",
         )?,
@@ -154,8 +156,8 @@ impl MovieStore {
                 if movie.is_whole() {
                     return Ok(Some(movie));
                 }
-                let ids = [movie.id()];
-                rows.run(|transaction| transaction.query_opt(&statements.find, &[&&ids[..]]))
+                let id = movie.id();
+                rows.run(|transaction| transaction.query_opt(&statements.find, &[&id]))
                     .map(|row| row.map(ListedMovie))
             });
             Some(movie)
@@ -172,20 +174,25 @@ impl MovieStore {
             if movie.is_whole() {
                 return Some(Ok(movie));
             }
-            let ids = [movie.id()];
+            let id = movie.id();
             let row = self
                 .connection
-                .run(|client, statements| client.query_opt(&statements.find, &[&&ids[..]]));
+                .run(|client, statements| client.query_opt(&statements.find, &[&id]));
             row.map(|row| row.map(ListedMovie)).transpose()
         })
     }
 
-    /// Those that there are, in any order.
-    pub(crate) fn find(&mut self, ids: &[i64]) -> Result<Vec<Movie>, DbError> {
+    pub(crate) fn find(&mut self, id: i64) -> Result<Option<Movie>, DbError> {
+        self.connection
+            .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(movie)))
+    }
+
+    /// Of these movies those that there are, in any order.
+    pub(crate) fn find_listed(&mut self, ids: &[i64]) -> Result<Vec<ListedMovie>, DbError> {
         let found = self
             .connection
-            .run(|client, statements| client.query(&statements.find, &[&ids]))?;
-        Ok(found.into_iter().map(movie).collect())
+            .run(|client, statements| client.query(&statements.find_listed, &[&ids]))?;
+        Ok(found.into_iter().map(ListedMovie).collect())
     }
 
     /// The ids of the new movies, which are stored all together or not at all.

@@ -15,6 +15,10 @@ use crate::http::exchange::{Asked, Exchange};
 use crate::http::request::Request;
 use crate::http::response::Terms;
 
+/// The bodies of calls that are taken together, of more than one: they are held several times over
+/// while they are answered.
+const BYTES_TOGETHER_MAX: usize = 256 * 1024;
+
 /// A request on its way to where it is answered, and the way back.
 pub(crate) struct Call {
     pub(crate) request: Request,
@@ -99,6 +103,18 @@ impl Line {
     fn wanted(&self) -> usize {
         let needed = self.waiting.len().div_ceil(self.terms.calls_max);
         needed.min(self.terms.places_max.saturating_sub(self.places))
+    }
+
+    /// Takes the first calls, at least one.
+    fn take(&mut self) -> Vec<Call> {
+        let mut bytes = 0;
+        let fit = self.waiting.iter().take_while(|waiting| {
+            bytes += waiting.call.request.body.len();
+            bytes <= BYTES_TOGETHER_MAX
+        });
+        let count = fit.count().max(1).min(self.terms.calls_max);
+        let taken = self.waiting.drain(..count.min(self.waiting.len()));
+        taken.map(|waiting| *waiting.call).collect()
     }
 
     /// Since when calls wait that may be taken.
@@ -215,9 +231,7 @@ impl Feed {
         state.places[place].line = Some(line);
         state.lines[line].places += 1;
         let LineTerms { calls_max, .. } = state.lines[line].terms;
-        let waiting = &mut state.lines[line].waiting;
-        let taken = waiting.drain(..calls_max.min(waiting.len()));
-        let mut calls: Vec<_> = taken.map(|waiting| *waiting.call).collect();
+        let mut calls = state.lines[line].take();
         for call in &mut calls {
             let (asked, terms) = (Arc::clone(call.exchange.asked()), call.exchange.terms());
             let Some(outlet) = call.exchange.outlet() else {
