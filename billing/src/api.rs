@@ -28,12 +28,12 @@ fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResu
         return whole_list(request, orders.list_all(user_id.as_deref(), page)?);
     }
     let listed = orders.list(user_id.as_deref(), page)?;
-    Ok(page.respond(
+    page.respond(
         listed,
         |order| order.id,
         request,
-        |orders| json_if_changed(request, &orders),
-    ))
+        |orders| Ok(json_if_changed(request, &orders)),
+    )
 }
 
 fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {

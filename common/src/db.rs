@@ -33,9 +33,13 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 const DEAD_PEER: Duration = Duration::from_secs(20);
 
 /// Server-side limits. A lock is held for milliseconds, so whoever waits seconds for one waits
-/// behind an operator; the statement limit is the longest that a whole list may take to send.
+/// behind an operator; the statement limit is for what nobody waits for any longer.
 const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
                        -c idle_in_transaction_session_timeout=10min";
+
+/// The longest that a stream may take to be read: as long its snapshot keeps PostgreSQL from
+/// cleaning up, and its lock keeps a migration waiting.
+const STREAM_LIMIT: Duration = Duration::from_mins(10);
 
 /// How many rows of a stream are held in memory.
 const ROWS_FETCHED: u16 = 1000;
@@ -477,6 +481,7 @@ pub struct Rows<'a> {
     portal: Portal,
     fetched: vec::IntoIter<Row>,
     ended: bool,
+    until: Instant,
     broken: &'a mut bool,
 }
 
@@ -494,6 +499,7 @@ impl<'a> Rows<'a> {
             portal,
             fetched: Vec::new().into_iter(),
             ended: false,
+            until: Instant::now() + STREAM_LIMIT,
             broken,
         })
     }
@@ -518,6 +524,11 @@ impl Iterator for Rows<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.fetched.len() == 0 && !self.ended {
+            if Instant::now() >= self.until {
+                self.ended = true;
+                let limit = "the rows were not read in time".to_owned();
+                return Some(Err(DbError::Unavailable(limit)));
+            }
             match self
                 .transaction
                 .query_portal(&self.portal, ROWS_FETCHED.into())

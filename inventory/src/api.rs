@@ -69,9 +69,9 @@ fn list_pages(movies: &mut MovieStore, requests: &[Request]) -> Answers {
         // What has long descriptions is sent one by one.
         let whole = listed.iter().all(ListedMovie::is_whole);
         whole.then(|| {
-            Ok(page.respond(listed, ListedMovie::id, request, |listed| {
-                json_if_changed(request, &listed)
-            }))
+            page.respond(listed, ListedMovie::id, request, |listed| {
+                Ok(json_if_changed(request, &listed))
+            })
         })
     };
     requests.iter().zip(&pages).zip(lists).map(answer).collect()
@@ -91,13 +91,13 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
     } else {
         movies.search(&part, page)?
     };
-    Ok(page.respond(listed, ListedMovie::id, request, |listed| {
+    page.respond(listed, ListedMovie::id, request, |listed| {
         if listed.iter().all(ListedMovie::is_whole) {
-            json_if_changed(request, &listed)
+            Ok(json_if_changed(request, &listed))
         } else {
-            Response::json_array(200, movies.complete(listed))
+            whole_list(request, movies.complete(listed))
         }
-    }))
+    })
 }
 
 fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {

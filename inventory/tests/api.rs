@@ -1,7 +1,9 @@
 //! Movies, through a real socket, on a real PostgreSQL.
 
 use std::fmt::Write as _;
+use std::io::{Read, Write};
 use std::iter;
+use std::net::TcpStream;
 use std::thread;
 
 use common::http::HttpConfig;
@@ -665,6 +667,49 @@ fn long_descriptions_are_listed_whole() {
         let expected: Vec<usize> = iter::once(6).chain(iter::repeat_n(1_048_576, 60)).collect();
         assert_eq!((reply.status, lengths), (200, expected), "{target}");
     }
+}
+
+#[test]
+fn who_reads_long_pages_slowly_keeps_nobody_from_pages() {
+    let database = TestDatabase::create();
+    let config = inventory::Config {
+        http: HttpConfig::on_loopback(8),
+        database: database.config(),
+    };
+    let service = Service::start(
+        |shutdown| inventory::start(&config, shutdown),
+        inventory::Inventory::address,
+    );
+    eventually("the table is there", || {
+        service.client.get("/ready").status == 200
+    });
+    database.execute(
+        "INSERT INTO movies (title, description) \
+         SELECT 'Long ' || n, repeat('x', 1000000) FROM generate_series(1, 100) n",
+    );
+    let slow_readers: Vec<TcpStream> = (0..3)
+        .map(|_| {
+            let mut stream = TcpStream::connect(service.client.address()).expect("a connection");
+            stream
+                .write_all(b"GET /api/movies?limit=100 HTTP/1.1\r\nHost: a\r\n\r\n")
+                .expect("a request");
+            stream
+                .read_exact(&mut [0; 64])
+                .expect("the begin of an answer");
+            stream
+        })
+        .collect();
+
+    let replies: Vec<u16> = (0..4)
+        .map(|after| {
+            service
+                .client
+                .get(&format!("/api/movies?limit=1&after={after}"))
+                .status
+        })
+        .collect();
+
+    assert_eq!((replies, slow_readers.len()), (vec![200; 4], 3));
 }
 
 #[test]

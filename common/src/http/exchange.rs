@@ -127,13 +127,6 @@ impl Exchange {
         }
     }
 
-    /// It is answered for itself from now on, at that place.
-    pub(super) fn take_alone(&mut self, place: usize) {
-        if let Some(outlet) = &mut self.outlet {
-            outlet.take_alone(place);
-        }
-    }
-
     pub(super) fn outlet(&mut self) -> Option<&mut Outlet> {
         self.outlet.as_mut()
     }

@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use super::edge::{self, Call, EdgeLimits, Feed, LineTerms, Serve, Taken};
 use super::exchange::Exchange;
@@ -51,13 +50,15 @@ impl Hall {
                 .unwrap_or_else(PoisonError::into_inner);
             let mut place = Place {
                 routes,
-                number: taken.place,
                 state: own.get_or_insert_with(&state),
+                panicked: false,
             };
-            if place.serve(taken).is_err() {
+            let alone = place.serve(taken);
+            if place.panicked {
                 // What the handler left behind may be half done.
                 *own = None;
             }
+            alone
         };
         Self {
             prefix,
@@ -91,33 +92,36 @@ fn tiny_http_without_clients() -> io::Result<tiny_http::Server> {
 /// A place with what it owns.
 struct Place<'s, S: 'static> {
     routes: &'static [Route<S>],
-    number: usize,
     state: &'s mut S,
+    panicked: bool,
 }
 
 impl<S> Place<'_, S> {
-    fn serve(&mut self, taken: Taken) -> thread::Result<()> {
+    /// Those that come back had better be answered for themselves.
+    fn serve(&mut self, taken: Taken) -> Vec<Call> {
         let Taken { line, calls, .. } = taken;
-        match line
-            .checked_sub(1)
-            .and_then(|n| togethers(self.routes).nth(n))
-        {
-            Some((pattern, together)) => self.serve_together(pattern, together, calls),
-            None => calls.into_iter().try_for_each(|call| self.serve_one(call)),
+        let mut togethers = togethers(self.routes);
+        if let Some((pattern, together)) = line.checked_sub(1).and_then(|n| togethers.nth(n)) {
+            return self.serve_together(pattern, together, calls);
         }
+        for call in calls {
+            self.serve_one(call);
+        }
+        Vec::new()
     }
 
     /// From the request to its answer, or to whoever will give it.
-    fn serve_one(&mut self, call: Call) -> thread::Result<()> {
+    fn serve_one(&mut self, call: Call) {
         let Call {
             mut request,
             exchange,
         } = call;
         let (routes, state) = (self.routes, &mut *self.state);
-        caught(exchange, "none", |exchange, route| {
+        let panicked = panics(exchange, "none", |exchange, route| {
             let result = dispatch(routes, state, &mut request, route);
             answer(exchange, route, result);
-        })
+        });
+        self.panicked |= panicked;
     }
 
     /// The same for requests that are answered together.
@@ -126,7 +130,7 @@ impl<S> Place<'_, S> {
         pattern: &'static str,
         together: &AnsweredTogether<S>,
         calls: Vec<Call>,
-    ) -> thread::Result<()> {
+    ) -> Vec<Call> {
         let (mut requests, mut exchanges) = (Vec::new(), Vec::new());
         for call in calls {
             let Call {
@@ -139,29 +143,25 @@ impl<S> Place<'_, S> {
         }
         let state = &mut *self.state;
         let answers = catch_unwind(AssertUnwindSafe(|| (together.answer)(state, &requests)));
-        let answers = match answers {
-            Ok(answers) => answers,
-            Err(panic) => {
-                for exchange in exchanges {
-                    exchange.fail(pattern);
-                }
-                return Err(panic);
+        let Ok(answers) = answers else {
+            self.panicked = true;
+            for exchange in exchanges {
+                exchange.fail(pattern);
             }
+            return Vec::new();
         };
         let mut alone = Vec::new();
         for ((request, exchange), result) in requests.into_iter().zip(exchanges).zip(answers) {
             match result {
-                Some(result) => caught(exchange, pattern, |exchange, route| {
-                    answer(exchange, route, result);
-                })?,
+                Some(result) => {
+                    self.panicked |= panics(exchange, pattern, |exchange, route| {
+                        answer(exchange, route, result);
+                    });
+                }
                 None => alone.push(Call { request, exchange }),
             }
         }
-        for mut call in alone {
-            call.exchange.take_alone(self.number);
-            self.serve_one(call)?;
-        }
-        Ok(())
+        alone
     }
 }
 
@@ -194,12 +194,12 @@ fn line_of<S>(routes: &'static [Route<S>], request: &Request) -> usize {
     }
 }
 
-/// Has an exchange answered; where that panics, its client hears so.
-fn caught(
+/// Has an exchange answered; true where that panics, and its client hears so.
+fn panics(
     exchange: Exchange,
     mut route: &'static str,
     act: impl FnOnce(&mut Option<Exchange>, &mut &'static str),
-) -> thread::Result<()> {
+) -> bool {
     let mut exchange = Some(exchange);
     let acted = catch_unwind(AssertUnwindSafe(|| act(&mut exchange, &mut route)));
     if acted.is_err()
@@ -207,7 +207,7 @@ fn caught(
     {
         exchange.fail(route);
     }
-    acted
+    acted.is_err()
 }
 
 fn answer(exchange: &mut Option<Exchange>, route: &'static str, result: HandlerResult<'_>) {

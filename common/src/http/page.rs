@@ -63,19 +63,19 @@ impl Page {
         mut rows: Vec<T>,
         id: fn(&T) -> i64,
         request: &Request,
-        content: impl FnOnce(Vec<T>) -> Response<'a>,
-    ) -> Response<'a> {
+        content: impl FnOnce(Vec<T>) -> HandlerResult<'a>,
+    ) -> HandlerResult<'a> {
         let last = self.limit.map(usize::from);
         let last = last.filter(|last| *last < rows.len());
         rows.truncate(last.unwrap_or(rows.len()));
         let link = last
             .and(rows.last())
             .map(|last| format!("<{}>; rel=\"next\"", next(request, id(last))));
-        let response = content(rows);
-        match link {
+        let response = content(rows)?;
+        Ok(match link {
             Some(link) => response.with_header("link", link),
             None => response,
-        }
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use super::wire::milliseconds;
 use super::{Edge, THREAD_STACK_BYTES};
 use crate::http::exchange::Exchange;
 use crate::http::problem::Problem;
+use crate::http::response::Terms;
 
 /// How often it looks around.
 const ROUND: Duration = Duration::from_millis(50);
@@ -82,8 +83,13 @@ fn end_overdue(overdue: Overdue) {
             let problem = Problem::unavailable(detail, "nothing was heard of it");
             let share = at_work.client.edge.memory.share();
             let outlet = at_work.client.outlet_of_this_turn();
-            let exchange = Exchange::new(at_work.asked, outlet, at_work.terms, share);
-            exchange.answer(Err(problem));
+            let terms = Terms {
+                close: true,
+                ..at_work.terms
+            };
+            Exchange::new(at_work.asked, outlet, terms, share).answer(Err(problem));
+            // Whoever is silent is perhaps the thread that would read the next request.
+            at_work.client.end();
         }
     }
 }

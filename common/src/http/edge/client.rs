@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown as Half, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -110,6 +110,13 @@ impl Client {
         self.end_turn(true);
     }
 
+    /// Ends the connection behind its last answer, which its own thread may be too busy to do.
+    pub(super) fn end(&self) {
+        self.turn().cut = true;
+        self.wire.close();
+        let _ = self.wire.tcp().shutdown(Half::Read);
+    }
+
     fn end_turn(&self, cut: bool) {
         if cut {
             self.wire.abort();
@@ -162,21 +169,20 @@ impl Outlet {
 
     /// The place is left; another thread will answer.
     pub(crate) fn leave_place(&mut self) {
-        self.move_desk(Desk::hand_on);
-    }
-
-    /// The call, which was taken among others, is answered for itself at that place.
-    pub(crate) fn take_alone(&mut self, place: usize) {
-        self.move_desk(|desk| desk.take_alone(place));
-    }
-
-    fn move_desk(&mut self, to: impl FnOnce(Desk) -> Option<Desk>) {
         if let Some(desk) = self.desk.take() {
-            self.desk = to(desk);
+            self.desk = desk.hand_on();
             if self.desk.is_none() {
                 self.phase = Phase::TakenOver;
             }
         }
+    }
+
+    /// The call waits again, for somebody else; false where it was ended meanwhile.
+    pub(super) fn unbind(&mut self) -> bool {
+        if self.desk.take().is_some_and(|desk| !desk.leave_call()) {
+            self.phase = Phase::TakenOver;
+        }
+        self.phase != Phase::TakenOver
     }
 
     /// Whether anything was written.

@@ -5,11 +5,12 @@
 //! wrote. Calls wait in lines: those of one line are taken one by one, those of the others together.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{Client, Outlet};
 use super::{EdgeLimits, THREAD_STACK_BYTES};
 use crate::http::exchange::{Asked, Exchange};
 use crate::http::request::Request;
@@ -33,8 +34,9 @@ pub(crate) struct Taken {
     pub(crate) calls: Vec<Call>,
 }
 
-/// Answers calls with what belongs to the place that they were taken at.
-pub(crate) type Serve = Box<dyn Fn(Taken) + Send + Sync>;
+/// Answers calls with what belongs to the place that they were taken at. Those that come back had
+/// better be answered for themselves.
+pub(crate) type Serve = Box<dyn Fn(Taken) -> Vec<Call> + Send + Sync>;
 
 /// Where requests of one kind go.
 pub(crate) struct Hall {
@@ -214,12 +216,27 @@ impl Feed {
             return Ok(());
         };
         drop(state);
-        let place = taken.place;
-        (self.serve)(taken);
-        let mut state = self.state();
-        state.leave(place);
+        let state = self.serve(taken);
         self.call_workers(state);
         Ok(())
+    }
+
+    /// Has calls answered at their place, and leaves it.
+    fn serve(&self, taken: Taken) -> MutexGuard<'_, State> {
+        let place = taken.place;
+        // A handler's panic does not come so far, and no other may cost the hall the place.
+        let served = catch_unwind(AssertUnwindSafe(|| (self.serve)(taken)));
+        let mut alone = served.unwrap_or_default();
+        alone.retain_mut(|call| call.exchange.outlet().is_some_and(Outlet::unbind));
+        let mut state = self.state();
+        state.leave(place);
+        for call in alone.into_iter().rev() {
+            state.lines[0].waiting.push_front(Waiting {
+                call: Box::new(call),
+                since: Instant::now(),
+            });
+        }
+        state
     }
 
     /// Takes what waits for the longest time, if there is a place for it, with the desks to
@@ -294,29 +311,32 @@ impl Feed {
 
     /// What a worker does: takes what waits until nothing does, rests, and begins anew.
     fn work(self: &Arc<Self>) {
-        let mut place = None;
-        loop {
-            let mut state = self.state();
-            if state.closed {
-                return;
-            }
-            match place {
-                Some(place) => state.leave(place),
-                // One that nobody called has rested until now.
-                None if state.coming == 0 => state.resting = state.resting.saturating_sub(1),
-                None => state.coming -= 1,
-            }
+        let mut state = self.come();
+        while !state.closed {
             let taken = self.take(&mut state);
             state.resting += usize::from(taken.is_none());
             // What waits in the line that was just left is perhaps for another.
             self.call_workers(state);
-            place = taken.as_ref().map(|taken| taken.place);
-            match taken {
-                Some(taken) => (self.serve)(taken),
+            state = if let Some(taken) = taken {
+                self.serve(taken)
+            } else {
                 // There is never a request of its own: it returns when the feed unblocks it.
-                None => drop(self.tiny.recv()),
-            }
+                drop(self.tiny.recv());
+                self.come()
+            };
         }
+    }
+
+    /// A worker has come, from its start or its rest.
+    fn come(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        if state.coming > 0 {
+            state.coming -= 1;
+        } else {
+            // Nobody has called it: it has rested until now.
+            state.resting = state.resting.saturating_sub(1);
+        }
+        state
     }
 
     /// Takes no more calls; the workers end. Those that do not until the deadline are left.
@@ -475,16 +495,6 @@ impl Desk {
         let at_work = state.end_work(self.seat)?;
         let seat = state.share(at_work);
         drop(state);
-        Some(Self { seat, ..self })
-    }
-
-    /// Of the calls that are at that place this one is answered for itself; None as above.
-    pub(super) fn take_alone(self, place: usize) -> Option<Self> {
-        let mut state = self.feed.state();
-        let at_work = state.end_work(self.seat)?;
-        state.places[place].at_work = Some(at_work);
-        drop(state);
-        let seat = Seat::Place(place);
         Some(Self { seat, ..self })
     }
 
