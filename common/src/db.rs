@@ -329,7 +329,7 @@ impl<S> Connection<S> {
         result.map_err(|error| self.lost(&error))
     }
 
-    /// Begins a query whose rows are fetched a few hundred at a time, all as they were at its
+    /// Begins a query whose rows are fetched by the thousand, all as they were at its
     /// begin: in memory that does not grow with their number.
     pub fn stream(
         &mut self,

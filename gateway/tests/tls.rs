@@ -1,5 +1,7 @@
 //! HTTPS at the listener, asked by curl and, where it matters how the bytes are cut, by hand.
 
+mod alone;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alone::SETTINGS;
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::CertificateDer;
@@ -58,23 +61,15 @@ impl Drop for Certificate {
 fn start(inventory: SocketAddr, cert: &Path, key: &Path) -> Program {
     let (inventory_ip, inventory_port) = (inventory.ip().to_string(), inventory.port().to_string());
     let (cert, key) = (cert.display().to_string(), key.display().to_string());
-    let vars = [
-        ("LISTEN_ADDRESS", "127.0.0.1"),
-        ("API_GATEWAY_PORT", "0"),
+    let own = [
         ("HTTP_WORKERS", "2"),
-        ("INVENTORY_VM_IP", &inventory_ip),
+        ("INVENTORY_VM_IP", &*inventory_ip),
         ("INVENTORY_API_PORT", &inventory_port),
-        ("BILLING_VM_IP", "127.0.0.1"),
-        ("BILLING_API_PORT", "1"),
-        ("RABBITMQ_HOST", "127.0.0.1"),
-        ("RABBITMQ_PORT", "1"),
-        ("RABBITMQ_USER", "nobody"),
-        ("RABBITMQ_PASSWORD", "nothing"),
-        ("RABBITMQ_QUEUE", "none"),
         ("TLS_CERT_FILE", &cert),
         ("TLS_KEY_FILE", &key),
     ];
-    Program::start(PROGRAM, vars)
+    // Of two for one key the later holds.
+    Program::start(PROGRAM, SETTINGS.into_iter().chain(own))
 }
 
 /// What curl prints of an answer that it trusts; None where there is none.

@@ -28,7 +28,7 @@ pub fn search_sql() -> String {
     format!("SELECT {LISTED} FROM movies WHERE title ILIKE $1 AND id > $2 ORDER BY id LIMIT $3")
 }
 
-/// The movies, seen through one worker's connection.
+/// The movies, seen through one place's connection.
 pub(crate) struct MovieStore {
     connection: Connection<Statements>,
 }
