@@ -102,7 +102,7 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
 
 fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
     let new_movies = requests.iter().map(|request| {
-        let fields = request.json_object::<MovieFields>()?;
+        let fields = request.json_object::<MovieFields<'_>>()?;
         Ok(NewMovie::try_from(fields)?)
     });
     let new_movies: Vec<Result<NewMovie, Problem>> = new_movies.collect();
@@ -166,7 +166,7 @@ fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult
 
 fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
-    let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
+    let changes = MovieChanges::try_from(request.json_object::<MovieFields<'_>>()?)?;
     let result = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
         movies.change_if(id, &changes, check)?.transpose()?
