@@ -403,6 +403,33 @@ mod tests {
     }
 
     #[test]
+    fn statements_that_the_server_has_forgotten_are_prepared_anew() {
+        let database = TestDatabase::create();
+        let mut store = MovieStore::new(&Database::new(&database.config(), MIGRATIONS));
+        let alien = NewMovie {
+            title: "Alien".to_owned(),
+            description: "A film".to_owned(),
+        };
+        let forget = |store: &mut MovieStore| {
+            let forgotten = store
+                .connection
+                .run(|client, _| client.batch_execute("DISCARD ALL"));
+            forgotten.expect("statements are forgotten");
+        };
+
+        forget(&mut store);
+        let ids = store.create(&[&alien]).expect("a movie");
+        forget(&mut store);
+        assert_eq!(movies(store.all("", 0).expect("a list")), ids);
+        assert!(store.find(ids[0]).expect("an answer").is_some());
+        forget(&mut store);
+        let deleted = store.delete_if(ids[0], |_| Ok::<(), ()>(()));
+
+        assert!(matches!(deleted, Ok(Some(Ok(())))));
+        assert_eq!(database.count("SELECT count(*) FROM movies"), 0);
+    }
+
+    #[test]
     fn a_list_is_of_one_moment_however_long_it_takes() {
         let database = TestDatabase::create();
         let mut store = MovieStore::new(&Database::new(&database.config(), MIGRATIONS));

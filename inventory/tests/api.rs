@@ -172,6 +172,32 @@ fn a_search_finds_any_part_of_a_title_in_any_case() {
 }
 
 #[test]
+fn a_search_takes_letters_that_unicode_folds_to_one_for_one() {
+    let inventory = Inventory::start();
+    for title in ["Ο ΘΊΑΣΟΣ", "Ο θίασος", "\u{17f}olaris", "Straße"] {
+        inventory.create(title);
+    }
+
+    for part in ["ΘΊΑΣΟΣ", "θίασος", "θίασοσ", "ΣΟΣ", "ςος"] {
+        let found = inventory.titles(&format!("/api/movies?title={}", encoded(part)));
+        assert_eq!(found, ["Ο ΘΊΑΣΟΣ", "Ο θίασος"], "{part}");
+    }
+    assert_eq!(
+        inventory.titles("/api/movies?title=SOLA"),
+        ["\u{17f}olaris"]
+    );
+    // One letter against two is no simple folding.
+    assert_eq!(inventory.titles("/api/movies?title=strasse"), [""; 0]);
+}
+
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        let _ = write!(encoded, "%{byte:02X}");
+        encoded
+    })
+}
+
+#[test]
 fn a_search_takes_wildcards_and_quotes_literally() {
     let inventory = Inventory::start();
     for title in [
