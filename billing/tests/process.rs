@@ -388,7 +388,9 @@ fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
         let vars = behind(&postgresql, vars(&database, &queue), "POSTGRES");
         let program = Program::start(CONSUMER, behind(&rabbitmq, vars, "RABBITMQ"));
         eventually("it consumes", || program.log().contains("msg=consuming"));
-        frozen.iter().for_each(|relay| relay.freeze());
+        for relay in frozen {
+            relay.freeze();
+        }
         publish(&queue, 10);
         eventually("a server is waited for", || {
             frozen.iter().any(|relay| relay.holds_something())
@@ -400,7 +402,9 @@ fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
         let (status, log) = program.wait();
         assert_eq!(status.code(), Some(0), "{log}");
         assert!(asked.elapsed() < Duration::from_secs(10), "{log}");
-        frozen.iter().for_each(|relay| relay.restore());
+        for relay in frozen {
+            relay.restore();
+        }
     }
     let _next = start_consumer(&database, &queue);
     eventually("all are recorded", || recorded(&database) == 10);

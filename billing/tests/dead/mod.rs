@@ -1,10 +1,11 @@
 //! Dead letters as they stand in the table.
 
+#![allow(dead_code, reason = "each test looks at some of them")]
+
 use serde_json::Value;
 use testkit::TestDatabase;
 
 /// A row of `dead_letters`.
-#[expect(dead_code, reason = "each test looks at some of it")]
 pub(crate) struct Dead {
     pub(crate) message_id: Option<String>,
     pub(crate) request_id: Option<String>,
