@@ -348,7 +348,7 @@ impl Pass<'_> {
         let mut outbox = Outbox::open(&self.config)?;
         let mut link = Link::open(&self.config, PROGRAM)?;
         let channel = link.open_channel()?;
-        link.declare(&channel, &dead_queue)?;
+        link.declare(&dead_queue)?;
         let limit = link.limit();
         let queue = channel.queue_declare_passive(dead_queue.as_str())?;
         let total = queue.declared_message_count().map_or(0, u64::from);
