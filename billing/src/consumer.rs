@@ -76,11 +76,11 @@ impl Links {
         vec![
             Dependency {
                 name: "postgresql",
-                up: postgresql,
+                state: postgresql.into(),
             },
             Dependency {
                 name: "rabbitmq",
-                up: rabbitmq,
+                state: rabbitmq.into(),
             },
         ]
     }

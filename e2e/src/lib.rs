@@ -93,6 +93,8 @@ impl Platform {
             http: http(),
             inventories: vec![way_to_inventory.address()],
             billing_api: billing_api.client.address(),
+            // It comes and goes, at another port each time.
+            billing_consumer: ([127, 0, 0, 1], 1).into(),
             expose_orders: true,
             limits: Limits::default(),
             access: AccessConfig::default(),

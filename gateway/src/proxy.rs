@@ -85,14 +85,13 @@ impl Proxy {
 
     /// Whether the process of one of them answers, now.
     pub(crate) fn is_up(&self) -> bool {
-        let health = self.probe(self.upstreams.choose(), "/health");
-        health.is_some_and(|(status, _)| status == 200)
+        self.ask("/health").is_some_and(|(status, _)| status == 200)
     }
 
-    /// What one of them says of itself and of what it needs: the status of its `/ready` and the
-    /// JSON with it. None where it does not answer.
-    pub(crate) fn readiness(&self) -> Option<(u16, Vec<u8>)> {
-        self.probe(self.upstreams.choose(), "/ready")
+    /// What one of them answers to a GET, soon: the status and the content. None where it does not
+    /// answer.
+    pub(crate) fn ask(&self, path: &str) -> Option<(u16, Vec<u8>)> {
+        self.probe(self.upstreams.choose(), path)
     }
 
     /// Whether that one can work, now.

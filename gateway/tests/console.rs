@@ -28,6 +28,7 @@ fn gateway(billing_api: SocketAddr, expose_orders: bool, access: AccessConfig) -
         http: HttpConfig::on_loopback(2),
         inventories: vec![NOBODY],
         billing_api,
+        billing_consumer: NOBODY,
         expose_orders,
         limits: Limits::default(),
         queue: QueueConfig {

@@ -50,6 +50,7 @@ impl Gateway {
             http: HttpConfig::on_loopback(WORKERS),
             inventories: vec![inventory.address()],
             billing_api: ([127, 0, 0, 1], 1).into(),
+            billing_consumer: ([127, 0, 0, 1], 1).into(),
             expose_orders: false,
             limits: Limits::default(),
             access: AccessConfig::default(),

@@ -27,6 +27,7 @@ fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
         ),
         ("BILLING_VM_IP", "127.0.0.1"),
         ("BILLING_API_PORT", "1"),
+        ("BILLING_CONSUMER_PORT", "1"),
     ] {
         vars.push((key.to_owned(), value.to_owned()));
     }
@@ -67,6 +68,7 @@ fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listen
         ),
         ("INVENTORY_API_PORT", "-1", port),
         ("BILLING_API_PORT", "", missing),
+        ("BILLING_CONSUMER_PORT", "", missing),
         (
             "BILLING_VM_IP",
             "billing",
