@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
 use crate::config::Limits;
-use crate::socket::{Addresses, Sockets};
+use crate::socket::{Addresses, IDLE_LIMIT, Sockets};
 use crate::upstreams::Upstreams;
 
 /// What came of sending a request on.
@@ -21,9 +21,6 @@ type Answer = Result<http::Response<ureq::Body>, ureq::Error>;
 
 /// How long a service may take to say that it lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
-
-/// A connection that was idle for longer is not used again.
-const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How much of an answer is passed on at once.
 const PIECE_BYTES: usize = 16 * 1024;
