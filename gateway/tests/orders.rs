@@ -696,6 +696,34 @@ fn a_broker_that_takes_no_order_for_long_is_not_ready_and_takes_them_when_it_can
     assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
 }
 
+/// How often confirms were asked for.
+static CONFIRM_SELECTS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_confirm_selects(bytes: &mut [u8]) {
+    let asked = bytes.windows(5).filter(|bytes| *bytes == b"\0\x55\0\x0a\0");
+    CONFIRM_SELECTS.fetch_add(asked.count(), Ordering::Relaxed);
+}
+
+#[test]
+fn a_channel_on_which_every_order_is_refused_for_long_is_replaced_on_the_link_that_stays() {
+    let queue = TestQueue::create();
+    declare_full_with_one(&queue);
+    let relay = queue.relay_changing(count_confirm_selects);
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+    assert_eq!(CONFIRM_SELECTS.load(Ordering::Relaxed), 1);
+
+    eventually("another channel is tried", || {
+        assert_eq!(gateway.place(&order().to_string()).status, 503);
+        CONFIRM_SELECTS.load(Ordering::Relaxed) == 2
+    });
+
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert!(gateway.queue.take().is_some());
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
+
 #[test]
 fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
     const CLIENTS: usize = 24;

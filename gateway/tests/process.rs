@@ -369,6 +369,30 @@ fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
 }
 
 #[test]
+fn a_password_that_rabbitmq_does_not_know_is_one_error() {
+    let queue = TestQueue::create();
+    let vars = with(
+        vars(&queue, &Upstream::answering(OK)),
+        "RABBITMQ_PASSWORD",
+        "another",
+    );
+
+    let program = Program::start(PROGRAM, vars);
+
+    eventually("the error is told", || {
+        program.log().contains("level=error")
+    });
+    program.signal("TERM");
+    let (_, log) = program.wait();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("no link to the broker"))
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("level=error"), "{told:?}");
+}
+
+#[test]
 fn orders_that_the_broker_refuses_are_a_line_a_second_and_end_no_link() {
     let queue = TestQueue::create();
     let overflow = AmqpValue::LongString("reject-publish".to_owned());
