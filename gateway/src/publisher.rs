@@ -385,6 +385,9 @@ struct OpenChannel {
     /// Whether the broker has taken a message.
     confirmed: bool,
     opened: Instant,
+    /// Since when the broker reads what is published: from the beginning, or from the end of its
+    /// last alarm.
+    read_since: Instant,
     /// It is given back as soon as nothing waits for its confirm.
     to_be_renewed: bool,
 }
@@ -449,12 +452,14 @@ impl Publisher {
     }
 
     fn open(&mut self, lent: Lent) {
+        let opened = Instant::now();
         self.channel = Some(OpenChannel {
             lent,
             unconfirmed: Unconfirmed::default(),
             bytes: 0,
             confirmed: false,
-            opened: Instant::now(),
+            opened,
+            read_since: opened,
             to_be_renewed: false,
         });
         // A link may be blocked from its beginning; it says so, and it is of the same mind while
@@ -593,8 +598,12 @@ impl Publisher {
         self.renew();
     }
 
-    /// Gives the channel back for another one, where that is due and nothing waits on it.
+    /// Gives the channel back for another one, where that is due and nothing waits on it. A broker
+    /// with an alarm would not answer.
     fn renew(&mut self) {
+        if self.state.closed_by().is_some() {
+            return;
+        }
         let due = |channel: &OpenChannel| {
             channel.to_be_renewed
                 || channel.opened.elapsed() >= REFUSING_AFTER
@@ -617,16 +626,17 @@ impl Publisher {
         let Some(channel) = &mut self.channel else {
             return;
         };
-        let mut oldest = Duration::ZERO;
+        let mut silent = Duration::ZERO;
         for sent in channel.unconfirmed.iter_mut() {
-            let waited = sent.placed.elapsed();
-            oldest = oldest.max(waited);
-            if waited >= ANSWER_LIMIT {
+            silent = silent.max(sent.placed.max(channel.read_since).elapsed());
+            if sent.placed.elapsed() >= ANSWER_LIMIT {
                 self.counts
                     .tell(sent, Outcome::Unknown("no confirm in time"));
             }
         }
-        if oldest > LINK_LIMIT {
+        // While an alarm lasts, the broker has said why it is silent.
+        let blocked = self.state.blocked.load(Ordering::Relaxed);
+        if silent > LINK_LIMIT && !blocked {
             self.lose(LinkError::Broken("it does not confirm"));
         } else {
             self.renew();
@@ -640,6 +650,9 @@ impl Publisher {
                 log::warn!(reason = reason.as_str(); "the broker raised an alarm; orders are refused");
             }
             ConnectionBlockedNotification::Unblocked => {
+                if let Some(channel) = &mut self.channel {
+                    channel.read_since = Instant::now();
+                }
                 self.set_blocked(false);
                 log::info!("the broker's alarm is over");
             }

@@ -30,6 +30,13 @@ writer:3aec1946afb01344ae0065f3b123820a2144e455c13e5816dbd439e6634f7f26:write
 admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
 ";
 
+/// connection.blocked with a reason, and connection.unblocked, as RabbitMQ sends them.
+const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0b\0\x0a\0\x3c\x06memory\xce";
+const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
+
+/// When a link is given up on which the oldest order is not confirmed, and a little more.
+const LINK_LIMIT: Duration = Duration::from_millis(16_500);
+
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 struct Gateway {
@@ -759,9 +766,6 @@ fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
 
 #[test]
 fn an_alarm_of_the_broker_is_told_and_orders_are_refused_until_it_is_over() {
-    // connection.blocked with a reason, and connection.unblocked, as RabbitMQ sends them.
-    const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0b\0\x0a\0\x3c\x06memory\xce";
-    const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
     let queue = TestQueue::create();
     let relay = queue.relay_up();
     let gateway = Gateway::behind(&relay, queue);
@@ -784,6 +788,36 @@ fn an_alarm_of_the_broker_is_told_and_orders_are_refused_until_it_is_over() {
     relay.say_to_clients(UNBLOCKED);
     gateway.wait_until_ready();
     assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
+
+#[test]
+fn an_alarm_ends_no_link_however_long_an_order_waits_behind_it() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    // The broker reads nothing more, and has said so when the order was on its way.
+    relay.freeze();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let reply = scope.spawn(|| gateway.place(&order().to_string()));
+        eventually("it is on its way", || relay.holds_something());
+        relay.say_to_clients(BLOCKED);
+        assert_eq!(reply.join().expect("a client").status, 503);
+    });
+
+    while started.elapsed() < LINK_LIMIT {
+        let ready = gateway.client().get("/ready");
+        assert_eq!(ready.json["dependencies"]["rabbitmq"], "blocked");
+        thread::yield_now();
+    }
+
+    relay.say_to_clients(UNBLOCKED);
+    relay.restore();
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+    assert_eq!(gateway.queue.take_all().len(), 2);
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
 }
 
 #[test]
