@@ -1,6 +1,6 @@
 //! The link to the broker, on a thread of its own: whatever opens, declares or closes waits for the
-//! broker, and nobody who waits for an answer shall wait with it. The thread lends the publisher a
-//! channel for confirmed messages, and takes it back with what is to be done about it.
+//! broker, and no order waits with it. The thread hands the publisher a channel for confirmed messages,
+//! and takes it back to close it, with what is to be done next.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,53 +18,52 @@ const PROVEN_AFTER: Duration = Duration::from_mins(1);
 /// More causes than these are not told of one outage.
 const CAUSES_MAX: usize = 8;
 
-/// A channel for the publisher, who returns it and never drops it: that waits for the broker.
-pub(crate) struct Lent {
+/// A channel for the publisher, who gives it back and never drops it: a drop waits for the broker.
+pub(crate) struct PublishChannel {
     pub(crate) confirming: Confirming,
     /// The broker's alarms.
     pub(crate) blocked: Receiver<ConnectionBlockedNotification>,
 }
 
 /// What the publisher hears of the link.
-pub(crate) enum News {
+pub(crate) enum LinkEvent {
     /// Orders can be published.
-    Lent(Lent),
+    Opened(PublishChannel),
     /// The channel that was to be renewed will not come: the link is lost.
     Lost,
 }
 
 /// A channel that comes back.
-pub(crate) struct Returned {
-    pub(crate) lent: Lent,
+pub(crate) struct Released {
+    pub(crate) channel: PublishChannel,
     /// Whether the broker has confirmed a message on it.
     pub(crate) confirmed: bool,
-    pub(crate) why: Why,
+    pub(crate) reason: Reason,
 }
 
 /// Why a channel comes back.
-pub(crate) enum Why {
+pub(crate) enum Reason {
     /// Another one on the same link is wanted, and the queue declared anew.
     Renew,
     /// The link serves no more.
     Lost(LinkError),
     /// Nobody will place an order any more.
-    End,
+    Shutdown,
 }
 
 /// The publisher's end.
-pub(crate) struct Keeper {
-    pub(crate) news: Receiver<News>,
-    pub(crate) returned: Sender<Returned>,
+pub(crate) struct LinkHandle {
+    pub(crate) events: Receiver<LinkEvent>,
+    pub(crate) released: Sender<Released>,
     /// Closed when the thread has ended.
     pub(crate) ended: Receiver<()>,
 }
 
-/// Starts the thread. It ends when the channel that it lent comes back for good, or nobody is left
-/// to lend one to.
-pub(crate) fn keep(config: &QueueConfig) -> io::Result<Keeper> {
+/// Starts the thread. It ends when its channel comes back for good, or the publisher is gone.
+pub(crate) fn start(config: &QueueConfig) -> io::Result<LinkHandle> {
     // Without a buffer: a channel that the publisher does not take stays with its link.
-    let (lend, news) = crossbeam_channel::bounded(0);
-    let (returned, returns) = crossbeam_channel::unbounded();
+    let (opened, events) = crossbeam_channel::bounded(0);
+    let (released, comes_back) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let config = config.clone();
     thread::Builder::new()
@@ -73,22 +72,22 @@ pub(crate) fn keep(config: &QueueConfig) -> io::Result<Keeper> {
             let _alive = alive;
             LinkThread {
                 config,
-                lend,
-                returns,
+                opened,
+                comes_back,
             }
             .run();
         })?;
-    Ok(Keeper {
-        news,
-        returned,
+    Ok(LinkHandle {
+        events,
+        released,
         ended,
     })
 }
 
 struct LinkThread {
     config: QueueConfig,
-    lend: Sender<News>,
-    returns: Receiver<Returned>,
+    opened: Sender<LinkEvent>,
+    comes_back: Receiver<Released>,
 }
 
 impl LinkThread {
@@ -104,16 +103,16 @@ impl LinkThread {
                 Ok(Err(error)) => error,
                 Err(_) => LinkError::Broken("its thread panicked"),
             };
-            let _ = self.lend.send(News::Lost);
+            let _ = self.opened.send(LinkEvent::Lost);
             let pause = outage.note(&error, proven);
-            // Nothing is lent now, so nothing comes back: this waits, or is told of the end.
-            if let Err(RecvTimeoutError::Disconnected) = self.returns.recv_timeout(pause) {
+            // The publisher has no channel now, so none comes back: this waits, or is told of the end.
+            if let Err(RecvTimeoutError::Disconnected) = self.comes_back.recv_timeout(pause) {
                 return;
             }
         }
     }
 
-    /// Lends channels of one link until it is lost; Ok at the end.
+    /// Hands out channels of one link until it is lost; Ok at the end.
     fn serve(&self, outage: &mut Outage, proven: &mut bool) -> Result<(), LinkError> {
         let mut link = Link::open(&self.config, "api-gateway")?;
         let opened = Instant::now();
@@ -121,26 +120,26 @@ impl LinkThread {
             let confirming = link.open_confirming(&self.config.queue)?;
             let blocked = link.blocked.clone();
             outage.note_link(&self.config.queue);
-            let lent = Lent {
+            let channel = PublishChannel {
                 confirming,
                 blocked,
             };
-            if let Err(refused) = self.lend.send(News::Lent(lent)) {
+            if let Err(refused) = self.opened.send(LinkEvent::Opened(channel)) {
                 let _limit = link.limit();
                 drop(refused);
                 return Ok(());
             }
-            let Ok(returned) = self.returns.recv() else {
+            let Ok(released) = self.comes_back.recv() else {
                 return Ok(());
             };
-            *proven |= returned.confirmed || opened.elapsed() >= PROVEN_AFTER;
+            *proven |= released.confirmed || opened.elapsed() >= PROVEN_AFTER;
             // Before the channel's farewell.
             let _limit = link.limit();
-            drop(returned.lent);
-            match returned.why {
-                Why::Renew => {}
-                Why::Lost(error) => return Err(error),
-                Why::End => return Ok(()),
+            drop(released.channel);
+            match released.reason {
+                Reason::Renew => {}
+                Reason::Lost(error) => return Err(error),
+                Reason::Shutdown => return Ok(()),
             }
         }
     }

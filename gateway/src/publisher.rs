@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
 use crate::keys::{Keys, Known};
-use crate::link::{self, Keeper, Lent, News, Returned, Why};
+use crate::link::{self, LinkEvent, LinkHandle, PublishChannel, Reason, Released};
 
 /// How long a client waits, from placing the order, whatever becomes of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -236,17 +236,17 @@ pub(crate) fn start(
     let (end, ended) = crossbeam_channel::bounded(0);
     let state = Arc::new(State::default());
     let counts = Counts::new(metrics);
-    let Keeper {
-        news,
-        returned,
+    let LinkHandle {
+        events: link_events,
+        released,
         ended: link_ended,
-    } = link::keep(config).map_err(no_thread)?;
+    } = link::start(config).map_err(no_thread)?;
     let mut publisher = Publisher {
         queue: config.queue.clone(),
         waiting,
         ended,
-        news,
-        returned,
+        link_events,
+        released,
         state: Arc::clone(&state),
         counts: counts.clone(),
         channel: None,
@@ -351,7 +351,7 @@ impl Counts {
 )]
 enum Event {
     Order(Waiting),
-    News(News),
+    Link(LinkEvent),
     Confirm(Confirm),
     Alarm(ConnectionBlockedNotification),
     LinkEnded,
@@ -363,8 +363,8 @@ struct Publisher {
     queue: String,
     waiting: Receiver<Waiting>,
     ended: Receiver<Infallible>,
-    news: Receiver<News>,
-    returned: Sender<Returned>,
+    link_events: Receiver<LinkEvent>,
+    released: Sender<Released>,
     state: Arc<State>,
     counts: Counts,
     /// Where orders are published; None while there is no link, or another channel is on its way.
@@ -378,7 +378,7 @@ struct Publisher {
 
 /// A channel, and what was published on it.
 struct OpenChannel {
-    lent: Lent,
+    on_link: PublishChannel,
     unconfirmed: Unconfirmed<Sent>,
     /// Of what is not confirmed.
     bytes: usize,
@@ -414,8 +414,8 @@ impl Publisher {
         loop {
             match self.next_event() {
                 Event::Order(waiting) => self.next = Some(waiting),
-                Event::News(News::Lent(lent)) => self.open(lent),
-                Event::News(News::Lost) => self.set_connected(false),
+                Event::Link(LinkEvent::Opened(channel)) => self.open(channel),
+                Event::Link(LinkEvent::Lost) => self.set_connected(false),
                 Event::Confirm(confirm) => self.settle(confirm),
                 Event::Alarm(notification) => self.note_alarm(&notification),
                 Event::LinkEnded => self.lose(LinkError::Broken("it ended the link")),
@@ -437,7 +437,7 @@ impl Publisher {
             Some(_) => &no_orders,
         };
         let (confirms, alarms) = match &self.channel {
-            Some(OpenChannel { lent, .. }) => (&lent.confirming.confirms, &lent.blocked),
+            Some(OpenChannel { on_link, .. }) => (&on_link.confirming.confirms, &on_link.blocked),
             None => (&no_confirms, &no_alarms),
         };
         select! {
@@ -445,16 +445,16 @@ impl Publisher {
             recv(confirms) -> confirm => confirm.map_or(Event::LinkEnded, Event::Confirm),
             recv(alarms) -> alarm => alarm.map_or(Event::LinkEnded, Event::Alarm),
             // Its thread ends after this one.
-            recv(self.news) -> news => news.map_or(Event::End, Event::News),
+            recv(self.link_events) -> event => event.map_or(Event::End, Event::Link),
             recv(self.ended) -> _ => Event::End,
             default(TICK) => Event::Tick,
         }
     }
 
-    fn open(&mut self, lent: Lent) {
+    fn open(&mut self, channel: PublishChannel) {
         let opened = Instant::now();
         self.channel = Some(OpenChannel {
-            lent,
+            on_link: channel,
             unconfirmed: Unconfirmed::default(),
             bytes: 0,
             confirmed: false,
@@ -485,28 +485,28 @@ impl Publisher {
     /// Nothing that was sent over the link will be confirmed, and nothing more is sent.
     fn lose(&mut self, error: LinkError) {
         self.set_connected(false);
-        self.give_back(Why::Lost(error), "the link broke before the confirm");
+        self.release(Reason::Lost(error), "the link broke before the confirm");
     }
 
     /// Those who wait for confirms on the channel hear that there will be none.
-    fn give_back(&mut self, why: Why, cause: &'static str) {
+    fn release(&mut self, reason: Reason, cause: &'static str) {
         let Some(mut channel) = self.channel.take() else {
             return;
         };
         for sent in channel.unconfirmed.iter_mut() {
             self.counts.tell(sent, Outcome::Unknown(cause));
         }
-        let _ = self.returned.send(Returned {
-            lent: channel.lent,
+        let _ = self.released.send(Released {
+            channel: channel.on_link,
             confirmed: channel.confirmed,
-            why,
+            reason,
         });
     }
 
     /// Nobody will place an order any more, and whoever still waits has waited for too long.
     fn finish(&mut self) {
         self.set_connected(false);
-        self.give_back(Why::End, "the gateway ended before the confirm");
+        self.release(Reason::Shutdown, "the gateway ended before the confirm");
         for waiting in self.next.take().into_iter().chain(self.waiting.try_iter()) {
             self.counts.refuse(waiting.client, Refusal::Away);
         }
@@ -552,7 +552,11 @@ impl Publisher {
             immediate: false,
             properties: properties(&message),
         };
-        let published = channel.lent.confirming.channel.basic_publish("", publish);
+        let published = channel
+            .on_link
+            .confirming
+            .channel
+            .basic_publish("", publish);
         self.counts.published.inc();
         channel.bytes += message.body.len();
         channel.unconfirmed.push(Sent {
@@ -613,7 +617,7 @@ impl Publisher {
         if let Some(channel) = &mut self.channel {
             channel.to_be_renewed = due(channel);
             if channel.to_be_renewed && channel.unconfirmed.is_empty() {
-                self.give_back(Why::Renew, "");
+                self.release(Reason::Renew, "");
             }
         }
     }
@@ -668,7 +672,7 @@ impl OpenChannel {
     /// Marks the messages that no queue took: each is returned first, and then confirmed like any
     /// other.
     fn note_returns(&mut self) {
-        for returned in self.lent.confirming.returns.try_iter() {
+        for returned in self.on_link.confirming.returns.try_iter() {
             let id = returned.properties.message_id().as_deref();
             let mut waiting = self.unconfirmed.iter_mut();
             let sent = waiting.find(|sent| !sent.returned && Some(&*sent.message_id) == id);
