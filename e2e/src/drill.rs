@@ -77,6 +77,7 @@ impl Stage {
             ("INVENTORY_API_PORT", "1"),
             ("BILLING_VM_IP", "127.0.0.1"),
             ("BILLING_API_PORT", "1"),
+            ("BILLING_CONSUMER_PORT", "1"),
         ];
         let gateway = self.start_program("api-gateway", &vars, self.queue.vars(), rabbitmq);
         *lock(&self.door) = gateway.address();

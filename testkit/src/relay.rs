@@ -26,6 +26,10 @@ struct State {
     held: usize,
     /// Both ends of what is passed on.
     streams: Vec<TcpStream>,
+    /// Of these, the clients' ends.
+    clients: Vec<TcpStream>,
+    /// Where the server is.
+    target: Option<(String, u16)>,
 }
 
 impl Relay {
@@ -61,7 +65,7 @@ impl Relay {
             .local_addr()
             .expect("a bound socket has an address");
         let shared = Arc::new(Shared::default());
-        let target = (host.to_owned(), port);
+        shared.lock().target = Some((host.to_owned(), port));
         let accepting = Arc::clone(&shared);
         // Ends with the test's process, like the threads that it starts.
         thread::spawn(move || {
@@ -70,13 +74,15 @@ impl Relay {
                 if !state.up {
                     continue;
                 }
-                let Ok(server) = TcpStream::connect((target.0.as_str(), target.1)) else {
+                let target = state.target.clone().expect("a relay has a target");
+                let Ok(server) = TcpStream::connect(target) else {
                     continue;
                 };
                 for stream in [&client, &server] {
                     // Without it what comes in two parts waits 40 ms between them.
                     let _ = stream.set_nodelay(true);
                 }
+                state.clients.push(clone(&client));
                 for (from, to, change) in [(&client, &server, change), (&server, &client, |_| {})] {
                     let (from, to) = (clone(from), clone(to));
                     state.streams.push(clone(&from));
@@ -100,6 +106,7 @@ impl Relay {
         state.up = false;
         state.frozen = false;
         self.shared.thawed.notify_all();
+        state.clients.clear();
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -108,6 +115,18 @@ impl Relay {
     /// Keeps every connection and passes nothing on, as a server that hangs.
     pub fn freeze(&self) {
         self.shared.lock().frozen = true;
+    }
+
+    /// Says this to every client that listens still, in the place of the server and between two
+    /// things that it says itself.
+    pub fn say_to_clients(&self, bytes: &[u8]) {
+        let clients = &mut self.shared.lock().clients;
+        clients.retain_mut(|client| client.write_all(bytes).is_ok());
+    }
+
+    /// Has another server from now on, for connections that are yet to come.
+    pub fn lead_to(&self, address: SocketAddr) {
+        self.shared.lock().target = Some((address.ip().to_string(), address.port()));
     }
 
     /// Whether anything waits for the end of the freeze.
