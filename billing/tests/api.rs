@@ -479,3 +479,75 @@ fn the_table_repeats_the_rules() {
     }
     assert_eq!(billing.database.count("SELECT count(*) FROM orders"), 1);
 }
+
+#[test]
+fn an_order_is_found_by_the_id_of_its_message() {
+    let billing = Billing::with_orders_of(&["20", "20"]);
+    billing
+        .database
+        .execute("UPDATE orders SET message_id = 'm-' || id");
+
+    let ids = |query: &str| billing.ids(&format!("/api/orders?{query}"));
+
+    assert_eq!(ids("message_id=m-2"), [2]);
+    assert_eq!(ids("message_id=m-2&user_id=20&limit=1"), [2]);
+    assert_eq!(ids("message_id=m-2&user_id=21"), [0_i64; 0]);
+    assert_eq!(ids("message_id=m"), [0_i64; 0]);
+    let reply = billing.get("/api/orders?message_id=a%00b");
+    assert_eq!(reply.problem(), (400, "message_id must not contain NUL"));
+}
+
+#[test]
+fn dead_letters_are_listed_counted_and_shown_whole() {
+    let billing = Billing::start();
+    assert_eq!(billing.get("/api/dead-letters").text, "[]");
+    billing.database.execute(
+        "INSERT INTO dead_letters (message_id, request_id, reason, detail, exchange, routing_key, \
+                                   properties, body, body_bytes, received_at) \
+         SELECT 'm-' || n, NULL, CASE n WHEN 2 THEN 'conflict' ELSE 'body' END, 'odd', '', 'q', \
+                '{\"app_id\":\"\\u0000\"}', '\\xff', 1 + n, '2026-01-02 03:04:05.678901+02' \
+         FROM generate_series(1, 3) n",
+    );
+
+    let reply = billing.get("/api/dead-letters/2");
+
+    let listed = json!({
+        "id": 2,
+        "message_id": "m-2",
+        "request_id": null,
+        "reason": "conflict",
+        "detail": "odd",
+        "exchange": "",
+        "routing_key": "q",
+        "body_bytes": 3,
+        "cut": true,
+        "received_at": "2026-01-02T01:04:05.678901Z",
+    });
+    let mut shown = listed.clone();
+    shown["properties"] = json!({ "app_id": "\0" });
+    shown["body"] = json!({ "base64": "/w==" });
+    assert_eq!((reply.status, &reply.json), (200, &shown));
+    let conflicts = billing.get("/api/dead-letters?reason=conflict");
+    assert_eq!(conflicts.json, json!([listed]));
+    let ids = |query: &str| billing.ids(&format!("/api/dead-letters?{query}"));
+    assert_eq!(ids("message_id=m-3"), [3]);
+    assert_eq!(ids("order=desc&limit=2"), [3, 2]);
+    assert_eq!(
+        pages(&billing, "/api/dead-letters?limit=2"),
+        [vec![1, 2], vec![3]]
+    );
+    let counts = billing.get("/api/dead-letters/count").json;
+    assert_eq!(counts["count"], json!(3));
+    assert!(
+        counts["bytes"].as_i64().is_some_and(|bytes| bytes > 8192),
+        "{counts}"
+    );
+    for id in ["7", "x", "99999999999999999999"] {
+        let reply = billing.get(&format!("/api/dead-letters/{id}"));
+        let said = format!("there is no dead letter with id {id}");
+        assert_eq!(reply.problem(), (404, said.as_str()));
+    }
+    eventually("the metrics tell it", || {
+        billing.get("/metrics").text.contains("\ndead_letters ")
+    });
+}

@@ -985,6 +985,46 @@ fn properties_that_are_not_utf_8_stop_neither_their_message_nor_those_behind_it(
 }
 
 #[test]
+fn a_routing_key_that_is_not_utf_8_makes_a_dead_letter_and_ends_no_connection() {
+    let queue = TestQueue::create();
+    queue.publish(&order("before"), with_id("m-1"));
+    // The broker delivers the copy with the key that the message was published with.
+    let copy = AmqpValue::FieldArray(vec![AmqpValue::LongString(queue.name().to_owned())]);
+    let headers: FieldTable = [("CC".to_owned(), copy)].into_iter().collect();
+    let relay = queue.relay_changing(poison);
+    let through_relay = QueueConfig {
+        brokers: relay.address().into(),
+        ..queue.config()
+    };
+    let mut link = Link::open(&through_relay, "tests").expect("a link");
+    let confirming = link.open_confirming(queue.name()).expect("a channel");
+    for (body, id) in [(b"{}".to_vec(), "odd"), (order("odd"), "valid")] {
+        let mut publish = Publish::new(&body, "poison");
+        publish.properties = with_id(id).with_headers(headers.clone());
+        let published = confirming.channel.basic_publish("", publish);
+        published.expect("a publish");
+        confirming.confirms.recv().expect("a confirm");
+    }
+    queue.publish(&order("behind"), with_id("m-2"));
+
+    let billing = Billing::start_with(queue);
+
+    billing.await_users(&["before", "behind"]);
+    let dead = billing.await_dead(2);
+    let reasons: Vec<_> = dead
+        .iter()
+        .map(|dead| (dead.reason.as_str(), dead.routing_key.as_str()))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            ("user_id", "\u{fffd}oison"),
+            ("routing_key", "\u{fffd}oison")
+        ]
+    );
+}
+
+#[test]
 fn headers_nested_without_end_do_not_end_the_consumer() {
     let queue = TestQueue::create();
     let deep = AmqpValue::LongString(format!("nested{}", "x".repeat(12_000 - 6)));
