@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The drill: orders are placed without a pause while whatever they pass is killed, stopped or
-# cut off, and at the end the books are compared. On servers of its own, which are gone
-# afterwards.
+# The drill: orders are placed, and movies read and changed, without a pause while whatever they
+# pass is killed, stopped or cut off, and at the end the books are compared. On servers of its own,
+# which are gone afterwards.
 # shellcheck source-path=SCRIPTDIR/..
 set -euo pipefail
 
@@ -11,8 +11,9 @@ source "$repo/setup/lib/test_servers.sh"
 
 usage() {
     cat <<'USAGE'
-Places orders without a pause while programs are killed, servers stopped and links cut, and
-fails if an order that was answered 200 is not recorded exactly once.
+Places orders, and reads and changes movies, without a pause while programs are killed, servers
+stopped and links cut, and fails if an order that was answered 200 is not recorded exactly once, or
+if a movie is not linearizable.
 
   setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some five
                                    minutes; the same SEED gives the same order of faults
@@ -41,7 +42,7 @@ drill() {
     install_rust
     cd "$repo"
     step 'Build the programs' cargo build --release --locked --package=gateway \
-        --package=billing --package=e2e
+        --package=inventory --package=billing --package=e2e
 
     DRILL_FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-drill-XXXXXX")
     trap clean_up EXIT

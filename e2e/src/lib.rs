@@ -3,6 +3,8 @@
 //! the tests beside it share.
 
 pub mod drill;
+pub mod history;
+mod moviegoers;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -175,6 +177,7 @@ impl Platform {
 pub fn programs() -> PathBuf {
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--package=gateway", "--package=billing"])
+        .arg("--package=inventory")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     assert!(built.expect("cargo").success());

@@ -5,7 +5,7 @@ use e2e::drill::{self, Stage};
 use e2e::programs;
 
 #[test]
-fn whatever_dies_every_answered_order_is_recorded_once() {
+fn whatever_dies_every_answered_order_is_recorded_once_and_movies_are_linearizable() {
     let mut stage = Stage::start(&programs());
     let faults = drill::faults_of_programs_and_links();
 
@@ -17,6 +17,26 @@ fn whatever_dies_every_answered_order_is_recorded_once() {
 
     assert_eq!(books.wrong, [""; 0]);
     assert!(books.answered > 100, "{} orders", books.answered);
+    let (movies, requests) = books.movies;
+    assert!(
+        movies > 10 && requests > 10 * movies,
+        "{requests} of {movies} movies"
+    );
+}
+
+#[test]
+fn movies_that_one_inventory_does_not_know_yet_are_found_not_to_be_linearizable() {
+    let mut stage = Stage::start(&programs());
+    let fault = drill::fault_of_a_lagging_inventory();
+
+    let books = drill::run(&mut stage, [&fault], |_, _| false, |_| {});
+
+    let not_linearizable = |wrong: &String| wrong.contains("is not linearizable");
+    assert!(
+        books.wrong.iter().any(not_linearizable),
+        "{:?}",
+        books.wrong
+    );
 }
 
 /// Shown with `--nocapture`, and where the test fails.

@@ -12,14 +12,13 @@ pub struct Relay {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     thawed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    target: (String, u16),
     up: bool,
     frozen: bool,
     /// How many pieces wait for the thaw.
@@ -60,8 +59,17 @@ impl Relay {
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
-        let shared = Arc::new(Shared::default());
-        let target = (host.to_owned(), port);
+        let state = State {
+            target: (host.to_owned(), port),
+            up: false,
+            frozen: false,
+            held: 0,
+            streams: Vec::new(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            thawed: Condvar::new(),
+        });
         let accepting = Arc::clone(&shared);
         // Ends with the test's process, like the threads that it starts.
         thread::spawn(move || {
@@ -70,7 +78,8 @@ impl Relay {
                 if !state.up {
                     continue;
                 }
-                let Ok(server) = TcpStream::connect((target.0.as_str(), target.1)) else {
+                let Ok(server) = TcpStream::connect((state.target.0.as_str(), state.target.1))
+                else {
                     continue;
                 };
                 for stream in [&client, &server] {
@@ -92,6 +101,11 @@ impl Relay {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Takes the connections to come to another server, such as one that was started anew.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.shared.lock().target = (server.ip().to_string(), server.port());
     }
 
     /// Ends every connection and takes no new one.

@@ -37,17 +37,19 @@ fn main() -> ExitCode {
 
     println!(
         "\n{} faults; {} orders answered 200, each to be recorded once; {} answered otherwise, \
-         of which {} are recorded",
+         of which {} are recorded; {} movies were asked for {} times",
         books.recoveries.len(),
         books.answered,
         books.unsure,
-        books.unsure_recorded
+        books.unsure_recorded,
+        books.movies.0,
+        books.movies.1
     );
     for wrong in &books.wrong {
         println!("WRONG: {wrong}");
     }
     if books.wrong.is_empty() {
-        println!("Nothing is lost, and nothing is there twice.");
+        println!("Nothing is lost, nothing is there twice, and every movie is linearizable.");
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
