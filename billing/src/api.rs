@@ -5,7 +5,7 @@ use common::http::{
     HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed, whole_list,
 };
 
-use crate::store::OrderStore;
+use crate::store::{DeadLetterStore, Filter, OrderFilter, OrderStore};
 
 pub(crate) const ROUTES: &[Route<OrderStore>] = &[
     (Verb::Get, "/api/orders", One(list_orders)),
@@ -15,25 +15,80 @@ pub(crate) const ROUTES: &[Route<OrderStore>] = &[
 /// Without a connection to the database, which this must not wait for.
 pub(crate) const HEALTH: &[Route<()>] = &[(Verb::Get, "/api/health", One(get_health))];
 
+pub(crate) const DEAD_LETTERS: &[Route<DeadLetterStore>] = &[
+    (Verb::Get, "/api/dead-letters", One(list_dead_letters)),
+    (
+        Verb::Get,
+        "/api/dead-letters/count",
+        One(count_dead_letters),
+    ),
+    (Verb::Get, "/api/dead-letters/:id", One(get_dead_letter)),
+];
+
+/// A filter of a list. PostgreSQL has no text with NUL in it.
+fn filter(request: &Request, name: &str) -> Result<Option<String>, Problem> {
+    let value = request.query(name)?;
+    if value.as_deref().is_some_and(|value| value.contains('\0')) {
+        return Err(Problem::bad_request(format!("{name} must not contain NUL")));
+    }
+    Ok(value)
+}
+
 fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
     let page = Page::from_query_in_either_order(request)?;
-    let user_id = request.query("user_id")?;
-    if user_id
-        .as_deref()
-        .is_some_and(|user_id| user_id.contains('\0'))
-    {
-        return Err(Problem::bad_request("user_id must not contain NUL"));
-    }
+    let filter = OrderFilter {
+        user_id: filter(request, "user_id")?,
+        message_id: filter(request, "message_id")?,
+    };
     if page.limit.is_none() {
-        return whole_list(request, orders.list_all(user_id.as_deref(), page)?);
+        return whole_list(request, orders.list_all(&filter, page)?);
     }
-    let listed = orders.list(user_id.as_deref(), page)?;
+    let listed = orders.list(&filter, page)?;
     page.respond(
         listed,
         |order| order.id,
         request,
         |orders| Ok(json_if_changed(request, &orders)),
     )
+}
+
+/// A page, the longest where no limit is given.
+fn list_dead_letters<'a>(letters: &'a mut DeadLetterStore, request: &Request) -> HandlerResult<'a> {
+    let page = Page::from_query_in_either_order(request)?.with_limit();
+    let filter = Filter {
+        reason: filter(request, "reason")?,
+        message_id: filter(request, "message_id")?,
+        ..Filter::default()
+    };
+    let listed = letters.list(&filter, page)?;
+    page.respond(
+        listed,
+        |letter| letter.id,
+        request,
+        |letters| Ok(json_if_changed(request, &letters)),
+    )
+}
+
+fn count_dead_letters<'a>(
+    letters: &'a mut DeadLetterStore,
+    request: &Request,
+) -> HandlerResult<'a> {
+    let counts = letters.counts(&Filter::default())?;
+    Ok(json_if_changed(request, &counts))
+}
+
+fn get_dead_letter<'a>(letters: &'a mut DeadLetterStore, request: &Request) -> HandlerResult<'a> {
+    let no_such_letter = || {
+        Problem::not_found(format!(
+            "there is no dead letter with id {}",
+            request.param("id")
+        ))
+    };
+    let id = request.id_param("id").ok_or_else(no_such_letter)?;
+    Ok(json_if_changed(
+        request,
+        &letters.find(id)?.ok_or_else(no_such_letter)?,
+    ))
 }
 
 fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {

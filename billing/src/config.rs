@@ -39,6 +39,8 @@ pub struct ConsumerConfig {
     pub database: DatabaseConfig,
     /// Where they come from.
     pub queue: QueueConfig,
+    /// What dead letters may take on disk before little is kept of further ones, in bytes.
+    pub dead_letters_bytes_max: i64,
 }
 
 impl ConsumerConfig {
@@ -48,6 +50,12 @@ impl ConsumerConfig {
             http: HttpConfig::from_vars(vars, "BILLING_CONSUMER_PORT", OPERATIONS_WORKERS)?,
             database: DatabaseConfig::from_vars(vars, "BILLING_DB_NAME")?,
             queue: QueueConfig::from_vars(vars)?,
+            dead_letters_bytes_max: dead_letters_bytes_max(vars)?,
         })
     }
+}
+
+/// From `DEAD_LETTERS_BYTES_MAX`; 1 GiB where it is not set.
+pub(crate) fn dead_letters_bytes_max(vars: &Vars) -> Result<i64, ConfigError> {
+    vars.parsed_or("DEAD_LETTERS_BYTES_MAX", "a number of bytes", 1 << 30)
 }

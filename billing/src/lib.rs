@@ -1,19 +1,26 @@
-//! Orders: `consumer` records them from the queue, `api` reads them out over HTTP, `store`
-//! holds the SQL of both. Two programs, so that one can stop without the other. `dead_letters`
-//! is the consumer's way to the dead queue, `dead_queue` the operator's, a third program.
+//! Orders: `consumer` takes them from the queue, `settle` decides what becomes of each, `store`
+//! holds the SQL, `api` reads them out over HTTP. Two programs, so that one can stop without the
+//! other; a third, `dead_letter_tool`, is for what could never be recorded.
 
 mod config;
+mod dead_letter;
 mod order;
 
 mod api;
 mod consumer;
-mod dead_letters;
-pub mod dead_queue;
+mod health;
+mod ledger;
+mod message;
+mod settle;
 mod store;
 
+pub mod dead_letter_tool;
+
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use common::db::Database;
 use common::http::{Dependency, Hall, Server};
@@ -21,8 +28,19 @@ use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
+use common::metrics::IntGauge;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
 pub use config::{ApiConfig, ConsumerConfig};
-use store::OrderStore;
+use health::Health;
+use store::{DeadLetterStore, Filter, OrderStore};
+
+/// How often dead letters are counted for the metrics.
+const COUNT_EVERY: Duration = Duration::from_secs(15);
+
+/// How long the consumer may take to end. Whatever is frozen, what it has not acknowledged is
+/// delivered again.
+const CONSUMER_END_LIMIT: Duration = Duration::from_secs(6);
 
 /// The running `billing-api`.
 pub struct BillingApi {
@@ -35,11 +53,20 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
     database.show_in(&metrics);
-    let bring_up = OrderStore::new(&database).bring_up(shutdown)?;
+    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
+    let bring_up = OrderStore::new(&database).connection().bring_up(shutdown);
+    let bring_up = bring_up.map_err(no_thread)?;
+    count_dead_letters(&database, &metrics, shutdown).map_err(no_thread)?;
     let orders = {
         let database = Arc::clone(&database);
         Hall::new("/api/orders", config.http.workers, api::ROUTES, move || {
             OrderStore::new(&database)
+        })
+    };
+    let dead_letters = {
+        let database = Arc::clone(&database);
+        Hall::new("/api/dead-letters", 1, api::DEAD_LETTERS, move || {
+            DeadLetterStore::new(&database)
         })
     };
     let health = Hall::new("/api/health", 1, api::HEALTH, || ());
@@ -54,12 +81,40 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     };
     let server = Server::start(
         &config.http,
-        vec![orders, health],
+        vec![orders, dead_letters, health],
         dependencies,
         &metrics,
         shutdown,
     )?;
     Ok(BillingApi { server, bring_up })
+}
+
+/// Shows how many dead letters there are, until the shutdown. While PostgreSQL is away the gauges
+/// keep what was counted last.
+fn count_dead_letters(
+    database: &Arc<Database>,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> io::Result<()> {
+    let (mut letters, shutdown) = (DeadLetterStore::new(database), shutdown.clone());
+    let help = "Dead letters, counted up to 100000.";
+    let count: IntGauge = metrics.gauge("dead_letters", help);
+    let help = "What the table of dead letters takes on disk.";
+    let bytes: IntGauge = metrics.gauge("dead_letters_bytes", help);
+    thread::Builder::new()
+        .name("dead-letters".to_owned())
+        .spawn(move || {
+            loop {
+                if let Ok(counts) = letters.counts(&Filter::default()) {
+                    count.set(counts.count);
+                    bytes.set(counts.bytes);
+                }
+                if shutdown.wait_at_most(COUNT_EVERY) {
+                    return;
+                }
+            }
+        })?;
+    Ok(())
 }
 
 impl BillingApi {
@@ -80,7 +135,8 @@ impl Running for BillingApi {
 /// The running `billing-consumer`.
 pub struct BillingConsumer {
     server: Server,
-    consumer: JoinHandle<()>,
+    /// Closes when the consumer has ended.
+    consumer: Receiver<()>,
 }
 
 /// Starts `billing-consumer`: what its `main` and the tests call alike.
@@ -89,19 +145,16 @@ pub fn start_consumer(
     shutdown: &Shutdown,
 ) -> Result<BillingConsumer, StartError> {
     let metrics = Metrics::new();
-    let links = consumer::Links::new(&metrics);
+    let health = Health::new(&metrics);
     let dependencies = {
-        let (links, database) = (
-            links.clone(),
-            Database::new(&config.database, store::MIGRATIONS),
-        );
+        let health = health.clone();
         move || {
-            let (links, mut orders) = (links.clone(), OrderStore::new(&database));
-            move || links.dependencies(&mut orders)
+            let health = health.clone();
+            move || health.dependencies()
         }
     };
     let server = Server::start(&config.http, Vec::new(), dependencies, &metrics, shutdown)?;
-    let consumer = consumer::start(config, &metrics, links, shutdown)?;
+    let consumer = consumer::start(config, &metrics, health, shutdown)?;
     Ok(BillingConsumer { server, consumer })
 }
 
@@ -116,6 +169,8 @@ impl BillingConsumer {
 impl Running for BillingConsumer {
     fn join(self) {
         self.server.join();
-        let _ = self.consumer.join();
+        if self.consumer.recv_timeout(CONSUMER_END_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("a server does not answer; what is not acknowledged is delivered again");
+        }
     }
 }

@@ -8,16 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::SystemTime;
 
-use amiquip::{
-    AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, QueueDeclareOptions,
-    QueueDeleteOptions,
-};
+use amiquip::{AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, QueueDeclareOptions};
 use common::db::DatabaseConfig;
 use common::http::HttpConfig;
 use common::queue::{Link, QueueConfig, QueueType};
 use postgres::{Client, Transaction};
 use serde_json::{Value, json};
-use testkit::{Message, Relay, Service, TestDatabase, TestQueue, eventually, eventually_some};
+use testkit::{Relay, Service, TestDatabase, TestQueue, eventually, eventually_some};
+
+mod dead;
+
+use dead::{Dead, count_dead, dead_letters};
 
 /// A message on its way: its body and its properties.
 type Published = (Vec<u8>, AmqpProperties);
@@ -132,8 +133,19 @@ impl Billing {
         values.iter().sum()
     }
 
-    fn await_dead(&self) -> Message {
-        eventually_some("a message is on the dead queue", || self.queue.take_dead())
+    /// The dead letters, as soon as there are so many.
+    fn await_dead(&self, count: usize) -> Vec<Dead> {
+        eventually_some(&format!("there are {count} dead letters"), || {
+            Some(dead_letters(&self.database)).filter(|dead| dead.len() >= count)
+        })
+    }
+
+    fn await_one_dead(&self) -> Dead {
+        self.await_dead(1).remove(0)
+    }
+
+    fn count_dead(&self) -> i64 {
+        count_dead(&self.database)
     }
 
     /// Shuts the consumer down; what it leaves behind can then be looked at.
@@ -147,10 +159,19 @@ fn start_consumer(
     database: DatabaseConfig,
     queue: QueueConfig,
 ) -> Service<billing::BillingConsumer> {
+    start_consumer_with(database, queue, 1 << 30)
+}
+
+fn start_consumer_with(
+    database: DatabaseConfig,
+    queue: QueueConfig,
+    dead_letters_bytes_max: i64,
+) -> Service<billing::BillingConsumer> {
     let config = billing::ConsumerConfig {
         http: HttpConfig::on_loopback(1),
         database,
         queue,
+        dead_letters_bytes_max,
     };
     Service::start(
         |shutdown| billing::start_consumer(&config, shutdown),
@@ -220,18 +241,6 @@ fn unix_seconds() -> u64 {
         .duration_since(SystemTime::UNIX_EPOCH)
         .expect("a clock")
         .as_secs()
-}
-
-/// A header of a dead letter, as text.
-fn header(message: &Message, name: &str) -> Option<String> {
-    match message.properties.headers().as_ref()?.get(name)? {
-        AmqpValue::LongString(text) => Some(text.clone()),
-        other => Some(format!("{other:?}")),
-    }
-}
-
-fn reason(message: &Message) -> String {
-    header(message, "x-dead-reason").expect("a reason")
 }
 
 #[test]
@@ -343,7 +352,7 @@ fn the_same_message_id_is_recorded_once_in_a_batch_and_across_batches() {
     let billing = Billing::start();
     let twice = [
         (order("first"), with_id("m-1")),
-        (order("second"), with_id("m-1")),
+        (order("first"), with_id("m-1")),
     ];
 
     billing.queue.publish_all(&twice);
@@ -376,7 +385,7 @@ fn ids_that_differ_in_anything_are_different_ids() {
 }
 
 #[test]
-fn what_can_never_be_recorded_goes_to_the_dead_queue_and_the_orders_around_it_are_recorded() {
+fn what_can_never_be_recorded_becomes_a_dead_letter_and_the_orders_around_it_are_recorded() {
     let body = |user_id: &str, items: &str, amount: &str| {
         format!(r#"{{"user_id":{user_id},"number_of_items":{items},"total_amount":{amount}}}"#)
             .into_bytes()
@@ -437,39 +446,36 @@ fn what_can_never_be_recorded_goes_to_the_dead_queue_and_the_orders_around_it_ar
     }
     messages.push((order("last"), anonymous()));
     queue.publish_all(&messages);
-    let published = unix_seconds();
 
     let billing = Billing::start_with(queue);
 
-    for (number, (body, expected)) in cases.iter().enumerate() {
-        let dead = billing.await_dead();
-        let id = format!("dead-{number}");
-        let properties = &dead.properties;
-        assert!(reason(&dead).starts_with(expected), "{}", reason(&dead));
-        assert!(reason(&dead).len() <= 500, "{}", reason(&dead));
+    let all_dead = billing.await_dead(cases.len());
+    for (number, ((body, expected), dead)) in cases.iter().zip(all_dead).enumerate() {
+        assert!(dead.detail.starts_with(expected), "{}", dead.detail);
         assert_eq!(
             (
                 dead.body == *body,
-                header(&dead, "x-dead-message-id").as_ref(),
-                properties.message_id().as_ref(),
-                *properties.delivery_mode(),
+                dead.message_id.as_deref(),
+                dead.exchange.as_str(),
+                dead.routing_key.as_str(),
+                dead.is_recent,
             ),
-            (true, Some(&id), Some(&id), Some(2)),
+            (
+                true,
+                Some(format!("dead-{number}").as_str()),
+                "",
+                billing.queue.name(),
+                true,
+            ),
             "{expected}"
         );
-        let headers = properties.headers().as_ref().expect("headers");
-        let Some(AmqpValue::Timestamp(time)) = headers.get("x-dead-time") else {
-            panic!("no time in {headers:?}");
-        };
-        // The clock may stand at the second's end on one side.
-        assert!((published - 1..=unix_seconds()).contains(time), "{time}");
     }
     let mut expected: Vec<_> = (0..cases.len()).map(|number| number.to_string()).collect();
     expected.push("last".to_owned());
     eventually("the orders are recorded", || billing.users() == expected);
-    let (_database, queue) = billing.end();
+    let (database, queue) = billing.end();
     assert_eq!(queue.counts(), Some((0, 0)));
-    assert!(queue.take_dead().is_none());
+    assert_eq!(count_dead(&database), 25);
 }
 
 #[test]
@@ -481,144 +487,82 @@ fn a_message_id_that_no_table_can_hold_makes_a_dead_letter() {
         (order("good"), with_id("m-1")),
     ]);
 
-    let dead = billing.await_dead();
+    let dead = billing.await_one_dead();
     assert_eq!(
-        (dead.body.clone(), reason(&dead)),
+        (dead.body, dead.reason.as_str(), dead.detail.as_str()),
         (
             order("nul"),
-            "the message id contains NUL or is not UTF-8".to_owned()
+            "message_id",
+            "the message id contains NUL or is not UTF-8"
         )
     );
-    assert_eq!(header(&dead, "x-dead-message-id").as_deref(), Some("a\0b"));
+    assert_eq!(dead.message_id.as_deref(), Some("a\u{fffd}b"));
+    assert_eq!(dead.properties["message_id"], json!("a\0b"));
     billing.await_users(&["good"]);
 }
 
 #[test]
-fn a_dead_letter_keeps_what_describes_it_and_drops_what_would_act_on_the_broker() {
+fn a_dead_letter_keeps_everything_and_nothing_of_it_acts_on_the_broker() {
     let billing = Billing::start();
     let elsewhere = TestQueue::create();
     elsewhere.publish(b"makes the queue", anonymous());
-    let copies = AmqpValue::FieldArray(vec![AmqpValue::LongString(elsewhere.name().to_owned())]);
-    let mut headers = FieldTable::new();
-    headers.insert("CC".to_owned(), copies.clone());
-    headers.insert("BCC".to_owned(), copies);
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
-    headers.insert("x-request-id".to_owned(), text("trace-7"));
-    headers.insert("x-dead-reason".to_owned(), text("forged"));
-    let original = AmqpProperties::default()
+    let copies = AmqpValue::FieldArray(vec![text(elsewhere.name())]);
+    let headers: FieldTable = [
+        ("CC", copies),
+        ("x-request-id", text("trace-7")),
+        ("count", AmqpValue::LongInt(7)),
+        ("huge", text(&"x".repeat(100_000))),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect();
+    let user = billing.queue.config().user;
+    let original = with_id("m-1")
         .with_headers(headers)
         .with_content_type("application/json".to_owned())
+        .with_content_encoding("identity".to_owned())
         .with_timestamp(1_700_000_000)
         .with_expiration("600000".to_owned())
         .with_priority(9)
         .with_delivery_mode(1)
+        .with_correlation_id("c-1".to_owned())
         .with_reply_to("somewhere".to_owned())
-        .with_user_id(billing.queue.config().user);
+        .with_type_("order".to_owned())
+        .with_app_id("shop".to_owned())
+        .with_user_id(user.clone());
 
     billing.queue.publish(b"{}", original);
 
-    let dead = billing.await_dead();
-    let mut headers = dead.properties.headers().clone().expect("headers");
-    assert!(headers.remove("x-dead-time").is_some());
-    assert!(headers.remove("x-dead-id").is_some());
-    let expected: FieldTable = [
-        ("x-request-id".to_owned(), text("trace-7")),
-        ("x-dead-reason".to_owned(), text("user_id is required")),
-    ]
-    .into_iter()
-    .collect();
-    assert_eq!(headers, expected);
+    let dead = billing.await_one_dead();
+    let typed = |kind: &str, value: Value| json!({ "type": kind, "value": value });
+    let copies = json!([typed("LongString", json!(elsewhere.name()))]);
     assert_eq!(
-        dead.properties.with_headers(FieldTable::new()),
-        AmqpProperties::default()
-            .with_headers(FieldTable::new())
-            .with_content_type("application/json".to_owned())
-            .with_timestamp(1_700_000_000)
-            .with_delivery_mode(2)
+        dead.properties,
+        json!({
+            "message_id": "m-1",
+            "content_type": "application/json",
+            "content_encoding": "identity",
+            "timestamp": 1_700_000_000,
+            "expiration": "600000",
+            "priority": 9,
+            "delivery_mode": 1,
+            "correlation_id": "c-1",
+            "reply_to": "somewhere",
+            "type": "order",
+            "app_id": "shop",
+            "user_id": user,
+            "headers": {
+                "CC": typed("FieldArray", copies),
+                "x-request-id": typed("LongString", json!("trace-7")),
+                "count": typed("LongInt", json!(7)),
+                "huge": typed("LongString", json!("x".repeat(100_000))),
+            },
+        })
     );
+    assert_eq!(dead.request_id.as_deref(), Some("trace-7"));
     // What made the queue, and the broker's own copy of the original.
     assert_eq!(elsewhere.take_all().len(), 2);
-}
-
-#[test]
-fn headers_that_leave_no_room_for_the_reason_do_not_keep_a_message_from_its_grave() {
-    let billing = Billing::start();
-    let mut headers = FieldTable::new();
-    // The broker's limit of 128 KiB is one for all properties of a message together.
-    let huge = AmqpValue::LongString("x".repeat(131_000));
-    headers.insert("huge".to_owned(), huge);
-
-    billing.queue.publish_all(&[
-        (order("before"), with_id("m-1")),
-        (b"{}".to_vec(), with_id("dead-1").with_headers(headers)),
-        (order("behind"), with_id("m-2")),
-    ]);
-
-    let dead = billing.await_dead();
-    assert_eq!(
-        (dead.body.as_slice(), reason(&dead).as_str()),
-        (&b"{}"[..], "user_id is required")
-    );
-    billing.await_users(&["before", "behind"]);
-}
-
-#[test]
-fn an_order_that_the_database_takes_for_wrong_is_buried_alone() {
-    let billing = Billing::start();
-    billing.database.execute(
-        "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory')",
-    );
-    let mut users: Vec<_> = (0..40).map(|number| number.to_string()).collect();
-    for place in [7, 8, 30] {
-        users[place] = "mallory".to_owned();
-    }
-    let messages: Vec<_> = users
-        .iter()
-        .map(|user| (order(user), anonymous()))
-        .collect();
-
-    billing.queue.publish_all(&messages);
-
-    for _ in 0..3 {
-        let dead = billing.await_dead();
-        assert_eq!(dead.body, order("mallory"));
-        assert!(
-            reason(&dead).starts_with("the database refused it: ")
-                && reason(&dead).contains("nobody_trusts_mallory"),
-            "{}",
-            reason(&dead)
-        );
-        assert_eq!(dead.properties.message_id(), &None);
-        assert_eq!(header(&dead, "x-dead-message-id"), None);
-    }
-    users.retain(|user| user != "mallory");
-    eventually("the others are recorded", || billing.users() == users);
-    let (_database, queue) = billing.end();
-    assert_eq!(queue.counts(), Some((0, 0)));
-    assert!(queue.take_dead().is_none());
-}
-
-#[test]
-fn an_order_without_an_id_is_not_repeated_when_the_dead_queue_takes_nothing() {
-    let billing = Billing::start();
-    let dead_queue = billing.queue.dead_name();
-    billing.queue.on_channel(|channel| {
-        channel
-            .queue_delete(dead_queue, QueueDeleteOptions::default())
-            .expect("the dead queue was there")
-    });
-
-    billing.queue.publish_all(&[
-        (order("before"), anonymous()),
-        (b"{}".to_vec(), anonymous()),
-        (order("behind"), anonymous()),
-    ]);
-
-    assert_eq!(reason(&billing.await_dead()), "user_id is required");
-    billing.await_users(&["before", "behind"]);
-    let (_database, queue) = billing.end();
-    assert_eq!(queue.counts(), Some((0, 0)));
-    assert!(queue.take_dead().is_none());
 }
 
 #[test]
@@ -632,12 +576,12 @@ fn orders_that_meet_a_broken_table_wait_for_it_and_none_is_buried() {
 
     let unready = json!({ "postgresql": "down", "rabbitmq": "up" });
     billing.await_dependencies(&(503, unready));
-    assert!(billing.queue.take_dead().is_none());
+    assert_eq!(billing.count_dead(), 0);
     billing
         .database
         .execute("ALTER TABLE purchases RENAME TO orders");
     billing.await_count(20);
-    assert!(billing.queue.take_dead().is_none());
+    assert_eq!(billing.count_dead(), 0);
     assert_eq!(billing.counter("orders_recorded_total"), 20);
 }
 
@@ -692,7 +636,7 @@ fn every_order_is_recorded_once_whatever_is_cut_while_they_flow() {
         .map(|number| Some(format!("m-{number:06}")))
         .collect();
     assert_eq!(message_ids(&billing.database), expected);
-    assert!(billing.queue.take_dead().is_none());
+    assert_eq!(billing.count_dead(), 0);
 }
 
 #[test]
@@ -708,7 +652,7 @@ fn orders_wait_in_the_queue_while_postgresql_is_away() {
 
     postgresql.restore();
     billing.await_count(10);
-    assert!(billing.queue.take_dead().is_none());
+    assert_eq!(billing.count_dead(), 0);
 }
 
 #[test]
@@ -774,7 +718,7 @@ fn a_consumer_answers_operators_and_nobody_else() {
         (order("20"), with_id("m-1")),
         (b"{}".to_vec(), anonymous()),
     ]);
-    assert!(reason(&billing.await_dead()).contains("required"));
+    eventually("there is a dead letter", || billing.count_dead() == 1);
 
     eventually("the counters tell it", || {
         ["recorded", "duplicate", "dead"]
@@ -824,16 +768,13 @@ fn a_stranger_who_declares_the_queue_plainly_agrees_with_us() {
     };
     let queue = TestQueue::create();
     let declare = |queue: &TestQueue| {
-        queue.on_channel(|channel| {
-            [queue.name().to_owned(), queue.dead_name()]
-                .map(|name| channel.queue_declare(name, plain()).is_ok())
-        })
+        queue.on_channel(|channel| channel.queue_declare(queue.name(), plain()).is_ok())
     };
-    assert_eq!(declare(&queue), [true; 2]);
+    assert!(declare(&queue));
 
     let billing = Billing::start_with(queue);
 
-    assert_eq!(declare(&billing.queue), [true; 2]);
+    assert!(declare(&billing.queue));
     billing.publish("20");
     billing.await_users(&["20"]);
 }
@@ -867,27 +808,25 @@ fn a_thousand_unreadable_messages_among_ten_thousand_cost_only_themselves() {
         .collect();
     assert_eq!(recorded, good.iter().map(name).collect::<Vec<_>>());
     let (database, queue) = billing.end();
-    let mut dead = queue.take_all_dead();
-    dead.sort_by_key(|dead| dead.properties.message_id().clone());
-    assert_eq!(
-        dead.iter()
-            .map(|dead| (dead.body.clone(), reason(dead)))
-            .collect::<Vec<_>>(),
-        poison
-            .iter()
-            .map(|number| {
-                let body = format!("poison {number}").into_bytes();
-                (body, "the body is not a JSON object".to_owned())
-            })
-            .collect::<Vec<_>>()
-    );
+    let dead = dead_letters(&database).into_iter();
+    let mut dead: Vec<_> = dead.map(|dead| (dead.message_id, dead.body)).collect();
+    dead.sort();
+    let poison = poison.iter().map(|number| {
+        let body = format!("poison {number}").into_bytes();
+        (Some(name(number)), body)
+    });
+    assert_eq!(dead, poison.collect::<Vec<_>>());
     assert_eq!((count(&database), queue.counts()), (10_000, Some((0, 0))));
 }
 
 #[test]
 fn the_lag_is_that_of_the_oldest_order_in_the_commit() {
     let billing = Billing::start();
-    let placed = |id: &str, at| with_id(id).with_timestamp(at);
+    let placed = |id: &str, at| {
+        let trace = AmqpValue::LongString("trace-7".to_owned());
+        let headers = [("x-request-id".to_owned(), trace)].into_iter().collect();
+        with_id(id).with_timestamp(at).with_headers(headers)
+    };
     let mut holder = billing.database.connect();
     let held = hold_table(&mut holder);
     billing.publish("first");
@@ -897,6 +836,9 @@ fn the_lag_is_that_of_the_oldest_order_in_the_commit() {
         (order("timely"), placed("m-1", unix_seconds())),
         (order("late"), placed("m-2", unix_seconds() - 5000)),
         (order("timeless"), with_id("m-3")),
+        (order("stranger"), with_id("m-5").with_timestamp(0)),
+        (order("stranger"), with_id("m-6").with_timestamp(1)),
+        (order("odd"), placed("m-7", 0)),
     ]);
     eventually("they are here", || billing.queue.counts() == Some((0, 1)));
     held.rollback().expect("the table is free");
@@ -913,7 +855,7 @@ fn the_lag_is_that_of_the_oldest_order_in_the_commit() {
 }
 
 #[test]
-fn orders_and_dead_letters_may_be_kept_in_quorum_queues() {
+fn orders_may_be_kept_in_a_quorum_queue() {
     let billing = Billing::start_with(TestQueue::create_of(QueueType::Quorum));
 
     billing.queue.publish_all(&[
@@ -923,19 +865,17 @@ fn orders_and_dead_letters_may_be_kept_in_quorum_queues() {
     ]);
 
     billing.await_users(&["before", "behind"]);
-    assert_eq!(reason(&billing.await_dead()), "user_id is required");
+    assert_eq!(billing.await_one_dead().detail, "user_id is required");
     let plain = QueueDeclareOptions {
         durable: true,
         ..QueueDeclareOptions::default()
     };
-    for name in [billing.queue.name().to_owned(), billing.queue.dead_name()] {
-        billing.queue.on_channel(|channel| {
-            let refused = channel.queue_declare(name, plain.clone());
-            let refused = refused.map(drop).expect_err("it is no classic queue");
-            let refused = refused.to_string();
-            assert!(refused.contains("x-queue-type"), "{refused}");
-        });
-    }
+    billing.queue.on_channel(|channel| {
+        let refused = channel.queue_declare(billing.queue.name(), plain);
+        let refused = refused.map(drop).expect_err("it is no classic queue");
+        let refused = refused.to_string();
+        assert!(refused.contains("x-queue-type"), "{refused}");
+    });
 }
 
 #[test]
@@ -955,11 +895,11 @@ fn two_consumers_side_by_side_record_every_order_once() {
     billing.await_count(700);
     let ids = message_ids(&billing.database);
     assert_eq!((ids.len(), &ids[699]), (700, &Some("m-000699".to_owned())));
-    assert!(billing.queue.take_dead().is_none());
+    assert_eq!(billing.count_dead(), 0);
 }
 
 #[test]
-fn a_shutdown_while_orders_wait_records_what_is_in_hand_and_leaves_the_rest() {
+fn a_shutdown_while_orders_wait_records_what_is_in_hand_or_leaves_it_with_the_rest() {
     let billing = Billing::start();
     let mut holder = billing.database.connect();
     let held = hold_table(&mut holder);
@@ -975,7 +915,7 @@ fn a_shutdown_while_orders_wait_records_what_is_in_hand_and_leaves_the_rest() {
 
     let (database, queue) = ending.join().expect("the consumer ends well");
     let recorded = count(&database);
-    assert!((1..=500).contains(&recorded), "{recorded}");
+    assert!(recorded <= 500, "{recorded}");
     eventually("the others are in the queue", || {
         queue.counts() == Some((2500 - recorded, 0))
     });
@@ -1047,13 +987,10 @@ fn properties_that_are_not_utf_8_stop_neither_their_message_nor_those_behind_it(
     billing.await_users(&["before", "odd", "behind"]);
     let ids = message_ids(&billing.database);
     assert_eq!(ids, [Some("m-1".to_owned()), None, None]);
-    let dead = billing.await_dead();
+    let dead = billing.await_one_dead();
     assert_eq!(
-        (dead.body.clone(), reason(&dead)),
-        (
-            order("buried"),
-            "the message id contains NUL or is not UTF-8".to_owned()
-        )
+        (dead.body, dead.reason.as_str()),
+        (order("buried"), "message_id")
     );
 }
 

@@ -1,23 +1,37 @@
-//! The operator's program for the dead queue, as a process, before a real RabbitMQ.
+//! The operator's program for dead letters, as a process, on a real PostgreSQL.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::SystemTime;
 
-use amiquip::{AmqpProperties, AmqpValue, FieldTable, Publish};
-use common::queue::Link;
+use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use serde_json::{Value, json};
-use testkit::{Message, TestQueue};
+use testkit::{Program, TestDatabase, TestQueue, eventually};
+
+mod dead;
+
+use dead::{count_dead, dead_letters};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_billing-dead-letters");
+const API: &str = env!("CARGO_BIN_EXE_billing-api");
 
-/// What is passed without being acknowledged by the program.
-const HELD_MAX: usize = 10_000;
+/// A database with the tables in place.
+fn database() -> TestDatabase {
+    let database = TestDatabase::create();
+    let mut vars = database.vars("BILLING_DB_NAME");
+    for (key, value) in [("LISTEN_ADDRESS", "127.0.0.1"), ("BILLING_API_PORT", "0")] {
+        vars.push((key.to_owned(), value.to_owned()));
+    }
+    let api = Program::start(API, vars);
+    eventually("the tables are there", || {
+        api.log().contains("PostgreSQL is up")
+    });
+    database
+}
 
 /// Runs the program; its exit code, and what it wrote.
-fn run(queue: &TestQueue, arguments: &[&str]) -> (Option<i32>, String, String) {
-    run_with(queue.vars(), arguments)
+fn run(database: &TestDatabase, arguments: &[&str]) -> (Option<i32>, String, String) {
+    run_with(database.vars("BILLING_DB_NAME"), arguments)
 }
 
 fn run_with(vars: Vec<(String, String)>, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -36,68 +50,47 @@ fn run_with(vars: Vec<(String, String)>, arguments: &[&str]) -> (Option<i32>, St
     (status.code(), text(stdout), text(stderr))
 }
 
-/// A dead letter as the consumer writes them, two hours old.
-fn dead_letter(dead_id: &str, body: &[u8]) -> (Vec<u8>, AmqpProperties) {
-    let now = SystemTime::UNIX_EPOCH.elapsed().expect("a clock").as_secs();
-    let text = |text: &str| AmqpValue::LongString(text.to_owned());
-    let headers: FieldTable = [
-        ("x-dead-reason", text("user_id is required")),
-        ("x-dead-time", AmqpValue::Timestamp(now - 7300)),
-        ("x-dead-id", text(dead_id)),
-        ("x-request-id", text("trace-7")),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value))
-    .collect();
-    let properties = AmqpProperties::default().with_headers(headers);
-    (body.to_vec(), properties)
+/// Puts a message aside as the consumer does, two hours ago.
+fn put_aside(database: &TestDatabase, message_id: Option<&str>, reason: &str, body: &[u8]) -> i64 {
+    let rows = database.query(
+        "INSERT INTO dead_letters (message_id, reason, detail, exchange, routing_key, properties, \
+                                   body, body_bytes, received_at) \
+         VALUES ($1, $2, $2 || ' is odd', '', 'q', json_strip_nulls(json_build_object('message_id', $1::text)), \
+                 $3, octet_length($3::bytea), now() - interval '2 hours') RETURNING id",
+        &[&message_id, &reason, &body],
+    );
+    rows[0].get(0)
 }
 
-fn with_id((body, properties): (Vec<u8>, AmqpProperties), id: &str) -> (Vec<u8>, AmqpProperties) {
-    (body, properties.with_message_id(id.to_owned()))
+fn order(user_id: &str) -> Vec<u8> {
+    json!({ "user_id": user_id, "number_of_items": 1, "total_amount": "1.00" })
+        .to_string()
+        .into_bytes()
 }
 
-/// Puts messages on the dead queue.
-fn bury(queue: &TestQueue, messages: &[(Vec<u8>, AmqpProperties)]) {
-    let mut link = Link::open(&queue.config(), "tests").expect("a link");
-    let confirming = link.open_confirming(&queue.dead_name()).expect("a channel");
-    for (body, properties) in messages {
-        let mut publish = Publish::new(body, queue.dead_name());
-        publish.properties = properties.clone();
-        let published = confirming.channel.basic_publish("", publish);
-        published.expect("a publish");
-    }
-    let mut last = 0;
-    while last < messages.len() as u64 {
-        let confirm = confirming.confirms.recv().expect("a confirm");
-        let amiquip::Confirm::Ack(ack) = confirm else {
-            panic!("{confirm:?}")
-        };
-        last = last.max(ack.delivery_tag);
-    }
+fn recorded(database: &TestDatabase) -> Vec<(Option<String>, String)> {
+    let rows = database.query("SELECT message_id, user_id FROM orders ORDER BY id", &[]);
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-fn bodies(messages: &[Message]) -> Vec<String> {
-    let text = |message: &Message| String::from_utf8_lossy(&message.body).into_owned();
-    messages.iter().map(text).collect()
+fn ok(said: &str) -> (Option<i32>, String, String) {
+    (Some(0), said.to_owned(), String::new())
 }
 
 /// A folder that is gone with its test.
 struct Folder(PathBuf);
 
 impl Folder {
-    fn create(queue: &TestQueue) -> Self {
-        let path = std::env::temp_dir().join(queue.name());
+    fn create(database: &TestDatabase) -> Self {
+        let path = std::env::temp_dir().join(database.config().schema);
         fs::create_dir(&path).expect("a folder");
         Self(path)
     }
 
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.0).expect("a folder");
-        let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-        entries
-            .map(|entry| name(entry.expect("an entry")))
-            .collect()
+    fn file(&self) -> (PathBuf, String) {
+        let path = self.0.join("dead letters.jsonl");
+        let text = path.to_string_lossy().into_owned();
+        (path, text)
     }
 }
 
@@ -108,237 +101,341 @@ impl Drop for Folder {
 }
 
 #[test]
-fn a_list_shows_age_id_reason_and_content_and_leaves_all_in_its_place() {
-    let queue = TestQueue::create();
-    let letters = [
-        with_id(dead_letter("d-1", b"{\"note\": \"one\"}"), "m-1"),
-        dead_letter("d-2", b"\x1b]0;owned\x07\n\xe2\x80\xae"),
-        with_id(dead_letter("d-3", b"three"), "spaces are hard to type"),
-        (b"hello".to_vec(), AmqpProperties::default()),
-    ];
-    bury(&queue, &letters);
+fn a_list_shows_one_line_for_each_and_nothing_that_a_terminal_obeys() {
+    let database = database();
+    put_aside(&database, Some("m-1"), "user_id", b"{\"note\": \"one\"}");
+    put_aside(&database, None, "body", b"\x1b]0;owned\x07\n\xe2\x80\xae");
 
-    let listed = run(&queue, &["list"]);
+    let listed = run(&database, &["list"]);
 
-    let id = |id: &str| format!("{id:<36}");
-    let expected = format!(
-        "  2h  {}  user_id is required  {{\"note\": \"one\"}}\n\
-         \x20 2h  {}  user_id is required  \\u{{1b}}]0;owned\\u{{7}}\\n\\u{{202e}}\n\
-         \x20 2h  {}  user_id is required  three\n\
-         \x20  -  {}  unknown  hello\n\
-         4 of 4 dead letters\n",
-        id("m-1"),
-        id("d-2"),
-        id("d-3"),
-        id("sha256-2cf24dba5fb0a30e26e83b2a"),
+    let dash = format!("{:<36}", "-");
+    let id = format!("{:<36}", "m-1");
+    assert_eq!(
+        listed,
+        ok(&format!(
+            "       1    2h  user_id          {id}  user_id is odd  {{\"note\": \"one\"}}\n       \
+             2    2h  body             {dash}  body is odd  \\u{{1b}}]0;owned\\u{{7}}\\n\\u{{202e}}\n\
+             2 of 2 dead letters\n"
+        ))
     );
-    assert_eq!(listed, (Some(0), expected, String::new()));
-    let (_, first, _) = run(&queue, &["list", "1"]);
-    assert!(first.ends_with("one\"}\n1 of 4 dead letters\n"), "{first}");
-    let left = queue.take_all_dead();
-    let kept: Vec<_> = left.into_iter().map(|m| (m.body, m.properties)).collect();
-    assert_eq!(kept, letters);
 }
 
 #[test]
-fn a_replay_puts_all_back_as_they_were_each_with_an_id() {
-    let queue = TestQueue::create();
-    let (body, properties) = with_id(dead_letter("d-1", b"one"), "m-1");
-    let properties = properties
-        .with_content_type("text/plain".to_owned())
-        .with_timestamp(1_700_000_000);
-    bury(&queue, &[(body, properties), dead_letter("d-2", b"two")]);
+fn filters_choose_by_reason_message_id_id_and_age_and_all_of_them_are_to_fit() {
+    let database = database();
+    for (message_id, reason) in [
+        ("a", "body"),
+        ("b", "conflict"),
+        ("c", "body"),
+        ("d", "body"),
+    ] {
+        put_aside(&database, Some(message_id), reason, message_id.as_bytes());
+    }
+    database.execute("UPDATE dead_letters SET received_at = now() WHERE message_id = 'd'");
+    let listed = |filters: &[&str]| {
+        let (code, out, error) = run(&database, &[&["list"], filters].concat());
+        assert_eq!(code, Some(0), "{error}");
+        let lines = out.lines().filter(|line| line.starts_with("   "));
+        let id = |line: &str| line.split_whitespace().next().expect("an id").to_owned();
+        lines.map(id).collect::<Vec<_>>().join(" ")
+    };
 
-    let replayed = run(&queue, &["replay"]);
+    for (filters, expected) in [
+        (&["--reason", "body"][..], "1 3 4"),
+        (&["--reason", "body", "--older-than", "1h"], "1 3"),
+        (&["--newer-than", "30m"], "4"),
+        (&["--message-id", "b"], "2"),
+        (&["3", "1"], "1 3"),
+        (&["3", "2", "--reason", "conflict"], "2"),
+        (&["--after", "2", "--limit", "1"], "3"),
+        (&["--message-id", "none"], ""),
+    ] {
+        assert_eq!(listed(filters), expected, "{filters:?}");
+    }
+}
+
+#[test]
+fn one_is_shown_whole_and_one_that_there_is_not_is_said() {
+    let database = database();
+    let id = put_aside(&database, Some("m-1"), "body", b"\xff\x00");
+
+    let (code, out, _) = run(&database, &["show", &id.to_string()]);
+
+    let mut shown: Value = serde_json::from_str(&out).expect("JSON");
+    let at = shown["received_at"].take();
+    assert!(at.as_str().is_some_and(|at| at.ends_with('Z')), "{at}");
+    assert_eq!(
+        (code, shown),
+        (
+            Some(0),
+            json!({
+                "id": 1,
+                "message_id": "m-1",
+                "request_id": null,
+                "reason": "body",
+                "detail": "body is odd",
+                "exchange": "",
+                "routing_key": "q",
+                "body_bytes": 2,
+                "cut": false,
+                "received_at": null,
+                "properties": { "message_id": "m-1" },
+                "body": { "base64": "/wA=" },
+            })
+        )
+    );
+    let missing = run(&database, &["show", "7"]);
+    let said = "billing-dead-letters: there is no such dead letter\n";
+    assert_eq!(missing, (Some(1), String::new(), said.to_owned()));
+}
+
+#[test]
+fn a_replay_records_what_can_be_recorded_by_now_once_and_says_why_the_rest_remains() {
+    let database = database();
+    database.execute(
+        "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+         VALUES ('there', 'there', 1, 1), ('other', 'other', 1, 1)",
+    );
+    put_aside(&database, Some("m-1"), "database", &order("one"));
+    put_aside(&database, None, "database", &order("nameless"));
+    put_aside(&database, Some("there"), "database", &order("there"));
+    put_aside(&database, Some("other"), "database", &order("another"));
+    put_aside(&database, Some("m-2"), "user_id", b"garbage");
+    let cut = put_aside(&database, Some("m-3"), "database", &order("cut"));
+    database.execute(&format!(
+        "UPDATE dead_letters SET body_bytes = 5000 WHERE id = {cut}"
+    ));
+
+    let replayed = run(&database, &["replay"]);
 
     assert_eq!(
         replayed,
-        (Some(0), "2 of 2 replayed\n".to_owned(), String::new())
+        ok("4: another order is recorded with this message id\n\
+            5: the body is not a JSON object\n\
+            6: only the start of the body is kept\n\
+            3 replayed, 3 remain\n")
     );
-    let headers: FieldTable = [(
-        "x-request-id".to_owned(),
-        AmqpValue::LongString("trace-7".to_owned()),
-    )]
-    .into_iter()
-    .collect();
-    let plain = || {
-        AmqpProperties::default()
-            .with_delivery_mode(2)
-            .with_headers(headers.clone())
-    };
-    let orders = queue.take_all();
-    let orders: Vec<_> = orders.into_iter().map(|m| (m.body, m.properties)).collect();
+    let row = |id: Option<&str>, user: &str| (id.map(str::to_owned), user.to_owned());
     assert_eq!(
-        orders,
+        recorded(&database),
         [
-            (
-                b"one".to_vec(),
-                plain()
-                    .with_content_type("text/plain".to_owned())
-                    .with_message_id("m-1".to_owned())
-                    .with_timestamp(1_700_000_000)
-            ),
-            (b"two".to_vec(), plain().with_message_id("d-2".to_owned())),
+            row(Some("there"), "there"),
+            row(Some("other"), "other"),
+            row(Some("m-1"), "one"),
+            row(None, "nameless"),
         ]
     );
-    assert!(queue.take_dead().is_none());
-}
-
-#[test]
-fn only_those_that_are_named_are_replayed_or_dropped() {
-    let queue = TestQueue::create();
-    bury(
-        &queue,
-        &[
-            with_id(dead_letter("d-1", b"one"), "m-1"),
-            dead_letter("d-2", b"two"),
-            with_id(dead_letter("d-3", b"three"), "m-3"),
-            with_id(dead_letter("d-4", b"four"), "m-3"),
-            (b"hello".to_vec(), AmqpProperties::default()),
-            dead_letter("d-6", b"six"),
-        ],
+    let reasons: Vec<_> = dead_letters(&database)
+        .into_iter()
+        .map(|dead| dead.reason)
+        .collect();
+    assert_eq!(reasons, ["conflict", "body", "body"]);
+    assert_eq!(
+        run(&database, &["replay", "1", "2"]),
+        ok("0 replayed, 0 remain\n")
     );
-
-    let replayed = run(&queue, &["replay", "d-2", "m-3"]);
-    let dropped = run(&queue, &["drop", "d-1", "sha256-2cf24dba5fb0a30e26e83b2a"]);
-
-    assert_eq!((replayed.0, replayed.1.as_str()), (Some(0), "3 replayed\n"));
-    assert_eq!((dropped.0, dropped.1.as_str()), (Some(0), "2 dropped\n"));
-    assert_eq!(bodies(&queue.take_all()), ["two", "three", "four"]);
-    assert_eq!(bodies(&queue.take_all_dead()), ["six"]);
 }
 
 #[test]
-fn an_id_that_no_dead_letter_has_is_named() {
-    let queue = TestQueue::create();
-    bury(&queue, &[dead_letter("d-1", b"one")]);
+fn a_replay_of_a_dead_letter_that_waits_for_a_lock_leaves_it_and_goes_on() {
+    let database = database();
+    put_aside(&database, Some("k"), "database", &order("k"));
+    put_aside(&database, Some("m-1"), "database", &order("m-1"));
+    let mut holder = database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let insert = "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+                  VALUES ('k', 'k', 1, 1)";
+    open.execute(insert, &[]).expect("an order");
 
-    let (code, out, error) = run(&queue, &["drop", "nobody", "d-1"]);
+    let replayed = run(&database, &["replay"]);
 
     assert_eq!(
-        (code, out.as_str(), error.as_str()),
-        (
-            Some(1),
-            "1 dropped\n",
-            "billing-dead-letters: no dead letter is called nobody\n"
-        )
+        replayed,
+        ok("1: it waits for a lock in the database\n1 replayed, 1 remain\n")
     );
-    assert!(queue.take_dead().is_none());
+    open.commit().expect("the order is there");
+    assert_eq!(run(&database, &["replay"]), ok("1 replayed, 0 remain\n"));
+    assert_eq!((recorded(&database).len(), count_dead(&database)), (2, 0));
 }
 
 #[test]
-fn an_export_has_a_line_of_json_for_each_and_what_is_no_text_as_base64() {
-    let queue = TestQueue::create();
-    let folder = Folder::create(&queue);
-    let file = folder.0.join("dead.jsonl");
-    fs::write(&file, "an older export").expect("a file");
-    bury(
-        &queue,
-        &[
-            with_id(dead_letter("d-1", b"line\n\"two\""), "m-1"),
-            (b"\xff\0".to_vec(), AmqpProperties::default()),
-        ],
-    );
+fn what_is_dropped_is_gone_and_nothing_else() {
+    let database = database();
+    for body in [&b"1"[..], b"2", b"3"] {
+        put_aside(&database, None, "body", body);
+    }
 
-    let (code, out, error) = run(&queue, &["export", file.to_str().expect("UTF-8")]);
+    assert_eq!(run(&database, &["drop", "2"]), ok("1 dropped\n"));
 
+    let left: Vec<_> = dead_letters(&database)
+        .into_iter()
+        .map(|dead| dead.body)
+        .collect();
+    assert_eq!(left, [b"1", b"3"]);
     assert_eq!(
-        (code, out.as_str(), error.as_str()),
-        (Some(0), "2 dead letters exported\n", "")
+        run(&database, &["drop", "--older-than", "0s"]),
+        ok("2 dropped\n")
     );
-    let text = fs::read_to_string(&file).expect("a file");
-    let mut lines: Vec<Value> = text
+    assert_eq!(count_dead(&database), 0);
+}
+
+#[test]
+fn an_export_has_a_line_for_each_and_leaves_all_in_its_place() {
+    let database = database();
+    put_aside(&database, Some("m-1"), "body", b"text");
+    put_aside(&database, None, "body", &vec![b'x'; 3_000_000]);
+    let folder = Folder::create(&database);
+    let (path, text) = folder.file();
+
+    let exported = run(&database, &["export", &text]);
+
+    assert_eq!(exported, ok("2 dead letters exported\n"));
+    let lines = fs::read_to_string(path).expect("a file");
+    let lines: Vec<Value> = lines
         .lines()
-        .map(|line| serde_json::from_str(line).expect(line))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    let time = lines[0]["time"].take();
-    assert!(
-        time.as_str().is_some_and(|time| time.ends_with('Z')),
-        "{time}"
+    assert_eq!((lines.len(), &lines[0]["body"]), (2, &json!("text")));
+    assert_eq!(lines[1]["body"].as_str().map(str::len), Some(3_000_000));
+    assert_eq!(count_dead(&database), 2);
+    let names = fs::read_dir(&folder.0).expect("a folder").count();
+    assert_eq!(names, 1);
+}
+
+#[test]
+fn an_export_that_cannot_be_written_is_said_and_leaves_nothing() {
+    let database = database();
+
+    let (code, out, error) = run(&database, &["export", "/nowhere/dead.jsonl"]);
+
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(error.contains("No such file or directory"), "{error}");
+}
+
+#[test]
+fn a_million_dead_letters_are_listed_at_once() {
+    let database = database();
+    database.execute(
+        "INSERT INTO dead_letters (message_id, reason, detail, exchange, routing_key, properties, \
+                                   body, body_bytes) \
+         SELECT 'm-' || n, CASE n WHEN 900000 THEN 'conflict' ELSE 'body' END, 'odd', '', 'q', '{}', \
+                '', 0 FROM generate_series(1, 1000000) n; ANALYZE dead_letters",
     );
+    // So that a plan which reads all of them is told from one that does not.
+    let mut vars = database.vars("BILLING_DB_NAME");
+    vars.push(("RUST_LOG".to_owned(), "error".to_owned()));
+    database.execute("ALTER TABLE dead_letters SET (autovacuum_enabled = false)");
+    let read = "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_user_tables \
+                WHERE relid = 'dead_letters'::regclass";
+    let before = database.count(read);
+
+    for (filters, end) in [
+        (&["list"][..], "1000 of 100000 or more dead letters\n"),
+        (&["list", "--reason", "conflict"], "1 of 1 dead letters\n"),
+        (&["list", "--message-id", "m-7"], "1 of 1 dead letters\n"),
+        (&["list", "999999"], "1 of 1 dead letters\n"),
+    ] {
+        let (_, out, error) = run_with(vars.clone(), filters);
+        assert!(out.ends_with(end), "{filters:?} {out} {error}");
+    }
+
+    eventually("the counters are told, and no list reads all", || {
+        database.count(read) - before <= 2 * 100_000
+    });
+}
+
+#[test]
+fn what_an_older_version_left_in_rabbitmq_is_imported_with_its_reason() {
+    let (database, queue) = (database(), TestQueue::create());
+    let old = queue.old_dead_queue();
+    let text = |text: &str| AmqpValue::LongString(text.to_owned());
+    let dead = |reason: &str, id: Option<&str>| {
+        let headers: FieldTable = [
+            ("x-dead-reason".to_owned(), text(reason)),
+            ("x-request-id".to_owned(), text("trace-7")),
+        ]
+        .into_iter()
+        .collect();
+        let properties = AmqpProperties::default().with_headers(headers);
+        match id {
+            Some(id) => properties.with_message_id(id.to_owned()),
+            None => properties,
+        }
+    };
+    let mut vars = database.vars("BILLING_DB_NAME");
+    vars.extend(queue.vars());
+    let import = || run_with(vars.clone(), &["import"]);
+    assert_eq!(import(), ok("0 dead letters imported\n"));
+    old.publish_all(&[
+        (b"one".to_vec(), dead("user_id is required", Some("m-1"))),
+        (order("20"), dead("the database refused it: x", None)),
+        (b"three".to_vec(), AmqpProperties::default()),
+    ]);
+
+    assert_eq!(import(), ok("3 dead letters imported\n"));
+
+    let letters = dead_letters(&database);
+    let letters: Vec<_> = letters
+        .iter()
+        .map(|dead| {
+            (
+                dead.reason.as_str(),
+                dead.detail.as_str(),
+                dead.request_id.as_deref(),
+            )
+        })
+        .collect();
     assert_eq!(
-        lines,
+        letters,
         [
-            json!({
-                "id": "m-1", "message_id": "m-1", "reason": "user_id is required", "time": null,
-                "timestamp": null, "content_type": null, "body": "line\n\"two\"",
-            }),
-            json!({
-                "id": "sha256-ea5dbf9596d187e9500f23e9", "message_id": null, "reason": "unknown",
-                "time": null, "timestamp": null, "content_type": null, "body_base64": "/wA=",
-            }),
+            ("user_id", "user_id is required", Some("trace-7")),
+            ("database", "the database refused it: x", Some("trace-7")),
+            ("body", "unknown", None),
         ]
     );
-    assert_eq!(folder.names(), ["dead.jsonl"]);
-    assert_eq!(queue.take_all_dead().len(), 2);
+    assert_eq!(old.counts(), Some((0, 0)));
+    assert_eq!(import(), ok("0 dead letters imported\n"));
 }
 
 #[test]
-fn an_export_that_fails_leaves_what_was_there() {
-    let queue = TestQueue::create();
-    let folder = Folder::create(&queue);
-    let file = folder.0.join("dead.jsonl");
-    fs::write(&file, "an older export").expect("a file");
-    let relay = queue.relay_down();
-    let mut vars = queue.vars();
-    vars.retain(|(key, _)| key != "RABBITMQ_HOST");
-    vars.push(("RABBITMQ_HOST".to_owned(), relay.address().to_string()));
-
-    let (code, _, error) = run_with(vars, &["export", file.to_str().expect("UTF-8")]);
-
-    assert_eq!(code, Some(1), "{error}");
-    assert_eq!(
-        fs::read_to_string(&file).expect("a file"),
-        "an older export"
-    );
-    assert_eq!(folder.names(), ["dead.jsonl"]);
-}
-
-#[test]
-fn of_a_queue_that_is_too_long_to_be_held_one_is_dropped_and_the_others_keep_their_order() {
-    let queue = TestQueue::create();
-    let letters: Vec<_> = (0..HELD_MAX + 500)
-        .map(|number| dead_letter(&format!("d-{number}"), number.to_string().as_bytes()))
-        .collect();
-    bury(&queue, &letters);
-
-    let dropped = run(&queue, &["drop", "d-5000"]);
-
-    assert_eq!(dropped, (Some(0), "1 dropped\n".to_owned(), String::new()));
-    let left = queue.take_all_dead();
-    let left: Vec<_> = left.into_iter().map(|m| (m.body, m.properties)).collect();
-    let others = letters.into_iter().enumerate();
-    let others = others.filter(|(number, _)| *number != 5000);
-    assert!(left == others.map(|(_, letter)| letter).collect::<Vec<_>>());
-}
-
-#[test]
-fn how_to_call_it_is_told_and_other_calls_are_refused() {
-    let queue = TestQueue::create();
-    let (code, out, _) = run(&queue, &["--version"]);
-    assert_eq!(
-        (code, out),
+fn a_call_that_makes_no_sense_is_refused_with_how_it_is_made() {
+    let database = database();
+    for (arguments, said) in [
+        (&[][..], "list, show, replay, drop, export or import?"),
+        (&["bury"], "list, show, replay, drop, export or import?"),
+        (&["drop"], "drop needs to be told which"),
+        (&["show"], "show takes the ID of one"),
         (
-            Some(0),
-            format!("billing-dead-letters {}\n", env!("CARGO_PKG_VERSION"))
-        )
-    );
-    let (code, out, _) = run(&queue, &["--help"]);
-    assert_eq!(code, Some(0));
-    assert!(out.contains("Usage: billing-dead-letters list"), "{out}");
-    for wrong in [
-        &[][..],
-        &["drop"],
-        &["list", "0"],
-        &["list", "all"],
-        &["export"],
-        &["purge"],
+            &["list", "--reason", "bad"],
+            "--reason does not take \"bad\"",
+        ),
+        (
+            &["list", "--older-than", "7"],
+            "--older-than does not take \"7\"",
+        ),
+        (&["list", "--limit", "0"], "--limit does not take \"0\""),
+        (&["list", "--after"], "--after does not take \"\""),
+        (&["drop", "x"], "x is no id and no filter"),
     ] {
-        let (code, out, error) = run(&queue, wrong);
-        assert_eq!((code, out.as_str()), (Some(2), ""), "{wrong:?}");
+        let (code, out, error) = run(&database, arguments);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(
-            error.contains("Usage: billing-dead-letters list"),
+            error.starts_with(&format!("billing-dead-letters: {said}"))
+                && error.contains("Usage: billing-dead-letters list"),
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_database_that_is_away_is_said() {
+    let database = database();
+    let mut vars = database.vars("BILLING_DB_NAME");
+    vars.retain(|(key, _)| key != "POSTGRES_PORT");
+    vars.push(("POSTGRES_PORT".to_owned(), "1".to_owned()));
+
+    let (code, out, error) = run_with(vars, &["list"]);
+
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(error.contains("PostgreSQL is unavailable"), "{error}");
 }

@@ -1,8 +1,14 @@
 //! Both programs as processes: their settings, their signals, and servers that come and go.
 
+use std::time::{Duration, Instant};
+
 use amiquip::AmqpProperties;
 use serde_json::json;
 use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
+
+mod dead;
+
+use dead::count_dead;
 
 const API: &str = env!("CARGO_BIN_EXE_billing-api");
 const CONSUMER: &str = env!("CARGO_BIN_EXE_billing-consumer");
@@ -320,7 +326,7 @@ fn sigterm_under_load_loses_no_order_and_the_next_consumer_records_the_rest() {
     let _next = start_consumer(&database, &queue);
     eventually("all are recorded", || recorded(&database) >= COUNT);
     assert_recorded_once_each(&database, COUNT);
-    assert!(queue.take_dead().is_none());
+    assert_eq!(count_dead(&database), 0);
 }
 
 #[test]
@@ -338,7 +344,67 @@ fn a_consumer_killed_under_load_loses_no_order_and_repeats_none() {
     let _next = start_consumer(&database, &queue);
     eventually("all are recorded", || recorded(&database) >= COUNT);
     assert_recorded_once_each(&database, COUNT);
-    assert!(queue.take_dead().is_none());
+    assert_eq!(count_dead(&database), 0);
+}
+
+#[test]
+fn garbage_in_the_batch_of_an_outage_costs_no_order() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let config = database.config();
+    let postgresql = Relay::up(&config.host, config.port);
+    let vars = behind(&postgresql, vars(&database, &queue), "POSTGRES");
+    let program = Program::start(CONSUMER, vars);
+    eventually("it consumes", || program.log().contains("msg=consuming"));
+
+    program.signal("STOP");
+    publish(&queue, 10);
+    queue.publish(b"garbage", AmqpProperties::default());
+    postgresql.cut();
+    program.signal("CONT");
+    eventually("it meets the outage", || {
+        program
+            .log()
+            .contains("interrupted; orders wait in the queue")
+    });
+    assert_eq!((recorded(&database), count_dead(&database)), (0, 0));
+    postgresql.restore();
+
+    eventually("all is settled", || {
+        recorded(&database) == 10 && count_dead(&database) == 1
+    });
+    assert_recorded_once_each(&database, 10);
+    eventually("nothing is left in the queue", || {
+        queue.counts() == Some((0, 1))
+    });
+}
+
+#[test]
+fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let config = database.config();
+    let postgresql = Relay::up(&config.host, config.port);
+    let rabbitmq = queue.relay_up();
+    for frozen in [&[&postgresql][..], &[&rabbitmq], &[&postgresql, &rabbitmq]] {
+        let vars = behind(&postgresql, vars(&database, &queue), "POSTGRES");
+        let program = Program::start(CONSUMER, behind(&rabbitmq, vars, "RABBITMQ"));
+        eventually("it consumes", || program.log().contains("msg=consuming"));
+        frozen.iter().for_each(|relay| relay.freeze());
+        publish(&queue, 10);
+        eventually("a server is waited for", || {
+            frozen.iter().any(|relay| relay.holds_something())
+        });
+
+        let asked = Instant::now();
+        program.signal("TERM");
+
+        let (status, log) = program.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(asked.elapsed() < Duration::from_secs(10), "{log}");
+        frozen.iter().for_each(|relay| relay.restore());
+    }
+    let _next = start_consumer(&database, &queue);
+    eventually("all are recorded", || recorded(&database) == 10);
+    assert_eq!(count_dead(&database), 0);
 }
 
 /// Strangers' messages that are larger than everything else together: some of them orders.
@@ -379,13 +445,13 @@ fn a_backlog_of_huge_messages_is_settled_in_bounded_memory() {
     let (status, log) = program.wait();
     assert_eq!(status.code(), Some(0), "{log}");
     assert_eq!(queue.counts(), Some((0, 0)));
-    assert_eq!(queue.take_all_dead().len(), 6 * 11);
+    assert_eq!(count_dead(&database), 6 * 11);
     let alone = log
-        .matches("msg=\"message moved to the dead queue\"")
+        .matches("msg=\"message put aside as a dead letter\"")
         .count();
     let together = log
         .lines()
-        .filter_map(|line| line.split_once("moved to the dead queue\" count="))
+        .filter_map(|line| line.split_once("more messages put aside or held\" count="))
         .filter_map(|(_, rest)| rest.parse::<usize>().ok());
     assert_eq!(alone + together.sum::<usize>(), 6 * 11, "{log}");
 }

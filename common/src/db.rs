@@ -10,7 +10,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::vec;
 
-use postgres::error::SqlState;
 use postgres::{Client, Error, NoTls, Portal, Row, Transaction};
 
 use crate::backoff::Backoff;
@@ -46,6 +45,27 @@ const ROWS_FETCHED: u16 = 1000;
 
 /// Held while a schema is brought up to date, so that two programs do not do it at once.
 const MIGRATION_LOCK: i64 = 0x6d6f_7669_6573;
+
+/// SQLSTATEs (PostgreSQL's manual, appendix A). Somebody else is in the way.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+const DEADLOCK_DETECTED: &str = "40P01";
+const SERIALIZATION_FAILURE: &str = "40001";
+
+/// A value cannot be held.
+const STRING_TOO_LONG: &str = "22001";
+const NUMBER_OUT_OF_RANGE: &str = "22003";
+const NOT_IN_REPERTOIRE: &str = "22021";
+const UNTRANSLATABLE_CHARACTER: &str = "22P05";
+
+/// A server that can only be read, as a standby is.
+const READ_ONLY_TRANSACTION: &str = "25006";
+
+/// The class of constraints.
+const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
+
+/// Classes in which waiting may help: connection exceptions, insufficient resources (a full disk, too
+/// many connections), operator intervention (a shutdown, a cancelled statement).
+const OUTAGES: [&str; 3] = ["08", "53", "57"];
 
 /// The versions of a schema, oldest first: a name, which is recorded, and its SQL. A version
 /// that was released is never changed, only followed by another.
@@ -118,8 +138,18 @@ fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
 pub enum DbError {
     /// The server is away, starting, full or too busy: the same may succeed later.
     Unavailable(String),
-    /// The server takes these values for wrong: they break a constraint, or are out of range.
+    /// Somebody else holds a lock, or two transactions waited for each other: the same may succeed
+    /// later, and something else at once.
+    Locked(String),
+    /// PostgreSQL cannot hold these values: too long, out of range, or no text in its encoding.
     BadData(String),
+    /// These values break a constraint.
+    Violated {
+        /// Its name, which may be one that somebody else gave.
+        constraint: String,
+        /// What the server said.
+        text: String,
+    },
     /// The server refused what was asked: a mistake of ours, or a broken schema.
     Refused(String),
 }
@@ -127,12 +157,38 @@ pub enum DbError {
 impl DbError {
     fn new(error: &Error) -> Self {
         let text = describe(error);
-        if is_outage(error) {
-            Self::Unavailable(text)
-        } else if is_bad_data(error) {
-            Self::BadData(text)
-        } else {
-            Self::Refused(text)
+        let Some(said) = error.as_db_error() else {
+            // Without an SQLSTATE only a failure of the connection itself is an outage.
+            let io = std::error::Error::source(error)
+                .is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+            return if io || error.is_closed() {
+                Self::Unavailable(text)
+            } else {
+                Self::Refused(text)
+            };
+        };
+        match (said.code().code(), said.constraint()) {
+            (LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED | SERIALIZATION_FAILURE, _) => {
+                Self::Locked(text)
+            }
+            (
+                STRING_TOO_LONG
+                | NUMBER_OUT_OF_RANGE
+                | NOT_IN_REPERTOIRE
+                | UNTRANSLATABLE_CHARACTER,
+                _,
+            ) => Self::BadData(text),
+            (READ_ONLY_TRANSACTION, _) => Self::Unavailable(text),
+            (code, _) if OUTAGES.iter().any(|class| code.starts_with(class)) => {
+                Self::Unavailable(text)
+            }
+            (code, Some(constraint)) if code.starts_with(INTEGRITY_CONSTRAINT_VIOLATION) => {
+                Self::Violated {
+                    constraint: constraint.to_owned(),
+                    text,
+                }
+            }
+            _ => Self::Refused(text),
         }
     }
 }
@@ -141,7 +197,10 @@ impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(text) => write!(f, "PostgreSQL is unavailable: {text}"),
-            Self::BadData(text) | Self::Refused(text) => write!(f, "PostgreSQL refused: {text}"),
+            Self::Locked(text) => write!(f, "somebody else holds a lock in PostgreSQL: {text}"),
+            Self::BadData(text) | Self::Violated { text, .. } | Self::Refused(text) => {
+                write!(f, "PostgreSQL refused: {text}")
+            }
         }
     }
 }
@@ -154,40 +213,13 @@ impl From<DbError> for Problem {
             DbError::Unavailable(_) => {
                 Problem::unavailable("the database is away; try again", error)
             }
+            DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
             // Whatever a client may not send was refused before it came here.
-            DbError::BadData(_) | DbError::Refused(_) => Problem::internal(error),
+            DbError::BadData(_) | DbError::Violated { .. } | DbError::Refused(_) => {
+                Problem::internal(error)
+            }
         }
     }
-}
-
-/// Whether waiting may help. Without an SQLSTATE only a failure of the connection itself does.
-fn is_outage(error: &Error) -> bool {
-    let Some(state) = error.code() else {
-        let io = std::error::Error::source(error)
-            .is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
-        return io || error.is_closed();
-    };
-    // Connection exceptions, insufficient resources (a full disk, too many connections),
-    // operator intervention (a shutdown, a cancelled statement).
-    ["08", "53", "57"]
-        .iter()
-        .any(|class| state.code().starts_with(class))
-        || [
-            SqlState::LOCK_NOT_AVAILABLE,
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::T_R_SERIALIZATION_FAILURE,
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-        ]
-        .contains(state)
-}
-
-/// SQLSTATE classes 22, data exception, and 23, integrity constraint violation.
-fn is_bad_data(error: &Error) -> bool {
-    error.code().is_some_and(|state| {
-        ["22", "23"]
-            .iter()
-            .any(|class| state.code().starts_with(class))
-    })
 }
 
 /// The error with what the server said, for the log.
@@ -401,7 +433,7 @@ impl<S> Connection<S> {
     fn lost(&mut self, error: &Error) -> DbError {
         let error = DbError::new(error);
         // A changed schema is found out about, and perhaps put in place, by the next dial.
-        if !matches!(error, DbError::BadData(_)) {
+        if matches!(error, DbError::Unavailable(_) | DbError::Refused(_)) {
             self.live = None;
         }
         if matches!(error, DbError::Unavailable(_)) {

@@ -1,8 +1,9 @@
 //! What `/metrics` shows. Each started service has a registry of its own, so that several can
 //! live in one process, as they do in the tests.
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
+use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 pub use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
@@ -105,6 +106,20 @@ impl Metrics {
         gauge
     }
 
+    /// A value that is computed whenever it is asked for.
+    ///
+    /// # Panics
+    /// As [`Metrics::counter`].
+    pub fn computed_gauge(
+        &self,
+        name: &str,
+        help: &str,
+        value: impl Fn() -> i64 + Send + Sync + 'static,
+    ) {
+        let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
+        self.register(Computed { gauge, value });
+    }
+
     /// Values that go up and down, with one label, `label`. One that is not known is taken out, and
     /// then not shown.
     ///
@@ -148,6 +163,23 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
+    }
+}
+
+/// A gauge whose value is computed when it is collected.
+struct Computed<V> {
+    gauge: IntGauge,
+    value: V,
+}
+
+impl<V: Fn() -> i64 + Send + Sync> Collector for Computed<V> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set((self.value)());
+        self.gauge.collect()
     }
 }
 

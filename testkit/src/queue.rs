@@ -104,6 +104,17 @@ impl TestQueue {
         self.config.dead_queue()
     }
 
+    /// The queue in which older versions kept dead letters, as a queue of orders.
+    #[must_use]
+    pub fn old_dead_queue(&self) -> Self {
+        let mut config = self.config();
+        config.queue = config.dead_queue();
+        Self {
+            broker: self.broker,
+            config,
+        }
+    }
+
     /// Publishes to the queue of orders as a stranger would, and waits for the confirm.
     ///
     /// # Panics

@@ -1,9 +1,13 @@
-//! The operator's program for the dead queue.
+//! The operator's program for dead letters.
 
 use std::process::ExitCode;
 
-use billing::dead_queue;
+use billing::dead_letter_tool;
 
 fn main() -> ExitCode {
-    common::process::run_command(dead_queue::PROGRAM, dead_queue::USAGE, dead_queue::run)
+    common::process::run_command(
+        dead_letter_tool::PROGRAM,
+        dead_letter_tool::USAGE,
+        dead_letter_tool::run,
+    )
 }

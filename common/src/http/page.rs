@@ -50,6 +50,15 @@ impl Page {
         }
     }
 
+    /// The longest page, where no limit was asked for.
+    #[must_use]
+    pub fn with_limit(self) -> Self {
+        Self {
+            limit: self.limit.or(Some(LIMIT_MAX)),
+            ..self
+        }
+    }
+
     /// How many rows to read: one more than the page holds tells whether it is the last.
     #[must_use]
     pub fn rows(self) -> Option<i64> {

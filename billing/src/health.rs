@@ -1,0 +1,125 @@
+//! Whether orders are being recorded: what the consumer's thread did last, for `/ready` and the
+//! metrics. They read it at any time, also while that thread waits for PostgreSQL.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::http::Dependency;
+use common::metrics::Metrics;
+
+/// How long a batch may take to be recorded before the consumer is not ready. Whoever asks every few
+/// seconds hears of it within 15.
+const RECORDING_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whether the last try to record something succeeded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Recording {
+    /// Nothing was tried yet.
+    #[default]
+    Unknown,
+    Works,
+    Fails,
+}
+
+/// What the consumer's thread did last.
+#[derive(Default)]
+pub(crate) struct State {
+    /// There is a connection to the broker.
+    pub(crate) rabbitmq: bool,
+    pub(crate) recording: Recording,
+    /// When the try that is under way began.
+    pub(crate) trying_since: Option<Instant>,
+    /// Messages that were delivered and are not acknowledged.
+    pub(crate) in_hand: usize,
+    /// When the oldest of them came.
+    pub(crate) oldest: Option<Instant>,
+    /// Those of them that wait for somebody else while others are recorded.
+    pub(crate) held: usize,
+    /// When something was recorded or put aside last.
+    pub(crate) committed_at: Option<SystemTime>,
+}
+
+impl State {
+    fn records(&self) -> bool {
+        let slow = |since: Instant| since.elapsed() >= RECORDING_LIMIT;
+        self.recording == Recording::Works && !self.trying_since.is_some_and(slow)
+    }
+}
+
+/// The state, shared.
+#[derive(Clone, Default)]
+pub(crate) struct Health(Arc<Mutex<State>>);
+
+impl Health {
+    /// With its gauges.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let health = Self::default();
+        let gauge = |name, help, value: fn(&State) -> i64| {
+            let health = health.clone();
+            metrics.computed_gauge(name, help, move || value(&health.state()));
+        };
+        gauge(
+            "postgresql_connected",
+            "1 while orders can be recorded, as last seen.",
+            |state| i64::from(state.records()),
+        );
+        gauge(
+            "rabbitmq_connected",
+            "1 while there is a connection to the broker.",
+            |state| i64::from(state.rabbitmq),
+        );
+        gauge(
+            "orders_in_hand",
+            "Messages that were delivered and are not acknowledged.",
+            |state| i64::try_from(state.in_hand).unwrap_or(i64::MAX),
+        );
+        gauge(
+            "order_in_hand_oldest_seconds",
+            "How long ago the oldest message in hand was delivered; 0 where there is none.",
+            |state| seconds(state.oldest.map(|at| at.elapsed())),
+        );
+        gauge(
+            "orders_held",
+            "Messages that wait for a lock or for a mend of the database while others are recorded.",
+            |state| i64::try_from(state.held).unwrap_or(i64::MAX),
+        );
+        gauge(
+            "last_commit_timestamp_seconds",
+            "When something was recorded or put aside last, in seconds since 1970; 0 before the first.",
+            |state| {
+                seconds(
+                    state
+                        .committed_at
+                        .and_then(|at| at.duration_since(UNIX_EPOCH).ok()),
+                )
+            },
+        );
+        health
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked while holding it left nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For `/ready`.
+    pub(crate) fn dependencies(&self) -> Vec<Dependency> {
+        let state = self.state();
+        vec![
+            Dependency {
+                name: "postgresql",
+                up: state.records(),
+            },
+            Dependency {
+                name: "rabbitmq",
+                up: state.rabbitmq,
+            },
+        ]
+    }
+}
+
+fn seconds(duration: Option<Duration>) -> i64 {
+    duration.map_or(0, |duration| {
+        i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+    })
+}

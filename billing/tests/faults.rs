@@ -1,0 +1,475 @@
+//! The consumer while something is wrong with the database, or with a message, or with both: an order
+//! is recorded once when it is mended, none becomes a dead letter, and nothing holds up the others.
+
+use amiquip::AmqpProperties;
+use common::http::HttpConfig;
+use serde_json::{Value, json};
+use testkit::{Service, TestDatabase, TestQueue, eventually};
+
+mod dead;
+
+use dead::{count_dead, dead_letters};
+
+/// A message on its way: its body and its properties.
+type Published = (Vec<u8>, AmqpProperties);
+
+/// Fields in this order, so that the consumer ends before the things it uses.
+struct Billing {
+    consumers: Vec<Service<billing::BillingConsumer>>,
+    database: TestDatabase,
+    queue: TestQueue,
+}
+
+impl Billing {
+    fn start() -> Self {
+        Self::start_with(1, 1 << 30)
+    }
+
+    fn start_with(consumers: usize, dead_letters_bytes_max: i64) -> Self {
+        let (database, queue) = (TestDatabase::create(), TestQueue::create());
+        let config = billing::ConsumerConfig {
+            http: HttpConfig::on_loopback(1),
+            database: database.config(),
+            queue: queue.config(),
+            dead_letters_bytes_max,
+        };
+        let start = |_| {
+            Service::start(
+                |shutdown| billing::start_consumer(&config, shutdown),
+                billing::BillingConsumer::address,
+            )
+        };
+        let billing = Self {
+            consumers: (0..consumers).map(start).collect(),
+            database,
+            queue,
+        };
+        eventually("the consumers are ready", || billing.is_ready());
+        billing
+    }
+
+    fn is_ready(&self) -> bool {
+        let mut consumers = self.consumers.iter();
+        consumers.all(|consumer| consumer.client.get("/ready").status == 200)
+    }
+
+    /// What `/ready` says.
+    fn ready(&self) -> (u16, Value) {
+        let ready = self.consumers[0].client.get("/ready");
+        (ready.status, ready.json["dependencies"].clone())
+    }
+
+    fn await_not_recording(&self) {
+        let down = (503, json!({ "postgresql": "down", "rabbitmq": "up" }));
+        eventually("/ready says that nothing is recorded", || {
+            self.ready() == down
+        });
+    }
+
+    fn await_recorded(&self, expected: &[&str]) {
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
+        eventually(&format!("{expected:?} are recorded, each once"), || {
+            self.recorded() == expected
+        });
+    }
+
+    /// The message ids of the recorded orders, sorted.
+    fn recorded(&self) -> Vec<String> {
+        let sql = "SELECT message_id FROM orders ORDER BY message_id COLLATE \"C\"";
+        let rows = self.database.query(sql, &[]);
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Waits until everything that was published is settled.
+    fn await_settled(&self) {
+        eventually("nothing is in the queue or in hand", || {
+            let in_hand = self
+                .consumers
+                .iter()
+                .map(|consumer| gauge(consumer, "orders_in_hand"));
+            self.queue.counts() == Some((0, u32::try_from(self.consumers.len()).expect("few")))
+                && in_hand.sum::<i64>() == 0
+        });
+    }
+}
+
+fn gauge(consumer: &Service<billing::BillingConsumer>, name: &str) -> i64 {
+    let metrics = consumer.client.get("/metrics").text;
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.expect(name).parse().expect("a whole number")
+}
+
+fn order(user_id: &str) -> Vec<u8> {
+    json!({ "user_id": user_id, "number_of_items": 1, "total_amount": "1.00" })
+        .to_string()
+        .into_bytes()
+}
+
+/// An order whose message id is its user.
+fn placed(id: &str) -> Published {
+    (order(id), with_id(id))
+}
+
+fn garbage(id: &str) -> Published {
+    (b"garbage".to_vec(), with_id(id))
+}
+
+fn with_id(id: &str) -> AmqpProperties {
+    AmqpProperties::default().with_message_id(id.to_owned())
+}
+
+/// A fault of the database that no order can be recorded in, and its mend: orders and garbage that come
+/// meanwhile wait, and are settled afterwards.
+fn orders_wait(breaks: &str, mends: &str) {
+    let billing = Billing::start();
+    billing.queue.publish_all(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    billing.database.execute(breaks);
+
+    let ids: Vec<_> = (0..20).map(|number| format!("m-{number:02}")).collect();
+    let mut messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
+    messages.insert(7, garbage("g-1"));
+    messages.push(placed("m-03"));
+    billing.queue.publish_all(&messages);
+    billing.await_not_recording();
+    let orders_dead = "SELECT count(*) FROM dead_letters WHERE message_id <> 'g-1'";
+    assert_eq!(billing.database.count(orders_dead), 0);
+    billing.database.execute(mends);
+
+    let mut expected: Vec<_> = ids.iter().map(String::as_str).collect();
+    expected.push("before");
+    billing.await_recorded(&expected);
+    billing.await_settled();
+    let dead = dead_letters(&billing.database);
+    let dead: Vec<_> = dead.iter().map(|dead| dead.message_id.as_deref()).collect();
+    assert_eq!(dead, [Some("g-1")]);
+    eventually("it is ready again", || billing.is_ready());
+}
+
+#[test]
+fn orders_wait_for_a_sequence_that_has_come_to_its_end() {
+    orders_wait(
+        "ALTER SEQUENCE orders_id_seq MAXVALUE 2",
+        "ALTER SEQUENCE orders_id_seq NO MAXVALUE",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_column_that_somebody_added_and_nobody_fills() {
+    orders_wait(
+        "ALTER TABLE orders ADD COLUMN region text NOT NULL DEFAULT 'x'; \
+         ALTER TABLE orders ALTER COLUMN region DROP DEFAULT",
+        "ALTER TABLE orders DROP COLUMN region",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_constraint_that_no_order_keeps() {
+    orders_wait(
+        "ALTER TABLE orders ADD CONSTRAINT closed CHECK (false) NOT VALID",
+        "ALTER TABLE orders DROP CONSTRAINT closed",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_right_that_was_revoked() {
+    orders_wait(
+        "DO $$ BEGIN EXECUTE 'REVOKE INSERT ON orders FROM ' || quote_ident(current_user); \
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RAISE insufficient_privilege; END'; \
+         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION refuse(); \
+         END $$",
+        "DROP TRIGGER refuse ON orders; \
+         DO $$ BEGIN EXECUTE 'GRANT INSERT ON orders TO ' || quote_ident(current_user); END $$",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_disk_that_is_full() {
+    // As PostgreSQL reports it; a disk that is really full is for the drill.
+    orders_wait(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RAISE disk_full; END'; \
+         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON orders",
+    );
+}
+
+#[test]
+fn orders_wait_while_commits_hang() {
+    // A deferred trigger runs in the commit: what waits there waits as for a standby.
+    orders_wait(
+        "CREATE TABLE hangs AS SELECT 1; \
+         CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN WHILE EXISTS (SELECT FROM hangs) LOOP PERFORM pg_sleep(0.05); END LOOP; \
+          RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER hang AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION hang()",
+        "DELETE FROM hangs",
+    );
+}
+
+#[test]
+fn orders_wait_for_ids_that_lag_behind_the_rows() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+         SELECT 'old-' || n, 'old', 1, 1 FROM generate_series(1, 40) n; \
+         SELECT setval('orders_id_seq', 1, false)",
+    );
+
+    let ids: Vec<_> = (0..10).map(|number| format!("m-{number}")).collect();
+    let messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
+    billing.queue.publish_all(&messages);
+    billing.await_not_recording();
+    billing
+        .database
+        .execute("SELECT setval('orders_id_seq', max(id)) FROM orders");
+
+    eventually("all are recorded", || {
+        let new = "SELECT count(*) FROM orders WHERE user_id <> 'old'";
+        billing.database.count(new) == 10
+    });
+    assert_eq!(count_dead(&billing.database), 0);
+}
+
+#[test]
+fn orders_wait_for_a_lock_of_the_whole_table_and_ready_says_so() {
+    let billing = Billing::start();
+    let mut holder = billing.database.connect();
+    let mut lock = holder.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE orders").expect("a lock");
+
+    // Nothing is there to be recorded, and it is said all the same.
+    billing.await_not_recording();
+    billing
+        .queue
+        .publish_all(&[placed("m-1"), garbage("g-1"), placed("m-2")]);
+    billing.await_not_recording();
+    lock.rollback().expect("the table is free");
+
+    billing.await_recorded(&["m-1", "m-2"]);
+    eventually("it is ready again", || billing.is_ready());
+    billing.await_settled();
+}
+
+#[test]
+fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that_a_stranger_forbids()
+ {
+    let billing = Billing::start_with(2, 1 << 30);
+    billing.database.execute(
+        "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory')",
+    );
+    billing.queue.publish_all(&[placed("k")]);
+    billing.await_recorded(&["k"]);
+    let mut holder = billing.database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let delete = "DELETE FROM orders WHERE message_id = 'k'";
+    open.execute(delete, &[]).expect("an order");
+
+    let mut messages: Vec<_> = (0..200)
+        .map(|number| placed(&format!("m-{number:03}")))
+        .collect();
+    messages.insert(50, (order("mallory"), with_id("x")));
+    messages.insert(100, placed("k"));
+    messages.insert(150, garbage("g-1"));
+    billing.queue.publish_all(&messages);
+    let others: Vec<_> = (0..200).map(|number| format!("m-{number:03}")).collect();
+    let mut expected: Vec<_> = others.iter().map(String::as_str).collect();
+    expected.push("k");
+    billing.await_recorded(&expected);
+
+    let held = || {
+        billing
+            .consumers
+            .iter()
+            .map(|consumer| gauge(consumer, "orders_held"))
+    };
+    eventually("both are held", || held().sum::<i64>() == 2);
+    let oldest = || {
+        let consumers = billing.consumers.iter();
+        consumers
+            .map(|consumer| gauge(consumer, "order_in_hand_oldest_seconds"))
+            .max()
+    };
+    eventually("their age shows", || oldest() >= Some(1));
+    assert!(billing.is_ready());
+    open.commit().expect("the order is deleted");
+    billing
+        .database
+        .execute("ALTER TABLE orders DROP CONSTRAINT nobody_trusts_mallory");
+
+    expected.push("x");
+    billing.await_recorded(&expected);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
+}
+
+#[test]
+fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
+    let billing = Billing::start();
+    let mut holder = billing.database.connect();
+    let mut lock = holder.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE dead_letters")
+        .expect("a lock");
+
+    billing
+        .queue
+        .publish_all(&[placed("m-1"), garbage("first"), placed("m-2")]);
+    billing.await_recorded(&["m-1", "m-2"]);
+    assert!(billing.is_ready());
+    lock.rollback().expect("the table is free");
+    eventually("it is stored", || count_dead(&billing.database) == 1);
+
+    let alter = |sql: &str| {
+        billing
+            .database
+            .execute(&format!("ALTER TABLE dead_letters {sql}"))
+    };
+    for (round, (breaks, mends)) in [
+        (
+            "ADD CONSTRAINT odd CHECK (reason <> 'body') NOT VALID",
+            "DROP CONSTRAINT odd",
+        ),
+        ("RENAME TO gone", ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        alter(breaks);
+        let id = |name: &str| format!("{name}-{round}");
+        let messages = [
+            garbage(&id("g")),
+            placed(&id("a")),
+            garbage(&id("h")),
+            placed(&id("b")),
+        ];
+        billing.queue.publish_all(&messages);
+        eventually("the orders are recorded", || {
+            let recorded = billing.recorded();
+            recorded.contains(&id("a")) && recorded.contains(&id("b"))
+        });
+        if mends.is_empty() {
+            billing
+                .database
+                .execute("ALTER TABLE gone RENAME TO dead_letters");
+        } else {
+            alter(mends);
+        }
+        eventually("the dead letters are stored", || {
+            count_dead(&billing.database) == 3 + 2 * i64::try_from(round).expect("few")
+        });
+    }
+    billing.await_settled();
+}
+
+#[test]
+fn another_order_with_the_same_message_id_is_a_dead_letter_and_the_same_order_is_none() {
+    let billing = Billing::start();
+    let as_numbers = br#"{"total_amount":1,"number_of_items":"1","user_id":"m-1"}"#.to_vec();
+    billing.queue.publish_all(&[
+        placed("m-1"),
+        (as_numbers, with_id("m-1")),
+        (order("other"), with_id("m-1")),
+        placed("m-2"),
+    ]);
+    billing.await_recorded(&["m-1", "m-2"]);
+    billing
+        .queue
+        .publish_all(&[placed("m-1"), (order("third"), with_id("m-1"))]);
+
+    billing.await_settled();
+
+    let dead = dead_letters(&billing.database);
+    let dead: Vec<_> = dead
+        .iter()
+        .map(|dead| {
+            (
+                dead.reason.as_str(),
+                dead.message_id.as_deref(),
+                dead.body.clone(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        dead,
+        [
+            ("conflict", Some("m-1"), order("other")),
+            ("conflict", Some("m-1"), order("third")),
+        ]
+    );
+    let users = billing
+        .database
+        .query("SELECT user_id FROM orders ORDER BY id", &[]);
+    let users: Vec<&str> = users.iter().map(|row| row.get(0)).collect();
+    assert_eq!(users, ["m-1", "m-2"]);
+}
+
+#[test]
+fn a_dead_letter_that_comes_again_is_one_and_is_counted_once() {
+    let billing = Billing::start();
+
+    billing
+        .queue
+        .publish_all(&[garbage("g-1"), garbage("g-1"), placed("m-1")]);
+    billing.await_settled();
+    billing
+        .queue
+        .publish_all(&[garbage("g-1"), (b"other".to_vec(), with_id("g-1"))]);
+    billing.await_settled();
+
+    assert_eq!(count_dead(&billing.database), 2);
+    let metrics = billing.consumers[0].client.get("/metrics").text;
+    assert!(
+        metrics.contains("\norders_dead_total{reason=\"body\"} 2\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn of_a_long_body_the_start_is_kept_and_of_each_once_there_are_too_many() {
+    const MEBIBYTE: usize = 1024 * 1024;
+    let billing = Billing::start_with(1, 512 * 1024);
+    let long = vec![b'x'; 3 * MEBIBYTE];
+
+    billing
+        .queue
+        .publish_all(&[(long.clone(), with_id("long"))]);
+    billing.await_settled();
+    billing
+        .queue
+        .publish_all(&[(long[..2000].to_vec(), with_id("short"))]);
+    billing.await_settled();
+
+    let dead = dead_letters(&billing.database);
+    let lengths: Vec<_> = dead
+        .iter()
+        .map(|dead| (dead.body.len(), dead.body_bytes))
+        .collect();
+    assert_eq!(lengths, [(MEBIBYTE, 3 * 1024 * 1024), (1024, 2000)]);
+}
+
+#[test]
+fn who_follows_the_ids_misses_no_order_however_many_consumers_record() {
+    const COUNT: i64 = 4000;
+    let billing = Billing::start_with(3, 1 << 30);
+    let messages: Vec<_> = (0..COUNT)
+        .map(|number| placed(&format!("m-{number:05}")))
+        .collect();
+    let mut reader = billing.database.connect();
+
+    billing.queue.publish_all(&messages);
+
+    let (mut after, mut seen) = (0_i64, 0_i64);
+    eventually("all are seen", || {
+        let sql = "SELECT id FROM orders WHERE id > $1 ORDER BY id LIMIT 50";
+        let rows = reader.query(sql, &[&after]).expect(sql);
+        seen += i64::try_from(rows.len()).expect("few");
+        after = rows.last().map_or(after, |last| last.get(0));
+        billing.database.count("SELECT count(*) FROM orders") == COUNT && rows.is_empty()
+    });
+    assert_eq!(seen, COUNT);
+}
