@@ -3,8 +3,14 @@
 //! the tests beside it share.
 
 pub mod drill;
+pub mod faults;
 pub mod history;
 mod moviegoers;
+mod orders;
+mod stage;
+mod stranger;
+
+pub use stage::Stage;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -117,6 +123,7 @@ impl Platform {
             way_to_broker,
             consumer: None,
             consumer_config: ConsumerConfig {
+                dead_letters_bytes_max: 1 << 30,
                 http: http(),
                 database: orders.config(),
                 queue: queue.config(),

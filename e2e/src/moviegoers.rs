@@ -10,14 +10,17 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::{Client, Reply};
 
-use crate::drill::lock;
 use crate::history::{Answered, Asked, Content, Operation};
+use crate::stage::lock;
 
 /// So few that clients meet at each.
 const MOVIES: usize = 2;
 
 /// A movie that was asked for so often is left alone, and the next one created.
 const REQUESTS_MAX: usize = 40;
+
+/// Likewise one with so many requests of unknown outcome, of which each doubles what may have been.
+const UNKNOWN_MAX: usize = 2;
 
 /// What the clients share.
 pub(crate) struct Movies<'d> {
@@ -31,6 +34,16 @@ pub(crate) struct Movies<'d> {
 struct Movie {
     id: i64,
     operations: Mutex<Vec<Operation>>,
+}
+
+impl Movie {
+    fn can_go_on(&self) -> bool {
+        let operations = lock(&self.operations);
+        let unknown = operations
+            .iter()
+            .filter(|done| done.answered == Answered::Unknown);
+        operations.len() < REQUESTS_MAX && unknown.count() < UNKNOWN_MAX
+    }
 }
 
 impl<'d> Movies<'d> {
@@ -91,8 +104,7 @@ impl<'m> Moviegoer<'m> {
     /// knows whether it was created: it has no id to ask for.
     fn current_movie(&mut self) -> Option<Arc<Movie>> {
         let mut current = lock(&self.movies.current[fastrand::usize(..MOVIES)]);
-        let wanted = |movie: &&Arc<Movie>| lock(&movie.operations).len() < REQUESTS_MAX;
-        if let Some(movie) = current.as_ref().filter(wanted) {
+        if let Some(movie) = current.as_ref().filter(|movie| movie.can_go_on()) {
             return Some(Arc::clone(movie));
         }
         let movie = Arc::new(self.create()?);

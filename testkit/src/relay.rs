@@ -12,19 +12,24 @@ pub struct Relay {
     shared: Arc<Shared>,
 }
 
+#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     thawed: Condvar,
 }
 
+#[derive(Default)]
 struct State {
-    target: (String, u16),
     up: bool,
     frozen: bool,
     /// How many pieces wait for the thaw.
     held: usize,
     /// Both ends of what is passed on.
     streams: Vec<TcpStream>,
+    /// Of these, the clients' ends.
+    clients: Vec<TcpStream>,
+    /// Where the server is.
+    target: Option<(String, u16)>,
 }
 
 impl Relay {
@@ -59,17 +64,8 @@ impl Relay {
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
-        let state = State {
-            target: (host.to_owned(), port),
-            up: false,
-            frozen: false,
-            held: 0,
-            streams: Vec::new(),
-        };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            thawed: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::default());
+        shared.lock().target = Some((host.to_owned(), port));
         let accepting = Arc::clone(&shared);
         // Ends with the test's process, like the threads that it starts.
         thread::spawn(move || {
@@ -78,14 +74,15 @@ impl Relay {
                 if !state.up {
                     continue;
                 }
-                let Ok(server) = TcpStream::connect((state.target.0.as_str(), state.target.1))
-                else {
+                let target = state.target.clone().expect("a relay has a target");
+                let Ok(server) = TcpStream::connect(target) else {
                     continue;
                 };
                 for stream in [&client, &server] {
                     // Without it what comes in two parts waits 40 ms between them.
                     let _ = stream.set_nodelay(true);
                 }
+                state.clients.push(clone(&client));
                 for (from, to, change) in [(&client, &server, change), (&server, &client, |_| {})] {
                     let (from, to) = (clone(from), clone(to));
                     state.streams.push(clone(&from));
@@ -103,17 +100,13 @@ impl Relay {
         self.address
     }
 
-    /// Takes the connections to come to another server, such as one that was started anew.
-    pub fn lead_to(&self, server: SocketAddr) {
-        self.shared.lock().target = (server.ip().to_string(), server.port());
-    }
-
     /// Ends every connection and takes no new one.
     pub fn cut(&self) {
         let mut state = self.shared.lock();
         state.up = false;
         state.frozen = false;
         self.shared.thawed.notify_all();
+        state.clients.clear();
         for stream in state.streams.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -122,6 +115,35 @@ impl Relay {
     /// Keeps every connection and passes nothing on, as a server that hangs.
     pub fn freeze(&self) {
         self.shared.lock().frozen = true;
+    }
+
+    /// Says this to every client in the place of the server, between two things that it says
+    /// itself.
+    ///
+    /// # Panics
+    /// When a client is gone.
+    pub fn say_to_clients(&self, bytes: &[u8]) {
+        for client in &mut self.shared.lock().clients {
+            client.write_all(bytes).expect("a client that listens");
+        }
+    }
+
+    /// Has another server from now on, for connections that are yet to come.
+    pub fn lead_to(&self, address: SocketAddr) {
+        self.shared.lock().target = Some((address.ip().to_string(), address.port()));
+    }
+
+    /// The ports of its own that have a connection at present: to a server, its clients come from
+    /// these.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let state = self.shared.lock();
+        let connected = state
+            .streams
+            .iter()
+            .filter(|stream| stream.peer_addr().is_ok());
+        let addresses = connected.flat_map(TcpStream::local_addr);
+        addresses.map(|address| address.port()).collect()
     }
 
     /// Whether anything waits for the end of the freeze.

@@ -21,6 +21,7 @@ owner=tests
 main() {
     old_backups_go
     orders_come_back
+    dead_letters_come_back
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
 }
@@ -58,8 +59,7 @@ names() {
 # "hand" a message id.
 orders_come_back() {
     local former=${database}_former orders='message_id, user_id, number_of_items, total_amount'
-    echo "CREATE DATABASE $database OWNER $owner TEMPLATE template0" | administrator_psql
-    cat "$repo"/billing/migrations/*.sql | administrator_psql --dbname="$database"
+    new_database
     in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
         (1, 'first', 'u', 1, 1), (3, 'third', 'u', 1, 1), (4, NULL, 'hand', 1, 1), (5, 'fifth', 'u', 1, 1)"
     dump_database "$scratch/dump"
@@ -81,6 +81,40 @@ orders_come_back() {
         "INSERT INTO orders ($orders) VALUES ('next', 'u', 1, 1) RETURNING id"
     drop_database "$former"
     drop_database "$database"
+}
+
+# dead_letters_come_back: "twice" died twice, with different contents, and "new" since the restore,
+# with a number that was given before.
+dead_letters_come_back() {
+    local former=${database}_former new
+    new='INSERT INTO dead_letters
+             (message_id, reason, detail, exchange, routing_key, properties, body, body_bytes) VALUES'
+    new_database
+    in_database "$new ('early', 'body', '', '', 'q', '{}', 'a', 1), ('twice', 'body', '', '', 'q', '{}', 'a', 1),
+                      (NULL, 'body', '', '', 'q', '{}', 'a', 1)"
+    dump_database "$scratch/dump"
+    in_database "$new ('twice', 'body', '', '', 'q', '{}', 'b', 1), (NULL, 'body', '', '', 'q', '{}', 'a', 1)"
+
+    fill_new_database "${database}_restored" "$scratch/dump"
+    exchange "$former"
+    in_database "$new ('new', 'body', '', '', 'q', '{}', 'a', 1)"
+    take_over_dead_letters "$former"
+    take_over_dead_letters "$former"
+
+    is 'each dead letter is there once, and no number changes hands' \
+        '1 early a, 2 twice a, 3  a, 4 new a, 5  a, 6 twice b' in_database \
+        "SELECT string_agg(id || ' ' || coalesce(message_id, '') || ' ' || encode(body, 'escape'), ', ' ORDER BY id)
+           FROM dead_letters"
+    is 'a database without dead letters is told from one with them' '0 1' echo \
+        "$(exit_of has_table "$database" dead_letters)" "$(exit_of has_table postgres dead_letters)"
+    drop_database "$former"
+    drop_database "$database"
+}
+
+# new_database: empty, with the tables of billing.
+new_database() {
+    echo "CREATE DATABASE $database OWNER $owner TEMPLATE template0" | administrator_psql
+    cat "$repo"/billing/migrations/*.sql | administrator_psql --dbname="$database"
 }
 
 in_database() {
