@@ -24,7 +24,7 @@ main() {
     begin_machine billing billing-api billing-consumer
     provide_basics "$(lacking_postgres)" "$(lacking_rabbitmq)"
     provide_firewall "$(from_monitoring BILLING_API_PORT BILLING_CONSUMER_PORT)" \
-        "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport { ${SETTINGS[RABBITMQ_PORT]}, ${SETTINGS[BILLING_API_PORT]} } accept" \
+        "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport { ${SETTINGS[RABBITMQ_PORT]}, ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[BILLING_CONSUMER_PORT]} } accept" \
         "ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport { ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]} } accept"
     # Before the servers have their memory, in case they are built here.
     provide_programs billing-api billing-consumer -- billing-dead-letters
@@ -32,6 +32,7 @@ main() {
     provide_rabbitmq
     provide_operator_program billing-dead-letters billing-consumer
     provide_apps
+    tell_what_deletes_orders
     end_machine
 }
 

@@ -336,6 +336,8 @@ start_rabbitmq() {
         rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}" \
         "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
+    rabbitmq_tell_what_deletes_orders "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        "${SETTINGS[RABBITMQ_QUEUE]}"
 }
 
 wait_until_ready() {

@@ -45,6 +45,7 @@ def gateway(bench, upstream_port):
         INVENTORY_API_PORT=upstream_port,
         BILLING_VM_IP="127.0.0.1",
         BILLING_API_PORT=1,
+        BILLING_CONSUMER_PORT=1,
     )
 
 

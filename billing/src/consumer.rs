@@ -349,7 +349,7 @@ impl Consumer {
     fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
         let mut link = self.connect()?;
         let channel = link.open_channel()?;
-        link.declare(&channel, &self.queue.queue)?;
+        link.declare(&self.queue.queue)?;
         let limit = link.limit();
         channel.qos(0, PREFETCH, false)?;
         // A second receiver, dropped after the consumer: amiquip's thread ends the connection

@@ -108,11 +108,11 @@ impl Health {
         vec![
             Dependency {
                 name: "postgresql",
-                up: state.records(),
+                state: state.records().into(),
             },
             Dependency {
                 name: "rabbitmq",
-                up: state.rabbitmq,
+                state: state.rabbitmq.into(),
             },
         ]
     }

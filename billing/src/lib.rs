@@ -75,7 +75,7 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
         move || {
             vec![Dependency {
                 name: "postgresql",
-                up: orders.is_up(),
+                state: orders.is_up().into(),
             }]
         }
     };

@@ -684,29 +684,19 @@ fn ready_says_which_dependency_is_down_and_health_does_not_mind() {
 }
 
 #[test]
-fn a_queue_that_a_stranger_declared_otherwise_is_no_reason_to_call_the_database_down() {
+fn a_queue_that_a_stranger_declared_otherwise_is_used_as_it_is() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let mut options = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let limit = AmqpValue::LongLongInt(5);
-    options.arguments.insert("x-max-length".to_owned(), limit);
-    queue.on_channel(|channel| {
-        channel
-            .queue_declare(queue.name(), options)
-            .expect("a queue of a stranger");
-    });
+    queue.declare_with(&[("x-max-length", AmqpValue::LongLongInt(5))]);
+    queue.publish(&order("20"), with_id("m-1"));
 
     let consumer = start_consumer(database.config(), queue.config());
 
-    let state = json!({ "postgresql": "up", "rabbitmq": "down" });
-    eventually("the database is said to be up", || {
-        consumer.client.get("/ready").json["dependencies"] == state
-    });
-    queue.delete();
-    eventually("the consumer heals", || {
+    eventually("it is ready", || {
         consumer.client.get("/ready").status == 200
+    });
+    eventually("the order is recorded", || {
+        let metrics = consumer.client.get("/metrics").text;
+        metrics.contains("\norders_recorded_total 1\n")
     });
 }
 

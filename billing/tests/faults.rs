@@ -327,7 +327,7 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     let alter = |sql: &str| {
         billing
             .database
-            .execute(&format!("ALTER TABLE dead_letters {sql}"))
+            .execute(&format!("ALTER TABLE dead_letters {sql}"));
     };
     for (round, (breaks, mends)) in [
         (

@@ -5,11 +5,13 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::vec;
 
+use postgres::error::{Severity, SqlState};
 use postgres::{Client, Error, NoTls, Portal, Row, Transaction};
 
 use crate::backoff::Backoff;
@@ -222,6 +224,44 @@ impl From<DbError> for Problem {
     }
 }
 
+/// Why a change is not known to be made.
+#[derive(Debug, Clone)]
+pub enum ChangeError {
+    /// Nothing was changed: it never reached the server, or the server refused it.
+    NotMade(DbError),
+    /// The connection ended before the server had answered: the change may have been made.
+    Unknown(DbError),
+}
+
+impl From<ChangeError> for DbError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotMade(error) | ChangeError::Unknown(error) => error,
+        }
+    }
+}
+
+/// Whether the server refused a statement, so that nothing of it was done. A fatal error is none:
+/// it ends the session, perhaps of one that has just committed.
+fn is_refusal(error: &Error) -> bool {
+    error
+        .as_db_error()
+        .is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
+}
+
+/// Whether a prepared statement does not fit any more, and nothing of it was done: the types of its
+/// columns have changed (`cached plan must not change result type`), or the server has forgotten
+/// it (`DISCARD ALL`, a pooler).
+fn is_stale(error: &Error) -> bool {
+    is_refusal(error)
+        && [
+            &SqlState::FEATURE_NOT_SUPPORTED,
+            &SqlState::INVALID_SQL_STATEMENT_NAME,
+        ]
+        .map(Some)
+        .contains(&error.code())
+}
+
 /// The error with what the server said, for the log.
 fn describe(error: &Error) -> String {
     match error.as_db_error() {
@@ -349,20 +389,44 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Runs a query or a command. It is never repeated: after an outage midway, whether it was
-    /// done is for the caller to ask again.
+    /// Runs one statement or one transaction. It is repeated, on a new connection, where its
+    /// prepared statements were stale, since then nothing of it was done, and otherwise never:
+    /// after an outage midway, whether it was done is for the caller to ask again.
     pub fn run<T>(
         &mut self,
-        query: impl FnOnce(&mut Client, &S) -> Result<T, Error>,
+        query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
     ) -> Result<T, DbError> {
-        let live = self.live()?;
-        let result = query(&mut live.client, &live.statements);
-        live.last_used = Instant::now();
-        result.map_err(|error| self.lost(&error))
+        self.change(query).map_err(DbError::from)
+    }
+
+    /// Runs one statement or one transaction as [`Connection::run`] does, and tells of a failure
+    /// whether anything may have been changed.
+    pub fn change<T>(
+        &mut self,
+        mut query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
+    ) -> Result<T, ChangeError> {
+        let mut repeated = false;
+        loop {
+            let live = self.live().map_err(ChangeError::NotMade)?;
+            let result = query(&mut live.client, &live.statements);
+            live.last_used = Instant::now();
+            match result {
+                Ok(result) => return Ok(result),
+                Err(error) if is_stale(&error) && !mem::replace(&mut repeated, true) => {
+                    self.live = None;
+                }
+                Err(error) if is_refusal(&error) => {
+                    return Err(ChangeError::NotMade(self.lost(&error)));
+                }
+                Err(error) => return Err(ChangeError::Unknown(self.lost(&error))),
+            }
+        }
     }
 
     /// Begins a query whose rows are fetched by the thousand, all as they were at its
-    /// begin: in memory that does not grow with their number.
+    /// begin: in memory that does not grow with their number. What is bound is given as text, and
+    /// so is what [`Rows::run`] asks: prepared in the transaction of the stream it cannot be stale,
+    /// as a statement that was prepared before may be.
     pub fn stream(
         &mut self,
         bind: impl FnOnce(&mut Transaction<'_>, &S) -> Result<Portal, Error>,
@@ -393,7 +457,7 @@ impl<S> Connection<S> {
             .spawn(move || {
                 let mut waiting = false;
                 while let Err(error) = self.run(|client, _| client.batch_execute("")) {
-                    if !std::mem::replace(&mut waiting, true) {
+                    if !mem::replace(&mut waiting, true) {
                         log::warn!(cause = error.to_string().as_str(); "waiting for PostgreSQL");
                     }
                     let until_next_dial = self
@@ -415,7 +479,7 @@ impl<S> Connection<S> {
 
     /// A connection that works as far as can be known.
     fn live(&mut self) -> Result<&mut Live<S>, DbError> {
-        let usable = !std::mem::take(&mut self.broken)
+        let usable = !mem::take(&mut self.broken)
             && self.live.as_mut().is_some_and(|live| {
                 !live.client.is_closed()
                     && (live.last_used.elapsed() < TRUSTED_IDLE
@@ -536,7 +600,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Runs another query in between.
+    /// Runs another query in between, in the transaction of the stream.
     pub fn run<T>(
         &mut self,
         query: impl FnOnce(&mut Transaction<'a>) -> Result<T, Error>,

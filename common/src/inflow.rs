@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::{Ready, SetReadiness};
 
-use crate::legible::{FRAME_HEAD_BYTES, big_endian};
+use crate::sanitizing::{FRAME_HEAD_BYTES, big_endian};
 
 /// Messages that are delivered and not done with may weigh so much together. One more is let in
 /// below it, of whatever size: otherwise a message that is larger would never arrive.

@@ -13,9 +13,9 @@ pub mod db;
 #[cfg(feature = "queue")]
 mod inflow;
 #[cfg(feature = "queue")]
-mod legible;
-#[cfg(feature = "queue")]
 pub mod queue;
+#[cfg(feature = "queue")]
+mod sanitizing;
 
 pub mod backoff;
 pub mod log;

@@ -12,6 +12,15 @@ const USER_ID_CHARS_MAX: usize = 50;
 /// The most digits before the point of a `total_amount`.
 const AMOUNT_DIGITS_MAX: usize = 10;
 
+/// The most characters of a JSON number in plain digits: as many as a `user_id` may have, and
+/// more than the other fields may.
+const NUMBER_CHARS_MAX: usize = USER_ID_CHARS_MAX;
+
+const USER_ID_RULE: &str = "must have 1 to 50 characters, none of them NUL";
+const NUMBER_OF_ITEMS_RULE: &str = "must be a whole number from 1 to 2147483647";
+const TOTAL_AMOUNT_RULE: &str =
+    "must be a number from 0 to 9999999999.99 in plain digits, with at most two after the point";
+
 /// An order that keeps all rules; there is no other kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewOrder {
@@ -35,8 +44,9 @@ impl fmt::Display for Amount {
     }
 }
 
-/// The fields as they stand in the message. Numbers are kept as text: through a float,
-/// 0.07 + 0.01 cents would be lost before anyone looked.
+/// The fields as they stand in the message. A string is taken as it is written, in plain digits;
+/// a number counts by its value, and is read from its text: through a float, cents would be lost
+/// before anyone looked.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow)]
@@ -58,54 +68,93 @@ impl NewOrder {
         let fields: Fields<'_> = serde_json::from_str(text)
             .map_err(|error| OrderError::whole(format!("is not a JSON object: {error}")))?;
         Ok(Self {
-            user_id: user_id(&text_of("user_id", fields.user_id)?)?,
-            number_of_items: number_of_items(&text_of("number_of_items", fields.number_of_items)?)?,
-            total_amount: total_amount(&text_of("total_amount", fields.total_amount)?)?,
+            user_id: field("user_id", USER_ID_RULE, fields.user_id, user_id)?,
+            number_of_items: field(
+                "number_of_items",
+                NUMBER_OF_ITEMS_RULE,
+                fields.number_of_items,
+                number_of_items,
+            )?,
+            total_amount: field(
+                "total_amount",
+                TOTAL_AMOUNT_RULE,
+                fields.total_amount,
+                amount,
+            )?,
         })
     }
 }
 
-/// The text of a string, or the digits of a number as they were written.
-fn text_of(field: &'static str, value: Option<&RawValue>) -> Result<String, OrderError> {
-    let json = value.ok_or(OrderError::field(field, "is required"))?.get();
+/// The value of a field, where its text keeps the field's rule.
+fn field<T>(
+    name: &'static str,
+    rule: &'static str,
+    value: Option<&RawValue>,
+    read: fn(&str) -> Option<T>,
+) -> Result<T, OrderError> {
+    let text = text_of(name, value)?;
+    text.as_deref()
+        .and_then(read)
+        .ok_or(OrderError::field(name, rule))
+}
+
+/// The text of a string, or a number in plain digits; None where a number has too many.
+fn text_of(name: &'static str, value: Option<&RawValue>) -> Result<Option<String>, OrderError> {
+    let json = value.ok_or(OrderError::field(name, "is required"))?.get();
     match json.as_bytes() {
         [b'"', ..] => serde_json::from_str(json)
-            .map_err(|_| OrderError::field(field, "is not a well-formed string")),
-        [b'-' | b'0'..=b'9', ..] => Ok(json.to_owned()),
-        _ => Err(OrderError::field(field, "must be a string or a number")),
+            .map(Some)
+            .map_err(|_| OrderError::field(name, "is not a well-formed string")),
+        [b'-' | b'0'..=b'9', ..] => Ok(plain_digits(json)),
+        _ => Err(OrderError::field(name, "must be a string or a number")),
     }
 }
 
-fn user_id(text: &str) -> Result<String, OrderError> {
-    let rule = OrderError::field("user_id", "must have 1 to 50 characters, none of them NUL");
-    // A character has four bytes at most: a megabyte need not be counted.
-    let too_long = text.len() > 4 * USER_ID_CHARS_MAX || text.chars().count() > USER_ID_CHARS_MAX;
-    if text.is_empty() || too_long || text.contains('\0') {
-        Err(rule)
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
-fn number_of_items(text: &str) -> Result<i32, OrderError> {
-    let number = if is_digits(text) {
-        text.parse().ok()
-    } else {
-        None
+/// The value of a JSON number in plain digits, without zeros that do not count: `1.50e3` is
+/// `1500`, and `-0.0` is `0`. None where these are more than [`NUMBER_CHARS_MAX`] characters,
+/// which is known before any of them is written, however large the exponent is.
+fn plain_digits(number: &str) -> Option<String> {
+    let (sign, number) = match number.strip_prefix('-') {
+        Some(number) => ("-", number),
+        None => ("", number),
     };
-    number
-        .filter(|number| *number >= 1)
-        .ok_or(OrderError::field(
-            "number_of_items",
-            "must be a whole number from 1 to 2147483647",
-        ))
+    let (decimal, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    let digits = format!("{whole}{fraction}");
+    let without_zeros_before = digits.trim_start_matches('0');
+    let counting = without_zeros_before.trim_end_matches('0');
+    if counting.is_empty() {
+        return Some("0".to_owned());
+    }
+    // How many of the digits that count stand before the point; below 0, zeros follow it.
+    let zeros_before = digits.len() - without_zeros_before.len();
+    let before_point = i64::try_from(whole.len()).ok()? - i64::try_from(zeros_before).ok()?
+        + i64::from(exponent.parse::<i32>().ok()?);
+    if counting.len() > NUMBER_CHARS_MAX || before_point.unsigned_abs() > NUMBER_CHARS_MAX as u64 {
+        return None;
+    }
+    let text = match usize::try_from(before_point) {
+        Ok(before @ 1..) if before < counting.len() => {
+            format!("{sign}{}.{}", &counting[..before], &counting[before..])
+        }
+        Ok(before @ 1..) => format!("{sign}{counting:0<before$}"),
+        _ => {
+            let after = counting.len() + usize::try_from(-before_point).ok()?;
+            format!("{sign}0.{counting:0>after$}")
+        }
+    };
+    (text.len() <= NUMBER_CHARS_MAX).then_some(text)
 }
 
-fn total_amount(text: &str) -> Result<Amount, OrderError> {
-    amount(text).ok_or(OrderError::field(
-        "total_amount",
-        "must be a number from 0 to 9999999999.99 in plain digits, with at most two after the point",
-    ))
+fn user_id(text: &str) -> Option<String> {
+    // A character has four bytes at most: a megabyte need not be counted.
+    let fits = text.len() <= 4 * USER_ID_CHARS_MAX && text.chars().count() <= USER_ID_CHARS_MAX;
+    (fits && !text.is_empty() && !text.contains('\0')).then(|| text.to_owned())
+}
+
+fn number_of_items(text: &str) -> Option<i32> {
+    let number = is_digits(text).then(|| text.parse().ok()).flatten();
+    number.filter(|number| *number >= 1)
 }
 
 fn amount(text: &str) -> Option<Amount> {
@@ -205,6 +254,15 @@ mod tests {
             (r#""29.9""#, "29.90"),
             ("0", "0.00"),
             ("9999999999.99", "9999999999.99"),
+            ("1e2", "100.00"),
+            ("1E+2", "100.00"),
+            ("1.5e3", "1500.00"),
+            ("29.990", "29.99"),
+            ("2999000e-5", "29.99"),
+            ("0.00000000000000000001e20", "1.00"),
+            ("-0", "0.00"),
+            ("-0.0e-5", "0.00"),
+            ("0e99999999999999999999", "0.00"),
         ] {
             let order = order("1", "1", written).expect(written);
             assert_eq!(order.total_amount.to_string(), kept, "{written}");
@@ -226,10 +284,17 @@ mod tests {
             r#"".5""#,
             r#""5.""#,
             r#""1.2.3""#,
-            "1E2",
+            r#""1E2""#,
+            r#""29.990""#,
+            r#""-0""#,
             r#""Infinity""#,
             r#""1_000""#,
-            "-0",
+            "1e10",
+            "1e-3",
+            "1e-400",
+            "-1e-400",
+            "1e99999999999999999999",
+            "1e-99999999999999999999",
         ] {
             let problem = order("1", "1", written).expect_err(written);
             assert!(
@@ -245,8 +310,12 @@ mod tests {
             "0",
             "-1",
             "2147483648",
-            "1.0",
-            "1e2",
+            "1.5",
+            "1e-1",
+            "2147483647.1",
+            "1e400",
+            r#""1.0""#,
+            r#""1e2""#,
             r#""+1""#,
             r#""""#,
             r#""one""#,
@@ -257,10 +326,15 @@ mod tests {
                 "{written}: {problem}"
             );
         }
-        assert_eq!(
-            order("1", "2147483647", "1").unwrap().number_of_items,
-            i32::MAX
-        );
+        for (written, kept) in [
+            ("2147483647", i32::MAX),
+            ("99.0", 99),
+            ("1e2", 100),
+            ("120.00e-1", 12),
+        ] {
+            let order = order("1", written, "1").expect(written);
+            assert_eq!(order.number_of_items, kept, "{written}");
+        }
     }
 
     #[test]
@@ -277,6 +351,40 @@ mod tests {
             assert!(
                 problem.starts_with("user_id must have 1 to 50"),
                 "{written}: {problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_user_id_that_is_a_number_is_its_plain_digits() {
+        for (written, kept) in [
+            ("20", "20"),
+            ("20.0", "20"),
+            ("2e1", "20"),
+            ("1.5", "1.5"),
+            ("-7.50", "-7.5"),
+            ("15e-3", "0.015"),
+            ("-0", "0"),
+            ("1e49", &format!("1{}", "0".repeat(49))),
+            ("1e-48", &format!("0.{}1", "0".repeat(47))),
+        ] {
+            assert_eq!(order(written, "1", "1").expect(written).user_id, kept);
+        }
+        let many_digits = "9".repeat(16_000);
+        for written in [
+            "1e50",
+            "-1e49",
+            "1e-49",
+            "1e400",
+            "1e-400",
+            &many_digits,
+            &format!("1e{many_digits}"),
+            &format!("1e-{many_digits}"),
+        ] {
+            let problem = order(written, "1", "1").expect_err(written);
+            assert!(
+                problem.starts_with("user_id must have 1 to 50"),
+                "{problem}"
             );
         }
     }
@@ -331,6 +439,48 @@ mod tests {
         fn every_number_of_items_in_range_is_taken_and_no_other(number in any::<i64>()) {
             let taken = order("1", &number.to_string(), "1").ok().map(|order| order.number_of_items);
             prop_assert_eq!(taken, i32::try_from(number).ok().filter(|number| *number >= 1));
+        }
+
+        /// The model counts in units of 10^-24, which is exact for all that is written here.
+        #[test]
+        fn a_json_number_is_read_as_the_shortest_plain_digits_of_its_value(
+            sign in prop_oneof![Just("-"), Just("")],
+            digits in 0_u64..1_000_000,
+            places in 0_u32..=12,
+            exponent in -12_i32..=6,
+            zeros in "0{0,3}",
+        ) {
+            let (whole, part) = (digits / 10_u64.pow(places), digits % 10_u64.pow(places));
+            let written = match usize::try_from(places).unwrap() {
+                0 => format!("{sign}{whole}e{exponent}"),
+                width => format!("{sign}{whole}.{part:0width$}{zeros}e{exponent}"),
+            };
+            let power = exponent - i32::try_from(places).unwrap() + 24;
+            let units = i128::from(digits) * 10_i128.pow(u32::try_from(power).unwrap());
+
+            let plain = plain_digits(&written).expect(&written);
+
+            let (whole, fraction) = plain.split_once('.').unwrap_or((&plain, ""));
+            let seen: i128 = format!("{whole}{fraction:0<24}").parse().unwrap();
+            prop_assert_eq!(seen, if sign == "-" { -units } else { units }, "{}", written);
+            let whole = whole.trim_start_matches('-');
+            prop_assert!(whole == "0" || !whole.starts_with('0'), "{}", plain);
+            prop_assert!(!fraction.ends_with('0') && !plain.ends_with('.') && plain != "-0");
+        }
+
+        #[test]
+        fn an_amount_is_its_value_wherever_its_point_stands(
+            cents in 0_u64..=999_999_999_999,
+            zeros in 0_usize..40,
+        ) {
+            let (digits, moved) = (cents.to_string(), "0".repeat(zeros));
+            for written in [
+                format!("{cents}{moved}e-{}", zeros + 2),
+                format!("0.{moved}{cents}E{}", (zeros + digits.len()).cast_signed() - 2),
+            ] {
+                let read = order("1", "1", &written).map(|order| order.total_amount);
+                prop_assert_eq!(read, Ok(Amount { cents }), "{}", written);
+            }
         }
 
         #[test]

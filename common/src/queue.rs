@@ -1,4 +1,4 @@
-//! Where the queue is, how all programs declare it, and a link to it that can be cut. Every call
+//! Where the queue is, how all programs see to it that it is there, and a link to it that can be cut. Every call
 //! of amiquip that waits for the broker waits without limit, dropping a channel or a
 //! connection included; a [`Link`] therefore keeps a second handle on its socket, and a
 //! watchdog that shuts the socket down when a limit runs out. The waiting call then fails.
@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown as Half, SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use socket2::SockRef;
 
 use crate::env::{ConfigError, Vars};
 use crate::inflow::{Door, Inflow};
-use crate::legible::Legible;
+use crate::sanitizing::SanitizingStream;
 
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -31,6 +31,11 @@ const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// A broker that is silent for two of these is given up (AMQP 0-9-1 §4.2.7), in seconds.
 const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Reply codes of AMQP 0-9-1.
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
 
 /// When a peer that acknowledges nothing is given up.
 const DEAD_PEER: Duration = Duration::from_secs(20);
@@ -83,11 +88,12 @@ pub struct Broker {
 }
 
 /// The broker's nodes, tried in turn, the one that served last first. Clones share what they
-/// know of that.
+/// know of that, and what the log was told of the queue.
 #[derive(Clone)]
 pub struct Brokers {
     nodes: Vec<Broker>,
     first: Arc<AtomicUsize>,
+    mismatch_told: Arc<Mutex<String>>,
 }
 
 impl Brokers {
@@ -108,6 +114,7 @@ impl Brokers {
         Self {
             nodes,
             first: Arc::default(),
+            mismatch_told: Arc::default(),
         }
     }
 
@@ -121,6 +128,15 @@ impl Brokers {
 
     fn try_first(&self, number: usize) {
         self.first.store(number, Ordering::Relaxed);
+    }
+
+    /// Whether this differs from what the log was told last, which it replaces.
+    fn is_news(&self, mismatch: &str) -> bool {
+        let told = self.mismatch_told.lock();
+        let mut told = told.unwrap_or_else(PoisonError::into_inner);
+        let news = *told != mismatch;
+        mismatch.clone_into(&mut told);
+        news
     }
 }
 
@@ -293,25 +309,26 @@ pub enum LinkError {
     Connect(io::Error),
     /// The broker, or the link to it, ended the conversation.
     Amqp(amiquip::Error),
-    /// A queue is there, but not as it is asked for: only an operator can mend that.
-    OtherQueue {
-        /// Its name.
-        queue: String,
-        /// As what it is asked for.
-        queue_type: QueueType,
-        /// What the broker says of it.
-        said: String,
-    },
     /// The broker did something that leaves no way on; the text says what.
     Broken(&'static str),
 }
 
 impl LinkError {
-    /// Error where it does not pass by itself.
+    /// Error where it does not pass by itself: only an operator can mend a password or a right.
     #[must_use]
     pub fn level(&self) -> log::Level {
         match self {
-            Self::OtherQueue { .. } => log::Level::Error,
+            Self::Amqp(
+                amiquip::Error::InvalidCredentials
+                | amiquip::Error::ServerClosedChannel {
+                    code: ACCESS_REFUSED,
+                    ..
+                }
+                | amiquip::Error::ServerClosedConnection {
+                    code: ACCESS_REFUSED,
+                    ..
+                },
+            ) => log::Level::Error,
             _ => log::Level::Warn,
         }
     }
@@ -334,18 +351,6 @@ impl fmt::Display for LinkError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
             Self::Amqp(error) => write!(f, "lost RabbitMQ: {error}"),
-            Self::OtherQueue {
-                queue,
-                queue_type,
-                said,
-            } => write!(
-                f,
-                "the queue {queue} is there with other arguments than {}={} asks for: set it to \
-                 the type that the queue has, or empty and delete the queue, and it is made anew \
-                 ({said})",
-                QueueType::VARIABLE,
-                queue_type.name(),
-            ),
             Self::Broken(text) => write!(f, "gave RabbitMQ up: {text}"),
         }
     }
@@ -362,6 +367,8 @@ pub struct Link {
     brokers: Brokers,
     /// Which of the brokers this is.
     broker: usize,
+    /// Whether the queue was compared with what is asked for.
+    compared: bool,
     /// What the broker says when one of its alarms begins or ends.
     pub blocked: Receiver<ConnectionBlockedNotification>,
 }
@@ -405,7 +412,8 @@ impl Link {
             .information(Some(program.to_owned()));
         let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
         let door = Door::new(Arc::clone(&inflow));
-        let stream = Legible::new(mio::net::TcpStream::from_stream(socket)?, door, wakened);
+        let stream =
+            SanitizingStream::new(mio::net::TcpStream::from_stream(socket)?, door, wakened);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let blocked = connection.listen_for_connection_blocked()?;
         drop(limit);
@@ -416,6 +424,7 @@ impl Link {
             queue_type: config.queue_type,
             brokers: config.brokers.clone(),
             broker: number,
+            compared: false,
             blocked,
         })
     }
@@ -426,10 +435,11 @@ impl Link {
         Ok(self.connection.open_channel(None)?)
     }
 
-    /// Opens a channel for confirmed messages to that queue, which it declares.
+    /// Opens a channel for confirmed messages to that queue, once [`Self::declare`] has seen to it
+    /// that it is there.
     pub fn open_confirming(&mut self, queue: &str) -> Result<Confirming, LinkError> {
+        self.declare(queue)?;
         let channel = self.open_channel()?;
-        self.declare(&channel, queue)?;
         let _limit = self.limit();
         let returns = channel.listen_for_returns()?;
         let confirms = channel.listen_for_publisher_confirms()?;
@@ -441,38 +451,66 @@ impl Link {
         })
     }
 
-    /// Declares a queue as all of our programs do: durable, and of the type that is configured.
-    pub fn declare(&self, channel: &Channel, queue: &str) -> Result<(), LinkError> {
-        const PRECONDITION_FAILED: u16 = 406;
-        let _limit = self.limit();
+    /// Sees to it that a queue is there. One that is there is used as it is, so a user who may
+    /// configure nothing will do; otherwise it is made, durable and of the type that is
+    /// configured. What a queue has beyond that, the log tells at level error.
+    pub fn declare(&mut self, queue: &str) -> Result<(), LinkError> {
+        if self.count(queue)?.is_none() {
+            self.make(queue)?;
+        } else if !std::mem::replace(&mut self.compared, true) {
+            self.compare(queue)?;
+        }
+        self.brokers.try_first(self.broker);
+        Ok(())
+    }
+
+    /// Declares a queue as all of our programs do, on a channel of its own: the broker closes one
+    /// whose wish it refuses.
+    fn make(&mut self, queue: &str) -> Result<(), amiquip::Error> {
         let options = QueueDeclareOptions {
             durable: true,
             exclusive: false,
             auto_delete: false,
             arguments: self.queue_type.arguments(),
         };
-        match channel.queue_declare(queue, options) {
-            Ok(_) => {
-                self.brokers.try_first(self.broker);
-                Ok(())
-            }
+        // Before the channel, so that its farewell is within the limit too.
+        let _limit = self.limit();
+        let channel = self.connection.open_channel(None)?;
+        channel.queue_declare(queue, options).map(drop)
+    }
+
+    /// Tells the log what a queue has that is not asked for. The broker says it only to who
+    /// declares the queue otherwise, and names the first difference.
+    fn compare(&mut self, queue: &str) -> Result<(), LinkError> {
+        let said = match self.make(queue) {
             Err(amiquip::Error::ServerClosedChannel {
                 code: PRECONDITION_FAILED,
                 message,
                 ..
-            }) => Err(LinkError::OtherQueue {
-                queue: queue.to_owned(),
-                queue_type: self.queue_type,
-                said: message,
-            }),
-            Err(error) => Err(error.into()),
+            }) => message,
+            // Who has no right to configure learns nothing, and goes on.
+            Ok(())
+            | Err(amiquip::Error::ServerClosedChannel {
+                code: ACCESS_REFUSED,
+                ..
+            }) => String::new(),
+            Err(error) => return Err(error.into()),
+        };
+        if self.brokers.is_news(&said) && !said.is_empty() {
+            log::error!(
+                queue = queue,
+                effect = effect(&said),
+                cause = said.as_str();
+                "the queue has other arguments than {}={} asks for, and is used as it is",
+                QueueType::VARIABLE, self.queue_type.name()
+            );
         }
+        Ok(())
     }
 
     /// Counts what is in a queue; None where there is no such queue. For that the broker closes
     /// the channel that asks, so each question has one of its own.
     pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, LinkError> {
-        const NOT_FOUND: u16 = 404;
         let channel = self.open_channel()?;
         // Before the channel, so that its farewell is within the limit too.
         let limit = self.limit();
@@ -512,6 +550,36 @@ impl Link {
             deadlines: self.watchdog.deadlines.clone(),
             inflow: Arc::clone(&self.inflow),
         }
+    }
+}
+
+/// What the argument that the broker names does to orders.
+fn effect(said: &str) -> &'static str {
+    let argument = said.split('\'').nth(1).unwrap_or_default();
+    match argument {
+        "durable" => "orders are lost when RabbitMQ restarts",
+        "auto_delete" => "the queue is deleted, with its orders, when its last consumer leaves",
+        "x-expires" => {
+            "the queue is deleted, with its orders, when no consumer uses it for so long"
+        }
+        "x-message-ttl" => "orders that wait for longer are deleted",
+        "x-max-length" | "x-max-length-bytes" | "x-overflow" => {
+            "a full queue refuses new orders if x-overflow is reject-publish, and otherwise the \
+             oldest orders are deleted"
+        }
+        "x-delivery-limit" => "an order that was given back so often is deleted",
+        "x-single-active-consumer" => {
+            "one consumer records all orders, and another only when that one is gone"
+        }
+        "x-dead-letter-exchange" | "x-dead-letter-routing-key" | "x-dead-letter-strategy" => {
+            "orders that RabbitMQ deletes from the queue are published elsewhere"
+        }
+        "x-max-priority" => "orders with a priority are recorded before others",
+        "x-queue-type" => {
+            "orders are kept as that type keeps them: set BILLING_QUEUE_TYPE to it, or empty and \
+             delete the queue, and it is made anew"
+        }
+        _ => "see what RabbitMQ's manual says of it",
     }
 }
 
@@ -708,6 +776,23 @@ mod tests {
         assert_eq!(hosts_in_turn(&brokers), ["b", "c", "a"]);
         brokers.try_first(3);
         assert_eq!(hosts_in_turn(&brokers), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn what_an_argument_does_is_told_by_its_name() {
+        let said = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'orders' in \
+                    vhost '/': received none but current is the value '1' of type 'signedint'";
+
+        assert_eq!(effect(said), "orders that wait for longer are deleted");
+        assert_eq!(effect("something"), "see what RabbitMQ's manual says of it");
+    }
+
+    #[test]
+    fn a_mismatch_is_news_until_it_changes() {
+        let brokers = Brokers::new(Vec::new());
+        let news = ["", "a", "a", "b", "", "b"].map(|said| brokers.clone().is_news(said));
+
+        assert_eq!(news, [false, true, false, true, true, true]);
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct Platform {
     pub way_to_broker: Relay,
     /// The queue between the gateway and billing.
     pub queue: TestQueue,
+    /// The gateway's way to the consumer, which has another port each time that it starts.
+    way_to_consumer: Relay,
     consumer: Option<Service<BillingConsumer>>,
     consumer_config: ConsumerConfig,
     _orders: TestDatabase,
@@ -97,10 +99,12 @@ impl Platform {
         let inventory = movies.service.client.address();
         let way_to_inventory = Relay::up(&inventory.ip().to_string(), inventory.port());
         let way_to_broker = queue.relay_up();
+        let way_to_consumer = Relay::up("127.0.0.1", 1);
         let gateway_config = gateway::Config {
             http: http(),
             inventories: vec![way_to_inventory.address()],
             billing_api: billing_api.client.address(),
+            billing_consumer: way_to_consumer.address(),
             expose_orders: true,
             limits: Limits::default(),
             access: AccessConfig::default(),
@@ -121,6 +125,7 @@ impl Platform {
             billing_api,
             way_to_inventory,
             way_to_broker,
+            way_to_consumer,
             consumer: None,
             consumer_config: ConsumerConfig {
                 dead_letters_bytes_max: 1 << 30,
@@ -140,6 +145,7 @@ impl Platform {
             BillingConsumer::address,
         );
         wait_until_ready(&consumer.client);
+        self.way_to_consumer.lead_to(consumer.client.address());
         self.consumer = Some(consumer);
     }
 

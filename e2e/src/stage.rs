@@ -161,12 +161,13 @@ impl Stage {
     pub(crate) fn start_gateway(&mut self) {
         let inventories = self.gateway_to_inventories.each_ref();
         let inventories = inventories.map(|relay| format!("http://{}", relay.address()));
-        // Nobody reads orders through the gateway: the address is one where nobody listens.
+        // Nobody reads orders through the gateway, nor its status: nobody listens on these ports.
         let vars = [
             ("API_GATEWAY_PORT", "0"),
             ("INVENTORY_URLS", &inventories.join(",")),
             ("BILLING_VM_IP", "127.0.0.1"),
             ("BILLING_API_PORT", "1"),
+            ("BILLING_CONSUMER_PORT", "1"),
         ];
         let rabbitmq = vars_of("RABBITMQ", &self.gateway_to_rabbitmq);
         let servers = [self.queue.vars(), rabbitmq].concat();

@@ -189,7 +189,7 @@ fn what_a_stranger_publishes_is_told_of_without_forging_a_line() {
         &all,
         &[
             "msg=\"order recorded\"",
-            "msg=\"message moved to the dead queue\"",
+            "msg=\"message put aside as a dead letter\"",
             "reason=body",
         ],
     );

@@ -216,28 +216,29 @@ function remember(status) {
   drawCharts();
 }
 
-const WORDS = { up: 'up', degraded: 'lacks its database', down: 'down', blocked: 'blocked by an alarm', unknown: 'not known' };
+const WORDS = { up: 'up', degraded: 'lacks its database', down: 'down', blocked: 'blocked by an alarm', refusing: 'refuses orders', unknown: 'not known' };
 
 function paint(status) {
   const queue = status?.queue;
   const latency = (part) => (part?.latency_ms == null ? '' : ` · ${part.latency_ms.toFixed(1)} ms`);
-  const taken = !queue ? 'unknown' : queue.consumers > 0 ? 'up' : 'down';
+  const consumer = status?.consumer.state ?? 'unknown';
+  const records = { up: queue?.consumers > 1 ? `${queue.consumers} run` : 'records', degraded: 'cannot record', down: queue?.consumers ? 'no answer' : 'none runs' };
   const service = (part) => [part?.state ?? 'unknown', part?.state === 'up' ? `up${latency(part)}` : part?.state ?? ''];
   const parts = {
     gateway: [status ? 'up' : 'down', status ? `${status.gateway.orders_posted.toLocaleString('en')} orders posted` : 'does not answer', 'The gateway'],
     inventory: [...service(status?.inventory), 'The inventory'],
     'movies-db': [status?.inventory.postgresql ?? 'unknown', 'movies_db', 'PostgreSQL of the inventory'],
     rabbitmq: [status?.rabbitmq.state ?? 'unknown', queue ? `${queue.ready.toLocaleString('en')} waiting${latency(status.rabbitmq)}` : status?.rabbitmq.state ?? '', 'RabbitMQ'],
-    consumer: [taken, queue ? (queue.consumers > 1 ? `${queue.consumers} run` : queue.consumers ? 'runs' : 'none runs') : '', 'The consumer'],
+    consumer: [consumer, records[consumer] ?? '', 'The consumer', consumer === 'degraded' && 'records nothing'],
     billing: [...service(status?.billing), 'billing-api'],
     'orders-db': [status?.billing.postgresql ?? 'unknown', 'billing_db', 'PostgreSQL of billing'],
   };
   const words = [];
-  for (const [name, [state, fact, title]] of Object.entries(parts)) {
+  for (const [name, [state, fact, title, word]] of Object.entries(parts)) {
     const node = document.querySelector(`[data-part="${name}"]`);
     node.dataset.state = state;
     node.querySelector('.fact').textContent = fact;
-    words.push(`${title}: ${WORDS[state]}`);
+    words.push(`${title}: ${word || WORDS[state]}`);
   }
   const bad = words.filter((word) => !word.endsWith(': up'));
   at('picture').setAttribute('aria-label', `The platform. ${words.join('. ')}.`);

@@ -18,6 +18,10 @@ use subtle::ConstantTimeEq;
 /// After so many requests, callers who have not called lately are forgotten.
 const SWEEP_REQUESTS: u32 = 10_000;
 
+/// The longest name of a caller: with an `Idempotency-Key` it makes a message id, for which AMQP has
+/// 255 bytes.
+const NAME_BYTES_MAX: usize = 128;
+
 /// Who may do what, and how often.
 pub(crate) struct Access {
     keys: Option<Vec<Key>>,
@@ -154,6 +158,9 @@ fn read_key(line: &str) -> Result<Key, &'static str> {
     if name.is_empty() {
         return Err("has no name");
     }
+    if name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
+        return Err("has a name of more than 128 bytes, or with a control character");
+    }
     let mut sha256 = [0; 32];
     hex::decode_to_slice(hash, &mut sha256)
         .map_err(|_| "has no SHA-256 of 64 hexadecimal digits")?;
@@ -186,23 +193,28 @@ impl Access {
         }
     }
 
-    /// Whether this request may be done, now.
-    pub(crate) fn check(&self, request: &Request) -> Result<(), Problem> {
+    /// Whether this request may be done, now; says by whose key, where keys are in force.
+    pub(crate) fn check(&self, request: &Request) -> Result<Option<&str>, Problem> {
         self.check_for(needed_role(&request.method), Counted::Always, request)
     }
 
     /// The same for what only an administrator may do, whatever the method.
-    pub(crate) fn check_administrator(&self, request: &Request) -> Result<(), Problem> {
+    pub(crate) fn check_administrator(&self, request: &Request) -> Result<Option<&str>, Problem> {
         self.check_for(Role::Admin, Counted::Always, request)
     }
 
     /// The same for what is asked every second and answered from memory: were it counted, whoever
     /// looks on could do nothing else. Who guesses at keys is counted here too.
-    pub(crate) fn check_onlooker(&self, request: &Request) -> Result<(), Problem> {
+    pub(crate) fn check_onlooker(&self, request: &Request) -> Result<Option<&str>, Problem> {
         self.check_for(needed_role(&request.method), Counted::Strangers, request)
     }
 
-    fn check_for(&self, needed: Role, counted: Counted, request: &Request) -> Result<(), Problem> {
+    fn check_for(
+        &self,
+        needed: Role,
+        counted: Counted,
+        request: &Request,
+    ) -> Result<Option<&str>, Problem> {
         let key = self.keys.as_ref().map(|keys| authenticated(keys, request));
         let is_stranger = matches!(key, Some(Err(_)));
         if let Some(limiter) = &self.limiter
@@ -216,14 +228,14 @@ impl Access {
             limiter.check(&caller)?;
         }
         let Some(key) = key.transpose()? else {
-            return Ok(());
+            return Ok(None);
         };
         if key.role < needed {
             return Err(Problem::forbidden(format!(
                 "this key may not do that: it needs the role {needed}"
             )));
         }
-        Ok(())
+        Ok(Some(&key.name))
     }
 }
 
@@ -325,6 +337,12 @@ mod tests {
             refused(&format!("a:{HASH}:read\na:{HASH}:admin")),
             (2, "repeats a name")
         );
+        let name = "has a name of more than 128 bytes, or with a control character";
+        assert_eq!(
+            refused(&format!("{}:{HASH}:read", "n".repeat(129))),
+            (1, name)
+        );
+        assert_eq!(refused(&format!("a\0b:{HASH}:read")), (1, name));
         assert_eq!(refused("# nobody\n"), (1, "and the others hold no key"));
     }
 

@@ -20,7 +20,7 @@ pub(crate) struct Movies {
     pub(crate) inventory: Proxy,
 }
 
-/// What a worker has for recorded orders.
+/// What a worker has for recorded orders and for dead letters.
 pub(crate) struct RecordedOrders {
     pub(crate) access: Arc<Access>,
     pub(crate) billing: Proxy,
@@ -37,6 +37,11 @@ pub(crate) const MOVIES: &[Route<Movies>] =
     &[(Verb::Any, "/api/movies/*", One(forward_to_inventory))];
 
 pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", One(place_order))];
+
+pub(crate) const DEAD_LETTERS: &[Route<RecordedOrders>] = &[
+    (Verb::Get, "/api/dead-letters", One(forward_to_billing)),
+    (Verb::Get, "/api/dead-letters/:id", One(forward_to_billing)),
+];
 
 pub(crate) const RECORDED_ORDERS: &[Route<RecordedOrders>] = &[
     (Verb::Get, "/api/orders", One(forward_to_billing)),
@@ -56,17 +61,23 @@ fn forward_to_billing<'a>(orders: &'a mut RecordedOrders, request: &Request) -> 
 
 /// Answers 200 when the broker has confirmed the message, and not before.
 fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult<'a> {
-    billing.access.check(request)?;
+    let caller = billing.access.check(request)?;
     request.require_json()?;
-    let message_id = match request.single_header("Idempotency-Key")? {
-        Some(key) => idempotency_key(key)?,
-        None => Uuid::now_v7().to_string(),
+    let key = match request.single_header("Idempotency-Key")? {
+        Some(key) => Some(idempotency_key(key)?),
+        None => None,
     };
-    NewOrder::from_json(&request.body).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let order = NewOrder::from_json(&request.body)
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+    let (message_id, keyed) = match key {
+        Some(key) => (message_id(caller, key), Some(order)),
+        None => (Uuid::now_v7().to_string(), None),
+    };
     let order = Outgoing {
         body: request.body.clone(),
         message_id,
         request_id: request.request_id.clone(),
+        keyed,
     };
     let orders = billing.orders.clone();
     Ok(Response::later(move |mut exchange| {
@@ -75,14 +86,81 @@ fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult
     }))
 }
 
-fn idempotency_key(key: &str) -> Result<String, Problem> {
+/// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a
+/// space, so no two callers, and nobody without a name, come to the same id.
+fn message_id(caller: Option<&str>, key: String) -> String {
+    match caller {
+        Some(caller) => format!("{caller} {key}"),
+        None => key,
+    }
+}
+
+/// The key, taken out of its quotes where it has some.
+fn idempotency_key(given: &str) -> Result<String, Problem> {
+    let key = match given.strip_prefix('"') {
+        Some(quoted) => unquoted(quoted).ok_or_else(|| {
+            Problem::bad_request(
+                "Idempotency-Key begins with a quote and is no string as RFC 8941 has it",
+            )
+        })?,
+        None => given.to_owned(),
+    };
     let well_formed = !key.is_empty()
         && key.len() <= IDEMPOTENCY_KEY_CHARS_MAX
         && key.bytes().all(|b| b.is_ascii_graphic());
     if well_formed {
-        return Ok(key.to_owned());
+        return Ok(key);
     }
     Err(Problem::bad_request(
         "Idempotency-Key must have 1 to 64 visible ASCII characters",
     ))
+}
+
+/// The value of a string of RFC 8941 §3.3.3, behind its first quote.
+fn unquoted(quoted: &str) -> Option<String> {
+    let mut value = String::new();
+    let mut characters = quoted.chars();
+    loop {
+        match characters.next()? {
+            '"' => return characters.next().is_none().then_some(value),
+            '\\' => value.push(characters.next().filter(|c| matches!(c, '"' | '\\'))?),
+            character => value.push(character),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_in_quotes_is_the_key_without_them() {
+        let key = |given: &str| idempotency_key(given).ok();
+
+        for (given, expected) in [
+            ("key-1", "key-1"),
+            (r#""key-1""#, "key-1"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#"a"b"#, r#"a"b"#),
+            (r"a\b", r"a\b"),
+        ] {
+            assert_eq!(key(given).as_deref(), Some(expected), "{given}");
+        }
+        let longest = "k".repeat(64);
+        assert_eq!(key(&format!("\"{longest}\"")), Some(longest));
+        for given in [
+            "\"",
+            "\"\"",
+            "\"a",
+            "\"a\"b",
+            "\"a\"b\"",
+            "\"a\\\"",
+            "\"a\\b\"",
+            "\"a b\"",
+            "\"a\";b=1",
+        ] {
+            assert_eq!(key(given), None, "{given}");
+        }
+        assert_eq!(key(&format!("\"{}\"", "k".repeat(65))), None);
+    }
 }

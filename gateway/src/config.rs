@@ -19,9 +19,11 @@ pub struct Config {
     pub http: HttpConfig,
     /// Where movies are forwarded to, in turn; at least one.
     pub inventories: Vec<SocketAddr>,
-    /// Where recorded orders are read.
+    /// Where recorded orders and dead letters are read.
     pub billing_api: SocketAddr,
-    /// Whether they can be read through the gateway too.
+    /// Where the consumer says whether it records.
+    pub billing_consumer: SocketAddr,
+    /// Whether orders and dead letters can be read through the gateway too.
     pub expose_orders: bool,
     /// How long those that requests are forwarded to may take.
     pub limits: Limits,
@@ -58,13 +60,13 @@ impl Default for Limits {
 impl Config {
     /// From the variables of `.env`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        let billing: IpAddr =
+            vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?;
         Ok(Self {
             http: HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?,
             inventories: inventories(vars)?,
-            billing_api: SocketAddr::new(
-                vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?,
-                vars.port("BILLING_API_PORT")?,
-            ),
+            billing_api: SocketAddr::new(billing, vars.port("BILLING_API_PORT")?),
+            billing_consumer: SocketAddr::new(billing, vars.port("BILLING_CONSUMER_PORT")?),
             expose_orders: vars.parsed_or("EXPOSE_ORDERS", "true or false", false)?,
             limits: Limits::default(),
             queue: QueueConfig::from_vars(vars)?,

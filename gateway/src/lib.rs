@@ -6,6 +6,8 @@ mod config;
 mod access;
 mod api;
 mod documents;
+mod keys;
+mod link;
 mod proxy;
 mod publisher;
 mod socket;
@@ -18,7 +20,6 @@ mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use common::http::{Dependency, Hall, Server};
 use common::metrics::Metrics;
@@ -32,39 +33,43 @@ use access::Access;
 use api::{Billing, Movies, RecordedOrders};
 use console::Console;
 use proxy::Proxy;
-use status::{Onlookers, Status};
+use publisher::Publishing;
+use status::{Onlookers, Services, Status};
 use upstreams::Upstreams;
 
 /// People who look on share what is asked for them once a second.
 const STATUS_WORKERS: usize = 2;
 
-/// As many as billing-api has to read orders with.
+/// As many as billing-api has to read orders with, and as many for dead letters.
 const RECORDED_ORDERS_WORKERS: usize = 4;
 
 /// The running service.
 pub struct Gateway {
     server: Server,
-    publisher: JoinHandle<()>,
-    watch: JoinHandle<()>,
+    publishing: Publishing,
 }
 
 /// Starts the service: what `main` and the tests call alike.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
-    let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
+    let (orders, publishing) = publisher::start(&config.queue, &metrics)?;
     let limits = config.limits;
     let upstreams = Upstreams::new("the inventory", &config.inventories);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    let watch = upstreams.watch(limits, shutdown).map_err(no_thread)?;
+    upstreams.watch(limits, shutdown).map_err(no_thread)?;
     let billing_api = Upstreams::new("billing", &[config.billing_api]);
+    let billing_consumer = Upstreams::new("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;
     let queues = queues::watch(&config.queue, &metrics).map_err(no_thread)?;
     let status = Status::new(
         &orders,
         &config.queue.queue,
         queues,
-        &upstreams,
-        &billing_api,
+        &Services {
+            inventory: &upstreams,
+            billing_api: &billing_api,
+            billing_consumer: &billing_consumer,
+        },
         limits,
         exposed,
     );
@@ -97,13 +102,14 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             onlookers.clone()
         })
     };
-    let recorded_orders = || {
-        let orders = move || RecordedOrders {
-            access: Arc::clone(&access),
-            billing: Proxy::new(&billing_api, limits),
-        };
-        let workers = RECORDED_ORDERS_WORKERS;
-        Hall::new("/api/orders", workers, api::RECORDED_ORDERS, orders)
+    let read_from_billing = |prefix, routes| {
+        let (access, billing_api) = (Arc::clone(&access), Arc::clone(&billing_api));
+        Hall::new(prefix, RECORDED_ORDERS_WORKERS, routes, move || {
+            RecordedOrders {
+                access: Arc::clone(&access),
+                billing: Proxy::new(&billing_api, limits),
+            }
+        })
     };
     let console = Console::new();
     let console = Hall::new("/", 1, console::ROUTES, move || console.clone());
@@ -113,24 +119,23 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             vec![
                 Dependency {
                     name: "inventory",
-                    up: inventory.is_up(),
+                    state: inventory.is_up().into(),
                 },
                 Dependency {
                     name: "rabbitmq",
-                    up: orders.is_open(),
+                    state: orders.state(),
                 },
             ]
         }
     };
     let openapi = Hall::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, || ());
     let mut halls = vec![movies, billing, status, console, openapi];
-    halls.extend(exposed.then(recorded_orders));
+    if exposed {
+        halls.push(read_from_billing("/api/orders", api::RECORDED_ORDERS));
+        halls.push(read_from_billing("/api/dead-letters", api::DEAD_LETTERS));
+    }
     let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
-    Ok(Gateway {
-        server,
-        publisher,
-        watch,
-    })
+    Ok(Gateway { server, publishing })
 }
 
 impl Gateway {
@@ -142,10 +147,10 @@ impl Gateway {
 }
 
 impl Running for Gateway {
-    /// The publisher ends when no worker is left that could hand it an order.
+    /// The publisher ends when every client has an answer. Threads that only ask hold nothing that
+    /// would have to be waited for.
     fn join(self) {
         self.server.join();
-        let _ = self.publisher.join();
-        let _ = self.watch.join();
+        self.publishing.end();
     }
 }

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
 
 use crate::config::Limits;
-use crate::socket::{Addresses, Sockets};
+use crate::socket::{Addresses, IDLE_LIMIT, Sockets};
 use crate::upstreams::Upstreams;
 
 /// What came of sending a request on.
@@ -21,9 +21,6 @@ type Answer = Result<http::Response<ureq::Body>, ureq::Error>;
 
 /// How long a service may take to say that it lives.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
-
-/// A connection that was idle for longer is not used again.
-const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How much of an answer is passed on at once.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -85,14 +82,13 @@ impl Proxy {
 
     /// Whether the process of one of them answers, now.
     pub(crate) fn is_up(&self) -> bool {
-        let health = self.probe(self.upstreams.choose(), "/health");
-        health.is_some_and(|(status, _)| status == 200)
+        self.ask("/health").is_some_and(|(status, _)| status == 200)
     }
 
-    /// What one of them says of itself and of what it needs: the status of its `/ready` and the
-    /// JSON with it. None where it does not answer.
-    pub(crate) fn readiness(&self) -> Option<(u16, Vec<u8>)> {
-        self.probe(self.upstreams.choose(), "/ready")
+    /// What one of them answers to a GET, soon: the status and the content. None where it does not
+    /// answer.
+    pub(crate) fn ask(&self, path: &str) -> Option<(u16, Vec<u8>)> {
+        self.probe(self.upstreams.choose(), path)
     }
 
     /// Whether that one can work, now.

@@ -1,8 +1,10 @@
-//! Orders onto the queue. One thread owns the link to the broker; the HTTP workers hand it
-//! orders over a bounded channel, each with the client who waits for the answer, and that comes
-//! when the broker has confirmed the message. So few workers carry many waiting clients, and
-//! orders that come together are published together.
+//! Orders onto the queue. One thread publishes them; the HTTP workers hand it orders over a bounded
+//! channel, each with the client who waits for the answer, and that comes when the broker has
+//! confirmed the message. So few workers carry many waiting clients, and orders that come together
+//! are published together. The thread itself never waits for the broker: the link is made and left
+//! by another (`link.rs`), so every order is answered in its time, whatever the link does.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,16 +14,19 @@ use std::time::{Duration, Instant, SystemTime};
 use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
 };
-use common::backoff::Backoff;
-use common::http::{Exchange, Problem, Response};
+use common::http::{DependencyState, Exchange, Problem, Response};
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
+use common::order::NewOrder;
 use common::process::StartError;
-use common::queue::{Confirming, Link, LinkError, QueueConfig, Unconfirmed};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, never, select};
+use common::queue::{LinkError, QueueConfig, Unconfirmed};
+use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
-/// How long a client waits for the confirm.
-const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
+use crate::keys::{Keys, Known};
+use crate::link::{self, LinkEvent, LinkHandle, PublishChannel, Reason, Released};
+
+/// How long a client waits, from placing the order, whatever becomes of it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A link whose oldest message has waited so long has forgotten it, and is given up.
 const LINK_LIMIT: Duration = Duration::from_secs(15);
@@ -36,8 +41,22 @@ const WINDOW_MAX: usize = 512;
 /// that it would make this thread wait.
 const WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// How often a quiet link is looked at.
-const TICK: Duration = Duration::from_secs(1);
+/// How often limits are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Where the broker has refused every order for so long, a channel of another making is tried: one
+/// that was opened while a quorum queue had no leader refuses for ever.
+const REFUSING_AFTER: Duration = Duration::from_secs(5);
+
+/// After so long without an order that was refused, it may be otherwise by now: who is not ready is
+/// sent no orders that could show it.
+const REFUSAL_COUNTS: Duration = Duration::from_secs(10);
+
+/// How often the log is told of orders that the broker has refused.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the farewell to the broker may take when no order is left.
+const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
 
 /// An order on its way to the queue.
 pub(crate) struct Outgoing {
@@ -45,6 +64,8 @@ pub(crate) struct Outgoing {
     pub(crate) body: Vec<u8>,
     pub(crate) message_id: String,
     pub(crate) request_id: String,
+    /// The order as it is read, where the client has chosen the message id: with a key of theirs.
+    pub(crate) keyed: Option<NewOrder>,
 }
 
 /// What became of a message.
@@ -112,27 +133,32 @@ struct State {
     connected: AtomicBool,
     /// An alarm: the broker is short of memory or disk and reads no publishes.
     blocked: AtomicBool,
+    /// For some time the broker has taken none of the orders that it was sent.
+    refusing: AtomicBool,
 }
 
-impl Orders {
-    /// Whether an order has a chance now.
-    pub(crate) fn is_open(&self) -> bool {
-        self.closed_by().is_none()
-    }
-
+impl State {
+    /// Why an order has no chance now.
     fn closed_by(&self) -> Option<Refusal> {
-        if !self.state.connected.load(Ordering::Relaxed) {
+        if !self.connected.load(Ordering::Relaxed) {
             Some(Refusal::Away)
-        } else if self.state.blocked.load(Ordering::Relaxed) {
+        } else if self.blocked.load(Ordering::Relaxed) {
             Some(Refusal::Blocked)
         } else {
             None
         }
     }
+}
 
-    /// Whether an alarm of the broker keeps orders out.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.closed_by() == Some(Refusal::Blocked)
+impl Orders {
+    /// How RabbitMQ is, as far as orders go.
+    pub(crate) fn state(&self) -> DependencyState {
+        match self.state.closed_by() {
+            Some(Refusal::Blocked) => DependencyState::Blocked,
+            Some(_) => DependencyState::Down,
+            None if self.state.refusing.load(Ordering::Relaxed) => DependencyState::Refusing,
+            None => DependencyState::Up,
+        }
     }
 
     /// How many orders were confirmed since the start.
@@ -141,9 +167,9 @@ impl Orders {
     }
 
     /// The client is answered when the broker has confirmed the message, or with a problem, at
-    /// [`CONFIRM_LIMIT`] at the latest.
+    /// [`ANSWER_LIMIT`] at the latest.
     pub(crate) fn place(&self, message: Outgoing, client: Exchange) {
-        if let Some(refusal) = self.closed_by() {
+        if let Some(refusal) = self.state.closed_by() {
             return self.counts.refuse(client, refusal);
         }
         let waiting = Waiting {
@@ -154,7 +180,7 @@ impl Orders {
         match self.waiting.try_send(waiting) {
             Ok(()) => {}
             Err(TrySendError::Full(waiting)) => self.counts.refuse(waiting.client, Refusal::Full),
-            // The publisher's thread ends when nobody is left who could place an order.
+            // The program ends.
             Err(TrySendError::Disconnected(waiting)) => {
                 self.counts.refuse(waiting.client, Refusal::Away);
             }
@@ -181,33 +207,69 @@ fn unknown(cause: &'static str) -> Problem {
     )
 }
 
-/// Starts the thread that owns the link. It ends when the last [`Orders`] is dropped and every
-/// message has its outcome.
+/// The publisher's thread, to be ended.
+pub(crate) struct Publishing {
+    /// Never sent on: dropped, it ends the thread.
+    end: Sender<Infallible>,
+    thread: JoinHandle<()>,
+    /// Closed when the thread with the link has ended.
+    link_ended: Receiver<()>,
+}
+
+impl Publishing {
+    /// To be called when every client is answered. A broker that does not hear the farewell is
+    /// left without: it has been told of every order, and no client waits for what it says.
+    pub(crate) fn end(self) {
+        drop(self.end);
+        let _ = self.thread.join();
+        let _ = self.link_ended.recv_timeout(FAREWELL_LIMIT);
+    }
+}
+
+/// Starts the threads that publish and that have the link.
 pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
-) -> Result<(Orders, JoinHandle<()>), StartError> {
+) -> Result<(Orders, Publishing), StartError> {
+    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
     let (sender, waiting) = crossbeam_channel::bounded(WAITING_MAX);
+    let (end, ended) = crossbeam_channel::bounded(0);
     let state = Arc::new(State::default());
     let counts = Counts::new(metrics);
-    let publisher = Publisher {
-        config: config.clone(),
+    let LinkHandle {
+        events: link_events,
+        released,
+        ended: link_ended,
+    } = link::start(config).map_err(no_thread)?;
+    let mut publisher = Publisher {
+        queue: config.queue.clone(),
         waiting,
+        ended,
+        link_events,
+        released,
         state: Arc::clone(&state),
         counts: counts.clone(),
+        channel: None,
+        next: None,
+        keys: Keys::default(),
+        refusals: Refusals::default(),
+        last_look: Instant::now(),
     };
     let thread = thread::Builder::new()
         .name("publisher".to_owned())
         .spawn(move || publisher.run())
-        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
-    Ok((
-        Orders {
-            waiting: sender,
-            state,
-            counts,
-        },
+        .map_err(no_thread)?;
+    let orders = Orders {
+        waiting: sender,
+        state,
+        counts,
+    };
+    let publishing = Publishing {
+        end,
         thread,
-    ))
+        link_ended,
+    };
+    Ok((orders, publishing))
 }
 
 #[derive(Clone)]
@@ -260,282 +322,6 @@ impl Counts {
         self.refused.with_label_values(&[refusal.texts().0]).inc();
         client.answer(Err(refused(refusal)));
     }
-}
-
-/// Why the publisher left a link.
-enum End {
-    /// Nobody is left who could place an order.
-    AllPlaced,
-    Lost(LinkError),
-}
-
-impl From<LinkError> for End {
-    fn from(error: LinkError) -> Self {
-        Self::Lost(error)
-    }
-}
-
-impl From<amiquip::Error> for End {
-    fn from(error: amiquip::Error) -> Self {
-        Self::Lost(error.into())
-    }
-}
-
-struct Publisher {
-    config: QueueConfig,
-    waiting: Receiver<Waiting>,
-    state: Arc<State>,
-    counts: Counts,
-}
-
-impl Publisher {
-    /// One link after another until all is placed.
-    fn run(self) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
-        let mut last_cause = String::new();
-        loop {
-            let (end, was_up) = self.with_link(&mut backoff);
-            if was_up {
-                // Whatever it is now, it is an outage of its own.
-                last_cause.clear();
-            }
-            let error = match end {
-                End::AllPlaced => return,
-                End::Lost(error) => error,
-            };
-            let cause = error.to_string();
-            if cause != last_cause {
-                log::log!(error.level(), cause = cause.as_str(); "no link to the broker; orders are refused");
-                last_cause = cause;
-            }
-            if self.refuse_until(Instant::now() + backoff.delay()) {
-                return;
-            }
-        }
-    }
-
-    fn set_connected(&self, connected: bool) {
-        self.state.connected.store(connected, Ordering::Relaxed);
-        self.counts.connected.set(i64::from(connected));
-        self.set_blocked(false);
-    }
-
-    fn set_blocked(&self, blocked: bool) {
-        self.state.blocked.store(blocked, Ordering::Relaxed);
-        self.counts.blocked.set(i64::from(blocked));
-    }
-
-    /// Refuses what still arrives, until then; true when nobody is left who could place one.
-    fn refuse_until(&self, then: Instant) -> bool {
-        loop {
-            match self.waiting.recv_deadline(then) {
-                Ok(waiting) => self.counts.refuse(waiting.client, Refusal::Away),
-                Err(RecvTimeoutError::Timeout) => return false,
-                Err(RecvTimeoutError::Disconnected) => return true,
-            }
-        }
-    }
-
-    fn with_link(&self, backoff: &mut Backoff) -> (End, bool) {
-        let mut unconfirmed = Unconfirmed::default();
-        let mut was_up = false;
-        // Were this thread to end by a panic, orders would be refused for ever after.
-        let left = catch_unwind(AssertUnwindSafe(|| {
-            self.publish_over_link(&mut unconfirmed, backoff, &mut was_up)
-        }));
-        let end = match left {
-            Ok(Ok(())) => End::AllPlaced,
-            Ok(Err(end)) => end,
-            Err(_) => End::Lost(LinkError::Broken("the publisher panicked")),
-        };
-        self.give_up(&mut unconfirmed);
-        (end, was_up)
-    }
-
-    /// Nothing that was sent over the link will be confirmed, and nothing more is sent.
-    fn give_up(&self, unconfirmed: &mut Unconfirmed<Sent>) {
-        self.set_connected(false);
-        for sent in unconfirmed.iter_mut() {
-            self.tell(sent, Outcome::Unknown("the link broke before the confirm"));
-        }
-    }
-
-    fn publish_over_link(
-        &self,
-        unconfirmed: &mut Unconfirmed<Sent>,
-        backoff: &mut Backoff,
-        was_up: &mut bool,
-    ) -> Result<(), End> {
-        let mut link = Link::open(&self.config, "api-gateway")?;
-        let confirming = link.open_confirming(&self.config.queue)?;
-        let blocked = link.blocked.clone();
-        // Last, so that it is dropped first: the channel's farewell gets a limit.
-        let _limit = link.limit_from_drop();
-
-        self.set_connected(true);
-        *was_up = true;
-        log::info!(queue = self.config.queue.as_str(); "publishing");
-        backoff.reset();
-        let end = self.publish_until_lost(&confirming, &blocked, unconfirmed);
-        // Before the farewell, which may take its time.
-        self.give_up(unconfirmed);
-        for waiting in self.waiting.try_iter() {
-            self.counts.refuse(waiting.client, Refusal::Away);
-        }
-        end
-    }
-
-    fn publish_until_lost(
-        &self,
-        confirming: &Confirming,
-        blocked: &Receiver<ConnectionBlockedNotification>,
-        unconfirmed: &mut Unconfirmed<Sent>,
-    ) -> Result<(), End> {
-        let mut window_bytes = 0;
-        let mut last_look = Instant::now();
-        let mut all_placed = false;
-        loop {
-            if all_placed && unconfirmed.is_empty() {
-                return Ok(());
-            }
-            let full = unconfirmed.len() >= WINDOW_MAX || window_bytes >= WINDOW_BYTES_MAX;
-            let closed = never();
-            let waiting = if full || all_placed {
-                &closed
-            } else {
-                &self.waiting
-            };
-            select! {
-                recv(waiting) -> next => match next {
-                    Ok(waiting) => self.publish(confirming, waiting, unconfirmed, &mut window_bytes)?,
-                    Err(_) => all_placed = true,
-                },
-                recv(confirming.confirms) -> confirm => {
-                    let confirm = confirm.map_err(|_| LinkError::Broken("it ended the link"))?;
-                    self.settle(confirming, confirm, unconfirmed, &mut window_bytes)?;
-                }
-                recv(blocked) -> notification => self.note_alarm(notification.ok())?,
-                default(TICK) => {}
-            }
-            if last_look.elapsed() >= TICK {
-                last_look = Instant::now();
-                self.look_at_the_oldest(unconfirmed)?;
-            }
-        }
-    }
-
-    /// Tells the clients who have waited long enough.
-    fn look_at_the_oldest(&self, unconfirmed: &mut Unconfirmed<Sent>) -> Result<(), LinkError> {
-        for sent in unconfirmed.iter_mut() {
-            let waited = sent.placed.elapsed();
-            if waited > LINK_LIMIT {
-                return Err(LinkError::Broken("it does not confirm"));
-            }
-            if waited < CONFIRM_LIMIT {
-                break;
-            }
-            self.tell(sent, Outcome::Unknown("no confirm in time"));
-        }
-        Ok(())
-    }
-
-    fn publish(
-        &self,
-        confirming: &Confirming,
-        waiting: Waiting,
-        unconfirmed: &mut Unconfirmed<Sent>,
-        window_bytes: &mut usize,
-    ) -> Result<(), End> {
-        if waiting.placed.elapsed() >= CONFIRM_LIMIT {
-            self.counts.refuse(waiting.client, Refusal::Late);
-            return Ok(());
-        }
-        let Waiting {
-            message,
-            placed,
-            client,
-        } = waiting;
-        let publish = Publish {
-            body: &message.body,
-            routing_key: self.config.queue.clone(),
-            mandatory: true,
-            immediate: false,
-            properties: properties(&message),
-        };
-        *window_bytes += message.body.len();
-        unconfirmed.push(Sent {
-            message_id: message.message_id,
-            body_bytes: message.body.len(),
-            placed,
-            client: Some(client),
-            returned: false,
-        });
-        self.counts.published.inc();
-        Ok(confirming.channel.basic_publish("", publish)?)
-    }
-
-    fn settle(
-        &self,
-        confirming: &Confirming,
-        confirm: Confirm,
-        unconfirmed: &mut Unconfirmed<Sent>,
-        window_bytes: &mut usize,
-    ) -> Result<(), End> {
-        // A message that no queue took is returned first and then confirmed like any other.
-        let mut queue_is_gone = false;
-        for returned in confirming.returns.try_iter() {
-            queue_is_gone = true;
-            let id = returned
-                .properties
-                .message_id()
-                .as_deref()
-                .unwrap_or_default();
-            if let Some(sent) = unconfirmed
-                .iter_mut()
-                .find(|s| !s.returned && s.message_id == id)
-            {
-                sent.returned = true;
-            }
-        }
-        let (taken, settled) = unconfirmed.settle(confirm);
-        if queue_is_gone || !taken {
-            // Before anyone is told: who hears of it finds `/ready` of the same opinion.
-            self.set_connected(false);
-        }
-        for mut sent in settled.into_values() {
-            *window_bytes -= sent.body_bytes;
-            let outcome = match (taken, sent.returned) {
-                (true, false) => Outcome::Confirmed,
-                (true, true) => Outcome::Refused(Refusal::NoQueue),
-                (false, _) => Outcome::Refused(Refusal::Nack),
-            };
-            self.tell(&mut sent, outcome);
-        }
-        if queue_is_gone {
-            // A new link declares the queue anew.
-            return Err(LinkError::Broken("the queue is gone").into());
-        }
-        if !taken {
-            // A channel that was opened while a quorum queue had no leader refuses for ever.
-            return Err(LinkError::Broken("it does not store what it is sent").into());
-        }
-        Ok(())
-    }
-
-    fn note_alarm(&self, notification: Option<ConnectionBlockedNotification>) -> Result<(), End> {
-        match notification {
-            Some(ConnectionBlockedNotification::Blocked(reason)) => {
-                self.set_blocked(true);
-                log::warn!(reason = reason.as_str(); "the broker raised an alarm; orders are refused");
-            }
-            Some(ConnectionBlockedNotification::Unblocked) => {
-                self.set_blocked(false);
-                log::info!("the broker's alarm is over");
-            }
-            None => return Err(LinkError::Broken("it ended the link").into()),
-        }
-        Ok(())
-    }
 
     /// Answers the client, unless they had another answer before.
     fn tell(&self, sent: &mut Sent, outcome: Outcome) {
@@ -544,16 +330,388 @@ impl Publisher {
         };
         match outcome {
             Outcome::Confirmed => {
-                self.counts.confirmed.inc();
+                self.confirmed.inc();
                 let waited = sent.placed.elapsed();
-                self.counts.seconds.observe(waited.as_secs_f64());
+                self.seconds.observe(waited.as_secs_f64());
                 client.answer(Ok(confirmed(&sent.message_id)));
             }
-            Outcome::Refused(refusal) => self.counts.refuse(client, refusal),
+            Outcome::Refused(refusal) => self.refuse(client, refusal),
             Outcome::Unknown(cause) => {
-                self.counts.unknown.inc();
+                self.unknown.inc();
                 client.answer(Err(unknown(cause)));
             }
+        }
+    }
+}
+
+/// Something that the publisher's thread waits for.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, and most are orders"
+)]
+enum Event {
+    Order(Waiting),
+    Link(LinkEvent),
+    Confirm(Confirm),
+    Alarm(ConnectionBlockedNotification),
+    LinkEnded,
+    Tick,
+    End,
+}
+
+struct Publisher {
+    queue: String,
+    waiting: Receiver<Waiting>,
+    ended: Receiver<Infallible>,
+    link_events: Receiver<LinkEvent>,
+    released: Sender<Released>,
+    state: Arc<State>,
+    counts: Counts,
+    /// Where orders are published; None while there is no link, or another channel is on its way.
+    channel: Option<OpenChannel>,
+    /// The oldest order that waits, so that its limit can be looked at.
+    next: Option<Waiting>,
+    keys: Keys,
+    refusals: Refusals,
+    last_look: Instant,
+}
+
+/// A channel, and what was published on it.
+struct OpenChannel {
+    on_link: PublishChannel,
+    unconfirmed: Unconfirmed<Sent>,
+    /// Of what is not confirmed.
+    bytes: usize,
+    /// Whether the broker has taken a message.
+    confirmed: bool,
+    opened: Instant,
+    /// Since when the broker reads what is published: from the beginning, or from the end of its
+    /// last alarm.
+    read_since: Instant,
+    /// It is given back as soon as nothing waits for its confirm.
+    to_be_renewed: bool,
+}
+
+/// Orders that the broker would not have, since it last took one.
+#[derive(Default)]
+struct Refusals {
+    first: Option<Instant>,
+    last: Option<Instant>,
+    /// Those that the log was not told of yet.
+    untold: u64,
+    last_told: Option<Instant>,
+}
+
+impl Publisher {
+    fn run(&mut self) {
+        // Were this thread to end by a panic, orders would be refused for ever after.
+        while catch_unwind(AssertUnwindSafe(|| self.publish_until_the_end())).is_err() {
+            self.lose(LinkError::Broken("the publisher panicked"));
+        }
+    }
+
+    fn publish_until_the_end(&mut self) {
+        loop {
+            match self.next_event() {
+                Event::Order(waiting) => self.next = Some(waiting),
+                Event::Link(LinkEvent::Opened(channel)) => self.open(channel),
+                Event::Link(LinkEvent::Lost) => self.set_connected(false),
+                Event::Confirm(confirm) => self.settle(confirm),
+                Event::Alarm(notification) => self.note_alarm(&notification),
+                Event::LinkEnded => self.lose(LinkError::Broken("it ended the link")),
+                Event::Tick => {}
+                Event::End => return self.finish(),
+            }
+            self.attend_to_the_next();
+            if self.last_look.elapsed() >= TICK {
+                self.last_look = Instant::now();
+                self.look_at_limits();
+            }
+        }
+    }
+
+    fn next_event(&self) -> Event {
+        let (no_orders, no_confirms, no_alarms) = (never(), never(), never());
+        let waiting = match &self.next {
+            None => &self.waiting,
+            Some(_) => &no_orders,
+        };
+        let (confirms, alarms) = match &self.channel {
+            Some(OpenChannel { on_link, .. }) => (&on_link.confirming.confirms, &on_link.blocked),
+            None => (&no_confirms, &no_alarms),
+        };
+        select! {
+            recv(waiting) -> waiting => waiting.map_or(Event::End, Event::Order),
+            recv(confirms) -> confirm => confirm.map_or(Event::LinkEnded, Event::Confirm),
+            recv(alarms) -> alarm => alarm.map_or(Event::LinkEnded, Event::Alarm),
+            // Its thread ends after this one.
+            recv(self.link_events) -> event => event.map_or(Event::End, Event::Link),
+            recv(self.ended) -> _ => Event::End,
+            default(TICK) => Event::Tick,
+        }
+    }
+
+    fn open(&mut self, channel: PublishChannel) {
+        let opened = Instant::now();
+        self.channel = Some(OpenChannel {
+            on_link: channel,
+            unconfirmed: Unconfirmed::default(),
+            bytes: 0,
+            confirmed: false,
+            opened,
+            read_since: opened,
+            to_be_renewed: false,
+        });
+        // A link may be blocked from its beginning; it says so, and it is of the same mind while
+        // its channels change.
+        if !self.state.connected.load(Ordering::Relaxed) {
+            self.set_connected(true);
+        }
+    }
+
+    fn set_connected(&mut self, connected: bool) {
+        self.set_blocked(false);
+        self.refusals = Refusals::default();
+        self.state.refusing.store(false, Ordering::Relaxed);
+        self.state.connected.store(connected, Ordering::Relaxed);
+        self.counts.connected.set(i64::from(connected));
+    }
+
+    fn set_blocked(&self, blocked: bool) {
+        self.state.blocked.store(blocked, Ordering::Relaxed);
+        self.counts.blocked.set(i64::from(blocked));
+    }
+
+    /// Nothing that was sent over the link will be confirmed, and nothing more is sent.
+    fn lose(&mut self, error: LinkError) {
+        self.set_connected(false);
+        self.release(Reason::Lost(error), "the link broke before the confirm");
+    }
+
+    /// Those who wait for confirms on the channel hear that there will be none.
+    fn release(&mut self, reason: Reason, cause: &'static str) {
+        let Some(mut channel) = self.channel.take() else {
+            return;
+        };
+        for sent in channel.unconfirmed.iter_mut() {
+            self.counts.tell(sent, Outcome::Unknown(cause));
+        }
+        let _ = self.released.send(Released {
+            channel: channel.on_link,
+            confirmed: channel.confirmed,
+            reason,
+        });
+    }
+
+    /// Nobody will place an order any more, and whoever still waits has waited for too long.
+    fn finish(&mut self) {
+        self.set_connected(false);
+        self.release(Reason::Shutdown, "the gateway ended before the confirm");
+        for waiting in self.next.take().into_iter().chain(self.waiting.try_iter()) {
+            self.counts.refuse(waiting.client, Refusal::Away);
+        }
+    }
+
+    /// The order that has waited longest is published, or refused, or goes on waiting for room.
+    fn attend_to_the_next(&mut self) {
+        let Some(waiting) = self.next.take() else {
+            return;
+        };
+        if let Some(refusal) = self.state.closed_by() {
+            self.counts.refuse(waiting.client, refusal);
+        } else if waiting.placed.elapsed() >= ANSWER_LIMIT {
+            self.counts.refuse(waiting.client, Refusal::Late);
+        } else if self.channel.as_ref().is_some_and(OpenChannel::has_room) {
+            self.publish(waiting);
+        } else {
+            self.next = Some(waiting);
+        }
+    }
+
+    fn publish(&mut self, waiting: Waiting) {
+        let Some(channel) = &mut self.channel else {
+            return self.counts.refuse(waiting.client, Refusal::Away);
+        };
+        let Waiting {
+            mut message,
+            placed,
+            client,
+        } = waiting;
+        let keyed = message.keyed.take();
+        let known = keyed.map(|order| self.keys.remember(&message.message_id, order));
+        if known == Some(Known::Other) {
+            return client.answer(Err(Problem::unprocessable(
+                "this Idempotency-Key was used for another order; send that one again, or this one \
+                 with a key of its own",
+            )));
+        }
+        let publish = Publish {
+            body: &message.body,
+            routing_key: self.queue.clone(),
+            mandatory: true,
+            immediate: false,
+            properties: properties(&message),
+        };
+        let published = channel
+            .on_link
+            .confirming
+            .channel
+            .basic_publish("", publish);
+        self.counts.published.inc();
+        channel.bytes += message.body.len();
+        channel.unconfirmed.push(Sent {
+            message_id: message.message_id,
+            body_bytes: message.body.len(),
+            placed,
+            client: Some(client),
+            returned: false,
+            is_new_key: known == Some(Known::New),
+        });
+        if let Err(error) = published {
+            self.lose(error.into());
+        }
+    }
+
+    fn settle(&mut self, confirm: Confirm) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        channel.note_returns();
+        let (taken, settled) = channel.unconfirmed.settle(confirm);
+        for mut sent in settled.into_values() {
+            channel.bytes -= sent.body_bytes;
+            let outcome = match (taken, sent.returned) {
+                (true, false) => Outcome::Confirmed,
+                (true, true) => Outcome::Refused(Refusal::NoQueue),
+                (false, _) => Outcome::Refused(Refusal::Nack),
+            };
+            if outcome == Outcome::Confirmed {
+                channel.confirmed = true;
+                self.refusals.first = None;
+                self.state.refusing.store(false, Ordering::Relaxed);
+            } else {
+                // Another channel declares the queue anew.
+                channel.to_be_renewed |= sent.returned;
+                self.refusals.note();
+                if sent.is_new_key {
+                    self.keys.forget(&sent.message_id);
+                }
+            }
+            self.counts.tell(&mut sent, outcome);
+        }
+        self.renew();
+    }
+
+    /// Gives the channel back for another one, where that is due and nothing waits on it. A broker
+    /// with an alarm would not answer.
+    fn renew(&mut self) {
+        if self.state.closed_by().is_some() {
+            return;
+        }
+        let due = |channel: &OpenChannel| {
+            channel.to_be_renewed
+                || channel.opened.elapsed() >= REFUSING_AFTER
+                    && self.refusals.last > Some(channel.opened)
+                    && self.refusals.have_lasted()
+        };
+        if let Some(channel) = &mut self.channel {
+            channel.to_be_renewed = due(channel);
+            if channel.to_be_renewed && channel.unconfirmed.is_empty() {
+                self.release(Reason::Renew, "");
+            }
+        }
+    }
+
+    /// Answers those who have waited long enough, and looks how the broker is.
+    fn look_at_limits(&mut self) {
+        self.refusals.tell();
+        let refusing = self.refusals.have_lasted() && self.refusals.count_still();
+        self.state.refusing.store(refusing, Ordering::Relaxed);
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        let mut silent = Duration::ZERO;
+        for sent in channel.unconfirmed.iter_mut() {
+            silent = silent.max(sent.placed.max(channel.read_since).elapsed());
+            if sent.placed.elapsed() >= ANSWER_LIMIT {
+                self.counts
+                    .tell(sent, Outcome::Unknown("no confirm in time"));
+            }
+        }
+        // While an alarm lasts, the broker has said why it is silent.
+        let blocked = self.state.blocked.load(Ordering::Relaxed);
+        if silent > LINK_LIMIT && !blocked {
+            self.lose(LinkError::Broken("it does not confirm"));
+        } else {
+            self.renew();
+        }
+    }
+
+    fn note_alarm(&mut self, notification: &ConnectionBlockedNotification) {
+        match notification {
+            ConnectionBlockedNotification::Blocked(reason) => {
+                self.set_blocked(true);
+                log::warn!(reason = reason.as_str(); "the broker raised an alarm; orders are refused");
+            }
+            ConnectionBlockedNotification::Unblocked => {
+                if let Some(channel) = &mut self.channel {
+                    channel.read_since = Instant::now();
+                }
+                self.set_blocked(false);
+                log::info!("the broker's alarm is over");
+            }
+        }
+    }
+}
+
+impl OpenChannel {
+    fn has_room(&self) -> bool {
+        !self.to_be_renewed && self.unconfirmed.len() < WINDOW_MAX && self.bytes < WINDOW_BYTES_MAX
+    }
+
+    /// Marks the messages that no queue took: each is returned first, and then confirmed like any
+    /// other.
+    fn note_returns(&mut self) {
+        for returned in self.on_link.confirming.returns.try_iter() {
+            let id = returned.properties.message_id().as_deref();
+            let mut waiting = self.unconfirmed.iter_mut();
+            let sent = waiting.find(|sent| !sent.returned && Some(&*sent.message_id) == id);
+            if let Some(sent) = sent {
+                sent.returned = true;
+            }
+        }
+    }
+}
+
+impl Refusals {
+    fn note(&mut self) {
+        let now = Instant::now();
+        self.first.get_or_insert(now);
+        self.last = Some(now);
+        self.untold += 1;
+        self.tell();
+    }
+
+    /// Whether nothing else has come of orders for some time.
+    fn have_lasted(&self) -> bool {
+        self.first
+            .is_some_and(|first| first.elapsed() >= REFUSING_AFTER)
+    }
+
+    /// Whether the last one is not too long ago.
+    fn count_still(&self) -> bool {
+        self.last
+            .is_some_and(|last| last.elapsed() < REFUSAL_COUNTS)
+    }
+
+    fn tell(&mut self) {
+        let told_lately = self
+            .last_told
+            .is_some_and(|told| told.elapsed() < REFUSALS_TOLD_EVERY);
+        if self.untold > 0 && !told_lately {
+            log::warn!(orders = self.untold; "the broker refused orders");
+            self.untold = 0;
+            self.last_told = Some(Instant::now());
         }
     }
 }
@@ -566,6 +724,8 @@ struct Sent {
     /// Who waits for it; None where they have been answered.
     client: Option<Exchange>,
     returned: bool,
+    /// Its key was not known before.
+    is_new_key: bool,
 }
 
 fn properties(message: &Outgoing) -> AmqpProperties {

@@ -8,12 +8,16 @@ use std::time::Duration;
 
 use http::Uri;
 use rustix::net::{RecvFlags, recv};
+use rustix::time::{ClockId, clock_gettime};
 use ureq::config::Config;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 use ureq::{Error, Timeout};
+
+/// A connection that was idle for longer is not used again.
+pub(crate) const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Times are rounded up to whole steps, so that what is left of a limit is mostly the time that
 /// the socket has already.
@@ -61,6 +65,7 @@ impl Connector for Sockets {
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
             read_limit: None,
             write_limit: None,
+            last_read: since_boot(),
         }))
     }
 }
@@ -73,6 +78,8 @@ pub(crate) struct Socket {
     /// What the stream was told.
     read_limit: Option<Duration>,
     write_limit: Option<Duration>,
+    /// When something was read last, as time since the boot.
+    last_read: Duration,
 }
 
 impl Transport for Socket {
@@ -108,14 +115,27 @@ impl Transport for Socket {
         };
         let amount = read.map_err(|error| in_time(error, timeout.reason))?;
         self.buffers.input_appended(amount);
+        self.last_read = since_boot();
         Ok(amount > 0)
     }
 
-    /// Nothing to read, not even the end: what comes unasked belongs to no request.
+    /// Nothing to read, not even the end: what comes unasked belongs to no request. And not idle
+    /// for too long, by a clock that runs while the machine is suspended, as ureq's does not: of a
+    /// peer that gave the connection up meanwhile nothing need have arrived.
     fn is_open(&mut self) -> bool {
+        if since_boot().saturating_sub(self.last_read) > IDLE_LIMIT {
+            return false;
+        }
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         recv(&self.stream, &mut [0], flags) == Err(rustix::io::Errno::AGAIN)
     }
+}
+
+/// The time since the machine was booted, suspensions included.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
 }
 
 fn in_steps(timeout: NextTimeout) -> Option<Duration> {
@@ -129,5 +149,42 @@ fn in_time(error: io::Error, reason: Timeout) -> Error {
     match error.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Timeout(reason),
         _ => Error::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A socket that was idle for so long, and its peer.
+    fn idle_for(idle: Duration) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let stream = TcpStream::connect(address).expect("a listener");
+        let (peer, _) = listener.accept().expect("a connection");
+        let socket = Socket {
+            stream,
+            buffers: LazyBuffers::new(1024, 1024),
+            read_limit: None,
+            write_limit: None,
+            last_read: since_boot().saturating_sub(idle),
+        };
+        (socket, peer)
+    }
+
+    #[test]
+    fn a_connection_is_open_until_its_end_has_come_or_it_was_idle_for_too_long() {
+        let (mut fresh, peer) = idle_for(Duration::ZERO);
+        let (mut stale, _peer) = idle_for(IDLE_LIMIT + Duration::from_secs(1));
+
+        assert!(fresh.is_open());
+        assert!(!stale.is_open());
+        drop(peer);
+        // The end arrives without anybody's doing.
+        while fresh.is_open() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::http::Handler::One;
-use common::http::{HandlerResult, Request, Response, Route, Verb};
+use common::http::{DependencyState, HandlerResult, Request, Response, Route, Verb};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::asker::Asker;
 use crate::config::Limits;
 use crate::proxy::Proxy;
 use crate::publisher::Orders;
-use crate::queues::Queues;
+use crate::queues;
 use crate::upstreams::Upstreams;
 
 /// How long a part may take to answer.
@@ -51,7 +51,9 @@ pub(crate) struct Status {
     orders_readable: bool,
     inventory: Asker<Service>,
     billing: Asker<Service>,
-    rabbitmq: Asker<Option<Queues>>,
+    consumer: Asker<Service>,
+    dead_letters: Asker<Option<u64>>,
+    rabbitmq: Asker<Option<queues::Orders>>,
     last: Mutex<Option<Round>>,
 }
 
@@ -61,7 +63,16 @@ struct Round {
     asked: Instant,
     inventory: Service,
     billing: Service,
-    rabbitmq: Option<Queues>,
+    consumer: Service,
+    dead_letters: Option<u64>,
+    rabbitmq: Option<queues::Orders>,
+}
+
+/// The services that are asked.
+pub(crate) struct Services<'a> {
+    pub(crate) inventory: &'a Arc<Upstreams>,
+    pub(crate) billing_api: &'a Arc<Upstreams>,
+    pub(crate) billing_consumer: &'a Arc<Upstreams>,
 }
 
 impl Status {
@@ -69,23 +80,21 @@ impl Status {
     pub(crate) fn new(
         orders: &Orders,
         queue: &str,
-        queues: Asker<Option<Queues>>,
-        inventory: &Arc<Upstreams>,
-        billing: &Arc<Upstreams>,
+        rabbitmq: Asker<Option<queues::Orders>>,
+        services: &Services<'_>,
         limits: Limits,
         orders_readable: bool,
     ) -> io::Result<Self> {
-        let service = |name, upstreams: &Arc<Upstreams>| {
-            let upstreams = Arc::clone(upstreams);
-            Asker::start(name, move |asked| answer_for(&upstreams, limits, asked))
-        };
+        let service = |name, upstreams| asker(name, upstreams, limits, Service::asked);
         Ok(Self {
             orders: orders.clone(),
             queue: queue.to_owned(),
             orders_readable,
-            inventory: service("ask-inventory", inventory)?,
-            billing: service("ask-billing", billing)?,
-            rabbitmq: queues,
+            inventory: service("ask-inventory", services.inventory)?,
+            billing: service("ask-billing", services.billing_api)?,
+            consumer: service("ask-consumer", services.billing_consumer)?,
+            dead_letters: asker("ask-dead", services.billing_api, limits, dead_letters)?,
+            rabbitmq,
             last: Mutex::default(),
         })
     }
@@ -103,12 +112,16 @@ impl Status {
         let asked = Instant::now();
         let inventory = self.inventory.ask();
         let billing = self.billing.ask();
+        let consumer = self.consumer.ask();
+        let dead_letters = self.dead_letters.ask();
         let rabbitmq = self.rabbitmq.ask();
         let until = asked + ANSWER_LIMIT;
         Round {
             asked,
             inventory: inventory.recv_deadline(until).unwrap_or(Service::DOWN),
             billing: billing.recv_deadline(until).unwrap_or(Service::DOWN),
+            consumer: consumer.recv_deadline(until).unwrap_or(Service::DOWN),
+            dead_letters: dead_letters.recv_deadline(until).ok().flatten(),
             rabbitmq: rabbitmq.recv_deadline(until).ok().flatten(),
         }
     }
@@ -116,17 +129,21 @@ impl Status {
     fn report_of(&self, round: &Round) -> Report<'_> {
         let queues = round.rabbitmq.as_ref();
         let rabbitmq = RabbitMq {
-            state: match queues {
-                _ if self.orders.is_blocked() => State::Blocked,
-                Some(_) if self.orders.is_open() => State::Up,
+            state: match (self.orders.state(), queues) {
+                (DependencyState::Blocked, _) => State::Blocked,
+                (DependencyState::Refusing, _) => State::Refusing,
+                (DependencyState::Up, Some(_)) => State::Up,
                 _ => State::Down,
             },
             latency_ms: queues.map(|queues| milliseconds(queues.latency)),
         };
-        let all_up = [round.inventory.state, round.billing.state, rabbitmq.state]
+        let services = [round.inventory, round.billing, round.consumer];
+        let states = services.map(|service| service.state);
+        let all_up = states
             .iter()
+            .chain([&rabbitmq.state])
             .all(|state| *state == State::Up);
-        let consumed = queues.is_some_and(|queues| queues.orders.consumers > 0);
+        let consumed = queues.is_some_and(|queues| queues.consumers > 0);
         Report {
             status: if all_up && consumed { "ok" } else { "degraded" },
             gateway: Gateway {
@@ -135,12 +152,13 @@ impl Status {
             },
             inventory: round.inventory,
             billing: round.billing,
+            consumer: round.consumer,
             rabbitmq,
             queue: queues.map(|queues| Queue {
                 name: &self.queue,
-                ready: queues.orders.ready,
-                consumers: queues.orders.consumers,
-                dead: queues.dead,
+                ready: queues.ready,
+                consumers: queues.consumers,
+                dead: round.dead_letters,
             }),
             orders_readable: self.orders_readable,
         }
@@ -153,6 +171,7 @@ struct Report<'a> {
     gateway: Gateway,
     inventory: Service,
     billing: Service,
+    consumer: Service,
     rabbitmq: RabbitMq,
     queue: Option<Queue<'a>>,
     orders_readable: bool,
@@ -175,7 +194,8 @@ struct Queue<'a> {
     name: &'a str,
     ready: u32,
     consumers: u32,
-    dead: u32,
+    /// None where billing-api does not say.
+    dead: Option<u64>,
 }
 
 /// How a part is.
@@ -188,6 +208,8 @@ enum State {
     Down,
     /// An alarm of RabbitMQ keeps orders out.
     Blocked,
+    /// RabbitMQ takes none of the orders that it is sent.
+    Refusing,
 }
 
 /// What a service says of itself and of its database.
@@ -207,7 +229,7 @@ impl Service {
 
     fn asked(proxy: &Proxy) -> Self {
         let asked = Instant::now();
-        match proxy.readiness() {
+        match proxy.ask("/ready") {
             Some((status, body)) => Self::of_answer(status, &body, asked.elapsed()),
             None => Self::DOWN,
         }
@@ -239,17 +261,32 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// Answers for a service; what is needed to ask it is kept for as long as there are questions.
-fn answer_for(upstreams: &Arc<Upstreams>, limits: Limits, asked: &Receiver<Sender<Service>>) {
-    while let Ok(first) = asked.recv() {
-        let proxy = Proxy::new(upstreams, limits);
-        let mut next = Ok(first);
-        while let Ok(reply) = next {
-            // Whoever asked may have stopped waiting.
-            let _ = reply.send(Service::asked(&proxy));
-            next = asked.recv_timeout(REST_AFTER);
+/// How many dead letters there are, as billing-api says.
+fn dead_letters(billing: &Proxy) -> Option<u64> {
+    let (status, body) = billing.ask("/api/dead-letters/count")?;
+    let answer: Value = serde_json::from_slice(&body).ok()?;
+    answer["count"].as_u64().filter(|_| status == 200)
+}
+
+/// Asks services of one kind; what is needed for that is kept for as long as there are questions.
+fn asker<A: Send + 'static>(
+    name: &str,
+    upstreams: &Arc<Upstreams>,
+    limits: Limits,
+    ask: fn(&Proxy) -> A,
+) -> io::Result<Asker<A>> {
+    let upstreams = Arc::clone(upstreams);
+    Asker::start(name, move |asked: &Receiver<Sender<A>>| {
+        while let Ok(first) = asked.recv() {
+            let proxy = Proxy::new(&upstreams, limits);
+            let mut next = Ok(first);
+            while let Ok(reply) = next {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(ask(&proxy));
+                next = asked.recv_timeout(REST_AFTER);
+            }
         }
-    }
+    })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use common::shutdown::Shutdown;
@@ -91,11 +91,7 @@ impl Upstreams {
     }
 
     /// Starts the thread that asks those left out whether they are back.
-    pub(crate) fn watch(
-        self: &Arc<Self>,
-        limits: Limits,
-        shutdown: &Shutdown,
-    ) -> io::Result<JoinHandle<()>> {
+    pub(crate) fn watch(self: &Arc<Self>, limits: Limits, shutdown: &Shutdown) -> io::Result<()> {
         let (upstreams, shutdown) = (Arc::clone(self), shutdown.clone());
         thread::Builder::new()
             .name("upstreams".to_owned())
@@ -105,6 +101,7 @@ impl Upstreams {
                     upstreams.bring_back(&proxy);
                 }
             })
+            .map(drop)
     }
 
     fn bring_back(&self, proxy: &Proxy) {

@@ -54,6 +54,7 @@ fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gatewa
         http: HttpConfig::on_loopback(2),
         inventories: vec![inventory],
         billing_api: ([127, 0, 0, 1], 1).into(),
+        billing_consumer: ([127, 0, 0, 1], 1).into(),
         expose_orders: false,
         limits: Limits::default(),
         queue: QueueConfig {

@@ -32,6 +32,7 @@ fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
         ("INVENTORY_API_PORT", &port),
         ("BILLING_VM_IP", "127.0.0.1"),
         ("BILLING_API_PORT", "1"),
+        ("BILLING_CONSUMER_PORT", "1"),
     ];
     let mut vars = queue.vars();
     for (key, value) in own.iter().chain(attack::SETTINGS) {

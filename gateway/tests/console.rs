@@ -28,6 +28,7 @@ fn gateway(billing_api: SocketAddr, expose_orders: bool, access: AccessConfig) -
         http: HttpConfig::on_loopback(2),
         inventories: vec![NOBODY],
         billing_api,
+        billing_consumer: NOBODY,
         expose_orders,
         limits: Limits::default(),
         queue: QueueConfig {
@@ -130,11 +131,16 @@ fn the_page_is_only_read() {
 }
 
 #[test]
-fn orders_are_not_there_unless_they_are_exposed() {
+fn orders_and_dead_letters_are_not_there_unless_they_are_exposed() {
     let billing = Upstream::answering(NO_ORDERS);
     let gateway = gateway(billing.address(), false, AccessConfig::default());
 
-    for path in ["/api/orders", "/api/orders/1"] {
+    for path in [
+        "/api/orders",
+        "/api/orders/1",
+        "/api/dead-letters",
+        "/api/dead-letters/1",
+    ] {
         let reply = gateway.client.get(path);
 
         let nothing = format!("there is nothing at {path}");
@@ -186,6 +192,35 @@ fn exposed_orders_are_forwarded_and_only_read() {
 }
 
 #[test]
+fn dead_letters_are_forwarded_and_only_read_where_orders_are() {
+    let billing = Upstream::answering(NO_ORDERS);
+    let gateway = gateway(billing.address(), true, AccessConfig::default());
+
+    let list = gateway.client.get("/api/dead-letters?limit=1&reason=body");
+    let one = gateway.client.get("/api/dead-letters/7");
+    let refused = gateway
+        .client
+        .send("DELETE", "/api/dead-letters/7", &[], None);
+
+    assert_eq!((list.status, list.text.as_str()), (200, "[]"));
+    assert_eq!(one.status, 200);
+    let allow = "GET, HEAD, OPTIONS";
+    assert_eq!((refused.status, refused.header("allow")), (405, allow));
+    let lines: Vec<_> = billing
+        .requests()
+        .into_iter()
+        .map(|request| request.line)
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "GET /api/dead-letters?limit=1&reason=body HTTP/1.1",
+            "GET /api/dead-letters/7 HTTP/1.1"
+        ]
+    );
+}
+
+#[test]
 fn a_billing_that_is_gone_is_named() {
     let gateway = gateway(NOBODY, true, AccessConfig::default());
 
@@ -198,7 +233,7 @@ fn a_billing_that_is_gone_is_named() {
 }
 
 #[test]
-fn where_keys_are_in_force_orders_are_for_administrators() {
+fn where_keys_are_in_force_orders_and_dead_letters_are_for_administrators() {
     let billing = Upstream::answering(NO_ORDERS);
     let file = std::env::temp_dir().join(format!("crud-master-keys-{}", uuid::Uuid::new_v4()));
     std::fs::write(&file, KEYS).expect("a file for keys");
@@ -210,17 +245,19 @@ fn where_keys_are_in_force_orders_are_for_administrators() {
         true,
         access.expect("well-formed settings"),
     );
-    let ask = |headers: &[(&str, &str)]| get(&gateway, "/api/orders", headers);
+    for path in ["/api/orders", "/api/dead-letters"] {
+        let ask = |headers: &[(&str, &str)]| get(&gateway, path, headers);
 
-    let stranger = ask(&[]);
-    let writer = ask(&[("authorization", "Bearer writer-key")]);
-    let admin = ask(&[("authorization", "Bearer admin-key")]);
+        let stranger = ask(&[]);
+        let writer = ask(&[("authorization", "Bearer writer-key")]);
+        let admin = ask(&[("authorization", "Bearer admin-key")]);
 
-    assert_eq!((stranger.status, admin.status), (401, 200));
-    assert_eq!(
-        writer.problem(),
-        (403, "this key may not do that: it needs the role admin")
-    );
-    assert_eq!(billing.requests().len(), 1);
+        assert_eq!((stranger.status, admin.status), (401, 200));
+        assert_eq!(
+            writer.problem(),
+            (403, "this key may not do that: it needs the role admin")
+        );
+    }
+    assert_eq!(billing.requests().len(), 2);
     assert_eq!(get(&gateway, "/", &[("accept", BROWSER)]).status, 200);
 }

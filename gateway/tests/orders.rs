@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpValue, QueueDeclareOptions};
+use common::env::Vars;
 use common::http::HttpConfig;
 use common::queue::QueueConfig;
 use gateway::{AccessConfig, Limits};
@@ -19,6 +20,22 @@ const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Much less than the gateway waits for a confirm.
 const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// What an order may take, and what a busy machine does.
+const IN_TIME: Duration = Duration::from_secs(7);
+
+/// The keys are `writer-key` and `admin-key`.
+const KEYS: &str = "\
+writer:3aec1946afb01344ae0065f3b123820a2144e455c13e5816dbd439e6634f7f26:write
+admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
+";
+
+/// connection.blocked with a reason, and connection.unblocked, as RabbitMQ sends them.
+const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0b\0\x0a\0\x3c\x06memory\xce";
+const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
+
+/// When a link is given up on which the oldest order is not confirmed, and a little more.
+const LINK_LIMIT: Duration = Duration::from_millis(16_500);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -45,14 +62,19 @@ impl Gateway {
     }
 
     fn publishing_to(config: QueueConfig, queue: TestQueue) -> Self {
+        Self::with_access(config, queue, AccessConfig::default())
+    }
+
+    fn with_access(config: QueueConfig, queue: TestQueue, access: AccessConfig) -> Self {
         let inventory = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let config = gateway::Config {
             http: HttpConfig::on_loopback(WORKERS),
             inventories: vec![inventory.address()],
             billing_api: ([127, 0, 0, 1], 1).into(),
+            billing_consumer: ([127, 0, 0, 1], 1).into(),
             expose_orders: false,
             limits: Limits::default(),
-            access: AccessConfig::default(),
+            access,
             queue: config,
         };
         let service = Service::start(
@@ -578,9 +600,14 @@ fn an_order_is_never_confirmed_into_a_queue_that_was_deleted() {
         (503, "the order was not placed; try again")
     );
     assert_eq!(reply.header("retry-after"), "1");
-    gateway.wait_until_ready();
     let reply = gateway.place(&order().to_string());
     assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
+    assert_eq!(gateway.client().get("/ready").status, 200);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"no_queue\"}"),
+        1
+    );
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
 }
 
 #[test]
@@ -606,37 +633,288 @@ fn a_broker_that_hangs_leaves_no_client_waiting_and_a_repeat_is_safe_with_the_ke
     assert_eq!(on_queue, HashSet::from(["key-7".to_owned()]));
 }
 
+/// A queue that is full with one order.
+fn declare_full_with_one(queue: &TestQueue) {
+    let overflow = AmqpValue::LongString("reject-publish".to_owned());
+    queue.declare_with(&[
+        ("x-max-length", AmqpValue::LongLongInt(1)),
+        ("x-overflow", overflow),
+    ]);
+}
+
+fn metric(gateway: &Gateway, series: &str) -> u64 {
+    let metrics = gateway.client().get("/metrics").text;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series));
+    let value = value.unwrap_or_else(|| panic!("{series} in {metrics}"));
+    value.trim().parse().expect("a number")
+}
+
 #[test]
-fn a_broker_that_refuses_orders_is_asked_over_a_new_link_and_takes_them_when_it_can() {
-    let gateway = Gateway::start();
-    let name = gateway.queue.name().to_owned();
-    let full = QueueDeclareOptions {
-        durable: true,
-        arguments: [
-            ("x-max-length", AmqpValue::LongLongInt(1)),
-            (
-                "x-overflow",
-                AmqpValue::LongString("reject-publish".to_owned()),
-            ),
-        ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect(),
-        ..QueueDeclareOptions::default()
-    };
-    gateway.queue.delete();
-    gateway.queue.on_channel(|channel| {
-        let declared = channel.queue_declare(name, full);
-        declared.expect("a queue that takes one message");
-    });
-    assert_eq!(gateway.place(&order().to_string()).status, 200);
-
-    eventually("an order is refused", || {
-        gateway.place(&order().to_string()).status == 503
-    });
-
-    assert_eq!(gateway.client().get("/ready").status, 503);
-    gateway.queue.delete();
+fn an_order_that_the_broker_refuses_costs_no_other_and_no_link() {
+    let queue = TestQueue::create();
+    declare_full_with_one(&queue);
+    let gateway = Gateway::publishing_to(queue.config(), queue);
     gateway.wait_until_ready();
     assert_eq!(gateway.place(&order().to_string()).status, 200);
+
+    for _ in 0..14 {
+        let reply = gateway.place(&order().to_string());
+
+        let detail = "the order was not placed; try again";
+        assert_eq!(reply.problem(), (503, detail));
+    }
+
+    let ready = gateway.client().get("/ready");
+    assert_eq!(
+        (ready.status, &ready.json["dependencies"]["rabbitmq"]),
+        (200, &json!("up"))
+    );
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"nack\"}"), 14);
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert!(gateway.queue.take().is_some());
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
+
+#[test]
+fn a_broker_that_takes_no_order_for_long_is_not_ready_and_takes_them_when_it_can() {
+    let queue = TestQueue::create();
+    declare_full_with_one(&queue);
+    let gateway = Gateway::publishing_to(queue.config(), queue);
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+
+    eventually("it is not ready", || {
+        assert_eq!(gateway.place(&order().to_string()).status, 503);
+        gateway.client().get("/ready").status == 503
+    });
+
+    let ready = gateway.client().get("/ready");
+    let detail = "not ready: rabbitmq refuses what it is sent";
+    assert_eq!(ready.problem(), (503, detail));
+    assert_eq!(ready.json["dependencies"]["rabbitmq"], "refusing");
+    let status = gateway.client().get("/api/status").json;
+    assert_eq!(status["rabbitmq"]["state"], "refusing");
+    gateway.queue.delete();
+    // The queue is made anew, by whoever is told that it is gone.
+    eventually("orders pass", || {
+        gateway.place(&order().to_string()).status == 200
+    });
+    assert_eq!(gateway.client().get("/ready").status, 200);
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+}
+
+/// How often confirms were asked for.
+static CONFIRM_SELECTS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_confirm_selects(bytes: &mut [u8]) {
+    let asked = bytes.windows(5).filter(|bytes| *bytes == b"\0\x55\0\x0a\0");
+    CONFIRM_SELECTS.fetch_add(asked.count(), Ordering::Relaxed);
+}
+
+#[test]
+fn a_channel_on_which_every_order_is_refused_for_long_is_replaced_on_the_link_that_stays() {
+    let queue = TestQueue::create();
+    declare_full_with_one(&queue);
+    let relay = queue.relay_changing(count_confirm_selects);
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+    assert_eq!(CONFIRM_SELECTS.load(Ordering::Relaxed), 1);
+
+    eventually("another channel is tried", || {
+        assert_eq!(gateway.place(&order().to_string()).status, 503);
+        CONFIRM_SELECTS.load(Ordering::Relaxed) == 2
+    });
+
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert!(gateway.queue.take().is_some());
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
+
+#[test]
+fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
+    const CLIENTS: usize = 24;
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    let clients = [(); CLIENTS].map(|()| gateway.another_client());
+    // So large that not all of them may be on their way at once.
+    let body = order_with("note", json!("x".repeat(900 * 1024)));
+    relay.freeze();
+
+    let answers: Vec<_> = thread::scope(|scope| {
+        let place_one = |client: Client| {
+            let started = Instant::now();
+            let reply = place(&client, &[], &body);
+            (reply.status, started.elapsed())
+        };
+        let threads = clients.map(|client| scope.spawn(move || place_one(client)));
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("a client"))
+            .collect()
+    });
+
+    for (status, took) in answers {
+        assert_eq!(status, 503);
+        assert!(took < IN_TIME, "{took:?}");
+    }
+    assert!(metric(&gateway, "orders_refused_total{cause=\"late\"}") > 0);
+    assert!(metric(&gateway, "orders_unknown_total") > 0);
+}
+
+#[test]
+fn an_alarm_of_the_broker_is_told_and_orders_are_refused_until_it_is_over() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+
+    relay.say_to_clients(BLOCKED);
+
+    let ready = || gateway.client().get("/ready");
+    eventually("the alarm is told", || ready().status == 503);
+    let detail = "not ready: rabbitmq is blocked by an alarm";
+    assert_eq!(ready().problem(), (503, detail));
+    assert_eq!(ready().json["dependencies"]["rabbitmq"], "blocked");
+    assert_eq!(gateway.place(&order().to_string()).status, 503);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"blocked\"}"),
+        1
+    );
+    let status = gateway.client().get("/api/status").json;
+    assert_eq!(status["rabbitmq"]["state"], "blocked");
+    relay.say_to_clients(UNBLOCKED);
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+}
+
+#[test]
+fn an_alarm_ends_no_link_however_long_an_order_waits_behind_it() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let gateway = Gateway::behind(&relay, queue);
+    gateway.wait_until_ready();
+    // The broker reads nothing more, and has said so when the order was on its way.
+    relay.freeze();
+    let started = Instant::now();
+    thread::scope(|scope| {
+        let reply = scope.spawn(|| gateway.place(&order().to_string()));
+        eventually("it is on its way", || relay.holds_something());
+        relay.say_to_clients(BLOCKED);
+        assert_eq!(reply.join().expect("a client").status, 503);
+    });
+
+    while started.elapsed() < LINK_LIMIT {
+        let ready = gateway.client().get("/ready");
+        assert_eq!(ready.json["dependencies"]["rabbitmq"], "blocked");
+        thread::yield_now();
+    }
+
+    relay.say_to_clients(UNBLOCKED);
+    relay.restore();
+    gateway.wait_until_ready();
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+    assert_eq!(gateway.queue.take_all().len(), 2);
+    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+}
+
+#[test]
+fn a_key_is_refused_with_another_order_and_taken_with_an_equal_one() {
+    let gateway = Gateway::start();
+    let place = |key: &str, body: &str| {
+        let reply = gateway.place_with(&[("idempotency-key", key)], body);
+        let detail = reply.problem().1.to_owned();
+        (reply.status, detail)
+    };
+    let taken = (200, String::new());
+
+    let first = place(
+        "key-1",
+        r#"{"user_id":"20","number_of_items":1,"total_amount":"250.00"}"#,
+    );
+    // In another order, as strings, with other digits, and the key in quotes: what is read is equal.
+    let equal = place(
+        "\"key-1\"",
+        r#"{"total_amount":250, "number_of_items":"1", "user_id":20, "note":1}"#,
+    );
+    let other = place(
+        "key-1",
+        r#"{"user_id":"20","number_of_items":2,"total_amount":"250.00"}"#,
+    );
+
+    assert_eq!((first, equal), (taken.clone(), taken));
+    let detail = "this Idempotency-Key was used for another order; send that one again, or this one \
+                  with a key of its own";
+    assert_eq!(other, (422, detail.to_owned()));
+    assert_eq!(ids(&gateway.queue.take_all()), ["key-1", "key-1"]);
+}
+
+#[test]
+fn a_key_whose_order_was_refused_may_stand_for_another() {
+    let queue = TestQueue::create();
+    declare_full_with_one(&queue);
+    let gateway = Gateway::publishing_to(queue.config(), queue);
+    gateway.wait_until_ready();
+    let place = |items: i32| {
+        let body = order_with("number_of_items", json!(items));
+        gateway
+            .place_with(&[("idempotency-key", "key-1")], &body)
+            .status
+    };
+    assert_eq!(gateway.place(&order().to_string()).status, 200);
+    assert_eq!(place(1), 503);
+    assert!(gateway.queue.take().is_some());
+
+    let statuses = [place(2), place(1)];
+
+    assert_eq!(statuses, [200, 422]);
+}
+
+#[test]
+fn where_callers_are_known_a_key_belongs_to_its_caller() {
+    let file = std::env::temp_dir().join(format!("crud-master-keys-{}", uuid::Uuid::new_v4()));
+    std::fs::write(&file, KEYS).expect("a file for keys");
+    let vars = Vars::from_pairs([("API_KEYS_FILE", file.display().to_string())]);
+    let access = AccessConfig::from_vars(&vars).expect("well-formed keys");
+    std::fs::remove_file(&file).expect("it is still there");
+    let queue = TestQueue::create();
+    let gateway = Gateway::with_access(queue.config(), queue, access);
+    gateway.wait_until_ready();
+    let place = |caller: &str, items: i32| {
+        let bearer = format!("Bearer {caller}-key");
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("idempotency-key", "key-1"),
+        ];
+        let reply = gateway.place_with(&headers, &order_with("number_of_items", json!(items)));
+        (reply.status, reply.json["message_id"].clone())
+    };
+
+    let answers = [place("writer", 1), place("admin", 2), place("writer", 2)];
+
+    let expected = [
+        (200, json!("writer key-1")),
+        (200, json!("admin key-1")),
+        (422, Value::Null),
+    ];
+    assert_eq!(answers, expected);
+    let on_queue = ids(&gateway.queue.take_all());
+    assert_eq!(on_queue, ["writer key-1", "admin key-1"]);
+}
+
+#[test]
+fn a_user_who_may_configure_nothing_places_orders_on_a_queue_that_is_there() {
+    let queue = TestQueue::create();
+    let config = queue.user_without_configure();
+    let gateway = Gateway::publishing_to(config, queue);
+    // Who may not make a queue waits for somebody who may.
+    assert_eq!(gateway.place(&order().to_string()).status, 503);
+    gateway.queue.declare_with(&[]);
+
+    gateway.wait_until_ready();
+
+    let reply = gateway.place(&order().to_string());
+    assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
 }

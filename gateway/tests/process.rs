@@ -6,9 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
+use amiquip::AmqpValue;
 use serde_json::{Value, json};
-use testkit::{Client, Play, Program, Relay, TestQueue, Upstream, eventually};
+use testkit::{Client, Play, Program, Relay, Reply, TestQueue, Upstream, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -27,6 +29,7 @@ fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
         ),
         ("BILLING_VM_IP", "127.0.0.1"),
         ("BILLING_API_PORT", "1"),
+        ("BILLING_CONSUMER_PORT", "1"),
     ] {
         vars.push((key.to_owned(), value.to_owned()));
     }
@@ -67,6 +70,7 @@ fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listen
         ),
         ("INVENTORY_API_PORT", "-1", port),
         ("BILLING_API_PORT", "", missing),
+        ("BILLING_CONSUMER_PORT", "", missing),
         (
             "BILLING_VM_IP",
             "billing",
@@ -317,28 +321,229 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
 }
 
 #[test]
-fn a_queue_of_another_type_is_an_error_that_says_what_to_do() {
+fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
+    let (single, type_) = ("x-single-active-consumer", "x-queue-type");
+    for (arguments, queue_type, effect) in [
+        (
+            vec![(single, AmqpValue::Boolean(true))],
+            "classic",
+            "one consumer records all orders, and another only when that one is gone",
+        ),
+        (
+            vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
+            "classic",
+            "orders that wait for longer are deleted",
+        ),
+        (
+            vec![(type_, AmqpValue::LongString("classic".to_owned()))],
+            "quorum",
+            "orders are kept as that type keeps them",
+        ),
+    ] {
+        let queue = TestQueue::create();
+        queue.declare_with(&arguments);
+        let relay = queue.relay_up();
+        let inventory = Upstream::answering(OK);
+        let port = relay.address().port().to_string();
+        let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port);
+        let program = Program::start(PROGRAM, with(vars, "BILLING_QUEUE_TYPE", queue_type));
+        let client = Client::new(program.address());
+
+        wait_until_ready(&client);
+        assert_eq!(client.post("/api/billing", &order()).status, 200);
+        // Another link finds it as it was.
+        relay.cut();
+        eventually("the link is gone", || client.get("/ready").status == 503);
+        relay.restore();
+        wait_until_ready(&client);
+        assert_eq!(client.post("/api/billing", &order()).status, 200);
+
+        let log = program.log();
+        let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
+        for part in [effect, &asked, arguments[0].0] {
+            assert!(told[0].contains(part), "{part} in {told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_password_that_rabbitmq_does_not_know_is_one_error() {
     let queue = TestQueue::create();
-    let inventory = Upstream::answering(OK);
-    let first = Program::start(PROGRAM, vars(&queue, &inventory));
-    eventually("the queue is made", || {
-        Client::new(first.address()).get("/ready").status == 200
-    });
-    let vars = with(vars(&queue, &inventory), "BILLING_QUEUE_TYPE", "quorum");
+    let vars = with(
+        vars(&queue, &Upstream::answering(OK)),
+        "RABBITMQ_PASSWORD",
+        "another",
+    );
 
     let program = Program::start(PROGRAM, vars);
 
     eventually("the error is told", || {
         program.log().contains("level=error")
     });
-    assert_eq!(
-        Client::new(program.address())
-            .post("/api/billing", &order())
-            .status,
-        503
-    );
-    let log = program.log();
-    let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
+    program.signal("TERM");
+    let (_, log) = program.wait();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("no link to the broker"))
+        .collect();
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("BILLING_QUEUE_TYPE=quorum"), "{told:?}");
+    assert!(told[0].contains("level=error"), "{told:?}");
+}
+
+#[test]
+fn orders_that_the_broker_refuses_are_a_line_a_second_and_end_no_link() {
+    let queue = TestQueue::create();
+    let overflow = AmqpValue::LongString("reject-publish".to_owned());
+    queue.declare_with(&[
+        ("x-max-length", AmqpValue::LongLongInt(1)),
+        ("x-overflow", overflow),
+    ]);
+    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+    let started = Instant::now();
+
+    let statuses: Vec<_> = (0..100)
+        .map(|_| client.post("/api/billing", &order()).status)
+        .collect();
+
+    let seconds = usize::try_from(started.elapsed().as_secs()).expect("a short test");
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1);
+    let log = program.log();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert!(
+        (1..=seconds + 1).contains(&count("the broker refused orders")),
+        "{log}"
+    );
+    assert_eq!(
+        (count("no link to the broker"), count("msg=publishing")),
+        (0, 1)
+    );
+}
+
+#[test]
+fn a_broker_that_takes_links_and_serves_none_is_told_of_once() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let port = relay.address().port().to_string();
+    let vars = with(
+        vars(&queue, &Upstream::answering(OK)),
+        "RABBITMQ_PORT",
+        &port,
+    );
+    let program = Program::start(PROGRAM, vars);
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+    assert_eq!(client.post("/api/billing", &order()).status, 200);
+
+    for _ in 0..3 {
+        relay.cut();
+        eventually("the link is gone", || client.get("/ready").status == 503);
+        relay.restore();
+        wait_until_ready(&client);
+    }
+
+    let log = program.log();
+    let told: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("no link to the broker"))
+        .collect();
+    let causes: HashSet<_> = told
+        .iter()
+        .map(|line| line.split("cause=").nth(1))
+        .collect();
+    assert_eq!(told.len(), causes.len(), "{told:#?}");
+    assert_eq!(log.matches("msg=publishing").count(), 2, "{log}");
+}
+
+/// Ends the program by a signal while `request` waits for its answer; what the client heard.
+fn ends_in_time(
+    program: Program,
+    under_way: impl Fn() -> bool,
+    request: impl Fn(Client) -> Reply + Sync,
+) -> Reply {
+    let client = Client::new(program.address());
+    let reply = thread::scope(|scope| {
+        let reply = scope.spawn(|| request(client));
+        eventually("it is under way", under_way);
+        let signalled = Instant::now();
+        program.signal("TERM");
+        let (status, log) = program.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert!(
+            signalled.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            signalled.elapsed()
+        );
+        reply.join()
+    });
+    reply.expect("a client with an answer")
+}
+
+#[test]
+fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_with_orders_in_flight() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    let port = relay.address().port().to_string();
+    let vars = with(
+        vars(&queue, &Upstream::answering(OK)),
+        "RABBITMQ_PORT",
+        &port,
+    );
+    let program = Program::start(PROGRAM, vars);
+    wait_until_ready(&Client::new(program.address()));
+    relay.freeze();
+
+    let reply = ends_in_time(
+        program,
+        || relay.holds_something(),
+        |client| client.post("/api/billing", &order()),
+    );
+
+    let (status, detail) = reply.problem();
+    assert_eq!(status, 503);
+    assert!(
+        detail.starts_with("whether the order was placed is not known"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_before_the_link_is_made() {
+    let queue = TestQueue::create();
+    let relay = queue.relay_up();
+    relay.freeze();
+    let port = relay.address().port().to_string();
+    let vars = with(
+        vars(&queue, &Upstream::answering(OK)),
+        "RABBITMQ_PORT",
+        &port,
+    );
+    let program = Program::start(PROGRAM, vars);
+
+    let reply = ends_in_time(
+        program,
+        || relay.holds_something(),
+        |client| client.post("/api/billing", &order()),
+    );
+
+    assert_eq!(reply.status, 503);
+}
+
+#[test]
+fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_requests_in_flight() {
+    let queue = TestQueue::create();
+    let inventory = Upstream::start(|_| Play::Silence);
+    let program = Program::start(PROGRAM, vars(&queue, &inventory));
+
+    let reply = ends_in_time(
+        program,
+        || !inventory.requests().is_empty(),
+        |client| client.get("/api/movies"),
+    );
+
+    let detail = "this takes too long; whether it is done is not known";
+    assert_eq!(reply.problem(), (503, detail));
 }

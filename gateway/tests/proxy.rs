@@ -61,6 +61,7 @@ fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gate
         http: HttpConfig::on_loopback(1),
         inventories: vec![inventory],
         billing_api: ([127, 0, 0, 1], 1).into(),
+        billing_consumer: ([127, 0, 0, 1], 1).into(),
         expose_orders: false,
         limits,
         queue: QueueConfig {

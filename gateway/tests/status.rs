@@ -1,6 +1,8 @@
 //! How the platform is, for whoever looks on: a real RabbitMQ, and services that a test plays.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,6 +37,7 @@ fn without_database() -> Upstream {
 struct Parts {
     inventory: SocketAddr,
     billing: SocketAddr,
+    consumer: SocketAddr,
     queue: QueueConfig,
 }
 
@@ -47,6 +50,7 @@ fn gateway_with(parts: Parts, access: AccessConfig) -> Service<Gateway> {
         http: HttpConfig::on_loopback(2),
         inventories: vec![parts.inventory],
         billing_api: parts.billing,
+        billing_consumer: parts.consumer,
         expose_orders: false,
         limits: Limits::default(),
         queue: parts.queue,
@@ -62,7 +66,7 @@ fn gateway_with(parts: Parts, access: AccessConfig) -> Service<Gateway> {
 fn status(gateway: &Service<Gateway>) -> Value {
     let mut reply = gateway.client.get("/api/status");
     assert_eq!(reply.status, 200, "{}", reply.text);
-    for part in ["inventory", "billing", "rabbitmq"] {
+    for part in ["inventory", "billing", "consumer", "rabbitmq"] {
         let latency = &mut reply.json[part]["latency_ms"];
         *latency = json!(latency.as_f64().is_some_and(|ms| ms >= 0.0));
     }
@@ -81,6 +85,7 @@ fn every_part_is_shown_as_it_is() {
     let gateway = gateway(Parts {
         inventory: inventory.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: queue.config(),
     });
     wait_until_open(&gateway);
@@ -92,8 +97,9 @@ fn every_part_is_shown_as_it_is() {
         "gateway": { "state": "up", "orders_posted": 1 },
         "inventory": { "state": "up", "latency_ms": true, "postgresql": "up" },
         "billing": { "state": "degraded", "latency_ms": true, "postgresql": "down" },
+        "consumer": { "state": "down", "latency_ms": false, "postgresql": "unknown" },
         "rabbitmq": { "state": "up", "latency_ms": true },
-        "queue": { "name": queue.name(), "ready": 1, "consumers": 0, "dead": 0 },
+        "queue": { "name": queue.name(), "ready": 1, "consumers": 0, "dead": null },
         "orders_readable": false,
     });
 
@@ -114,6 +120,7 @@ fn what_is_away_is_shown_as_down_and_as_up_when_it_is_back() {
     let gateway = gateway(Parts {
         inventory: NOBODY,
         billing: NOBODY,
+        consumer: NOBODY,
         queue: QueueConfig {
             brokers: relay.address().into(),
             ..queue.config()
@@ -128,6 +135,7 @@ fn what_is_away_is_shown_as_down_and_as_up_when_it_is_back() {
         "gateway": { "state": "up", "orders_posted": 0 },
         "inventory": service,
         "billing": service,
+        "consumer": service,
         "rabbitmq": { "state": "down", "latency_ms": false },
         "queue": null,
         "orders_readable": false,
@@ -150,6 +158,7 @@ fn a_part_that_says_nothing_costs_a_second_and_hides_no_other() {
     let gateway = gateway(Parts {
         inventory: silent.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: queue.config(),
     });
     let started = Instant::now();
@@ -174,6 +183,7 @@ fn a_broker_that_says_nothing_costs_a_second_and_is_shown_as_down() {
     let gateway = gateway(Parts {
         inventory: inventory.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: QueueConfig {
             brokers: relay.address().into(),
             ..queue.config()
@@ -200,6 +210,7 @@ fn however_many_look_on_each_part_is_asked_once_a_second() {
     let gateway = gateway(Parts {
         inventory: inventory.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: queue.config(),
     });
     let started = Instant::now();
@@ -215,7 +226,18 @@ fn however_many_look_on_each_part_is_asked_once_a_second() {
     });
 
     let rounds = usize::try_from(started.elapsed().as_secs()).expect("a short test") + 1;
-    let asked = [inventory.requests().len(), billing.requests().len()];
+    let of_billing = |path: &str| {
+        let requests = billing.requests();
+        let asked = requests
+            .iter()
+            .filter(|request| request.line.contains(path));
+        asked.count()
+    };
+    let asked = [
+        inventory.requests().len(),
+        of_billing("/ready"),
+        of_billing("/api/dead-letters/count"),
+    ];
     assert!(
         asked.iter().all(|asked| (1..=rounds).contains(asked)),
         "{asked:?} in {rounds} s"
@@ -223,37 +245,78 @@ fn however_many_look_on_each_part_is_asked_once_a_second() {
 }
 
 #[test]
-fn dead_letters_are_counted_from_when_there_is_a_queue_for_them() {
-    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+fn dead_letters_are_counted_by_billing_and_unknown_while_it_does_not_say() {
+    let (inventory, queue) = (ready(), TestQueue::create());
+    let answers = Arc::new(AtomicBool::new(true));
+    let answering = Arc::clone(&answers);
+    let billing = Upstream::start(move |request| match request.line.as_str() {
+        "GET /api/dead-letters/count HTTP/1.1" if answering.load(Ordering::Relaxed) => {
+            Play::Answer(answer("200 OK", r#"{"count":7,"bytes":4096}"#).into())
+        }
+        "GET /api/dead-letters/count HTTP/1.1" => {
+            Play::Answer(answer("503 Service Unavailable", r#"{"count":7}"#).into())
+        }
+        _ => Play::Answer(answer("200 OK", "{}").into()),
+    });
     let gateway = gateway(Parts {
         inventory: inventory.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: queue.config(),
     });
     wait_until_open(&gateway);
-    assert_eq!(status(&gateway)["queue"]["dead"], json!(0));
+    let dead = || status(&gateway)["queue"]["dead"].clone();
 
-    queue.on_channel(|channel| {
-        let options = amiquip::QueueDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        let name = queue.dead_name();
-        let dead = channel.queue_declare(name.as_str(), options);
-        dead.expect("a queue of that name");
-        let publish = amiquip::Publish::new(b"nonsense", &*name);
-        channel.basic_publish("", publish).expect("a publish");
-    });
+    eventually("they are counted", || dead() == json!(7));
+    answers.store(false, Ordering::Relaxed);
+    eventually("that is not known any more", || dead() == Value::Null);
 
-    eventually("it is counted", || {
-        status(&gateway)["queue"]["dead"] == json!(1)
-    });
     let metrics = gateway.client.get("/metrics").text;
-    let series = format!(
-        "queue_messages_ready{{queue=\"{}\"}} 1\n",
-        queue.dead_name()
-    );
-    assert!(metrics.contains(&series), "{metrics}");
+    assert!(!metrics.contains(&queue.dead_name()), "{metrics}");
+}
+
+#[test]
+fn a_consumer_that_records_nothing_is_seen_and_the_platform_degraded() {
+    let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
+    let records = Arc::new(AtomicBool::new(true));
+    let recording = Arc::clone(&records);
+    let consumer = Upstream::start(move |request| {
+        assert_eq!(request.line, "GET /ready HTTP/1.1");
+        Play::Answer(
+            if recording.load(Ordering::Relaxed) {
+                let states = r#"{"dependencies":{"postgresql":"up","rabbitmq":"up"}}"#;
+                answer("200 OK", states)
+            } else {
+                let states = r#"{"dependencies":{"postgresql":"down","rabbitmq":"up"}}"#;
+                answer("503 Service Unavailable", states)
+            }
+            .into(),
+        )
+    });
+    let gateway = gateway(Parts {
+        inventory: inventory.address(),
+        billing: billing.address(),
+        consumer: consumer.address(),
+        queue: queue.config(),
+    });
+    wait_until_open(&gateway);
+    queue.on_channel(|channel| {
+        let options = amiquip::ConsumerOptions::default();
+        let _consumer = channel.basic_consume(queue.name(), options).expect("a consumer");
+        let seen = || {
+            let status = status(&gateway);
+            (status["status"].clone(), status["consumer"].clone())
+        };
+        let consumer = |state, postgresql| {
+            json!({ "state": state, "latency_ms": true, "postgresql": postgresql })
+        };
+
+        let well = (json!("ok"), consumer("up", "up"));
+        eventually("all is well", || seen() == well);
+        records.store(false, Ordering::Relaxed);
+        let ill = (json!("degraded"), consumer("degraded", "down"));
+        eventually("it is seen", || seen() == ill);
+    });
 }
 
 #[test]
@@ -271,6 +334,7 @@ fn who_looks_on_needs_a_key_and_uses_up_no_rate() {
     let parts = Parts {
         inventory: inventory.address(),
         billing: billing.address(),
+        consumer: NOBODY,
         queue: queue.config(),
     };
     let gateway = gateway_with(parts, access.expect("well-formed settings"));

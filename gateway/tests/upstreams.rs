@@ -21,6 +21,7 @@ fn gateway(inventories: Vec<SocketAddr>) -> Service<Gateway> {
         http: HttpConfig::on_loopback(2),
         inventories,
         billing_api: ([127, 0, 0, 1], 1).into(),
+        billing_consumer: ([127, 0, 0, 1], 1).into(),
         expose_orders: false,
         limits: Limits::default(),
         queue: QueueConfig {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use common::db::DbError;
+use common::db::{ChangeError, DbError};
 use common::http::Handler::{One, Together};
 use common::http::{
     AnsweredTogether, Answers, HandlerResult, Page, Problem, Request, Response, Route, Verb,
@@ -31,11 +31,11 @@ const LIST_PAGES: AnsweredTogether<MovieStore> = AnsweredTogether {
     answer: list_pages,
 };
 
-/// One commit for all, which share the wait for the disk. While some workers wait for it,
-/// another collects what comes next.
+/// One commit for all, which share the wait for the disk. While one place waits for it, what comes
+/// next gathers at the other, which is behind it in any case: movies are created in turn.
 const CREATE_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
     when: |_| true,
-    places: 4,
+    places: 2,
     requests_max: 256,
     answer: create_movies,
 };
@@ -102,7 +102,7 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
 
 fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
     let new_movies = requests.iter().map(|request| {
-        let fields = request.json_object::<MovieFields>()?;
+        let fields = request.json_object::<MovieFields<'_>>()?;
         Ok(NewMovie::try_from(fields)?)
     });
     let new_movies: Vec<Result<NewMovie, Problem>> = new_movies.collect();
@@ -112,7 +112,14 @@ fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
         let new_movie = new_movie?;
         let id = ids
             .next()
-            .ok_or_else(|| Problem::internal("no id came back"))??;
+            .ok_or_else(|| Problem::internal("no id came back"))?
+            .map_err(|error| {
+                not_made(
+                    error,
+                    "whether the movie was created is not known; look for it before you send it \
+                     again, which may create it twice",
+                )
+            })?;
         let movie = new_movie.with_id(id);
         Ok(Response::json(201, &movie)
             .with_header("location", format!("/api/movies/{id}"))
@@ -122,20 +129,29 @@ fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
 }
 
 /// The id of each. One that PostgreSQL does not take is no reason to refuse the others.
-fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, DbError>> {
+fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, ChangeError>> {
     match movies.create(new_movies) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),
-        Err(DbError::BadData(_) | DbError::Violated { .. }) if new_movies.len() > 1 => new_movies
-            .iter()
-            .flat_map(|new_movie| create_all(movies, &[new_movie]))
-            .collect(),
+        Err(ChangeError::NotMade(DbError::BadData(_) | DbError::Violated { .. }))
+            if new_movies.len() > 1 =>
+        {
+            new_movies
+                .iter()
+                .flat_map(|new_movie| create_all(movies, &[new_movie]))
+                .collect()
+        }
         Err(error) => vec![Err(error); new_movies.len()],
     }
 }
 
 fn delete_all_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     require_no_tag(request)?;
-    let deleted = movies.delete_all()?;
+    let deleted = movies.delete_all().map_err(|error| {
+        not_made(
+            error,
+            "whether the movies were deleted is not known; a repeat is safe",
+        )
+    })?;
     let answer = json!({ "message": "All movies have been deleted", "deleted": deleted });
     Ok(Response::json(200, &answer))
 }
@@ -166,14 +182,21 @@ fn get_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult
 
 fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
     let id = movie_id(request)?;
-    let changes = MovieChanges::try_from(request.json_object::<MovieFields>()?)?;
+    let changes = MovieChanges::try_from(request.json_object::<MovieFields<'_>>()?)?;
     let result = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.change_if(id, &changes, check)?.transpose()?
+        movies.change_if(id, &changes, check)
     } else {
-        movies.change(id, &changes)?
+        movies.change(id, &changes).map(|movie| movie.map(Ok))
     };
-    let movie = result.ok_or_else(|| no_such_movie(request))?;
+    let result = result.map_err(|error| {
+        not_made(
+            error,
+            "whether the movie was changed is not known; a repeat is safe, and where it is 412 with \
+             If-Match, the movie tells",
+        )
+    })?;
+    let movie = result.transpose()?.ok_or_else(|| no_such_movie(request))?;
     Ok(Response::json(200, &movie).with_header("etag", entity_tag_of(&movie)))
 }
 
@@ -181,15 +204,29 @@ fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     let id = movie_id(request)?;
     let deleted = if is_conditional(request) {
         let check = |movie: &Movie| require_unchanged(request, &entity_tag_of(movie));
-        movies.delete_if(id, check)?.transpose()?.is_some()
+        movies.delete_if(id, check)
     } else {
-        movies.delete(id)?
+        movies.delete(id).map(|deleted| deleted.then_some(Ok(())))
     };
-    if !deleted {
+    let deleted = deleted.map_err(|error| {
+        not_made(
+            error,
+            "whether the movie was deleted is not known; a repeat is safe, and 404 where it was",
+        )
+    })?;
+    if deleted.transpose()?.is_none() {
         return Err(no_such_movie(request));
     }
     let answer = json!({ "message": format!("Movie with id {id} has been deleted"), "id": id });
     Ok(Response::json(200, &answer))
+}
+
+/// Why a change was not confirmed; `unknown` is the detail for where it may have been made.
+fn not_made(error: ChangeError, unknown: &'static str) -> Problem {
+    match error {
+        ChangeError::NotMade(error) => error.into(),
+        ChangeError::Unknown(error) => Problem::unavailable(unknown, error),
+    }
 }
 
 /// An id that is no number, or too large for one, is an id that no movie has.

@@ -43,7 +43,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
         move || {
             vec![Dependency {
                 name: "postgresql",
-                up: movies.is_up(),
+                state: movies.is_up().into(),
             }]
         }
     };

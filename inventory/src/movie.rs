@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// The most characters that a title may have.
 const TITLE_CHARS_MAX: usize = 255;
@@ -40,27 +40,29 @@ pub(crate) struct MovieChanges {
     pub(crate) description: Option<String>,
 }
 
-/// What a client sent, of whatever kind. None is a field that was left out; `null` is none.
+/// What a client sent, as it is written in the body: a value that is not wanted costs no memory,
+/// however much is nested in it. None is a field that was left out.
 #[derive(Deserialize)]
-pub(crate) struct MovieFields {
-    #[serde(default, deserialize_with = "present")]
-    title: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    description: Option<Value>,
+pub(crate) struct MovieFields<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    title: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    description: Option<&'a RawValue>,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
+/// A field that was not left out, `null` too.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 /// Which rule was broken, for the client to read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RuleBroken(pub(crate) Cow<'static, str>);
 
-impl TryFrom<MovieFields> for NewMovie {
+impl TryFrom<MovieFields<'_>> for NewMovie {
     type Error = RuleBroken;
 
-    fn try_from(fields: MovieFields) -> Result<Self, RuleBroken> {
+    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleBroken> {
         let required = |field: &str| RuleBroken(format!("{field} is required").into());
         Ok(Self {
             title: title(fields.title.ok_or_else(|| required("title"))?)?,
@@ -69,10 +71,10 @@ impl TryFrom<MovieFields> for NewMovie {
     }
 }
 
-impl TryFrom<MovieFields> for MovieChanges {
+impl TryFrom<MovieFields<'_>> for MovieChanges {
     type Error = RuleBroken;
 
-    fn try_from(fields: MovieFields) -> Result<Self, RuleBroken> {
+    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleBroken> {
         if fields.title.is_none() && fields.description.is_none() {
             return Err(RuleBroken("title or description is required".into()));
         }
@@ -83,7 +85,7 @@ impl TryFrom<MovieFields> for MovieChanges {
     }
 }
 
-fn title(value: Value) -> Result<String, RuleBroken> {
+fn title(value: &RawValue) -> Result<String, RuleBroken> {
     let title = text("title", value)?;
     // A character has at least one byte, so most titles need not be counted.
     if title.len() > TITLE_CHARS_MAX && title.chars().count() > TITLE_CHARS_MAX {
@@ -94,39 +96,49 @@ fn title(value: Value) -> Result<String, RuleBroken> {
     Ok(title)
 }
 
-fn description(value: Value) -> Result<String, RuleBroken> {
+fn description(value: &RawValue) -> Result<String, RuleBroken> {
     text("description", value)
 }
 
-fn text(field: &str, value: Value) -> Result<String, RuleBroken> {
-    match value {
-        Value::String(text) if text.trim().is_empty() => {
-            Err(RuleBroken(format!("{field} must not be blank").into()))
-        }
+fn text(field: &str, value: &RawValue) -> Result<String, RuleBroken> {
+    let broken = |rule: &str| RuleBroken(format!("{field} {rule}").into());
+    let json = value.get();
+    if !json.starts_with('"') {
+        return Err(broken("must be a string"));
+    }
+    // Half of a surrogate pair is JSON, and no text.
+    let text: String =
+        serde_json::from_str(json).map_err(|_| broken("is not a well-formed string"))?;
+    if text.trim().is_empty() {
+        Err(broken("must not be blank"))
+    } else if text.contains('\0') {
         // PostgreSQL has no NUL in its text.
-        Value::String(text) if text.contains('\0') => {
-            Err(RuleBroken(format!("{field} must not contain NUL").into()))
-        }
-        Value::String(text) => Ok(text),
-        _ => Err(RuleBroken(format!("{field} must be a string").into())),
+        Err(broken("must not contain NUL"))
+    } else {
+        Ok(text)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn create(fields: Value) -> Result<(String, String), String> {
-        let fields: MovieFields = serde_json::from_value(fields).unwrap();
+    fn create(fields: &Value) -> Result<(String, String), String> {
+        let fields = fields.to_string();
+        let fields: MovieFields<'_> = serde_json::from_str(&fields).unwrap();
         NewMovie::try_from(fields)
             .map(|movie| (movie.title, movie.description))
             .map_err(|broken| broken.0.into_owned())
     }
 
-    fn change(fields: Value) -> Result<(Option<String>, Option<String>), String> {
-        let fields: MovieFields = serde_json::from_value(fields).unwrap();
+    fn change(fields: &Value) -> Result<(Option<String>, Option<String>), String> {
+        change_as_written(&fields.to_string())
+    }
+
+    fn change_as_written(fields: &str) -> Result<(Option<String>, Option<String>), String> {
+        let fields: MovieFields<'_> = serde_json::from_str(fields).unwrap();
         MovieChanges::try_from(fields)
             .map(|changes| (changes.title, changes.description))
             .map_err(|broken| broken.0.into_owned())
@@ -134,13 +146,13 @@ mod tests {
 
     #[test]
     fn a_new_movie_needs_both_fields() {
-        assert!(create(json!({ "title": "Alien", "description": "In space" })).is_ok());
+        assert!(create(&json!({ "title": "Alien", "description": "In space" })).is_ok());
         assert_eq!(
-            create(json!({ "title": "Alien" })),
+            create(&json!({ "title": "Alien" })),
             Err("description is required".to_owned())
         );
         assert_eq!(
-            create(json!({ "description": "x" })),
+            create(&json!({ "description": "x" })),
             Err("title is required".to_owned())
         );
     }
@@ -148,19 +160,25 @@ mod tests {
     #[test]
     fn a_change_needs_one_field_at_least() {
         assert_eq!(
-            change(json!({ "title": "Aliens" })),
+            change(&json!({ "title": "Aliens" })),
             Ok((Some("Aliens".to_owned()), None))
         );
         assert_eq!(
-            change(json!({ "id": 7 })),
+            change(&json!({ "id": 7 })),
             Err("title or description is required".to_owned())
         );
     }
 
     #[test]
     fn a_field_that_is_no_text_is_named() {
-        for value in [json!(null), json!(5), json!(["Alien"]), json!(true)] {
-            let broken = change(json!({ "title": value }));
+        for value in [
+            json!(null),
+            json!(5),
+            json!(["Alien"]),
+            json!(true),
+            json!({ "a": 1 }),
+        ] {
+            let broken = change(&json!({ "title": value }));
             assert_eq!(broken, Err("title must be a string".to_owned()));
         }
         for (value, rule) in [
@@ -168,15 +186,29 @@ mod tests {
             ("", "be blank"),
             ("a\0b", "contain NUL"),
         ] {
-            let broken = create(json!({ "title": "Alien", "description": value }));
+            let broken = create(&json!({ "title": "Alien", "description": value }));
             assert_eq!(broken, Err(format!("description must not {rule}")));
         }
     }
 
     #[test]
+    fn a_string_that_is_no_text_is_named() {
+        let broken = change_as_written(r#"{"description":"\ud83c"}"#);
+
+        assert_eq!(
+            broken,
+            Err("description is not a well-formed string".to_owned())
+        );
+        assert_eq!(
+            change_as_written(r#"{"title":"\ud83c\udfac"}"#),
+            Ok((Some("🎬".to_owned()), None))
+        );
+    }
+
+    #[test]
     fn a_title_has_255_characters_at_most_whatever_their_bytes() {
         let titled =
-            |characters| create(json!({ "title": "ü".repeat(characters), "description": "x" }));
+            |characters| create(&json!({ "title": "ü".repeat(characters), "description": "x" }));
 
         assert!(titled(255).is_ok());
         assert_eq!(

@@ -4,7 +4,7 @@ use std::iter;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use common::db::{Connection, Database, DbError, Migrations};
+use common::db::{ChangeError, Connection, Database, DbError, Migrations};
 use common::http::Page;
 use common::process::StartError;
 use common::shutdown::Shutdown;
@@ -14,18 +14,42 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use crate::movie::{Movie, MovieChanges, NewMovie};
 
-pub(crate) const MIGRATIONS: Migrations =
-    &[("0001_movies", include_str!("../migrations/0001_movies.sql"))];
+pub(crate) const MIGRATIONS: Migrations = &[
+    ("0001_movies", include_str!("../migrations/0001_movies.sql")),
+    (
+        "0002_casefolded_titles",
+        include_str!("../migrations/0002_casefolded_titles.sql"),
+    ),
+];
 
 /// What is listed of a movie. A long description is not: it is read when its turn comes, so that
 /// many rows have their place in memory.
-const LISTED: &str = "id, title, CASE WHEN octet_length(description) <= 2048 THEN description END";
+const LISTED: &str = "id, title, \
+                      CASE WHEN octet_length(description) <= 2048 THEN description END AS description";
 
-/// A list of the movies with a part in their title: the parameters are a pattern of ILIKE, the id
-/// to begin behind, and how many rows there are at most.
+/// One movie, whole.
+const FIND: &str = "SELECT id, title, description FROM movies WHERE id = $1";
+
+/// New movies become visible in the order of their ids, so that who reads behind the last id that
+/// they have seen misses none: ids are drawn when all before them are committed. The lock is that
+/// of this table, whatever other schemas the database has; it ends with the transaction, which is
+/// this statement.
+const CREATE: &str = "WITH turn AS MATERIALIZED ( \
+         SELECT pg_advisory_xact_lock('pg_class'::regclass::oid::integer, 'movies'::regclass::oid::integer) \
+     ) \
+     INSERT INTO movies (title, description) \
+     SELECT new.title, new.description \
+     FROM turn, unnest($1::text[], $2::text[]) WITH ORDINALITY AS new (title, description, place) \
+     ORDER BY new.place RETURNING id";
+
+/// A list of the movies with a part in their title, whatever its case: the parameters are a pattern
+/// of LIKE, the id to begin behind, and how many rows there are at most.
 #[must_use]
 pub fn search_sql() -> String {
-    format!("SELECT {LISTED} FROM movies WHERE title ILIKE $1 AND id > $2 ORDER BY id LIMIT $3")
+    format!(
+        "SELECT {LISTED} FROM movies \
+         WHERE casefolded(title) LIKE casefolded($1) AND id > $2 ORDER BY id LIMIT $3"
+    )
 }
 
 /// The movies, seen through one place's connection.
@@ -34,7 +58,8 @@ pub(crate) struct MovieStore {
 }
 
 struct Statements {
-    list: Statement,
+    /// Prepared by each stream.
+    list: String,
     pages: Statement,
     /// Planned anew for each pattern: a plan that serves all of them reads the table.
     search: String,
@@ -49,9 +74,7 @@ struct Statements {
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
     Ok(Statements {
-        list: client.prepare(&format!(
-            "SELECT {LISTED} FROM movies WHERE id > $1 ORDER BY id"
-        ))?,
+        list: format!("SELECT {LISTED} FROM movies WHERE id > $1 ORDER BY id"),
         pages: client.prepare(&format!(
             "SELECT listed.*, page.place \
              FROM unnest((SELECT $1::bigint[]), (SELECT $2::bigint[])) \
@@ -60,7 +83,7 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
              ) AS listed ORDER BY page.place, listed.id"
         ))?,
         search: search_sql(),
-        find: client.prepare("SELECT id, title, description FROM movies WHERE id = $1")?,
+        find: client.prepare(FIND)?,
         // One plan for all times, since a subquery hides from the planner how many ids there are;
         // and by the limit each is looked up by its id, however few movies there are.
         find_listed: client.prepare(&format!(
@@ -68,15 +91,8 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
                  SELECT {LISTED} FROM movies WHERE id = wanted.id LIMIT 1 \
              ) AS found"
         ))?,
-        lock: client.prepare(
-            "SELECT id, title, description FROM movies WHERE id = $1 FOR UPDATE",
-        )?,
-        create: client.prepare(
-            "INSERT INTO movies (title, description) \
-             SELECT title, description \
-             FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS new (title, description, place) \
-             ORDER BY place RETURNING id",
-        )?,
+        lock: client.prepare(&format!("{FIND} FOR UPDATE"))?,
+        create: client.prepare(CREATE)?,
         change: client.prepare(
             "UPDATE movies SET title = coalesce($2, title), description = coalesce($3, description) \
              WHERE id = $1 RETURNING id, title, description",
@@ -113,8 +129,7 @@ impl MovieStore {
             .run(|client, statements| client.query(&statements.pages, &[&after, &limits]))?;
         let mut listed: Vec<Vec<ListedMovie>> = pages.iter().map(|_| Vec::new()).collect();
         for row in rows {
-            let place: i64 = row.get(3);
-            let place = usize::try_from(place - 1).ok();
+            let place = usize::try_from(row.get::<_, i64>("place") - 1).ok();
             if let Some(page) = place.and_then(|place| listed.get_mut(place)) {
                 page.push(ListedMovie(row));
             }
@@ -122,7 +137,8 @@ impl MovieStore {
         Ok(listed)
     }
 
-    /// The same for one page of those whose title contains `part`, in any case.
+    /// The movies of one page, as many as it wants read, of those whose title contains `part`, in
+    /// any case.
     pub(crate) fn search(&mut self, part: &str, page: Page) -> Result<Vec<ListedMovie>, DbError> {
         let (pattern, limit) = (search_pattern(part), page.rows());
         let rows = self.connection.run(|client, statements| {
@@ -142,9 +158,9 @@ impl MovieStore {
         part: &str,
         after: i64,
     ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>> + use<'a>, DbError> {
-        let (mut rows, statements) = self.connection.stream(|transaction, statements| {
+        let (mut rows, _) = self.connection.stream(|transaction, statements| {
             if part.is_empty() {
-                transaction.bind(&statements.list, &[&after])
+                transaction.bind(&*statements.list, &[&after])
             } else {
                 let all: Option<i64> = None;
                 transaction.bind(&*statements.search, &[&search_pattern(part), &after, &all])
@@ -157,7 +173,7 @@ impl MovieStore {
                     return Ok(Some(movie));
                 }
                 let id = movie.id();
-                rows.run(|transaction| transaction.query_opt(&statements.find, &[&id]))
+                rows.run(|transaction| transaction.query_typed_opt(FIND, &[(&id, Type::INT8)]))
                     .map(|row| row.map(ListedMovie))
             });
             Some(movie)
@@ -184,7 +200,8 @@ impl MovieStore {
 
     pub(crate) fn find(&mut self, id: i64) -> Result<Option<Movie>, DbError> {
         self.connection
-            .run(|client, statements| Ok(client.query_opt(&statements.find, &[&id])?.map(movie)))
+            .run(|client, statements| client.query_opt(&statements.find, &[&id]))
+            .map(|row| row.map(movie))
     }
 
     /// Of these movies those that there are, in any order.
@@ -196,17 +213,17 @@ impl MovieStore {
     }
 
     /// The ids of the new movies, which are stored all together or not at all.
-    pub(crate) fn create(&mut self, new_movies: &[&NewMovie]) -> Result<Vec<i64>, DbError> {
+    pub(crate) fn create(&mut self, new_movies: &[&NewMovie]) -> Result<Vec<i64>, ChangeError> {
         let titles: Vec<&str> = new_movies.iter().map(|new| new.title.as_str()).collect();
         let descriptions: Vec<&str> = new_movies
             .iter()
             .map(|new| new.description.as_str())
             .collect();
-        let rows = self.connection.run(|client, statements| {
+        let rows = self.connection.change(|client, statements| {
             client.query(&statements.create, &[&titles, &descriptions])
         })?;
         // They are given out in order, and it is nowhere said that they are returned in it.
-        let mut ids: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        let mut ids: Vec<i64> = rows.iter().map(|row| row.get("id")).collect();
         ids.sort_unstable();
         Ok(ids)
     }
@@ -216,19 +233,20 @@ impl MovieStore {
         &mut self,
         id: i64,
         changes: &MovieChanges,
-    ) -> Result<Option<Movie>, DbError> {
+    ) -> Result<Option<Movie>, ChangeError> {
         self.connection
-            .run(|client, statements| change(client, statements, id, changes))
+            .change(|client, statements| change(client, statements, id, changes))
     }
 
-    /// The same if the movie, as it is now, passes the check; nobody changes it in between.
+    /// The movie after the change if, as it is now, it passes the check; nobody changes it in
+    /// between. None where there is none of that id.
     pub(crate) fn change_if<E>(
         &mut self,
         id: i64,
         changes: &MovieChanges,
-        check: impl FnOnce(&Movie) -> Result<(), E>,
-    ) -> Result<Option<Result<Movie, E>>, DbError> {
-        self.connection.run(|client, statements| {
+        check: impl Fn(&Movie) -> Result<(), E>,
+    ) -> Result<Option<Result<Movie, E>>, ChangeError> {
+        self.connection.change(|client, statements| {
             let mut transaction = client.transaction()?;
             let Some(row) = transaction.query_opt(&statements.lock, &[&id])? else {
                 return Ok(None);
@@ -243,20 +261,21 @@ impl MovieStore {
     }
 
     /// Whether there was such a movie.
-    pub(crate) fn delete(&mut self, id: i64) -> Result<bool, DbError> {
+    pub(crate) fn delete(&mut self, id: i64) -> Result<bool, ChangeError> {
         let deleted = self
             .connection
-            .run(|client, statements| client.execute(&statements.delete, &[&id]))?;
+            .change(|client, statements| client.execute(&statements.delete, &[&id]))?;
         Ok(deleted > 0)
     }
 
-    /// The same if the movie, as it is now, passes the check; nobody changes it in between.
+    /// Deletes the movie if, as it is now, it passes the check; nobody changes it in between. None
+    /// where there is none of that id.
     pub(crate) fn delete_if<E>(
         &mut self,
         id: i64,
-        check: impl FnOnce(&Movie) -> Result<(), E>,
-    ) -> Result<Option<Result<(), E>>, DbError> {
-        self.connection.run(|client, statements| {
+        check: impl Fn(&Movie) -> Result<(), E>,
+    ) -> Result<Option<Result<(), E>>, ChangeError> {
+        self.connection.change(|client, statements| {
             let mut transaction = client.transaction()?;
             let Some(row) = transaction.query_opt(&statements.lock, &[&id])? else {
                 return Ok(None);
@@ -271,9 +290,9 @@ impl MovieStore {
     }
 
     /// How many there were.
-    pub(crate) fn delete_all(&mut self) -> Result<u64, DbError> {
+    pub(crate) fn delete_all(&mut self) -> Result<u64, ChangeError> {
         self.connection
-            .run(|client, statements| client.execute(&statements.delete_all, &[]))
+            .change(|client, statements| client.execute(&statements.delete_all, &[]))
     }
 }
 
@@ -290,14 +309,24 @@ fn change(
 /// A movie among many, written from the row as it came.
 pub(crate) struct ListedMovie(Row);
 
+/// The only place that knows the columns of a row of movies.
 impl ListedMovie {
     pub(crate) fn id(&self) -> i64 {
-        self.0.get(0)
+        self.0.get("id")
+    }
+
+    fn title(&self) -> &str {
+        self.0.get("title")
+    }
+
+    /// None where it is long, and did not come with the list.
+    fn description(&self) -> Option<&str> {
+        self.0.get("description")
     }
 
     /// Whether its description came with it.
     pub(crate) fn is_whole(&self) -> bool {
-        self.0.get::<_, Option<&str>>(2).is_some()
+        self.description().is_some()
     }
 }
 
@@ -305,25 +334,23 @@ impl Serialize for ListedMovie {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut movie = serializer.serialize_struct("Movie", 3)?;
         movie.serialize_field("id", &self.id())?;
-        movie.serialize_field("title", self.0.get::<_, &str>(1))?;
-        movie.serialize_field("description", &self.0.get::<_, Option<&str>>(2))?;
+        movie.serialize_field("title", self.title())?;
+        movie.serialize_field("description", &self.description())?;
         movie.end()
     }
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "it is what options of rows map with"
-)]
+/// A movie from a row with its whole description.
 fn movie(row: Row) -> Movie {
+    let row = ListedMovie(row);
     Movie {
-        id: row.get(0),
-        title: row.get(1),
-        description: row.get(2),
+        id: row.id(),
+        title: row.title().to_owned(),
+        description: row.description().unwrap_or_default().to_owned(),
     }
 }
 
-/// The ILIKE pattern for "contains this": `%` and `_` stand for themselves.
+/// The LIKE pattern for "contains this": `%` and `_` stand for themselves.
 #[must_use]
 pub fn search_pattern(part: &str) -> String {
     let mut pattern = String::with_capacity(part.len() + 2);
@@ -373,6 +400,33 @@ mod tests {
 
         assert_eq!(movies(store.complete(listed)), [ids[1]]);
         assert_eq!(movies(store.all("", 0).expect("a list")), [ids[1]]);
+    }
+
+    #[test]
+    fn statements_that_the_server_has_forgotten_are_prepared_anew() {
+        let database = TestDatabase::create();
+        let mut store = MovieStore::new(&Database::new(&database.config(), MIGRATIONS));
+        let alien = NewMovie {
+            title: "Alien".to_owned(),
+            description: "A film".to_owned(),
+        };
+        let forget = |store: &mut MovieStore| {
+            let forgotten = store
+                .connection
+                .run(|client, _| client.batch_execute("DISCARD ALL"));
+            forgotten.expect("statements are forgotten");
+        };
+
+        forget(&mut store);
+        let ids = store.create(&[&alien]).expect("a movie");
+        forget(&mut store);
+        assert_eq!(movies(store.all("", 0).expect("a list")), ids);
+        assert!(store.find(ids[0]).expect("an answer").is_some());
+        forget(&mut store);
+        let deleted = store.delete_if(ids[0], |_| Ok::<(), ()>(()));
+
+        assert!(matches!(deleted, Ok(Some(Ok(())))));
+        assert_eq!(database.count("SELECT count(*) FROM movies"), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 
 use serde_json::json;
-use testkit::{Client, Program, Relay, TestDatabase, eventually};
+use testkit::{Client, Program, Relay, Reply, TestDatabase, eventually, eventually_some};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
 
@@ -29,11 +29,11 @@ fn with(mut vars: Vec<(String, String)>, key: &str, value: &str) -> Vec<(String,
 
 /// The program behind a relay to PostgreSQL.
 fn behind(relay: &Relay, database: &TestDatabase) -> Program {
-    let vars = with(
-        vars(database),
-        "POSTGRES_HOST",
-        &relay.address().ip().to_string(),
-    );
+    behind_with(relay, vars(database))
+}
+
+fn behind_with(relay: &Relay, vars: Vec<(String, String)>) -> Program {
+    let vars = with(vars, "POSTGRES_HOST", &relay.address().ip().to_string());
     let vars = with(vars, "POSTGRES_PORT", &relay.address().port().to_string());
     Program::start(PROGRAM, vars)
 }
@@ -198,6 +198,127 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
         more < 3 * LITTLE_KIB,
         "{more} KiB for {READERS} at the same time"
     );
+}
+
+#[test]
+fn bodies_of_a_megabyte_from_many_clients_take_little_memory() {
+    const LIMIT_KIB: usize = 300 * 1024;
+    const CLIENTS: usize = 16;
+    let database = TestDatabase::create();
+    let vars = with(vars(&database), "HTTP_WORKERS", "16");
+    let vars = with(vars, "HTTP_QUEUE_MILLISECONDS", "60000");
+    let program = Program::start(PROGRAM, vars);
+    let client = Client::new(program.address());
+    let movie = json!({ "title": "Alien", "description": "A film" });
+    assert_eq!(client.post("/api/movies", &movie).status, 201);
+    let filled = |begin: &str, filling: &str, end: &str| {
+        let count = (1_048_000 - begin.len() - end.len()) / filling.len();
+        format!("{begin}{}{end}", filling.repeat(count))
+    };
+    let nested = format!(
+        r#"{{"title":{}{}}}"#,
+        "[".repeat(520_000),
+        "]".repeat(520_000)
+    );
+    let bodies = [
+        (400, nested),
+        (400, filled(r#"{"description":"x","title":["#, "{},", "0]}")),
+        (
+            400,
+            filled(r#"{"description":"x","title":{"#, r#""a":1,"#, r#""a":1}}"#),
+        ),
+        (400, filled(r#"{"description":"x","title":[1"#, ",1", "]}")),
+        (400, filled(r#"{"description":"x","title":"#, "9", "}")),
+        (
+            400,
+            filled(r#"{"description":"x","title":""#, r"\u0041", r#""}"#),
+        ),
+        (
+            400,
+            filled("{", r#""a":1,"#, r#""description":5,"title":"x"}"#),
+        ),
+        (0, filled(r#"{"title":"x","description":""#, "x", r#""}"#)),
+        (
+            0,
+            filled(r#"{"title":"x","description":""#, r"\u00fc", r#""}"#),
+        ),
+    ];
+
+    for (refused, body) in &bodies {
+        for (method, path, done) in [("POST", "/api/movies", 201), ("PUT", "/api/movies/1", 200)] {
+            let ask = || {
+                let headers = [("content-type", "application/json")];
+                client.send(method, path, &headers, Some(body)).status
+            };
+            let statuses: Vec<u16> = thread::scope(|scope| {
+                let asking: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+                let answers = asking.into_iter().map(|one| one.join().expect("an answer"));
+                answers.collect()
+            });
+
+            let expected = if *refused == 0 { done } else { *refused };
+            assert_eq!(statuses, [expected; CLIENTS], "{method} {body:.40}");
+        }
+    }
+    let most = program.facts().most_resident_kib;
+    assert!(most < LIMIT_KIB, "{most} KiB");
+}
+
+#[test]
+fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_broke() {
+    const AWAY: &str = "the database is away; try again";
+    let database = TestDatabase::create();
+    let config = database.config();
+    let relay = Relay::up(&config.host, config.port);
+    let program = behind_with(&relay, with(vars(&database), "HTTP_WORKERS", "1"));
+    let client = Client::new(program.address());
+    let movie = json!({ "title": "Alien", "description": "A film" });
+    let broken_midway = |ask: &(dyn Fn() -> Reply + Sync)| {
+        eventually("the movies are back", || {
+            client.get("/api/movies").status == 200
+        });
+        relay.freeze();
+        let reply = thread::scope(|scope| {
+            let asking = scope.spawn(ask);
+            eventually("it is on its way", || relay.holds_something());
+            relay.cut();
+            asking.join().expect("an answer")
+        });
+        let never_sent = client.post("/api/movies", &movie);
+        assert_eq!(never_sent.problem(), (503, AWAY));
+        relay.restore();
+        reply
+    };
+
+    for (ask, detail) in [
+        (
+            &(|| client.post("/api/movies", &movie)) as &(dyn Fn() -> Reply + Sync),
+            "whether the movie was created is not known; look for it before you send it again, \
+             which may create it twice",
+        ),
+        (
+            &|| client.put("/api/movies/1", &movie),
+            "whether the movie was changed is not known; a repeat is safe, and where it is 412 \
+             with If-Match, the movie tells",
+        ),
+        (
+            &|| client.delete("/api/movies/1"),
+            "whether the movie was deleted is not known; a repeat is safe, and 404 where it was",
+        ),
+        (
+            &|| client.delete("/api/movies"),
+            "whether the movies were deleted is not known; a repeat is safe",
+        ),
+    ] {
+        let reply = eventually_some("a change is broken off", || {
+            let reply = broken_midway(ask);
+            // On a busy machine it is the question whether an idle connection still lives.
+            (reply.problem() != (503, AWAY)).then_some(reply)
+        });
+
+        assert_eq!(reply.problem(), (503, detail));
+        assert_eq!(reply.header("retry-after"), "1");
+    }
 }
 
 #[test]

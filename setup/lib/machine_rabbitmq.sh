@@ -89,6 +89,12 @@ provide_queue() {
     ! broker_api GET users/guest || broker_api DELETE users/guest
 }
 
+# tell_what_deletes_orders: once there is a Node.
+tell_what_deletes_orders() {
+    rabbitmq_tell_what_deletes_orders "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        "${SETTINGS[RABBITMQ_QUEUE]}"
+}
+
 broker_api() {
     rabbitmq_api "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "$@"
 }

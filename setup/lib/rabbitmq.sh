@@ -131,16 +131,36 @@ rabbitmq_stop() {
 # rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: as the administrator. Neither his
 # password nor what is in the JSON shows on a command line.
 rabbitmq_api() {
-    curl --disable --noproxy '*' --silent --show-error --fail --max-time 30 --output /dev/null \
-        --config <(echo "user = \"setup:$(<"$1/administrator")\"") \
+    rabbitmq_curl "$1" --output /dev/null \
         --request "$3" --header 'Content-Type: application/json' --data-binary @- \
         "http://127.0.0.1:$2/api/$4" <<<"${5:-}"
 }
 
-# rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue, classic as
-# anybody declares it or quorum as the programs do, and the user of the programs that meet
-# there. He may use this queue and the one for orders that can never be recorded, no others, and
-# may look at the management page.
+# rabbitmq_curl HOME ARGUMENT…
+rabbitmq_curl() {
+    curl --disable --noproxy '*' --silent --show-error --fail --max-time 30 \
+        --config <(echo "user = \"setup:$(<"$1/administrator")\"") \
+        "${@:2}"
+}
+
+# rabbitmq_tell_what_deletes_orders HOME MANAGEMENT_PORT QUEUE: warns of arguments and policies of
+# the queue that make RabbitMQ delete orders. It changes nothing: somebody has set them.
+rabbitmq_tell_what_deletes_orders() {
+    local path line
+    use_node
+    while read -r line; do
+        say "WARNING: of $3, $line"
+    done < <(
+        for path in "queues/%2F/$(url_text "$3")" policies/%2F operator-policies/%2F; do
+            rabbitmq_curl "$1" "http://127.0.0.1:$2/api/$path" && echo
+        done | node "${repo:?}/setup/lib/what_deletes_orders.js"
+    )
+}
+
+# rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue where there is
+# none yet, classic as anybody declares it or quorum as the programs do, and the user of the
+# programs that meet there. He may use this queue and the one for orders that can never be recorded,
+# no others, and may look at the management page.
 rabbitmq_provide() {
     local user names arguments={}
     user=$(url_text "$3")
@@ -152,6 +172,7 @@ rabbitmq_provide() {
         \"configure\": $(json_text "^$names\$"),
         \"write\": $(json_text "^($names|amq\\.default)\$"),
         \"read\": $(json_text "^$names\$")}"
-    rabbitmq_api "$1" "$2" PUT "queues/%2F/$(url_text "$5")" \
-        "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
+    rabbitmq_api "$1" "$2" GET "queues/%2F/$(url_text "$5")" ||
+        rabbitmq_api "$1" "$2" PUT "queues/%2F/$(url_text "$5")" \
+            "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
 }

@@ -2,10 +2,15 @@
 
 use std::net::SocketAddr;
 
-use amiquip::{AmqpProperties, Channel, Confirm, Get, Publish, QueueDeleteOptions};
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, Get, Publish, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use common::queue::{Link, QueueConfig, QueueType};
 
-use crate::{Relay, SETTINGS, unique_name};
+use crate::{Client, Relay, SETTINGS, unique_name};
 
 /// A queue of orders and its dead queue, deleted with their test. The queues themselves are
 /// declared by whoever uses them first, as in production.
@@ -187,6 +192,62 @@ impl TestQueue {
                 queue.declared_consumer_count()?,
             ))
         })
+    }
+
+    /// Makes the queue of orders before anybody else does, durable and with these arguments.
+    ///
+    /// # Panics
+    /// When the broker refuses it.
+    pub fn declare_with(&self, arguments: &[(&str, AmqpValue)]) {
+        let arguments = arguments.iter().cloned();
+        let options = QueueDeclareOptions {
+            durable: true,
+            arguments: arguments
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+            ..QueueDeclareOptions::default()
+        };
+        self.on_channel(|channel| {
+            let declared = channel.queue_declare(self.name(), options);
+            declared.expect("a queue that is not there yet");
+        });
+    }
+
+    /// Makes a user of the broker who may publish and consume, and configure nothing. They stay:
+    /// the name is nobody else's, and the broker goes with the tests.
+    ///
+    /// # Panics
+    /// When the broker does not make them.
+    #[must_use]
+    pub fn user_without_configure(&self) -> QueueConfig {
+        let user = unique_name("user");
+        self.manage(
+            &format!("/api/users/{user}"),
+            &format!(r#"{{"password":"{user}","tags":""}}"#),
+        );
+        self.manage(
+            &format!("/api/permissions/%2F/{user}"),
+            r#"{"configure":"^$","write":".*","read":".*"}"#,
+        );
+        QueueConfig {
+            password: user.clone(),
+            user,
+            ..self.config()
+        }
+    }
+
+    fn manage(&self, path: &str, body: &str) {
+        let port = SETTINGS.port("RABBITMQ_MANAGEMENT_PORT");
+        let port = port.expect("TEST_ENV_FILE is complete");
+        let who = format!("{}:{}", self.config.user, self.config.password);
+        let basic = format!("Basic {}", BASE64_STANDARD.encode(who));
+        let headers = [
+            ("authorization", basic.as_str()),
+            ("content-type", "application/json"),
+        ];
+        let client = Client::new(SocketAddr::new(self.broker.ip(), port));
+        let reply = client.send("PUT", path, &headers, Some(body));
+        assert!((200..300).contains(&reply.status), "{path}: {}", reply.text);
     }
 
     /// Deletes the queue of orders, with what is in it.

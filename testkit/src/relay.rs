@@ -117,15 +117,11 @@ impl Relay {
         self.shared.lock().frozen = true;
     }
 
-    /// Says this to every client in the place of the server, between two things that it says
-    /// itself.
-    ///
-    /// # Panics
-    /// When a client is gone.
+    /// Says this to every client that listens still, in the place of the server and between two
+    /// things that it says itself.
     pub fn say_to_clients(&self, bytes: &[u8]) {
-        for client in &mut self.shared.lock().clients {
-            client.write_all(bytes).expect("a client that listens");
-        }
+        let clients = &mut self.shared.lock().clients;
+        clients.retain_mut(|client| client.write_all(bytes).is_ok());
     }
 
     /// Has another server from now on, for connections that are yet to come.

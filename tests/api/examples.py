@@ -199,6 +199,8 @@ def well(bodies, gateway, billing, consumer):
         ("user", {name: value for name, value in order.items() if name != "user_id"}),
     ]:
         yield f"placeOrder 400 {name}", gateway.ask("POST", "/api/billing", wrong)
+    other = {**order, "number_of_items": "100"}
+    yield "placeOrder 422 conflict", gateway.ask("POST", "/api/billing", other, Idempotency_Key=key)
     yield "placeOrder 400 key", gateway.ask("POST", "/api/billing", order, Idempotency_Key="two words")
     recorded = soon(lambda: billing.ask("GET", "/api/orders?user_id=example"), lambda answer: answer.json != [])
     yield "listOrders 200 ofOneUser", recorded

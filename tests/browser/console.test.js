@@ -274,6 +274,21 @@ test('a consumer that is stopped is a line that rises, and one that is started a
   await seen(chart.locator('.scale'), 'highest 6');
 }));
 
+test('a consumer that can record nothing is told apart from one that is stopped', () => withConsole(async (page) => {
+  await seen(page.locator('#overall'), 'All is well');
+
+  await platform.local('stop', 'postgres');
+  try {
+    await page.locator('[data-part="consumer"][data-state="degraded"]').waitFor();
+    await seen(page.locator('#summary'), 'The consumer: records nothing');
+    await seen(page.locator('#overall'), 'Degraded');
+  } finally {
+    await platform.local('start', 'postgres');
+  }
+
+  await seen(page.locator('#overall'), 'All is well');
+}));
+
 test('a gateway that is gone is said to be gone, and is found again', async () => {
   await add('Alien');
   const gateway = await platform.startGateway();

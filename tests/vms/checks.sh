@@ -147,7 +147,7 @@ only_what_is_meant_to_be_open_is_open() {
     is 'the host reaches at the inventory: SSH, movies' '22 8080' open_ports host $inventory
     is 'the host reaches at billing: SSH, orders, the page' '22 8081 15672' open_ports host $billing
     is 'the gateway reaches at the inventory: SSH, movies' '22 8080' open_ports gateway $inventory
-    is 'the gateway reaches at billing: SSH, the queue, orders' '22 5672 8081' open_ports gateway $billing
+    is 'the gateway reaches at billing: SSH, the queue, orders, the consumer' '22 5672 8081 8082' open_ports gateway $billing
     is 'the inventory reaches at the gateway: SSH, the door' '22 5000' open_ports inventory $gateway
     is 'the inventory reaches at billing: SSH alone' '22' open_ports inventory $billing
     is 'the forwarded ports are on 127.0.0.1 alone' '127.0.0.1' forward_addresses

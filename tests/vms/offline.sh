@@ -17,6 +17,7 @@ main() {
     programs
     what_pm2_gets
     firewall
+    what_deletes_orders
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
 }
@@ -186,6 +187,33 @@ firewall() {
     is 'and nobody else' 1 grep -cE 'saddr 192.168.56.1 tcp dport . 8081,8082 . accept' "$scratch/firewall"
     set_setting MONITORING_IP ''
     is 'nor anybody where nobody collects them' '' from_monitoring BILLING_CONSUMER_PORT
+}
+
+# What makes RabbitMQ delete orders
+
+what_deletes_orders() {
+    is 'a queue as it is made deletes none' '' told '{}' '[]' '[]'
+    is 'an argument that deletes orders is told' \
+        'an argument of the queue, message-ttl=1000: orders that wait for longer are deleted' \
+        told '{"x-message-ttl":1000,"x-queue-type":"classic"}' '[]' '[]'
+    is 'of policies those in force are told, and of full queues those that delete' \
+        'the policy b, expires=60000: the queue is deleted, with its orders, when no consumer uses it for so long
+the policy c, max-length=5: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
+        told '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
+        "[$(policy c 0 '{"max-length":5}')]"
+    is 'and those that refuse orders are not' '' \
+        told '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
+}
+
+# policy NAME PRIORITY DEFINITION
+policy() {
+    echo "{\"name\":\"$1\",\"pattern\":\"^bill\",\"apply-to\":\"queues\",\"priority\":$2,\"definition\":$3}"
+}
+
+# told ARGUMENTS POLICIES OPERATOR_POLICIES
+told() {
+    printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1}" "$2" "$3" |
+        node "$repo/setup/lib/what_deletes_orders.js"
 }
 
 # check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.

@@ -1,26 +1,27 @@
 //! Dead letters as they stand in the table.
 
+#![allow(dead_code, reason = "each test looks at some of them")]
+
 use serde_json::Value;
 use testkit::TestDatabase;
 
 /// A row of `dead_letters`.
-#[derive(Debug)]
-pub struct Dead {
-    pub message_id: Option<String>,
-    pub request_id: Option<String>,
-    pub reason: String,
-    pub detail: String,
-    pub exchange: String,
-    pub routing_key: String,
-    pub properties: Value,
-    pub body: Vec<u8>,
-    pub body_bytes: i64,
+pub(crate) struct Dead {
+    pub(crate) message_id: Option<String>,
+    pub(crate) request_id: Option<String>,
+    pub(crate) reason: String,
+    pub(crate) detail: String,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) properties: Value,
+    pub(crate) body: Vec<u8>,
+    pub(crate) body_bytes: i64,
     /// It was put aside in the last minutes.
-    pub is_recent: bool,
+    pub(crate) is_recent: bool,
 }
 
 /// The dead letters, the oldest first.
-pub fn dead_letters(database: &TestDatabase) -> Vec<Dead> {
+pub(crate) fn dead_letters(database: &TestDatabase) -> Vec<Dead> {
     let sql = "SELECT *, properties::text AS text, now() - received_at < '5 minutes' AS recent \
                FROM dead_letters ORDER BY id";
     let rows = database.query(sql, &[]);
@@ -41,6 +42,6 @@ pub fn dead_letters(database: &TestDatabase) -> Vec<Dead> {
 }
 
 /// How many dead letters there are.
-pub fn count_dead(database: &TestDatabase) -> i64 {
+pub(crate) fn count_dead(database: &TestDatabase) -> i64 {
     database.count("SELECT count(*) FROM dead_letters")
 }

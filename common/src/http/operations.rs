@@ -18,8 +18,40 @@ const ALLOW: &str = "GET, HEAD, OPTIONS";
 pub struct Dependency {
     /// As `/ready` shows it: `postgresql`.
     pub name: &'static str,
-    /// Whether it answers.
-    pub up: bool,
+    /// How it is.
+    pub state: DependencyState,
+}
+
+/// How something is that a service cannot work without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DependencyState {
+    /// It serves.
+    Up,
+    /// It cannot be reached.
+    Down,
+    /// An alarm of its own keeps work out.
+    Blocked,
+    /// It is there, and takes nothing of what it is sent.
+    Refusing,
+}
+
+impl From<bool> for DependencyState {
+    fn from(up: bool) -> Self {
+        if up { Self::Up } else { Self::Down }
+    }
+}
+
+impl DependencyState {
+    /// What is said of those that are not up, behind their names.
+    fn complaint(self) -> &'static str {
+        match self {
+            Self::Up => "is up",
+            Self::Down => "cannot be reached",
+            Self::Blocked => "is blocked by an alarm",
+            Self::Refusing => "refuses what it is sent",
+        }
+    }
 }
 
 /// Asks for the state of all dependencies of a service.
@@ -68,18 +100,13 @@ struct Ready<'a> {
 
 fn get_readiness<'a>(dependencies: &'a mut Dependencies, _: &Request) -> HandlerResult<'a> {
     let dependencies = dependencies();
-    let state = |up| json!(if up { "up" } else { "down" });
     let states: Value = dependencies
         .iter()
-        .map(|dependency| (dependency.name.to_owned(), state(dependency.up)))
+        .map(|dependency| (dependency.name.to_owned(), json!(dependency.state)))
         .collect::<serde_json::Map<_, _>>()
         .into();
-    let down = dependencies.iter().filter(|dependency| !dependency.up);
-    let down = down
-        .map(|dependency| dependency.name)
-        .collect::<Vec<_>>()
-        .join(" and ");
-    if down.is_empty() {
+    let complaints = complaints(&dependencies);
+    if complaints.is_empty() {
         return Ok(Response::json(
             200,
             &Ready {
@@ -88,9 +115,45 @@ fn get_readiness<'a>(dependencies: &'a mut Dependencies, _: &Request) -> Handler
             },
         ));
     }
-    Err(Problem::unavailable(
-        format!("not ready: {down} cannot be reached"),
-        format!("{down} down"),
+    Err(
+        Problem::unavailable(format!("not ready: {complaints}"), complaints)
+            .with_dependencies(states),
     )
-    .with_dependencies(states))
+}
+
+/// In words, those of one state together; empty where all are up.
+fn complaints(dependencies: &[Dependency]) -> String {
+    use DependencyState::{Blocked, Down, Refusing};
+    let of_state = |state: DependencyState| {
+        let names = dependencies.iter().filter(|d| d.state == state);
+        let names: Vec<_> = names.map(|dependency| dependency.name).collect();
+        let said = format!("{} {}", names.join(" and "), state.complaint());
+        (!names.is_empty()).then_some(said)
+    };
+    let complaints = [Down, Blocked, Refusing].into_iter().filter_map(of_state);
+    complaints.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_up_is_told_by_what_is_wrong_with_it() {
+        use DependencyState::{Blocked, Down, Up};
+        let told = |states: [DependencyState; 3]| {
+            let named = ["a", "b", "c"].into_iter().zip(states);
+            let dependencies: Vec<_> = named
+                .map(|(name, state)| Dependency { name, state })
+                .collect();
+            complaints(&dependencies)
+        };
+
+        assert_eq!(told([Up; 3]), "");
+        assert_eq!(told([Down, Up, Down]), "a and c cannot be reached");
+        assert_eq!(
+            told([Blocked, Down, Up]),
+            "b cannot be reached; a is blocked by an alarm"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! Lists by key: `?limit=N&after=ID`. Unlike an offset, a key costs the same on every page and
-//! misses nothing when rows are added or removed meanwhile.
+//! misses nothing when rows are added or removed meanwhile, where rows become visible in the order
+//! of their ids.
 
 use serde::Serialize;
 

@@ -131,6 +131,11 @@ impl Problem {
         )
     }
 
+    /// 422: well-formed, and against what was said before.
+    pub fn unprocessable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(422, detail)
+    }
+
     /// 500: ours to mend; the client learns nothing internal.
     pub fn internal(cause: impl fmt::Display) -> Self {
         Self::new(

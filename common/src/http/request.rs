@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 
 use super::problem::Problem;
 
@@ -161,14 +161,17 @@ impl Request {
         }
     }
 
-    /// The body, a JSON object, as a value of that type.
-    pub fn json_object<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+    /// The body, a JSON object, as a value of that type, which may borrow from it.
+    pub fn json_object<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Problem> {
         self.require_json()?;
+        // Also what the type passes over has to be UTF-8.
+        let text = std::str::from_utf8(&self.body)
+            .map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
         // A struct would also be read from an array of its fields' values.
-        if !self.body.trim_ascii_start().starts_with(b"{") {
+        if !text.trim_ascii_start().starts_with('{') {
             return Err(Problem::bad_request("the body is not a JSON object"));
         }
-        serde_json::from_slice(&self.body).map_err(|error| {
+        serde_json::from_str(text).map_err(|error| {
             Problem::bad_request(format!("the body is not a JSON object: {error}"))
         })
     }
@@ -334,6 +337,19 @@ mod tests {
                 "{body}"
             );
         }
+    }
+
+    #[test]
+    fn a_body_is_utf_8_also_in_what_nobody_reads() {
+        let request = Request {
+            body: b"{\"note\":\"\xff\"}".to_vec(),
+            ..with_content_type("application/json")
+        };
+
+        let problem = request.json_object::<NoFields>().unwrap_err();
+
+        let expected = (400, "the body is not UTF-8");
+        assert_eq!((problem.status, &*problem.detail), expected);
     }
 
     #[test]

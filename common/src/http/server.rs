@@ -16,7 +16,7 @@ use crate::process::StartError;
 use crate::shutdown::Shutdown;
 
 /// How long connections may take to end after the shutdown was requested.
-const DRAIN_LIMIT: Duration = Duration::from_secs(8);
+const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
 
 /// How long workers may take to end when no connection waits for them any more.
 const WORKERS_END_LIMIT: Duration = Duration::from_millis(300);

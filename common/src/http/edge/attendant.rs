@@ -20,6 +20,10 @@ use crate::http::response::Terms;
 /// How often it looks around.
 const ROUND: Duration = Duration::from_millis(50);
 
+/// After so much of a drain, whoever waits for an answer is told that there is none: what is behind
+/// it is perhaps stopped, and the program ends soon.
+const LAST_ANSWERS_AFTER: Duration = Duration::from_millis(6500);
+
 /// Starts the thread; it ends soon after [`Edge::closed`] is set.
 pub(super) fn start(edge: &Arc<Edge>) -> io::Result<JoinHandle<()>> {
     let edge = Arc::clone(edge);
@@ -32,14 +36,19 @@ pub(super) fn start(edge: &Arc<Edge>) -> io::Result<JoinHandle<()>> {
 fn attend(edge: &Edge) {
     let mut outlets: Vec<Outlet> = Vec::new();
     let mut last_round = Instant::now();
+    let mut drain_began = None;
     while !edge.closed.load(Ordering::Relaxed) {
         outlets.extend(edge.left.1.try_iter());
         let mut ready = wait_for_any(&outlets).into_iter();
         outlets.retain_mut(|outlet| !is_over(outlet, ready.next().unwrap_or(true)));
         if last_round.elapsed() >= ROUND {
             last_round = Instant::now();
+            if edge.shutdown.is_requested() {
+                drain_began.get_or_insert(last_round);
+            }
+            let at_last = drain_began.is_some_and(|began| began.elapsed() >= LAST_ANSWERS_AFTER);
             for hall in &edge.halls {
-                hall.feed.overdue().into_iter().for_each(end_overdue);
+                hall.feed.overdue(at_last).into_iter().for_each(end_overdue);
             }
         }
     }

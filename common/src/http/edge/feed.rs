@@ -358,8 +358,8 @@ impl Feed {
         }
     }
 
-    /// Takes out what has waited too long.
-    pub(super) fn overdue(&self) -> Vec<Overdue> {
+    /// Takes out what has waited too long; at the last, all that nobody has begun to answer.
+    pub(super) fn overdue(&self, at_last: bool) -> Vec<Overdue> {
         let mut state = self.state();
         let mut overdue = Vec::new();
         for line in &mut state.lines {
@@ -369,7 +369,9 @@ impl Feed {
                 overdue.extend(line.waiting.pop_front().map(|w| Overdue::Waiting(w.call)));
             }
         }
-        let silent = |at_work: &AtWork| at_work.since.elapsed() >= self.answer_time;
+        let silent = |at_work: &AtWork| {
+            at_work.since.elapsed() >= self.answer_time || at_last && !at_work.begun
+        };
         let State { places, shared, .. } = &mut *state;
         for place in places {
             let at_work = place.at_work.take_if(|at_work| silent(at_work));

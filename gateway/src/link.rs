@@ -1,0 +1,191 @@
+//! The link to the broker, on a thread of its own: whatever opens, declares or closes waits for the
+//! broker, and no order waits with it. The thread hands the publisher a channel for confirmed messages,
+//! and takes it back to close it, with what is to be done next.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::ConnectionBlockedNotification;
+use common::backoff::Backoff;
+use common::queue::{Confirming, Link, LinkError, QueueConfig};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+/// A link that held so long was one, even where no order came to prove it.
+const PROVEN_AFTER: Duration = Duration::from_mins(1);
+
+/// More causes than these are not told of one outage.
+const CAUSES_MAX: usize = 8;
+
+/// A channel for the publisher, who gives it back and never drops it: a drop waits for the broker.
+pub(crate) struct PublishChannel {
+    pub(crate) confirming: Confirming,
+    /// The broker's alarms.
+    pub(crate) blocked: Receiver<ConnectionBlockedNotification>,
+}
+
+/// What the publisher hears of the link.
+pub(crate) enum LinkEvent {
+    /// Orders can be published.
+    Opened(PublishChannel),
+    /// The channel that was to be renewed will not come: the link is lost.
+    Lost,
+}
+
+/// A channel that comes back.
+pub(crate) struct Released {
+    pub(crate) channel: PublishChannel,
+    /// Whether the broker has confirmed a message on it.
+    pub(crate) confirmed: bool,
+    pub(crate) reason: Reason,
+}
+
+/// Why a channel comes back.
+pub(crate) enum Reason {
+    /// Another one on the same link is wanted, and the queue declared anew.
+    Renew,
+    /// The link serves no more.
+    Lost(LinkError),
+    /// Nobody will place an order any more.
+    Shutdown,
+}
+
+/// The publisher's end.
+pub(crate) struct LinkHandle {
+    pub(crate) events: Receiver<LinkEvent>,
+    pub(crate) released: Sender<Released>,
+    /// Closed when the thread has ended.
+    pub(crate) ended: Receiver<()>,
+}
+
+/// Starts the thread. It ends when its channel comes back for good, or the publisher is gone.
+pub(crate) fn start(config: &QueueConfig) -> io::Result<LinkHandle> {
+    // Without a buffer: a channel that the publisher does not take stays with its link.
+    let (opened, events) = crossbeam_channel::bounded(0);
+    let (released, comes_back) = crossbeam_channel::unbounded();
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    let config = config.clone();
+    thread::Builder::new()
+        .name("link".to_owned())
+        .spawn(move || {
+            let _alive = alive;
+            LinkThread {
+                config,
+                opened,
+                comes_back,
+            }
+            .run();
+        })?;
+    Ok(LinkHandle {
+        events,
+        released,
+        ended,
+    })
+}
+
+struct LinkThread {
+    config: QueueConfig,
+    opened: Sender<LinkEvent>,
+    comes_back: Receiver<Released>,
+}
+
+impl LinkThread {
+    /// One link after another.
+    fn run(self) {
+        let mut outage = Outage::new();
+        loop {
+            let mut proven = false;
+            // Were this thread to end by a panic, orders would be refused for ever after.
+            let left = catch_unwind(AssertUnwindSafe(|| self.serve(&mut outage, &mut proven)));
+            let error = match left {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error,
+                Err(_) => LinkError::Broken("its thread panicked"),
+            };
+            let _ = self.opened.send(LinkEvent::Lost);
+            let pause = outage.note(&error, proven);
+            // The publisher has no channel now, so none comes back: this waits, or is told of the end.
+            if let Err(RecvTimeoutError::Disconnected) = self.comes_back.recv_timeout(pause) {
+                return;
+            }
+        }
+    }
+
+    /// Hands out channels of one link until it is lost; Ok at the end.
+    fn serve(&self, outage: &mut Outage, proven: &mut bool) -> Result<(), LinkError> {
+        let mut link = Link::open(&self.config, "api-gateway")?;
+        let opened = Instant::now();
+        loop {
+            let confirming = link.open_confirming(&self.config.queue)?;
+            let blocked = link.blocked.clone();
+            outage.note_link(&self.config.queue);
+            let channel = PublishChannel {
+                confirming,
+                blocked,
+            };
+            if let Err(refused) = self.opened.send(LinkEvent::Opened(channel)) {
+                let _limit = link.limit();
+                drop(refused);
+                return Ok(());
+            }
+            let Ok(released) = self.comes_back.recv() else {
+                return Ok(());
+            };
+            *proven |= released.confirmed || opened.elapsed() >= PROVEN_AFTER;
+            // Before the channel's farewell.
+            let _limit = link.limit();
+            drop(released.channel);
+            match released.reason {
+                Reason::Renew => {}
+                Reason::Lost(error) => return Err(error),
+                Reason::Shutdown => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What the log is told of outages, and how soon the next try comes. Both start anew when a link
+/// has served, and not when it is made: a broker that accepts links and serves none of them is one
+/// outage.
+struct Outage {
+    backoff: Backoff,
+    /// The causes that the log was told; none while all is well.
+    told: Vec<String>,
+    /// Whether the log was told that there is a link.
+    link_told: bool,
+}
+
+impl Outage {
+    fn new() -> Self {
+        Self {
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(3)),
+            told: Vec::new(),
+            link_told: false,
+        }
+    }
+
+    fn note_link(&mut self, queue: &str) {
+        if !std::mem::replace(&mut self.link_told, true) {
+            log::info!(queue = queue; "publishing");
+        }
+    }
+
+    /// The link is lost, or could not be made; says how long to wait.
+    fn note(&mut self, error: &LinkError, proven: bool) -> Duration {
+        if proven {
+            self.backoff.reset();
+            self.told.clear();
+            self.link_told = false;
+        }
+        let cause = error.to_string();
+        if !self.told.contains(&cause) && self.told.len() < CAUSES_MAX {
+            log::log!(
+                error.level(), cause = cause.as_str();
+                "no link to the broker; orders are refused"
+            );
+            self.told.push(cause);
+        }
+        self.backoff.delay()
+    }
+}
