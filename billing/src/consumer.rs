@@ -22,9 +22,9 @@ use crossbeam_channel::{Receiver, RecvError, select};
 use crate::config::ConsumerConfig;
 use crate::health::{Health, Recording, State};
 use crate::ledger::Ledger;
-use crate::message::{Message, REASONS, Reason, Source};
+use crate::message::{Message, REASONS, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{Fate, MIGRATIONS, RecordStore};
+use crate::store::{Fate, MIGRATIONS, Patience, RecordStore};
 
 /// At most so many messages in one commit.
 const BATCH_MAX: usize = 500;
@@ -125,7 +125,7 @@ impl Counts {
                 Fate::Dead { reason, new: true } => {
                     self.dead.with_label_values(&[reason.word]).inc();
                 }
-                Fate::Dead { .. } | Fate::Held => {}
+                Fate::Dead { .. } | Fate::Held(_) => {}
             }
             if let Fate::Recorded(_) | Fate::Duplicate = fate {
                 orders += 1;
@@ -170,16 +170,14 @@ impl Lines {
                 Fate::Recorded(order_id) => (Some(*order_id), "order recorded"),
                 Fate::Duplicate => (None, "order already recorded"),
                 Fate::Dead { reason, .. } => {
-                    self.note_odd(message, Some(reason), "message put aside as a dead letter");
+                    let text = "message put aside as a dead letter";
+                    self.note_odd(message, Some(reason.word), &reason.text, text);
                     continue;
                 }
-                Fate::Held if message.held => continue,
-                Fate::Held => {
-                    self.note_odd(
-                        message,
-                        None,
-                        "message held; it is tried again every second",
-                    );
+                Fate::Held(_) if message.held => continue,
+                Fate::Held(cause) => {
+                    let text = "message held; it is tried again every second";
+                    self.note_odd(message, None, cause, text);
                     continue;
                 }
             };
@@ -195,7 +193,7 @@ impl Lines {
         }
     }
 
-    fn note_odd(&mut self, message: &Message, reason: Option<&Reason>, text: &str) {
+    fn note_odd(&mut self, message: &Message, reason: Option<&str>, cause: &str, text: &str) {
         if self.odd == Self::ODD_MAX {
             self.untold += 1;
             return;
@@ -206,8 +204,8 @@ impl Lines {
             message_id = message.id.as_deref(),
             request_id = message.request_id.as_deref(),
             age_seconds = message.age(),
-            reason = reason.map(|reason| reason.word),
-            cause = reason.map(|reason| reason.text.as_str());
+            reason = reason,
+            cause = cause;
             "{text}"
         );
     }
@@ -334,8 +332,10 @@ impl Consumer {
                 ..State::default()
             };
             match interruption {
-                Interruption::Database(_) => state.recording = Recording::Fails,
-                Interruption::Broker(_) | Interruption::Panic => state.rabbitmq = false,
+                Interruption::Database(_) | Interruption::Panic => {
+                    state.recording = Recording::Fails;
+                }
+                Interruption::Broker(_) => state.rabbitmq = false,
             }
             drop(state);
             self.outage.begin(&interruption);
@@ -379,7 +379,7 @@ impl Consumer {
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
                     self.counts.consumed.inc_by(batch.len() as u64);
-                    if self.settle(&mut hand, batch)? {
+                    if self.settle(&mut hand, batch, Patience::Usual)? {
                         backoff.reset();
                     }
                 }
@@ -418,12 +418,19 @@ impl Consumer {
 
     /// Has fates decided and acknowledges what is settled; whether anything was. The messages of a
     /// batch that fails are settled as far as it got.
-    fn settle(&mut self, hand: &mut Hand<'_>, batch: Vec<Message>) -> Result<bool, Interruption> {
+    fn settle(
+        &mut self,
+        hand: &mut Hand<'_>,
+        batch: Vec<Message>,
+        patience: Patience,
+    ) -> Result<bool, Interruption> {
         let since = Instant::now();
         hand.show(&self.health, Some(since));
         let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, batch, &mut settled);
-        let progress = settled.iter().any(|(_, fate)| *fate != Fate::Held);
+        let outcome = settle(&mut self.store, batch, patience, &mut settled);
+        let progress = settled
+            .iter()
+            .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
         self.counts.note(&settled);
         self.lines.note(&settled, since);
         if progress {
@@ -437,8 +444,8 @@ impl Consumer {
         hand.show(&self.health, None);
         outcome?;
         put_down?;
-        if hand.held.len() >= HELD_MAX {
-            let text = format!("{HELD_MAX} messages wait for somebody else");
+        if hand.holds_too_much() {
+            let text = "too many messages wait for somebody else".to_owned();
             return Err(DbError::Locked(text).into());
         }
         Ok(progress)
@@ -454,7 +461,7 @@ impl Consumer {
             let Some(message) = hand.held.pop_front() else {
                 break;
             };
-            self.settle(hand, vec![message])?;
+            self.settle(hand, vec![message], Patience::Short)?;
             if since.elapsed() >= RETRIES_LIMIT {
                 break;
             }
@@ -507,7 +514,7 @@ impl Hand<'_> {
     fn put_down(&mut self, settled: Settled) -> Result<(), amiquip::Error> {
         let mut done = Vec::with_capacity(settled.len());
         for (mut message, fate) in settled {
-            if fate == Fate::Held {
+            if let Fate::Held(_) = fate {
                 message.held = true;
                 self.held.push_back(message);
             } else if let Source::Queue(delivery) = message.source {
@@ -526,6 +533,12 @@ impl Hand<'_> {
     /// Whether everything that was delivered is settled or held.
     fn is_idle(&self) -> bool {
         self.deliveries.is_empty() && self.ledger.len() == self.held.len()
+    }
+
+    /// Whether what is held leaves no room for anything else.
+    fn holds_too_much(&self) -> bool {
+        let all = !self.held.is_empty() && self.ledger.len() == self.held.len();
+        self.held.len() >= HELD_MAX || (all && self.link.is_full())
     }
 
     fn show(&self, health: &Health, trying_since: Option<Instant>) {

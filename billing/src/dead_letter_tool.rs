@@ -19,7 +19,7 @@ use crate::config::dead_letters_bytes_max;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, REASONS, Reason, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, RecordStore};
+use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, Patience, RecordStore};
 
 /// Its name, also on RabbitMQ's management page.
 pub const PROGRAM: &str = "billing-dead-letters";
@@ -277,7 +277,8 @@ fn replay(
             });
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], &mut settled).map_err(|error| failed(&error))?;
+        settle(&mut records, vec![message], Patience::Usual, &mut settled)
+            .map_err(|error| failed(&error))?;
         for (_, fate) in settled {
             match fate {
                 Fate::Recorded(_) | Fate::Duplicate => recorded += 1,
@@ -285,9 +286,9 @@ fn replay(
                     dead += 1;
                     writeln!(out, "{}: {}", letter.id, reason.text)?;
                 }
-                Fate::Held => {
+                Fate::Held(cause) => {
                     held += 1;
-                    writeln!(out, "{}: it waits for a lock in the database", letter.id)?;
+                    writeln!(out, "{}: not now: {cause}", letter.id)?;
                 }
             }
         }
@@ -321,6 +322,12 @@ fn drop_them(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
 
 /// Under another name until it is whole.
 fn export(pass: Pass<'_>, file: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
+    if file.exists() && !file.is_file() {
+        let text = format!("{} is no file", file.display());
+        return Err(CommandError::Failed(text));
+    }
+    // What a link leads to is replaced, and not the link.
+    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = file.with_file_name(name);
@@ -373,11 +380,10 @@ fn import(
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], &mut settled).map_err(|error| failed(&error))?;
-            if settled.iter().any(|(_, fate)| *fate == Fate::Held) {
-                return Err(CommandError::Failed(
-                    "the table of dead letters is locked".to_owned(),
-                ));
+            settle(&mut store, vec![message], Patience::Usual, &mut settled)
+                .map_err(|error| failed(&error))?;
+            if let Some((_, Fate::Held(cause))) = settled.pop() {
+                return Err(CommandError::Failed(cause));
             }
             let acknowledged = got.delivery.ack(&channel);
             acknowledged.map_err(|error| lost(error.into()))?;

@@ -251,7 +251,10 @@ fn a_replay_of_a_dead_letter_that_waits_for_a_lock_leaves_it_and_goes_on() {
 
     assert_eq!(
         replayed,
-        ok("1: it waits for a lock in the database\n1 replayed, 1 remain\n")
+        ok(
+            "1: not now: somebody else holds a lock in PostgreSQL: canceling statement due to lock \
+             timeout (SQLSTATE 55P03)\n1 replayed, 1 remain\n"
+        )
     );
     open.commit().expect("the order is there");
     assert_eq!(run(&database, &["replay"]), ok("1 replayed, 0 remain\n"));
@@ -438,4 +441,31 @@ fn a_database_that_is_away_is_said() {
 
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert!(error.contains("PostgreSQL is unavailable"), "{error}");
+}
+
+#[test]
+fn dead_letters_that_are_replayed_twice_at_once_are_recorded_once() {
+    let database = database();
+    for number in 0..200 {
+        put_aside(&database, None, "database", &order(&number.to_string()));
+    }
+
+    std::thread::scope(|scope| {
+        let replays = [(); 2].map(|()| scope.spawn(|| run(&database, &["replay"])));
+        for replay in replays {
+            assert_eq!(replay.join().expect("no panic").0, Some(0));
+        }
+    });
+
+    assert_eq!((recorded(&database).len(), count_dead(&database)), (200, 0));
+}
+
+#[test]
+fn an_export_to_what_is_no_file_is_refused() {
+    let database = database();
+
+    let (code, out, error) = run(&database, &["export", "/dev/null"]);
+
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert_eq!(error, "billing-dead-letters: /dev/null is no file\n");
 }

@@ -1,6 +1,8 @@
 //! The consumer while something is wrong with the database, or with a message, or with both: an order
 //! is recorded once when it is mended, none becomes a dead letter, and nothing holds up the others.
 
+use std::cell::Cell;
+
 use amiquip::AmqpProperties;
 use common::http::HttpConfig;
 use serde_json::{Value, json};
@@ -18,6 +20,7 @@ struct Billing {
     consumers: Vec<Service<billing::BillingConsumer>>,
     database: TestDatabase,
     queue: TestQueue,
+    published: Cell<i64>,
 }
 
 impl Billing {
@@ -43,6 +46,7 @@ impl Billing {
             consumers: (0..consumers).map(start).collect(),
             database,
             queue,
+            published: Cell::new(0),
         };
         eventually("the consumers are ready", || billing.is_ready());
         billing
@@ -81,15 +85,20 @@ impl Billing {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    fn publish(&self, messages: &[Published]) {
+        self.queue.publish_all(messages);
+        let count = i64::try_from(messages.len()).expect("few");
+        self.published.set(self.published.get() + count);
+    }
+
     /// Waits until everything that was published is settled.
     fn await_settled(&self) {
-        eventually("nothing is in the queue or in hand", || {
-            let in_hand = self
-                .consumers
-                .iter()
-                .map(|consumer| gauge(consumer, "orders_in_hand"));
-            self.queue.counts() == Some((0, u32::try_from(self.consumers.len()).expect("few")))
-                && in_hand.sum::<i64>() == 0
+        let sum = |name| -> i64 {
+            let consumers = self.consumers.iter();
+            consumers.map(|consumer| gauge(consumer, name)).sum()
+        };
+        eventually("all is taken, and nothing is in hand", || {
+            sum("messages_consumed_total") >= self.published.get() && sum("orders_in_hand") == 0
         });
     }
 }
@@ -125,7 +134,7 @@ fn with_id(id: &str) -> AmqpProperties {
 /// meanwhile wait, and are settled afterwards.
 fn orders_wait(breaks: &str, mends: &str) {
     let billing = Billing::start();
-    billing.queue.publish_all(&[placed("before")]);
+    billing.publish(&[placed("before")]);
     billing.await_recorded(&["before"]);
     billing.database.execute(breaks);
 
@@ -133,7 +142,7 @@ fn orders_wait(breaks: &str, mends: &str) {
     let mut messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
     messages.insert(7, garbage("g-1"));
     messages.push(placed("m-03"));
-    billing.queue.publish_all(&messages);
+    billing.publish(&messages);
     billing.await_not_recording();
     let orders_dead = "SELECT count(*) FROM dead_letters WHERE message_id <> 'g-1'";
     assert_eq!(billing.database.count(orders_dead), 0);
@@ -223,7 +232,7 @@ fn orders_wait_for_ids_that_lag_behind_the_rows() {
 
     let ids: Vec<_> = (0..10).map(|number| format!("m-{number}")).collect();
     let messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
-    billing.queue.publish_all(&messages);
+    billing.publish(&messages);
     billing.await_not_recording();
     billing
         .database
@@ -245,9 +254,7 @@ fn orders_wait_for_a_lock_of_the_whole_table_and_ready_says_so() {
 
     // Nothing is there to be recorded, and it is said all the same.
     billing.await_not_recording();
-    billing
-        .queue
-        .publish_all(&[placed("m-1"), garbage("g-1"), placed("m-2")]);
+    billing.publish(&[placed("m-1"), garbage("g-1"), placed("m-2")]);
     billing.await_not_recording();
     lock.rollback().expect("the table is free");
 
@@ -263,7 +270,7 @@ fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that
     billing.database.execute(
         "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory')",
     );
-    billing.queue.publish_all(&[placed("k")]);
+    billing.publish(&[placed("k")]);
     billing.await_recorded(&["k"]);
     let mut holder = billing.database.connect();
     let mut open = holder.transaction().expect("a transaction");
@@ -276,7 +283,7 @@ fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that
     messages.insert(50, (order("mallory"), with_id("x")));
     messages.insert(100, placed("k"));
     messages.insert(150, garbage("g-1"));
-    billing.queue.publish_all(&messages);
+    billing.publish(&messages);
     let others: Vec<_> = (0..200).map(|number| format!("m-{number:03}")).collect();
     let mut expected: Vec<_> = others.iter().map(String::as_str).collect();
     expected.push("k");
@@ -308,6 +315,159 @@ fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that
     assert_eq!(count_dead(&billing.database), 1);
 }
 
+/// A change of the tables by somebody else that one good order does not fit into: that order waits,
+/// the others are recorded, and it is recorded after the mend.
+fn one_order_waits(breaks: &str, mends: &str, good: Published) {
+    let billing = Billing::start();
+    billing.publish(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    billing.database.execute(breaks);
+
+    billing.publish(&[placed("a"), good, garbage("g-1"), placed("b")]);
+    billing.await_recorded(&["a", "b", "before"]);
+    eventually("it is held", || {
+        gauge(&billing.consumers[0], "orders_held") == 1
+    });
+    assert!(billing.is_ready());
+    billing.database.execute(mends);
+
+    billing.await_recorded(&["a", "b", "before", "good"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
+}
+
+#[test]
+fn an_order_waits_for_a_column_that_somebody_made_narrower() {
+    one_order_waits(
+        "ALTER TABLE orders ALTER user_id TYPE varchar(10)",
+        "ALTER TABLE orders ALTER user_id TYPE text",
+        (order("a user with a long name"), with_id("good")),
+    );
+}
+
+#[test]
+fn an_order_waits_for_a_generated_column_of_somebody_that_overflows() {
+    let large = json!({ "user_id": "1", "number_of_items": 1, "total_amount": "9999999999" });
+    one_order_waits(
+        "ALTER TABLE orders ADD cents integer GENERATED ALWAYS AS (total_amount * 100) STORED",
+        "ALTER TABLE orders DROP cents",
+        (large.to_string().into_bytes(), with_id("good")),
+    );
+}
+
+#[test]
+fn an_order_waits_for_the_user_that_somebody_wants_to_know() {
+    one_order_waits(
+        "CREATE TABLE users (id text PRIMARY KEY); \
+         INSERT INTO users VALUES ('a'), ('b'), ('before'); \
+         ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users",
+        "INSERT INTO users VALUES ('good')",
+        placed("good"),
+    );
+}
+
+#[test]
+fn an_order_waits_for_a_trigger_of_somebody_that_passes_it_over() {
+    one_order_waits(
+        "CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN CASE WHEN NEW.user_id <> ''good'' THEN NEW END; END'; \
+         CREATE TRIGGER pass_over BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION pass_over()",
+        "DROP TRIGGER pass_over ON orders",
+        placed("good"),
+    );
+}
+
+#[test]
+fn orders_wait_for_a_trigger_of_somebody_that_passes_all_of_them_over() {
+    orders_wait(
+        "CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER pass_over BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION pass_over()",
+        "DROP TRIGGER pass_over ON orders",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_constraint_that_is_checked_at_the_commit() {
+    orders_wait(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RAISE check_violation; END'; \
+         CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION refuse()",
+        "DROP TRIGGER refuse ON orders",
+    );
+}
+
+#[test]
+fn an_order_whose_message_id_somebody_fills_in_is_recorded_once() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE FUNCTION fill_in() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN NEW.message_id := coalesce(NEW.message_id, ''filled in''); RETURN NEW; END'; \
+         CREATE TRIGGER fill_in BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION fill_in()",
+    );
+
+    billing.publish(&[(order("nameless"), AmqpProperties::default())]);
+
+    billing.await_settled();
+    billing.await_recorded(&["filled in"]);
+}
+
+#[test]
+fn a_batch_with_many_locked_orders_holds_up_no_other() {
+    let billing = Billing::start();
+    let locked: Vec<_> = (0..40)
+        .map(|number| placed(&format!("k-{number:02}")))
+        .collect();
+    billing.publish(&locked);
+    eventually("they are recorded", || billing.recorded().len() == 40);
+    let mut holder = billing.database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let delete = "DELETE FROM orders WHERE message_id LIKE 'k-%'";
+    open.execute(delete, &[]).expect("orders");
+
+    let mut messages: Vec<_> = (0..400)
+        .map(|number| placed(&format!("m-{number:03}")))
+        .collect();
+    for (number, locked) in locked.into_iter().enumerate() {
+        messages.insert(number * 11, locked);
+    }
+    billing.publish(&messages);
+    eventually("the others are recorded", || {
+        billing.recorded().len() == 440
+    });
+    assert!(billing.is_ready());
+    open.commit().expect("the orders are deleted");
+
+    billing.await_settled();
+    assert_eq!(
+        (billing.recorded().len(), count_dead(&billing.database)),
+        (440, 0)
+    );
+}
+
+#[test]
+fn a_conflict_that_finds_no_room_holds_up_no_order() {
+    let billing = Billing::start();
+    billing.publish(&[placed("m-1")]);
+    billing.await_recorded(&["m-1"]);
+    billing.database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE disk_full; END'; \
+         CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+
+    let conflict = (order("other"), with_id("m-1"));
+    billing.publish(&[garbage("g-1"), conflict, placed("m-2")]);
+    billing.await_recorded(&["m-1", "m-2"]);
+    assert!(billing.is_ready());
+    billing
+        .database
+        .execute("DROP TRIGGER refuse ON dead_letters");
+
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 2);
+}
+
 #[test]
 fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     let billing = Billing::start();
@@ -316,9 +476,7 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     lock.batch_execute("LOCK TABLE dead_letters")
         .expect("a lock");
 
-    billing
-        .queue
-        .publish_all(&[placed("m-1"), garbage("first"), placed("m-2")]);
+    billing.publish(&[placed("m-1"), garbage("first"), placed("m-2")]);
     billing.await_recorded(&["m-1", "m-2"]);
     assert!(billing.is_ready());
     lock.rollback().expect("the table is free");
@@ -347,7 +505,7 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
             garbage(&id("h")),
             placed(&id("b")),
         ];
-        billing.queue.publish_all(&messages);
+        billing.publish(&messages);
         eventually("the orders are recorded", || {
             let recorded = billing.recorded();
             recorded.contains(&id("a")) && recorded.contains(&id("b"))
@@ -370,16 +528,14 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
 fn another_order_with_the_same_message_id_is_a_dead_letter_and_the_same_order_is_none() {
     let billing = Billing::start();
     let as_numbers = br#"{"total_amount":1,"number_of_items":"1","user_id":"m-1"}"#.to_vec();
-    billing.queue.publish_all(&[
+    billing.publish(&[
         placed("m-1"),
         (as_numbers, with_id("m-1")),
         (order("other"), with_id("m-1")),
         placed("m-2"),
     ]);
     billing.await_recorded(&["m-1", "m-2"]);
-    billing
-        .queue
-        .publish_all(&[placed("m-1"), (order("third"), with_id("m-1"))]);
+    billing.publish(&[placed("m-1"), (order("third"), with_id("m-1"))]);
 
     billing.await_settled();
 
@@ -412,13 +568,9 @@ fn another_order_with_the_same_message_id_is_a_dead_letter_and_the_same_order_is
 fn a_dead_letter_that_comes_again_is_one_and_is_counted_once() {
     let billing = Billing::start();
 
-    billing
-        .queue
-        .publish_all(&[garbage("g-1"), garbage("g-1"), placed("m-1")]);
+    billing.publish(&[garbage("g-1"), garbage("g-1"), placed("m-1")]);
     billing.await_settled();
-    billing
-        .queue
-        .publish_all(&[garbage("g-1"), (b"other".to_vec(), with_id("g-1"))]);
+    billing.publish(&[garbage("g-1"), (b"other".to_vec(), with_id("g-1"))]);
     billing.await_settled();
 
     assert_eq!(count_dead(&billing.database), 2);
@@ -435,13 +587,9 @@ fn of_a_long_body_the_start_is_kept_and_of_each_once_there_are_too_many() {
     let billing = Billing::start_with(1, 512 * 1024);
     let long = vec![b'x'; 3 * MEBIBYTE];
 
-    billing
-        .queue
-        .publish_all(&[(long.clone(), with_id("long"))]);
+    billing.publish(&[(long.clone(), with_id("long"))]);
     billing.await_settled();
-    billing
-        .queue
-        .publish_all(&[(long[..2000].to_vec(), with_id("short"))]);
+    billing.publish(&[(long[..20_000].to_vec(), with_id("short"))]);
     billing.await_settled();
 
     let dead = dead_letters(&billing.database);
@@ -449,7 +597,7 @@ fn of_a_long_body_the_start_is_kept_and_of_each_once_there_are_too_many() {
         .iter()
         .map(|dead| (dead.body.len(), dead.body_bytes))
         .collect();
-    assert_eq!(lengths, [(MEBIBYTE, 3 * 1024 * 1024), (1024, 2000)]);
+    assert_eq!(lengths, [(MEBIBYTE, 3 * 1024 * 1024), (16 * 1024, 20_000)]);
 }
 
 #[test]
@@ -461,7 +609,7 @@ fn who_follows_the_ids_misses_no_order_however_many_consumers_record() {
         .collect();
     let mut reader = billing.database.connect();
 
-    billing.queue.publish_all(&messages);
+    billing.publish(&messages);
 
     let (mut after, mut seen) = (0_i64, 0_i64);
     eventually("all are seen", || {

@@ -143,15 +143,12 @@ pub enum DbError {
     /// Somebody else holds a lock, or two transactions waited for each other: the same may succeed
     /// later, and something else at once.
     Locked(String),
-    /// PostgreSQL cannot hold these values: too long, out of range, or no text in its encoding.
+    /// Something is too long, or out of range, for what it is to be put into.
     BadData(String),
+    /// PostgreSQL cannot hold this text in its encoding.
+    Unencodable(String),
     /// These values break a constraint.
-    Violated {
-        /// Its name, which may be one that somebody else gave.
-        constraint: String,
-        /// What the server said.
-        text: String,
-    },
+    Violated(String),
     /// The server refused what was asked: a mistake of ours, or a broken schema.
     Refused(String),
 }
@@ -184,11 +181,8 @@ impl DbError {
             (code, _) if OUTAGES.iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(text)
             }
-            (code, Some(constraint)) if code.starts_with(INTEGRITY_CONSTRAINT_VIOLATION) => {
-                Self::Violated {
-                    constraint: constraint.to_owned(),
-                    text,
-                }
+            (code, Some(_)) if code.starts_with(INTEGRITY_CONSTRAINT_VIOLATION) => {
+                Self::Violated(text)
             }
             _ => Self::Refused(text),
         }
@@ -200,9 +194,10 @@ impl fmt::Display for DbError {
         match self {
             Self::Unavailable(text) => write!(f, "PostgreSQL is unavailable: {text}"),
             Self::Locked(text) => write!(f, "somebody else holds a lock in PostgreSQL: {text}"),
-            Self::BadData(text) | Self::Violated { text, .. } | Self::Refused(text) => {
-                write!(f, "PostgreSQL refused: {text}")
-            }
+            Self::BadData(text)
+            | Self::Unencodable(text)
+            | Self::Violated(text)
+            | Self::Refused(text) => write!(f, "PostgreSQL refused: {text}"),
         }
     }
 }
@@ -217,9 +212,10 @@ impl From<DbError> for Problem {
             }
             DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
             // Whatever a client may not send was refused before it came here.
-            DbError::BadData(_) | DbError::Violated { .. } | DbError::Refused(_) => {
-                Problem::internal(error)
-            }
+            DbError::BadData(_)
+            | DbError::Unencodable(_)
+            | DbError::Violated(_)
+            | DbError::Refused(_) => Problem::internal(error),
         }
     }
 }

@@ -60,6 +60,11 @@ impl Inflow {
         self.wake(state);
     }
 
+    /// Whether a message that comes now has to wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state().weight >= IN_HAND_BYTES_MAX
+    }
+
     /// No message is let in any more, and none keeps the broker's answers behind it waiting:
     /// further ones are passed over.
     pub(crate) fn end(&self) {

@@ -529,6 +529,12 @@ impl Link {
         counted
     }
 
+    /// Whether no further deliveries are read, since those that are kept weigh too much.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.inflow.is_full()
+    }
+
     /// To be called with the tags of deliveries whose content is not kept any more. While those
     /// that are kept have 32 MiB together, no further ones are read from the broker.
     pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {

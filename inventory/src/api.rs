@@ -132,14 +132,12 @@ fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
 fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, ChangeError>> {
     match movies.create(new_movies) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),
-        Err(ChangeError::NotMade(DbError::BadData(_) | DbError::Violated { .. }))
-            if new_movies.len() > 1 =>
-        {
-            new_movies
-                .iter()
-                .flat_map(|new_movie| create_all(movies, &[new_movie]))
-                .collect()
-        }
+        Err(ChangeError::NotMade(
+            DbError::BadData(_) | DbError::Unencodable(_) | DbError::Violated(_),
+        )) if new_movies.len() > 1 => new_movies
+            .iter()
+            .flat_map(|new_movie| create_all(movies, &[new_movie]))
+            .collect(),
         Err(error) => vec![Err(error); new_movies.len()],
     }
 }

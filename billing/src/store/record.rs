@@ -10,16 +10,19 @@ use postgres::{Client, Error, IsolationLevel, Statement, Transaction};
 
 use crate::message::{BODY_BYTES_KEPT, Message, Reason, properties_json};
 
-/// How long a batch waits for a lock. Whoever holds one longer is no consumer: those hold theirs for
-/// one commit.
-const LIMITS: &str = "SET lock_timeout = '250ms'; SET statement_timeout = 0";
+/// A batch waits for a lock no longer than another consumer may hold one, which is for one commit; for
+/// its own commit it waits as long as that takes. What was acknowledged must be on disk, whatever a
+/// role has by default.
+const SESSION: &str = "SET lock_timeout = '250ms'; SET statement_timeout = 0; \
+     SELECT set_config('synchronous_commit', 'on', false) \
+     WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Consumers take turns, so that rows become visible in the order of their ids. The table's own
 /// number is the lock's, so other schemas have other locks.
 const TURN: &str = "SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint)";
 
 /// How much of a body is kept while there are too many dead letters: all of an order.
-const BODY_BYTES_KEPT_WHEN_FULL: i32 = 1024;
+const BODY_BYTES_KEPT_WHEN_FULL: i32 = 16 * 1024;
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +37,17 @@ pub(crate) enum Fate {
         /// Rather than one that was there already.
         new: bool,
     },
-    /// It could not be decided now.
-    Held,
+    /// It could not be decided now, for this cause.
+    Held(String),
+}
+
+/// How long a batch waits for the locks of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as a commit of another consumer may take.
+    Usual,
+    /// Only for its turn; then no longer than it takes to see that somebody else holds a lock.
+    Short,
 }
 
 /// The connection of whoever records.
@@ -51,7 +63,7 @@ struct Statements {
 }
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
-    client.batch_execute(LIMITS)?;
+    client.batch_execute(SESSION)?;
     // The turn is taken before the first id is drawn: the sort reads all of its input first.
     let record = format!(
         "WITH turn AS MATERIALIZED ({TURN}) \
@@ -60,7 +72,7 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
          FROM turn, unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
               AS new (message_id, user_id, number_of_items, total_amount, place) \
          ORDER BY new.place \
-         ON CONFLICT (message_id) DO NOTHING RETURNING id, message_id"
+         ON CONFLICT (message_id) DO NOTHING RETURNING id::bigint AS id, message_id"
     );
     Ok(Statements {
         check: client.prepare(
@@ -98,35 +110,74 @@ impl RecordStore {
     }
 
     /// Writes a good order and takes it back, but for the id that is drawn: where that fails, what is
-    /// wrong is the database.
+    /// wrong is the database. A good order is one like the last.
     pub(crate) fn dry_run(&mut self) -> Result<(), DbError> {
-        self.connection.run(|client, _| {
+        let written = self.connection.run(|client, _| {
             let mut transaction = patient(client)?;
-            transaction.batch_execute(&format!(
-                "{TURN}; INSERT INTO orders (user_id, number_of_items, total_amount) \
-                 VALUES ('dry run', 1, 1)"
-            ))?;
-            transaction.rollback()
-        })
+            transaction.batch_execute(TURN)?;
+            let written = transaction.execute(
+                "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+                 SELECT 'dry run ' || pg_backend_pid(), user_id, number_of_items, total_amount \
+                 FROM ((SELECT user_id, number_of_items, total_amount FROM orders \
+                        ORDER BY id DESC LIMIT 1) \
+                       UNION ALL SELECT '1', 1, 1) AS good LIMIT 1",
+                &[],
+            )?;
+            // What would only be said at the commit.
+            transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
+            transaction.rollback()?;
+            Ok(written)
+        })?;
+        if written == 0 {
+            return Err(DbError::Refused("orders are passed over".to_owned()));
+        }
+        Ok(())
     }
 
     /// Writes all of a batch, and removes the dead letters that were replayed, or on an error does
     /// neither. The fates are in the order of the batch.
-    pub(crate) fn record(&mut self, batch: &[Message]) -> Result<Vec<Fate>, DbError> {
+    pub(crate) fn record(
+        &mut self,
+        batch: &[Message],
+        patience: Patience,
+    ) -> Result<Vec<Fate>, DbError> {
         let bytes_max = self.dead_letters_bytes_max;
-        self.connection.run(|client, statements| {
+        let fates = self.connection.run(|client, statements| {
             // A role or a database may have another level by default.
             let mut transaction = client
                 .build_transaction()
                 .isolation_level(IsolationLevel::ReadCommitted)
                 .start()?;
-            let mut fates = record_orders(&mut transaction, statements, batch)?;
+            if patience == Patience::Short {
+                transaction.batch_execute(&format!("{TURN}; SET LOCAL lock_timeout = '10ms'"))?;
+            }
+            if replayed_meanwhile(&mut transaction, batch)? {
+                return Ok(Some(vec![Fate::Duplicate; batch.len()]));
+            }
+            let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
+                return Ok(None);
+            };
             put_aside(&mut transaction, batch, &mut fates, bytes_max)?;
             end_replays(&mut transaction, batch, &fates)?;
             transaction.commit()?;
-            Ok(fates)
+            Ok(Some(fates))
+        })?;
+        fates.ok_or_else(|| {
+            let text = "an order is neither recorded nor was it there already";
+            DbError::Refused(text.to_owned())
         })
     }
+}
+
+/// Whether a dead letter that is to be replayed is gone.
+fn replayed_meanwhile(transaction: &mut Transaction<'_>, batch: &[Message]) -> Result<bool, Error> {
+    for id in batch.iter().filter_map(Message::dead_letter_id) {
+        let lock = "SELECT FROM dead_letters WHERE id = $1 FOR UPDATE";
+        if transaction.query_opt(lock, &[&id])?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A transaction that waits longer for locks than those which record.
@@ -136,18 +187,20 @@ fn patient(client: &mut Client) -> Result<Transaction<'_>, Error> {
     Ok(transaction)
 }
 
+/// None where an order is neither recorded nor was it there already: it was deleted in between, or
+/// a trigger of somebody else passes it over.
 fn record_orders(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
     batch: &[Message],
-) -> Result<Vec<Fate>, Error> {
+) -> Result<Option<Vec<Fate>>, Error> {
     let (mut fates, mut orders) = (Vec::with_capacity(batch.len()), Vec::new());
     for (place, message) in batch.iter().enumerate() {
         fates.push(match &message.content {
-            // Until it is found.
+            // Unless it is recorded now.
             Ok(order) => {
                 orders.push((place, message.id.as_deref(), order));
-                Fate::Held
+                Fate::Duplicate
             }
             Err(reason) => Fate::Dead {
                 reason: reason.clone(),
@@ -156,39 +209,37 @@ fn record_orders(
         });
     }
     if orders.is_empty() {
-        return Ok(fates);
+        return Ok(Some(fates));
     }
     let rows = Columns::of(&orders).query(transaction, &statements.record)?;
     // They are inserted and returned in the order of the batch.
+    let all = rows.len() == orders.len();
     let mut rows = rows.iter().peekable();
     orders.retain(|(place, message_id, _)| {
-        let row = rows.next_if(|row| row.get::<_, Option<&str>>("message_id") == *message_id);
+        let row =
+            rows.next_if(|row| all || row.get::<_, Option<&str>>("message_id") == *message_id);
         if let Some(row) = row {
             fates[*place] = Fate::Recorded(row.get("id"));
         }
         row.is_none()
     });
     if orders.is_empty() {
-        return Ok(fates);
+        return Ok(Some(fates));
     }
-    // Those that were passed over, in a statement of its own, which sees what the first one met. One
-    // that it does not see was deleted in between.
-    for row in Columns::of(&orders).query(transaction, &statements.compare)? {
+    // Those that were passed over, in a statement of its own, which sees what the first one met.
+    let there = Columns::of(&orders).query(transaction, &statements.compare)?;
+    for row in there.iter().filter(|row| !row.get::<_, bool>("same")) {
         let nth: i64 = row.get("place");
         let (place, _, _) = orders[usize::try_from(nth - 1).unwrap_or_default()];
-        fates[place] = if row.get("same") {
-            Fate::Duplicate
-        } else {
-            Fate::Dead {
-                reason: Reason {
-                    word: "conflict",
-                    text: "another order is recorded with this message id".to_owned(),
-                },
-                new: false,
-            }
+        fates[place] = Fate::Dead {
+            reason: Reason {
+                word: "conflict",
+                text: "another order is recorded with this message id".to_owned(),
+            },
+            new: false,
         };
     }
-    Ok(fates)
+    Ok((there.len() == orders.len()).then_some(fates))
 }
 
 /// Orders as the arrays that a statement takes.
@@ -322,7 +373,7 @@ fn end_replays(
                 let because = "UPDATE dead_letters SET reason = $2, detail = $3 WHERE id = $1";
                 transaction.execute(because, &[&id, &reason.word, &text(&reason.text)])?;
             }
-            Fate::Held => {}
+            Fate::Held(_) => {}
         }
     }
     Ok(())
