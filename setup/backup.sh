@@ -6,9 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/machine.sh"
-
-# How many of one database stay in the folder.
-backups_kept=14
+source "$repo/setup/lib/backups.sh"
 
 usage() {
     cat <<USAGE
@@ -28,6 +26,7 @@ main() {
     if (($# > 1)) || [[ $folder == -* ]]; then
         wrong_usage 'it takes one folder at most'
     fi
+    [[ $folder == /* ]] || folder=$PWD/$folder
     use_machine_database
     install -d -m 700 "$folder"
     umask 077
@@ -40,17 +39,6 @@ main() {
     mv "$file.part" "$file"
     forget_old "$folder"
     say "Done: $file, $(stat -c %s "$file") bytes"
-}
-
-dump_database() {
-    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "$database" >"$1"
-    sync "$1"
-}
-
-# forget_old FOLDER: their names sort by time.
-forget_old() {
-    find "$1" -maxdepth 1 -name "$database-????????T??????Z.dump" | sort -r |
-        tail -n +$((backups_kept + 1)) | xargs -r rm -f
 }
 
 main "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The drill: orders are placed without a pause while whatever they pass is killed, stopped or
-# cut off, and at the end the books are compared. On servers of its own, which are gone
-# afterwards.
+# The drill: orders are placed, and movies read and changed, without a pause while whatever they
+# pass is killed, stopped or cut off, and at the end the books are compared. On servers of its own,
+# which are gone afterwards.
 # shellcheck source-path=SCRIPTDIR/..
 set -euo pipefail
 
@@ -11,10 +11,12 @@ source "$repo/setup/lib/test_servers.sh"
 
 usage() {
     cat <<'USAGE'
-Places orders without a pause while programs are killed, servers stopped and links cut, and
-fails if an order that was answered 200 is not recorded exactly once.
+Places orders among unreadable messages, and reads and changes movies, without a pause while programs
+are killed, servers stopped, links cut, tables locked, disks filled and rights revoked. Fails if an
+order that was answered 200 is not recorded exactly once, an unreadable message is not a dead letter
+once, a consumer's /ready is wrong, or a movie is not linearizable.
 
-  setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some five
+  setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some eight
                                    minutes; the same SEED gives the same order of faults
   setup/drill.sh help | version
 USAGE
@@ -41,7 +43,7 @@ drill() {
     install_rust
     cd "$repo"
     step 'Build the programs' cargo build --release --locked --package=gateway \
-        --package=billing --package=e2e
+        --package=inventory --package=billing --package=e2e
 
     DRILL_FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-drill-XXXXXX")
     trap clean_up EXIT
@@ -58,6 +60,9 @@ drill() {
 
 clean_up() {
     trap '' INT TERM HUP
+    rabbitmq_stop "$DRILL_FOLDER/rabbitmq" KILL
+    postgres_stop "$DRILL_FOLDER/postgres" || true
+    ! mountpoint --quiet "$DRILL_FOLDER/tablespace" || umount "$DRILL_FOLDER/tablespace"
     test_servers_remove "$DRILL_FOLDER"
     give_ports_back
 }
@@ -70,13 +75,50 @@ fault() {
         stop-postgres) postgres_stop "$postgres" immediate ;;
         kill-postgres) kill -KILL "$(postgres_pid "$postgres")" ;;
         start-postgres) test_postgres_start "$DRILL_FOLDER" "$DRILL_PORT" ;;
+        hang-commits) sql "ALTER SYSTEM SET synchronous_standby_names = 'nowhere'; SELECT pg_reload_conf();" ;;
+        no-hang-commits) sql 'ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf();' ;;
+        make-tablespace) make_tablespace ;;
+        fill-tablespace) fill_tablespace ;;
+        no-fill-tablespace) rm "$DRILL_FOLDER/tablespace/filler" ;;
         stop-rabbitmq) rabbitmq_stop "$rabbitmq" ;;
         kill-rabbitmq) rabbitmq_stop "$rabbitmq" KILL ;;
         start-rabbitmq) test_rabbitmq_start "$DRILL_FOLDER" "$DRILL_PORT" ;;
-        disk-alarm) rabbitmq_run "$rabbitmq" rabbitmqctl -q set_disk_free_limit 100000GB ;;
-        no-disk-alarm) rabbitmq_run "$rabbitmq" rabbitmqctl -q set_disk_free_limit 50MB ;;
+        disk-alarm) rabbitmqctl set_disk_free_limit 100000GB ;;
+        no-disk-alarm) rabbitmqctl set_disk_free_limit 50MB ;;
+        memory-alarm) rabbitmqctl set_vm_memory_high_watermark absolute 1MB ;;
+        no-memory-alarm) rabbitmqctl set_vm_memory_high_watermark 0.4 ;;
+        refuse-orders) rabbitmqctl set_policy refuse '.*' '{"max-length":0,"overflow":"reject-publish"}' ;;
+        no-refuse-orders) rabbitmqctl clear_policy refuse ;;
+        kill-servers) fault kill-postgres && fault kill-rabbitmq ;;
+        start-servers) fault start-rabbitmq && fault start-postgres ;;
         *) die "there is no fault called $1" ;;
     esac
+}
+
+rabbitmqctl() {
+    rabbitmq_run "$DRILL_FOLDER/rabbitmq" rabbitmqctl -q "$@"
+}
+
+# sql STATEMENTS: by the administrator, in the database of the tests.
+sql() {
+    printf '\\connect tests\n%s\n' "$1" |
+        postgres_sql "$(readlink -f "$DRILL_FOLDER/postgres")" "$DRILL_PORT"
+}
+
+# make_tablespace: a disk of its own, which takes root. The orders move there when it is filled for
+# the first time.
+make_tablespace() {
+    local place=$DRILL_FOLDER/tablespace
+    install -d "$place" && mount -t tmpfs -o size=512m tmpfs "$place" || return 1
+    install -d -m 700 -o postgres -g postgres "$place/small"
+    sql "CREATE TABLESPACE small LOCATION '$place/small'; GRANT CREATE ON TABLESPACE small TO tests;"
+}
+
+# fill_tablespace: to the last block, so that the table cannot grow.
+fill_tablespace() {
+    sql "SELECT format('ALTER TABLE %I.orders SET TABLESPACE small', schemaname) FROM pg_tables
+          WHERE tablename = 'orders' AND tablespace IS NULL \\gexec"
+    dd if=/dev/zero of="$DRILL_FOLDER/tablespace/filler" bs=4k status=none || true
 }
 
 main "$@"

@@ -6,6 +6,7 @@ set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 source "$repo/setup/lib/machine.sh"
+source "$repo/setup/lib/backups.sh"
 
 usage() {
     cat <<'USAGE'
@@ -15,8 +16,8 @@ Puts a backup in the place of this machine's database.
   setup/restore.sh help | version
 
 The programs are stopped only while the databases change names. Orders that are placed meanwhile
-wait in RabbitMQ and are recorded afterwards. With --newer-orders, the orders that were recorded
-since the backup are taken over from the former database; without it they are only in there.
+wait in RabbitMQ and are recorded afterwards. With --newer-orders, the orders and dead letters that
+the backup lacks are taken over from the former database; without it they are only in there.
 USAGE
 }
 
@@ -37,41 +38,26 @@ main() {
     trap 'pm2 start "${apps[@]}" >/dev/null' EXIT
     step "Stop ${apps[*]}" pm2 stop "${apps[@]}"
     step "Keep the former database as $former" exchange "$former"
-    [[ -z $newer ]] || step 'Take over the orders that were recorded since the backup' take_over_newer "$former"
+    [[ -z $newer ]] || step 'Take over the orders that the backup lacks' take_over_orders "$former"
     trap - EXIT
     step "Start ${apps[*]}" pm2 start "${apps[@]}"
     wait_until_healthy
+    if [[ -n $newer ]] && has_table "$former" dead_letters; then
+        step 'Wait for the table of dead letters' wait_for_dead_letters
+        step 'Take over the dead letters that the backup lacks' take_over_dead_letters "$former"
+    fi
     say "Done: $database holds"
     note "$(rows "$database" | paste -sd ' ')"
     note "When nothing of the former one is missed: sudo -u postgres dropdb $former"
 }
 
-# exchange FORMER: both renamings or none; somebody may look at the database at this moment.
-exchange() {
-    administrator_psql <<SQL
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE datname IN ($(sql_text "$database"), $(sql_text "${database}_restored")) \g /dev/null
-BEGIN;
-ALTER DATABASE $(sql_name "$database") RENAME TO $(sql_name "$1");
-ALTER DATABASE $(sql_name "${database}_restored") RENAME TO $(sql_name "$database");
-COMMIT;
-SQL
-}
-
-# take_over_newer FORMER: under the numbers that their owners may know. The next order gets a
-# number after all of them.
-take_over_newer() {
-    local columns='id, message_id, user_id, number_of_items, total_amount, created_at' last
-    last=$(administrator_psql --dbname="$database" --tuples-only --no-align \
-        --command='SELECT coalesce(max(id), 0) FROM orders')
-    administrator_psql --dbname="$1" \
-        --command="COPY (SELECT $columns FROM orders WHERE id > $last) TO STDOUT" |
-        administrator_psql --dbname="$database" \
-            --command='CREATE TEMPORARY TABLE newer (LIKE orders)' \
-            --command="COPY newer ($columns) FROM STDIN" \
-            --command="INSERT INTO orders ($columns) OVERRIDING SYSTEM VALUE SELECT * FROM newer
-                       ON CONFLICT DO NOTHING" \
-            --command="SELECT setval(pg_get_serial_sequence('orders', 'id'), max(id)) FROM orders"
+# wait_for_dead_letters: a backup from before there was such a table gets it when the programs start.
+wait_for_dead_letters() {
+    local deadline=$((SECONDS + 60))
+    until has_table "$database" dead_letters; do
+        ((SECONDS < deadline)) || die "the programs have made no table of dead letters in $database: their log says why"
+        sleep 0.2
+    done
 }
 
 main "$@"

@@ -52,6 +52,7 @@ all_checks() {
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
+    check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
 
     choose_platform
     check 'A platform to ask' setup/local.sh up

@@ -1,226 +1,31 @@
-//! A drill: clients place orders without a pause while programs are killed, servers stopped and
-//! links cut. At the end the books are compared: every order that was answered 200 is recorded
-//! exactly once, and no order twice, whatever was answered.
+//! A drill: clients place orders, and read and change movies, without a pause while programs are
+//! killed, servers stopped and links cut, and while others lock tables, take rights away or delete
+//! the queue; a stranger publishes what can never be recorded. At the end the books are compared:
+//! every order that was answered 200 is recorded exactly once, and no order twice, whatever was
+//! answered; every unreadable message is one dead letter, and no order is; each consumer's `/ready`
+//! told the truth; and each movie is linearizable.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
+use crate::faults::{Fault, Meanwhile};
+use crate::history::{Answered, Asked, Operation, is_linearizable};
+use crate::moviegoers::{Moviegoer, Movies};
+use crate::orders::{Orders, RECOVERY_LIMIT, REST};
+use crate::stage::{Entry, Rows, Stage, lock};
+use crate::stranger::Stranger;
 
 /// Clients that place orders at the same time.
 const CLIENTS: usize = 16;
 
-/// How long a client rests after an order that was not confirmed.
-const REST: Duration = Duration::from_millis(20);
+/// Clients that read and change movies at the same time.
+const MOVIEGOERS: usize = 6;
 
-/// How long the platform may take to be itself again after a fault.
-const RECOVERY_LIMIT: Duration = Duration::from_mins(2);
-
-/// The programs that orders pass, each behind relays that can fail.
-pub struct Stage {
-    programs: PathBuf,
-    database: TestDatabase,
-    queue: TestQueue,
-    gateway_to_rabbitmq: Relay,
-    consumer_to_rabbitmq: Relay,
-    consumer_to_postgresql: Relay,
-    gateway: Option<Program>,
-    consumer: Option<Program>,
-    door: Arc<Mutex<SocketAddr>>,
-}
-
-impl Stage {
-    /// Starts the programs that are in that folder.
-    #[must_use]
-    pub fn start(programs: &Path) -> Self {
-        let (database, queue) = (TestDatabase::create(), TestQueue::create());
-        let postgresql = database.config();
-        let mut stage = Self {
-            programs: programs.to_owned(),
-            gateway_to_rabbitmq: queue.relay_up(),
-            consumer_to_rabbitmq: queue.relay_up(),
-            consumer_to_postgresql: Relay::up(&postgresql.host, postgresql.port),
-            database,
-            queue,
-            gateway: None,
-            consumer: None,
-            door: Arc::new(Mutex::new(([127, 0, 0, 1], 0).into())),
-        };
-        stage.start_gateway();
-        stage.start_consumer();
-        stage.wait_until_orders_pass();
-        stage
-    }
-
-    fn wait_until_orders_pass(&self) {
-        for program in [&self.gateway, &self.consumer].into_iter().flatten() {
-            let client = Client::new(program.address());
-            eventually("there is a link to the broker", || {
-                client.get("/ready").json["dependencies"]["rabbitmq"] == "up"
-            });
-        }
-    }
-
-    fn start_gateway(&mut self) {
-        let rabbitmq = self.gateway_to_rabbitmq.address();
-        // The inventory has no part in this; its address is one where nobody listens.
-        let vars = [
-            ("API_GATEWAY_PORT", "0"),
-            ("INVENTORY_VM_IP", "127.0.0.1"),
-            ("INVENTORY_API_PORT", "1"),
-            ("BILLING_VM_IP", "127.0.0.1"),
-            ("BILLING_API_PORT", "1"),
-            ("BILLING_CONSUMER_PORT", "1"),
-        ];
-        let gateway = self.start_program("api-gateway", &vars, self.queue.vars(), rabbitmq);
-        *lock(&self.door) = gateway.address();
-        self.gateway = Some(gateway);
-    }
-
-    fn start_consumer(&mut self) {
-        let postgresql = self.consumer_to_postgresql.address().port().to_string();
-        let own = [
-            ("BILLING_CONSUMER_PORT", "0"),
-            ("POSTGRES_HOST", "127.0.0.1"),
-            ("POSTGRES_PORT", &postgresql),
-        ];
-        let mut vars = self.database.vars("BILLING_DB_NAME");
-        vars.extend(self.queue.vars());
-        let rabbitmq = self.consumer_to_rabbitmq.address();
-        self.consumer = Some(self.start_program("billing-consumer", &own, vars, rabbitmq));
-    }
-
-    fn start_program(
-        &self,
-        name: &str,
-        own: &[(&str, &str)],
-        mut vars: Vec<(String, String)>,
-        rabbitmq: SocketAddr,
-    ) -> Program {
-        let port = rabbitmq.port().to_string();
-        let common = [
-            ("LISTEN_ADDRESS", "127.0.0.1"),
-            ("RABBITMQ_HOST", "127.0.0.1"),
-            ("RABBITMQ_PORT", &port),
-            ("RUST_LOG", "info,access=error,order=error"),
-        ];
-        let pairs = common.iter().chain(own);
-        vars.extend(pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-        let path = self.programs.join(name);
-        Program::start(&path.to_string_lossy(), vars)
-    }
-
-    /// How often each message id is recorded.
-    fn recorded(&self) -> HashMap<String, i64> {
-        let sql = "SELECT coalesce(message_id, 'none'), count(*) FROM orders GROUP BY 1";
-        let rows = self.database.query(sql, &[]);
-        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-    }
-
-    fn is_recorded(&self, id: &str) -> bool {
-        let sql = "SELECT 1 FROM orders WHERE message_id = $1";
-        !self.database.query(sql, &[&id]).is_empty()
-    }
-}
-
-/// Something that goes wrong, and how it ends.
-pub struct Fault {
-    /// What goes wrong, for the table.
-    pub name: &'static str,
-    /// How long it lasts.
-    pub lasts: Duration,
-    /// Makes it go wrong.
-    pub strike: Box<dyn Fn(&mut Stage)>,
-    /// Ends it, as a supervisor or an operator would.
-    pub mend: Box<dyn Fn(&mut Stage)>,
-}
-
-impl Fault {
-    /// A fault of two functions.
-    pub fn new(
-        name: &'static str,
-        seconds: u64,
-        strike: impl Fn(&mut Stage) + 'static,
-        mend: impl Fn(&mut Stage) + 'static,
-    ) -> Self {
-        Self {
-            name,
-            lasts: Duration::from_secs(seconds),
-            strike: Box::new(strike),
-            mend: Box::new(mend),
-        }
-    }
-}
-
-/// The faults of the programs and of the links between them.
-#[must_use]
-pub fn faults_of_programs_and_links() -> Vec<Fault> {
-    let mut faults = vec![
-        Fault::new(
-            "consumer: kill -9",
-            1,
-            |stage| drop(stage.consumer.take()),
-            Stage::start_consumer,
-        ),
-        Fault::new(
-            "gateway: kill -9",
-            1,
-            |stage| drop(stage.gateway.take()),
-            Stage::start_gateway,
-        ),
-        Fault::new(
-            "consumer: SIGINT",
-            0,
-            |stage| ended_in_good_order(stage.consumer.take()),
-            Stage::start_consumer,
-        ),
-        Fault::new(
-            "gateway: SIGINT",
-            0,
-            |stage| ended_in_good_order(stage.gateway.take()),
-            Stage::start_gateway,
-        ),
-    ];
-    faults.extend(faults_of_link(
-        ["gateway to RabbitMQ: cut", "gateway to RabbitMQ: mute"],
-        |stage| &stage.gateway_to_rabbitmq,
-    ));
-    faults.extend(faults_of_link(
-        ["consumer to RabbitMQ: cut", "consumer to RabbitMQ: mute"],
-        |stage| &stage.consumer_to_rabbitmq,
-    ));
-    faults.extend(faults_of_link(
-        [
-            "consumer to PostgreSQL: cut",
-            "consumer to PostgreSQL: mute",
-        ],
-        |stage| &stage.consumer_to_postgresql,
-    ));
-    faults
-}
-
-/// A connection that is closed, and one that says nothing any more.
-fn faults_of_link([cut, mute]: [&'static str; 2], link: fn(&Stage) -> &Relay) -> [Fault; 2] {
-    let mend = move |stage: &mut Stage| link(stage).restore();
-    [
-        Fault::new(cut, 2, move |stage| link(stage).cut(), mend),
-        Fault::new(mute, 8, move |stage| link(stage).freeze(), mend),
-    ]
-}
-
-fn ended_in_good_order(program: Option<Program>) {
-    let program = program.expect("it runs");
-    program.signal("INT");
-    let (status, log) = program.wait();
-    assert_eq!(status.code(), Some(0), "{log}");
-}
+/// How long `/ready` may take to say what is the case.
+const TELL_LIMIT: Duration = Duration::from_secs(20);
 
 /// What came of a fault.
 pub struct Recovery {
@@ -228,13 +33,20 @@ pub struct Recovery {
     pub fault: &'static str,
     /// Orders that were answered 200 while it lasted, and otherwise.
     pub meanwhile: (usize, usize),
+    /// From its begin until every consumer said that nothing can be recorded, where that is so.
+    pub told_after: Option<Duration>,
     /// From its end until an order was confirmed again.
     pub accepts_after: Duration,
     /// From its end until that order was recorded.
     pub records_after: Duration,
+    /// From its end until a movie was created.
+    pub creates_after: Duration,
+    /// Between which readings of the movies' clock it began.
+    struck: (u64, u64),
 }
 
 /// What came of the whole drill.
+#[derive(Default)]
 pub struct Books {
     /// One for each fault.
     pub recoveries: Vec<Recovery>,
@@ -244,6 +56,10 @@ pub struct Books {
     pub unsure: usize,
     /// Of those, how many were recorded all the same.
     pub unsure_recorded: usize,
+    /// Dead letters.
+    pub dead: usize,
+    /// How many movies were asked for, and how often all together.
+    pub movies: (usize, usize),
     /// What does not add up, in words; nothing, where all is well.
     pub wrong: Vec<String>,
 }
@@ -260,34 +76,50 @@ pub fn run<'f>(
     enough: impl Fn(usize, usize) -> bool,
     tell: impl Fn(&Recovery),
 ) -> Books {
-    let door = Arc::clone(&stage.door);
-    let (stopped, counts) = (AtomicBool::new(false), Counts::default());
-    let mut probe = Orders::new("probe", &door, &counts);
+    let shared = Arc::clone(&stage.shared);
+    let stopped = AtomicBool::new(false);
+    let stranger = Stranger::new(stage.queue.config(), &shared);
+    let movies = Movies::new(&shared.door);
+    let mut books = Books::default();
+    // A client that panics is a panic here.
     thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let orders = Orders::new(&number.to_string(), &door, &counts);
-                let stopped = &stopped;
-                scope.spawn(move || orders.place_until(stopped))
-            })
-            .collect();
         // Also where a fault is never recovered from, which panics.
-        let stop = StopOnDrop(&stopped);
-        let mut recoveries = Vec::new();
+        let _stop = StopOnDrop(&stopped);
+        for number in 0..CLIENTS {
+            let orders = Orders::new(number.to_string(), &shared);
+            scope.spawn(|| orders.place_until(&stopped));
+        }
+        for _ in 0..MOVIEGOERS {
+            scope.spawn(|| Moviegoer::new(&movies).ask_until(&stopped));
+        }
+        scope.spawn(|| stranger.publish_until(&stopped));
+        let mut probe = Orders::new("probe".to_owned(), &shared);
         for fault in faults {
-            let recovery = recovery(stage, fault, &mut probe, &counts);
+            let recovery = recovery(stage, fault, &mut probe, &movies, &mut books.wrong);
             tell(&recovery);
-            recoveries.push(recovery);
-            if enough(recoveries.len(), counts.both().0) {
+            books.recoveries.push(recovery);
+            if enough(books.recoveries.len(), shared.counts().0) {
                 break;
             }
         }
-        drop(stop);
-        let ledgers = clients.into_iter().map(ScopedJoinHandle::join);
-        let mut ledgers: Vec<_> = ledgers.map(|ledger| ledger.expect("a client")).collect();
-        ledgers.push(probe.ledger);
-        books(stage, recoveries, &ledgers.concat())
-    })
+    });
+    stage.wait_until_all_is_recorded();
+    compare(&mut books, &lock(&shared.book), stage.rows());
+    let struck: Vec<_> = books
+        .recoveries
+        .iter()
+        .map(|recovery| recovery.struck)
+        .collect();
+    for (id, history) in movies.histories() {
+        books.movies.0 += 1;
+        books.movies.1 += history.len();
+        if !is_linearizable(&with_repeats(&history, &struck)) {
+            books
+                .wrong
+                .push(format!("movie {id} is not linearizable: {history:#?}"));
+        }
+    }
+    books
 }
 
 struct StopOnDrop<'s>(&'s AtomicBool);
@@ -298,207 +130,165 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-fn recovery(stage: &mut Stage, fault: &Fault, probe: &mut Orders, counts: &Counts) -> Recovery {
-    let before = counts.both();
+fn recovery(
+    stage: &mut Stage,
+    fault: &Fault,
+    probe: &mut Orders,
+    movies: &Movies,
+    wrong: &mut Vec<String>,
+) -> Recovery {
+    let shared = Arc::clone(&stage.shared);
+    let before = shared.counts();
+    let mut is_wrong = |what: &str| wrong.push(format!("{}: {what}", fault.name));
+    let strikes = movies.now();
     (fault.strike)(stage);
+    let (struck, begun) = ((strikes, movies.now()), Instant::now());
+    let mut told_after = None;
+    match fault.meanwhile {
+        Meanwhile::Anything => {}
+        Meanwhile::NoneIsRecorded => {
+            if comes_within(TELL_LIMIT, || stage.consumers_say() == [503, 503]) {
+                told_after = Some(begun.elapsed());
+            } else {
+                is_wrong("a consumer is ready, and nothing can be recorded");
+            }
+        }
+        Meanwhile::OthersAreRecorded => {
+            let id = probe.place_surely();
+            if !comes_within(TELL_LIMIT, || stage.is_recorded(&id)) {
+                is_wrong("an order waits that has nothing to do with it");
+            }
+            if stage.consumers_say() != [200, 200] {
+                is_wrong("a consumer is not ready, and records");
+            }
+        }
+    }
     // For a fault to last, time must pass.
-    thread::sleep(fault.lasts);
+    thread::sleep(fault.lasts.saturating_sub(begun.elapsed()));
     (fault.mend)(stage);
     let mended = Instant::now();
-    let during = counts.both();
+    let during = shared.counts();
 
     let id = probe.place_surely();
     let accepts_after = mended.elapsed();
-    while !stage.is_recorded(&id) {
-        assert!(
-            mended.elapsed() < RECOVERY_LIMIT,
-            "{}: {id} is not recorded",
-            fault.name
-        );
-        thread::sleep(REST);
+    let recorded = comes_within(RECOVERY_LIMIT, || stage.is_recorded(&id));
+    assert!(recorded, "{}: {id} is not recorded", fault.name);
+    let records_after = mended.elapsed();
+    probe.create_movie_surely();
+    let creates_after = mended.elapsed();
+    if !comes_within(TELL_LIMIT, || stage.consumers_say() == [200, 200]) {
+        is_wrong("it is over, and a consumer is not ready");
     }
     Recovery {
         fault: fault.name,
         meanwhile: (during.0 - before.0, during.1 - before.1),
+        told_after,
         accepts_after,
-        records_after: mended.elapsed(),
+        records_after,
+        creates_after,
+        struck,
     }
 }
 
-fn books(stage: &Stage, recoveries: Vec<Recovery>, ledger: &[Entry]) -> Books {
-    eventually("the queue is empty, and its consumer idle", || {
-        stage.queue.counts() == Some((0, 1))
-    });
-    let sure = ledger.iter().filter(|entry| entry.answered);
-    eventually("the last orders are recorded", || {
-        let recorded = stage.recorded();
-        let last = sure.clone().rev().take(CLIENTS);
-        last.into_iter()
-            .all(|entry| recorded.contains_key(&entry.id))
-    });
-    let mut recorded = stage.recorded();
-    let mut books = Books {
-        recoveries,
-        answered: sure.clone().count(),
-        unsure: 0,
-        unsure_recorded: 0,
-        wrong: Vec::new(),
-    };
-    for entry in ledger {
-        let times = recorded.remove(&entry.id).unwrap_or(0);
-        if !entry.answered {
+fn comes_within(limit: Duration, mut fact: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    loop {
+        if fact() {
+            return true;
+        }
+        if begun.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(REST);
+    }
+}
+
+/// What was sent with what is there.
+fn compare(books: &mut Books, sent: &[Entry], mut rows: Rows) {
+    for entry in sent {
+        let times = rows.of(entry);
+        if entry.unreadable {
+            books.dead += usize::from(times > 0);
+        } else if entry.answered {
+            books.answered += 1;
+        } else {
             books.unsure += 1;
             books.unsure_recorded += usize::from(times > 0);
         }
+        let kind = if entry.unreadable {
+            "a dead letter"
+        } else {
+            "recorded"
+        };
         if times > 1 {
             books
                 .wrong
-                .push(format!("{} is recorded {times} times", entry.id));
+                .push(format!("{} is {kind} {times} times", entry.id));
         } else if times == 0 && entry.answered {
             books
                 .wrong
-                .push(format!("{} was answered 200 and is lost", entry.id));
+                .push(format!("{} was confirmed and is not {kind}", entry.id));
         }
+        rows.forget(entry);
     }
-    let nobodys = recorded.into_keys();
-    let nobodys = nobodys.map(|id| format!("{id} is recorded, and nobody placed it"));
-    books.wrong.extend(nobodys);
-    if let Some(dead) = stage.queue.take_dead() {
-        let body = String::from_utf8_lossy(&dead.body);
-        books.wrong.push(format!("{body} is a dead letter"));
-    }
-    books
-}
-
-#[derive(Default)]
-struct Counts {
-    answered: AtomicUsize,
-    otherwise: AtomicUsize,
-}
-
-impl Counts {
-    fn both(&self) -> (usize, usize) {
-        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        (count(&self.answered), count(&self.otherwise))
+    for (id, kind) in rows.left() {
+        books
+            .wrong
+            .push(format!("{id} is {kind}, and should not be"));
     }
 }
 
-/// An order in the client's book.
-#[derive(Clone)]
-struct Entry {
-    id: String,
-    /// With 200, at the first try or at a later one.
-    answered: bool,
-}
-
-/// One client's orders.
-struct Orders<'d> {
-    name: String,
-    door: &'d Mutex<SocketAddr>,
-    counts: &'d Counts,
-    client: Client,
-    ledger: Vec<Entry>,
-}
-
-impl<'d> Orders<'d> {
-    fn new(name: &str, door: &'d Mutex<SocketAddr>, counts: &'d Counts) -> Self {
-        Self {
-            name: name.to_owned(),
-            client: Client::new(*lock(door)),
-            door,
-            counts,
-            ledger: Vec::new(),
-        }
-    }
-
-    /// One after the other. Of those that were not confirmed every other one is tried again,
-    /// with its id, and the rest is left: nobody knows whether they will be recorded.
-    fn place_until(mut self, stopped: &AtomicBool) -> Vec<Entry> {
-        while !stopped.load(Ordering::Relaxed) {
-            let id = self.next_id();
-            let mut answered = self.place(&id);
-            while !answered
-                && self.ledger.len().is_multiple_of(2)
-                && !stopped.load(Ordering::Relaxed)
-            {
-                thread::sleep(REST);
-                answered = self.place(&id);
-            }
-            if !answered {
-                thread::sleep(REST);
-            }
-            self.ledger.push(Entry { id, answered });
-        }
-        self.ledger
-    }
-
-    /// A new one, until it is confirmed; its id.
-    fn place_surely(&mut self) -> String {
-        let id = self.next_id();
-        let begun = Instant::now();
-        while !self.place(&id) {
-            assert!(begun.elapsed() < RECOVERY_LIMIT, "no order is confirmed");
-            thread::sleep(REST);
-        }
-        self.ledger.push(Entry {
-            id: id.clone(),
-            answered: true,
+/// A gateway repeats an idempotent request without a precondition when the connection to the
+/// inventory ends before an answer begins (RFC 9110 §9.2.2). One that was under way when a fault
+/// struck was perhaps carried out once more than its answer tells.
+fn with_repeats(history: &[Operation], struck: &[(u64, u64)]) -> Vec<Operation> {
+    let was_under_way = |operation: &Operation| {
+        let (begun, ended) = operation.lasted;
+        struck
+            .iter()
+            .any(|(before, after)| begun < *after && *before < ended)
+    };
+    let repeatable = |asked| match asked {
+        Asked::Create(_) | Asked::Read => false,
+        Asked::Change { only_if, .. } | Asked::Delete { only_if } => only_if.is_none(),
+    };
+    let repeats = history
+        .iter()
+        .filter(|operation| repeatable(operation.asked) && was_under_way(operation))
+        .map(|operation| Operation {
+            answered: Answered::Unknown,
+            ..*operation
         });
-        id
-    }
-
-    fn next_id(&self) -> String {
-        format!("{}-{}", self.name, self.ledger.len())
-    }
-
-    /// Whether it was answered 200.
-    fn place(&mut self, id: &str) -> bool {
-        let order = json!({ "user_id": self.name, "number_of_items": 1, "total_amount": "9.90" });
-        let headers = [
-            ("content-type", "application/json"),
-            ("idempotency-key", id),
-        ];
-        let address = *lock(self.door);
-        if self.client.address() != address {
-            self.client = Client::new(address);
-        }
-        let body = order.to_string();
-        let reply = self
-            .client
-            .try_send("POST", "/api/billing", &headers, Some(&body));
-        let answered = reply.is_ok_and(|reply| reply.status == 200);
-        let counter = if answered {
-            &self.counts.answered
-        } else {
-            &self.counts.otherwise
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        answered
-    }
-}
-
-fn lock(door: &Mutex<SocketAddr>) -> MutexGuard<'_, SocketAddr> {
-    door.lock().unwrap_or_else(PoisonError::into_inner)
+    history.iter().copied().chain(repeats).collect()
 }
 
 /// The head of the table, and a line of it.
 #[must_use]
 pub fn table_line(recovery: Option<&Recovery>) -> String {
     let mut line = String::new();
+    let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
     let written = match recovery {
         None => write!(
             line,
-            "{:<30} {:>9} {:>9} {:>12} {:>12}",
-            "fault", "200", "otherwise", "accepts after", "records after"
+            "{:<34} {:>8} {:>10} {:>11} {:>14} {:>14} {:>14}",
+            "fault",
+            "200",
+            "otherwise",
+            "told after",
+            "accepts after",
+            "records after",
+            "creates after"
         ),
         Some(recovery) => write!(
             line,
-            "{:<30} {:>9} {:>9} {:>11.2} s {:>11.2} s",
+            "{:<34} {:>8} {:>10} {:>11} {:>14} {:>14} {:>14}",
             recovery.fault,
             recovery.meanwhile.0,
             recovery.meanwhile.1,
-            recovery.accepts_after.as_secs_f64(),
-            recovery.records_after.as_secs_f64()
+            recovery.told_after.map_or_else(String::new, seconds),
+            seconds(recovery.accepts_after),
+            seconds(recovery.records_after),
+            seconds(recovery.creates_after)
         ),
     };
     written.map_or_else(|_| String::new(), |()| line)

@@ -3,6 +3,14 @@
 //! the tests beside it share.
 
 pub mod drill;
+pub mod faults;
+pub mod history;
+mod moviegoers;
+mod orders;
+mod stage;
+mod stranger;
+
+pub use stage::Stage;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -182,6 +190,7 @@ impl Platform {
 pub fn programs() -> PathBuf {
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--package=gateway", "--package=billing"])
+        .arg("--package=inventory")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status();
     assert!(built.expect("cargo").success());

@@ -26,7 +26,7 @@ def names(expression):
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", " ", bare)
     bare = re.sub(r"\b(by|on|without|ignoring)\s*\([^)]*\)", " ", bare)
-    bare = re.sub(r"\b\d[\de.]*", " ", bare)
+    bare = re.sub(r"\b\d[\w.]*", " ", bare)
     for name, parenthesis in re.findall(r"([A-Za-z_]\w*)\s*(\(?)", bare):
         if not parenthesis and name not in WORDS:
             yield name

@@ -20,7 +20,7 @@ check_monitoring() {
 every_name_is_exported() {
     local used=$1 names missing deadline=$((SECONDS + 60))
     names=$(python3 "$repo/setup/lib/metric_names.py" "$used/alerts.yml" "$used/dashboard.json")
-    # Two that are there once they have happened: a request that is refused, and a dead letter queue.
+    # One that is there once it has happened: a request that is refused.
     curl --silent --output /dev/null --request-target ' ' "$(metrics_url API_GATEWAY_PORT)" || true
     while missing=$(comm -23 - <(exported_names) <<<"$names") && [[ -n $missing ]]; do
         ((SECONDS < deadline)) ||

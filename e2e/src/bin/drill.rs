@@ -7,7 +7,8 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use e2e::drill::{self, Fault, Stage};
+use e2e::faults::{self, Fault, Meanwhile};
+use e2e::{Stage, drill};
 
 #[expect(clippy::print_stdout, reason = "the table is what it is run for")]
 fn main() -> ExitCode {
@@ -18,15 +19,15 @@ fn main() -> ExitCode {
     };
     let number = |text: &String| text.parse::<usize>().expect("a number");
     let (faults_min, orders_min) = (number(faults_min), number(orders_min));
-    let mut faults = drill::faults_of_programs_and_links();
-    faults.extend(faults_of_servers(script));
+    let mut all = faults::faults();
+    all.extend(faults_of_servers(script));
     let mut random = fastrand::Rng::with_seed(number(seed) as u64);
 
     let mut stage = Stage::start(&PathBuf::from(programs));
     println!("{}", drill::table_line(None));
     // Each in turn, in an order of its own in every round.
     let rounds = std::iter::repeat_with(|| {
-        let mut round: Vec<_> = faults.iter().collect();
+        let mut round: Vec<_> = all.iter().collect();
         random.shuffle(&mut round);
         round
     });
@@ -37,17 +38,23 @@ fn main() -> ExitCode {
 
     println!(
         "\n{} faults; {} orders answered 200, each to be recorded once; {} answered otherwise, \
-         of which {} are recorded",
+         of which {} are recorded; {} dead letters; {} movies were asked for {} times",
         books.recoveries.len(),
         books.answered,
         books.unsure,
-        books.unsure_recorded
+        books.unsure_recorded,
+        books.dead,
+        books.movies.0,
+        books.movies.1
     );
     for wrong in &books.wrong {
         println!("WRONG: {wrong}");
     }
     if books.wrong.is_empty() {
-        println!("Nothing is lost, and nothing is there twice.");
+        println!(
+            "Nothing is lost, nothing is there twice, no order is a dead letter, every consumer told \
+             whether it records, and every movie is linearizable."
+        );
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -55,62 +62,102 @@ fn main() -> ExitCode {
 }
 
 /// Each by words that the script knows.
+#[expect(clippy::print_stdout, reason = "what is left out must be said")]
 fn faults_of_servers(script: &str) -> Vec<Fault> {
-    let fault = |name, seconds, strike: &'static [&'static str], mend: &'static [&'static str]| {
-        let (striking, mending) = (script.to_owned(), script.to_owned());
-        Fault::new(
-            name,
-            seconds,
-            move |_| ask(&striking, strike),
-            move |_| ask(&mending, mend),
-        )
-    };
-    vec![
-        fault(
+    use Meanwhile::{Anything, NoneIsRecorded};
+    let fault =
+        |(name, seconds, meanwhile, strike, mend): (_, _, _, &'static str, &'static str)| {
+            let (striking, mending) = (script.to_owned(), script.to_owned());
+            let strike = move |_: &mut Stage| must(&striking, strike);
+            let mend = move |_: &mut Stage| must(&mending, mend);
+            Fault::new(name, seconds, strike, mend).meanwhile(meanwhile)
+        };
+    let mut all = vec![
+        (
             "PostgreSQL: stopped at once",
             2,
-            &["stop-postgres"],
-            &["start-postgres"],
+            NoneIsRecorded,
+            "stop-postgres",
+            "start-postgres",
         ),
-        fault(
+        (
             "PostgreSQL: kill -9",
             2,
-            &["kill-postgres"],
-            &["start-postgres"],
+            NoneIsRecorded,
+            "kill-postgres",
+            "start-postgres",
         ),
-        fault(
+        (
+            "PostgreSQL: commits hang",
+            2,
+            NoneIsRecorded,
+            "hang-commits",
+            "no-hang-commits",
+        ),
+        (
             "RabbitMQ: stopped",
             1,
-            &["stop-rabbitmq"],
-            &["start-rabbitmq"],
+            Anything,
+            "stop-rabbitmq",
+            "start-rabbitmq",
         ),
-        fault(
+        (
             "RabbitMQ: kill -9",
             1,
-            &["kill-rabbitmq"],
-            &["start-rabbitmq"],
+            Anything,
+            "kill-rabbitmq",
+            "start-rabbitmq",
         ),
-        fault(
+        (
             "RabbitMQ: disk alarm",
             8,
-            &["disk-alarm"],
-            &["no-disk-alarm"],
+            Anything,
+            "disk-alarm",
+            "no-disk-alarm",
         ),
-        fault(
+        (
+            "RabbitMQ: memory alarm",
+            8,
+            Anything,
+            "memory-alarm",
+            "no-memory-alarm",
+        ),
+        (
+            "RabbitMQ: a policy refuses orders",
+            3,
+            Anything,
+            "refuse-orders",
+            "no-refuse-orders",
+        ),
+        (
             "both servers: kill -9",
             1,
-            &["kill-postgres", "kill-rabbitmq"],
-            &["start-rabbitmq", "start-postgres"],
+            Anything,
+            "kill-servers",
+            "start-servers",
         ),
-    ]
+    ];
+    let full = (
+        "orders: tablespace full",
+        2,
+        NoneIsRecorded,
+        "fill-tablespace",
+        "no-fill-tablespace",
+    );
+    if ask(script, "make-tablespace") {
+        all.push(full);
+    } else {
+        println!("Left out, since nothing can be mounted here: {}", full.0);
+    }
+    all.into_iter().map(fault).collect()
 }
 
-fn ask(script: &str, words: &[&str]) {
-    for word in words {
-        let asked = Command::new(script).args(["fault", word]).status();
-        assert!(
-            asked.is_ok_and(|status| status.success()),
-            "{script} fault {word}"
-        );
-    }
+fn must(script: &str, word: &str) {
+    assert!(ask(script, word), "{script} fault {word}");
+}
+
+/// Whether the script could do it.
+fn ask(script: &str, word: &str) -> bool {
+    let asked = Command::new(script).args(["fault", word]).status();
+    asked.is_ok_and(|status| status.success())
 }

@@ -1,0 +1,297 @@
+//! What clients asked of one movie and what they were answered, and whether that could have come
+//! of the requests one after the other, each at a moment between its begin and its end: whether
+//! the movie is linearizable.
+//!
+//! A change whose outcome is not known took effect at any time after its begin, or never. Hence
+//! the search for an order has a memory: without one it would try each order of each selection of
+//! the unknown ones.
+
+use todc_utils::linearizability::WGLChecker;
+use todc_utils::linearizability::history::{Action, History as Actions};
+use todc_utils::specifications::Specification;
+
+/// What a movie says. Each title and each description of a history is written once, so a number
+/// tells which one it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Content {
+    /// Of the title.
+    pub title: u64,
+    /// Of the description.
+    pub description: u64,
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The first of each history: nobody knows the movie's id before its answer.
+    Create(Content),
+    /// By its id, or as a page of the list.
+    Read,
+    /// Of either field or both.
+    Change {
+        /// The new title.
+        title: Option<u64>,
+        /// The new description.
+        description: Option<u64>,
+        /// What an `If-Match` wants the movie to be.
+        only_if: Option<Content>,
+    },
+    /// Of the whole movie.
+    Delete {
+        /// What an `If-Match` wants the movie to be.
+        only_if: Option<Content>,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answered {
+    /// The movie as it is, or as it is now.
+    Movie(Content),
+    /// There was a movie, and now there is none.
+    Deleted,
+    /// 404.
+    NoSuchMovie,
+    /// 412.
+    PreconditionFailed,
+    /// None, or one of 5xx: the request was carried out at some time after its begin, or never.
+    Unknown,
+}
+
+/// A request with its answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Operation {
+    /// What was asked.
+    pub asked: Asked,
+    /// What was answered.
+    pub answered: Answered,
+    /// When it began and when it ended, on a clock of which no two readings are the same.
+    pub lasted: (u64, u64),
+}
+
+impl Asked {
+    /// What it makes of a movie, and its answer.
+    fn carried_out(self, movie: Option<Content>) -> (Answered, Option<Content>) {
+        let only_if = match self {
+            Self::Create(content) => return (Answered::Movie(content), Some(content)),
+            Self::Read => None,
+            Self::Change { only_if, .. } | Self::Delete { only_if } => only_if,
+        };
+        let Some(is) = movie else {
+            return (Answered::NoSuchMovie, None);
+        };
+        if only_if.is_some_and(|wanted| wanted != is) {
+            return (Answered::PreconditionFailed, movie);
+        }
+        match self {
+            Self::Change {
+                title, description, ..
+            } => {
+                let changed = Content {
+                    title: title.unwrap_or(is.title),
+                    description: description.unwrap_or(is.description),
+                };
+                (Answered::Movie(changed), Some(changed))
+            }
+            Self::Delete { .. } => (Answered::Deleted, None),
+            Self::Create(_) | Self::Read => (Answered::Movie(is), movie),
+        }
+    }
+}
+
+struct OneMovie;
+
+impl Specification for OneMovie {
+    type State = Option<Content>;
+    type Operation = Operation;
+
+    fn init() -> Self::State {
+        None
+    }
+
+    fn apply(operation: &Operation, movie: &Self::State) -> (bool, Self::State) {
+        let (answer, movie) = operation.asked.carried_out(*movie);
+        let explained = [answer, Answered::Unknown].contains(&operation.answered);
+        (explained, movie)
+    }
+}
+
+/// Whether there is an order of these requests, all of one movie, that explains all answers.
+#[must_use]
+pub fn is_linearizable(operations: &[Operation]) -> bool {
+    // Most that nobody knows of have left no trace; then there is little to search.
+    let traced: Vec<_> = operations
+        .iter()
+        .filter(|operation| {
+            operation.answered != Answered::Unknown || leaves_traces(operation, operations)
+        })
+        .copied()
+        .collect();
+    has_order(&traced) || has_order(operations)
+}
+
+/// Whether an answer shows what this request may have made of the movie.
+fn leaves_traces(operation: &Operation, operations: &[Operation]) -> bool {
+    let Asked::Change {
+        title, description, ..
+    } = operation.asked
+    else {
+        return true;
+    };
+    operations.iter().any(|other| {
+        matches!(other.answered, Answered::Movie(is)
+            if title == Some(is.title) || description == Some(is.description))
+    })
+}
+
+fn has_order(operations: &[Operation]) -> bool {
+    let mut actions = Vec::with_capacity(operations.len() * 2);
+    for (number, operation) in operations.iter().enumerate() {
+        let (begun, ended) = operation.lasted;
+        actions.push((begun, number, Action::Call(*operation)));
+        // At the end it may also have been carried out after all others, where nobody sees it:
+        // that is, never.
+        let unknown = operation.answered == Answered::Unknown;
+        let ended = if unknown { u64::MAX } else { ended };
+        actions.push((ended, number, Action::Response(*operation)));
+    }
+    actions.sort_by_key(|(time, _, _)| *time);
+    let actions = actions
+        .into_iter()
+        .map(|(_, number, action)| (number, action));
+    WGLChecker::<OneMovie>::is_linearizable(Actions::from_actions(actions.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Content = Content {
+        title: 1,
+        description: 1,
+    };
+    const SECOND: Content = Content {
+        title: 2,
+        description: 1,
+    };
+
+    fn operation(asked: Asked, answered: Answered, lasted: (u64, u64)) -> Operation {
+        Operation {
+            asked,
+            answered,
+            lasted,
+        }
+    }
+
+    fn created() -> Operation {
+        operation(Asked::Create(FIRST), Answered::Movie(FIRST), (0, 1))
+    }
+
+    fn read(answered: Answered, lasted: (u64, u64)) -> Operation {
+        operation(Asked::Read, answered, lasted)
+    }
+
+    fn retitled(only_if: Option<Content>, answered: Answered, lasted: (u64, u64)) -> Operation {
+        let change = Asked::Change {
+            title: Some(SECOND.title),
+            description: None,
+            only_if,
+        };
+        operation(change, answered, lasted)
+    }
+
+    #[test]
+    fn a_read_during_a_change_may_see_either() {
+        for seen in [FIRST, SECOND] {
+            let changed = retitled(None, Answered::Movie(SECOND), (2, 5));
+
+            assert!(is_linearizable(&[
+                created(),
+                changed,
+                read(Answered::Movie(seen), (3, 4)),
+            ]));
+        }
+    }
+
+    #[test]
+    fn a_read_after_a_change_must_not_be_stale() {
+        let changed = retitled(None, Answered::Movie(SECOND), (2, 3));
+
+        let seen = |seen| [created(), changed, read(Answered::Movie(seen), (4, 5))];
+
+        assert!(is_linearizable(&seen(SECOND)));
+        assert!(!is_linearizable(&seen(FIRST)));
+    }
+
+    #[test]
+    fn what_one_reader_has_seen_a_later_one_sees_too_while_the_change_still_runs() {
+        let changed = retitled(None, Answered::Movie(SECOND), (2, 9));
+        let seen = |content, lasted| read(Answered::Movie(content), lasted);
+
+        assert!(!is_linearizable(&[
+            created(),
+            changed,
+            seen(SECOND, (3, 4)),
+            seen(FIRST, (5, 6)),
+        ]));
+    }
+
+    #[test]
+    fn a_change_of_unknown_outcome_may_show_late_or_never_and_stays_once_it_has_shown() {
+        let unknown = retitled(None, Answered::Unknown, (2, 3));
+        let seen = |content, lasted| read(Answered::Movie(content), lasted);
+        let reads = |contents: [Content; 3]| {
+            let times = [(4, 5), (6, 7), (8, 9)];
+            let reads = contents.into_iter().zip(times);
+            let reads = reads.map(|(content, lasted)| seen(content, lasted));
+            [created(), unknown]
+                .into_iter()
+                .chain(reads)
+                .collect::<Vec<_>>()
+        };
+
+        assert!(is_linearizable(&reads([FIRST, FIRST, FIRST])));
+        assert!(is_linearizable(&reads([FIRST, FIRST, SECOND])));
+        assert!(!is_linearizable(&reads([FIRST, SECOND, FIRST])));
+    }
+
+    #[test]
+    fn a_precondition_fails_only_where_the_movie_was_another() {
+        let refused = retitled(Some(FIRST), Answered::PreconditionFailed, (4, 5));
+        let changed = retitled(None, Answered::Movie(SECOND), (2, 3));
+
+        assert!(is_linearizable(&[created(), changed, refused]));
+        assert!(!is_linearizable(&[created(), refused]));
+    }
+
+    #[test]
+    fn of_two_changes_with_one_precondition_one_fails() {
+        let first = retitled(Some(FIRST), Answered::Movie(SECOND), (2, 5));
+        let second = |answered| retitled(Some(FIRST), answered, (3, 4));
+
+        assert!(is_linearizable(&[
+            created(),
+            first,
+            second(Answered::PreconditionFailed)
+        ]));
+        assert!(!is_linearizable(&[
+            created(),
+            first,
+            second(Answered::Movie(SECOND))
+        ]));
+    }
+
+    #[test]
+    fn a_movie_that_was_deleted_does_not_come_back() {
+        let delete = Asked::Delete { only_if: None };
+        let deleted = operation(delete, Answered::Deleted, (2, 3));
+        let again = operation(delete, Answered::NoSuchMovie, (4, 5));
+
+        assert!(is_linearizable(&[created(), deleted, again]));
+        assert!(!is_linearizable(&[
+            created(),
+            deleted,
+            read(Answered::Movie(FIRST), (6, 7))
+        ]));
+    }
+}

@@ -1,0 +1,275 @@
+//! Clients that create, read, change and delete a few movies at the same time, and write down
+//! what they were answered.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::{Client, Reply};
+
+use crate::history::{Answered, Asked, Content, Operation};
+use crate::stage::lock;
+
+/// So few that clients meet at each.
+const MOVIES: usize = 2;
+
+/// A movie that was asked for so often is left alone, and the next one created.
+const REQUESTS_MAX: usize = 40;
+
+/// Likewise one with so many requests of unknown outcome, of which each doubles what may have been.
+const UNKNOWN_MAX: usize = 2;
+
+/// What the clients share.
+pub(crate) struct Movies<'d> {
+    door: &'d Mutex<SocketAddr>,
+    clock: AtomicU64,
+    current: [Mutex<Option<Arc<Movie>>>; MOVIES],
+    all: Mutex<Vec<Arc<Movie>>>,
+}
+
+/// A movie and its history so far.
+struct Movie {
+    id: i64,
+    operations: Mutex<Vec<Operation>>,
+}
+
+impl Movie {
+    fn can_go_on(&self) -> bool {
+        let operations = lock(&self.operations);
+        let unknown = operations
+            .iter()
+            .filter(|done| done.answered == Answered::Unknown);
+        operations.len() < REQUESTS_MAX && unknown.count() < UNKNOWN_MAX
+    }
+}
+
+impl<'d> Movies<'d> {
+    pub(crate) fn new(door: &'d Mutex<SocketAddr>) -> Self {
+        Self {
+            door,
+            clock: AtomicU64::new(0),
+            current: std::array::from_fn(|_| Mutex::default()),
+            all: Mutex::default(),
+        }
+    }
+
+    /// A reading of the clock that orders all that the clients do: later ones are greater.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// What each movie was asked, by its id.
+    pub(crate) fn histories(self) -> Vec<(i64, Vec<Operation>)> {
+        let all = self
+            .all
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let history = |movie: Arc<Movie>| (movie.id, lock(&movie.operations).clone());
+        all.into_iter().map(history).collect()
+    }
+}
+
+/// One client.
+pub(crate) struct Moviegoer<'m> {
+    movies: &'m Movies<'m>,
+    client: Client,
+    /// The movie that it saw last: its id, what it was, and the tag that stands for that.
+    seen: Option<(i64, Content, String)>,
+}
+
+impl<'m> Moviegoer<'m> {
+    pub(crate) fn new(movies: &'m Movies<'m>) -> Self {
+        Self {
+            movies,
+            client: Client::new(*lock(movies.door)),
+            seen: None,
+        }
+    }
+
+    /// One request after the other.
+    pub(crate) fn ask_until(mut self, stopped: &AtomicBool) {
+        while !stopped.load(Ordering::Relaxed) {
+            // The orders want their share of the machine.
+            thread::sleep(Duration::from_millis(fastrand::u64(..5)));
+            if let Some(movie) = self.current_movie() {
+                self.ask_of(&movie);
+            }
+        }
+    }
+
+    /// One of those that are asked for at present. None where it would be a new one, and nobody
+    /// knows whether it was created: it has no id to ask for.
+    fn current_movie(&mut self) -> Option<Arc<Movie>> {
+        let mut current = lock(&self.movies.current[fastrand::usize(..MOVIES)]);
+        if let Some(movie) = current.as_ref().filter(|movie| movie.can_go_on()) {
+            return Some(Arc::clone(movie));
+        }
+        let movie = Arc::new(self.create()?);
+        lock(&self.movies.all).push(Arc::clone(&movie));
+        Some(Arc::clone(current.insert(movie)))
+    }
+
+    fn create(&mut self) -> Option<Movie> {
+        let begun = self.movies.now();
+        let content = Content {
+            title: begun,
+            description: begun,
+        };
+        let body = json!({ "title": text(begun), "description": text(begun) });
+        let reply = self.send("POST", "/api/movies", None, Some(&body))?;
+        assert_eq!(reply.status, 201, "{}", reply.text);
+        let create = Operation {
+            asked: Asked::Create(content),
+            answered: Answered::Movie(content_of(&reply.json)),
+            lasted: (begun, self.movies.now()),
+        };
+        Some(Movie {
+            id: reply.json["id"].as_i64().expect("an id"),
+            operations: Mutex::new(vec![create]),
+        })
+    }
+
+    fn ask_of(&mut self, movie: &Movie) {
+        let begun = self.movies.now();
+        let (asked, answered) = match fastrand::u8(..40) {
+            0 => self.delete(movie.id),
+            1..15 => self.change(movie.id, begun),
+            15..20 => self.read_as_page(movie.id),
+            _ => self.read(movie.id),
+        };
+        let operation = Operation {
+            asked,
+            answered,
+            lasted: (begun, self.movies.now()),
+        };
+        // A read without an answer tells nothing.
+        if (asked, answered) != (Asked::Read, Answered::Unknown) {
+            lock(&movie.operations).push(operation);
+        }
+    }
+
+    /// Every other time only where it is not what it was when it was last seen.
+    fn read(&mut self, id: i64) -> (Asked, Answered) {
+        let tag = self.precondition(id);
+        let header = tag.as_ref().map(|(_, tag)| ("if-none-match", tag.as_str()));
+        let answered = match (self.send("GET", &path(id), header, None), &tag) {
+            (Some(reply), Some((content, _))) if reply.status == 304 => Answered::Movie(*content),
+            (reply, _) => self.answered(id, reply),
+        };
+        (Asked::Read, answered)
+    }
+
+    /// The page that begins with it, where it is there.
+    fn read_as_page(&mut self, id: i64) -> (Asked, Answered) {
+        let target = format!("/api/movies?after={}&limit=1", id - 1);
+        let answered = match self.send("GET", &target, None, None) {
+            None => Answered::Unknown,
+            Some(reply) if reply.json[0]["id"] == id => Answered::Movie(content_of(&reply.json[0])),
+            Some(reply) => {
+                assert_eq!(reply.status, 200, "{}", reply.text);
+                Answered::NoSuchMovie
+            }
+        };
+        (Asked::Read, answered)
+    }
+
+    fn change(&mut self, id: i64, number: u64) -> (Asked, Answered) {
+        let (title, description) =
+            [(true, false), (false, true), (true, true)][fastrand::usize(..3)];
+        let mut body = json!({});
+        for (field, changes) in [("title", title), ("description", description)] {
+            if changes {
+                body[field] = text(number).into();
+            }
+        }
+        let tag = self.precondition(id);
+        let header = tag.as_ref().map(|(_, tag)| ("if-match", tag.as_str()));
+        let reply = self.send("PUT", &path(id), header, Some(&body));
+        let asked = Asked::Change {
+            title: title.then_some(number),
+            description: description.then_some(number),
+            only_if: tag.map(|(content, _)| content),
+        };
+        (asked, self.answered(id, reply))
+    }
+
+    fn delete(&mut self, id: i64) -> (Asked, Answered) {
+        let tag = self.precondition(id);
+        let header = tag.as_ref().map(|(_, tag)| ("if-match", tag.as_str()));
+        let answered = match self.send("DELETE", &path(id), header, None) {
+            Some(reply) if reply.status == 200 => Answered::Deleted,
+            reply => self.answered(id, reply),
+        };
+        let only_if = tag.map(|(content, _)| content);
+        (Asked::Delete { only_if }, answered)
+    }
+
+    /// What the movie was when it was last seen, every other time that it is the one.
+    fn precondition(&self, id: i64) -> Option<(Content, String)> {
+        let seen = self.seen.as_ref().filter(|(seen, _, _)| *seen == id)?;
+        fastrand::bool().then(|| (seen.1, seen.2.clone()))
+    }
+
+    fn answered(&mut self, id: i64, reply: Option<Reply>) -> Answered {
+        let Some(reply) = reply else {
+            return Answered::Unknown;
+        };
+        match reply.status {
+            200 => {
+                let content = content_of(&reply.json);
+                self.seen = Some((id, content, reply.header("etag").to_owned()));
+                Answered::Movie(content)
+            }
+            404 => Answered::NoSuchMovie,
+            412 => Answered::PreconditionFailed,
+            status => panic!("movie {id} is answered {status}: {}", reply.text),
+        }
+    }
+
+    /// None where nothing came of it that is known: no answer, or one of 5xx.
+    fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        precondition: Option<(&str, &str)>,
+        body: Option<&Value>,
+    ) -> Option<Reply> {
+        let address = *lock(self.movies.door);
+        if self.client.address() != address {
+            self.client = Client::new(address);
+        }
+        let json = body.map(|_| ("content-type", "application/json"));
+        let headers: Vec<_> = json.into_iter().chain(precondition).collect();
+        let body = body.map(Value::to_string);
+        let reply = self
+            .client
+            .try_send(method, target, &headers, body.as_deref());
+        reply.ok().filter(|reply| reply.status < 500)
+    }
+}
+
+fn path(id: i64) -> String {
+    format!("/api/movies/{id}")
+}
+
+fn text(number: u64) -> String {
+    format!("text {number}")
+}
+
+/// Of a movie as it is answered.
+fn content_of(movie: &Value) -> Content {
+    let number = |field: &str| {
+        let text = movie[field]
+            .as_str()
+            .and_then(|text| text.strip_prefix("text "));
+        let number = text.and_then(|number| number.parse().ok());
+        number.unwrap_or_else(|| panic!("{movie} is none of the movies that were created"))
+    };
+    Content {
+        title: number("title"),
+        description: number("description"),
+    }
+}

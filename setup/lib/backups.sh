@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# What is done to the databases of a machine by backup.sh and restore.sh. Before: machine_postgres.sh
+# and use_machine_database.
+
+# How many of one database stay in a folder.
+backups_kept=14
+
+# dump_database FILE
+dump_database() {
+    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "${database:?}" >"$1"
+    sync "$1"
+}
+
+# forget_old FOLDER: their names sort by time.
+forget_old() {
+    local backups=("$1/$database"-????????T??????Z.dump)
+    ((${#backups[@]} <= backups_kept)) || rm -f -- "${backups[@]::${#backups[@]}-backups_kept}"
+}
+
+# exchange FORMER: both renamings or none; somebody may look at the database at this moment.
+exchange() {
+    administrator_psql <<SQL
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+ WHERE datname IN ($(sql_text "$database"), $(sql_text "${database}_restored")) \g /dev/null
+BEGIN;
+ALTER DATABASE $(sql_name "$database") RENAME TO $(sql_name "$1");
+ALTER DATABASE $(sql_name "${database}_restored") RENAME TO $(sql_name "$database");
+COMMIT;
+SQL
+}
+
+# take_over_orders FORMER: those that the backup lacks, whichever numbers they have: one that was
+# committed after the backup may have a lower number than one that is in it.
+take_over_orders() {
+    take_over orders "$1" created_at 'message_id, user_id, number_of_items, total_amount, created_at' \
+        'kept.message_id = former.message_id'
+}
+
+# take_over_dead_letters FORMER: as orders. A message that died twice, with different contents, is
+# two of them.
+take_over_dead_letters() {
+    take_over dead_letters "$1" received_at \
+        'message_id, request_id, reason, detail, exchange, routing_key, properties, body, body_bytes, received_at' \
+        'kept.message_id = former.message_id AND sha256(kept.body) = sha256(former.body)
+         AND kept.body_bytes = former.body_bytes'
+}
+
+# take_over TABLE FORMER TIME COLUMNS SAME: what SAME tells to be one row is one. A row without a
+# message id is known by its number and its time. Each keeps the number that its owner may know,
+# unless that is another's by now, as after a restore without the newer orders.
+take_over() {
+    local table=$1 columns=$4
+    administrator_psql --dbname="$2" --command="COPY $table (id, $columns) TO STDOUT" |
+        administrator_psql --dbname="$database" --single-transaction \
+            --command="LOCK TABLE $table IN SHARE ROW EXCLUSIVE MODE" \
+            --command="CREATE TEMPORARY TABLE former AS SELECT id, $columns FROM $table WITH NO DATA" \
+            --command="COPY former (id, $columns) FROM STDIN" \
+            --command="DELETE FROM former USING $table AS kept WHERE $5" \
+            --command="DELETE FROM former USING $table AS kept
+                        WHERE kept.message_id IS NULL AND former.message_id IS NULL
+                          AND kept.id = former.id AND kept.$3 = former.$3" \
+            --command="WITH taken AS (
+                           INSERT INTO $table (id, $columns) OVERRIDING SYSTEM VALUE
+                           SELECT id, $columns FROM former
+                            WHERE NOT EXISTS (SELECT FROM $table AS kept WHERE kept.id = former.id)
+                           RETURNING id)
+                       DELETE FROM former USING taken WHERE former.id = taken.id" \
+            --command="SELECT setval(sequence, greatest(max(id), pg_sequence_last_value(sequence)))
+                         FROM $table, CAST(pg_get_serial_sequence('$table', 'id') AS regclass) AS sequence
+                        GROUP BY sequence" \
+            --command="INSERT INTO $table ($columns) SELECT $columns FROM former ORDER BY id"
+}
+
+# has_table DATABASE TABLE
+has_table() {
+    [[ $(administrator_psql --dbname="$1" --tuples-only --no-align \
+        --command="SELECT to_regclass('$2') IS NOT NULL") == t ]]
+}

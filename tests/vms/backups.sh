@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Backups without machines: what setup/backup.sh and setup/restore.sh do to folders and databases,
+# on a PostgreSQL that is there for tests.
+#
+#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/postgres.sh has it, and its port
+# shellcheck source-path=SCRIPTDIR/../..
+set -euo pipefail
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+source "$repo/setup/lib/machine.sh"
+source "$repo/setup/lib/backups.sh"
+source "$repo/tests/vms/checks.sh"
+
+server=$(readlink -f "$1")
+set_setting POSTGRES_PORT "$2"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+database=backups_$$
+owner=tests
+
+main() {
+    old_backups_go
+    orders_come_back
+    dead_letters_come_back
+    echo "$passed passed, ${#failures[@]} failed"
+    ((${#failures[@]} == 0))
+}
+
+# as_administrator COMMAND…: the server of the tests has no Unix socket.
+as_administrator() {
+    PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE=$server/pgpass PATH=$(postgres_programs "$server"):$PATH "$@"
+}
+
+old_backups_go() {
+    local folder number
+    for folder in "$scratch/backups" "$scratch/two words" "$scratch/a [odd] *"$'\n'"'one'"; do
+        install -d "$folder"
+        for number in {10..25}; do
+            touch "$folder/$database-202611${number}T030000Z.dump"
+        done
+        touch "$folder/$database-notes.dump" "$folder/another-20261101T030000Z.dump"
+        forget_old "$folder"
+        is "of 16 backups the 14 newest stay in ${folder@Q}" "$(names {12..25})" ls "$folder"
+        forget_old "$folder"
+        is 'and stay' "$(names {12..25})" ls "$folder"
+    done
+}
+
+# names DAY…: what a folder holds then.
+names() {
+    {
+        printf "$database-202611%dT030000Z.dump\n" "$@"
+        printf '%s\n' "$database-notes.dump" another-20261101T030000Z.dump
+    } | sort
+}
+
+# orders_come_back: "late" has a number from before the backup and was committed after it; "other"
+# has one that was given twice, as after a restore without the newer orders. Nobody gave those of
+# "hand" a message id.
+orders_come_back() {
+    local former=${database}_former orders='message_id, user_id, number_of_items, total_amount'
+    new_database
+    in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
+        (1, 'first', 'u', 1, 1), (3, 'third', 'u', 1, 1), (4, NULL, 'hand', 1, 1), (5, 'fifth', 'u', 1, 1)"
+    dump_database "$scratch/dump"
+    in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
+        (2, 'late', 'u', 1, 1), (6, NULL, 'hand', 1, 1), (7, 'newest', 'u', 1, 1);
+        UPDATE orders SET message_id = 'other' WHERE message_id = 'third';
+        DELETE FROM orders WHERE message_id = 'first'"
+
+    fill_new_database "${database}_restored" "$scratch/dump"
+    exchange "$former"
+    take_over_orders "$former"
+
+    is 'each order is there once, and no number changes hands' \
+        '1 first, 2 late, 3 third, 4 hand, 5 fifth, 6 hand, 7 newest, 8 other' in_database \
+        "SELECT string_agg(id || ' ' || coalesce(message_id, user_id), ', ' ORDER BY id) FROM orders"
+    take_over_orders "$former"
+    is 'a second time brings nothing' 8 in_database 'SELECT count(*) FROM orders'
+    is 'the next order has the next number' 9 in_database \
+        "INSERT INTO orders ($orders) VALUES ('next', 'u', 1, 1) RETURNING id"
+    drop_database "$former"
+    drop_database "$database"
+}
+
+# dead_letters_come_back: "twice" died twice, with different contents, and "new" since the restore,
+# with a number that was given before.
+dead_letters_come_back() {
+    local former=${database}_former new
+    new='INSERT INTO dead_letters
+             (message_id, reason, detail, exchange, routing_key, properties, body, body_bytes) VALUES'
+    new_database
+    in_database "$new ('early', 'body', '', '', 'q', '{}', 'a', 1), ('twice', 'body', '', '', 'q', '{}', 'a', 1),
+                      (NULL, 'body', '', '', 'q', '{}', 'a', 1)"
+    dump_database "$scratch/dump"
+    in_database "$new ('twice', 'body', '', '', 'q', '{}', 'b', 1), (NULL, 'body', '', '', 'q', '{}', 'a', 1)"
+
+    fill_new_database "${database}_restored" "$scratch/dump"
+    exchange "$former"
+    in_database "$new ('new', 'body', '', '', 'q', '{}', 'a', 1)"
+    take_over_dead_letters "$former"
+    take_over_dead_letters "$former"
+
+    is 'each dead letter is there once, and no number changes hands' \
+        '1 early a, 2 twice a, 3  a, 4 new a, 5  a, 6 twice b' in_database \
+        "SELECT string_agg(id || ' ' || coalesce(message_id, '') || ' ' || encode(body, 'escape'), ', ' ORDER BY id)
+           FROM dead_letters"
+    is 'a database without dead letters is told from one with them' '0 1' echo \
+        "$(exit_of has_table "$database" dead_letters)" "$(exit_of has_table postgres dead_letters)"
+    drop_database "$former"
+    drop_database "$database"
+}
+
+# new_database: empty, with the tables of billing.
+new_database() {
+    echo "CREATE DATABASE $database OWNER $owner TEMPLATE template0" | administrator_psql
+    cat "$repo"/billing/migrations/*.sql | administrator_psql --dbname="$database"
+}
+
+in_database() {
+    administrator_psql --dbname="$database" --tuples-only --no-align --command="$1"
+}
+
+main
