@@ -129,6 +129,19 @@ impl Relay {
         self.shared.lock().target = Some((address.ip().to_string(), address.port()));
     }
 
+    /// The ports of its own that have a connection at present: to a server, its clients come from
+    /// these.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let state = self.shared.lock();
+        let connected = state
+            .streams
+            .iter()
+            .filter(|stream| stream.peer_addr().is_ok());
+        let addresses = connected.flat_map(TcpStream::local_addr);
+        addresses.map(|address| address.port()).collect()
+    }
+
     /// Whether anything waits for the end of the freeze.
     #[must_use]
     pub fn holds_something(&self) -> bool {
