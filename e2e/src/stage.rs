@@ -161,7 +161,7 @@ impl Stage {
     pub(crate) fn start_gateway(&mut self) {
         let inventories = self.gateway_to_inventories.each_ref();
         let inventories = inventories.map(|relay| format!("http://{}", relay.address()));
-        // Nobody reads orders through the gateway: the address is one where nobody listens.
+        // Nobody reads orders through the gateway, nor its status: nobody listens on these ports.
         let vars = [
             ("API_GATEWAY_PORT", "0"),
             ("INVENTORY_URLS", &inventories.join(",")),
