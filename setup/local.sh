@@ -20,7 +20,7 @@ The whole platform on this machine.
   setup/local.sh stop|start postgres|rabbitmq     an outage, and its end
   setup/local.sh psql DATABASE [ARGUMENT]…        as the programs' own role
   setup/local.sh rabbitmqctl ARGUMENT…
-  setup/local.sh dead-letters ARGUMENT…           for instance: dead-letters list
+  setup/local.sh dead-letters ARGUMENT…           what can never be recorded, for instance: dead-letters list
   setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
   setup/local.sh help | version
 
@@ -49,9 +49,10 @@ local_defaults=(
 )
 # What the programs know beside what .env has; no HTTPS, since this script asks them by HTTP.
 optional_settings=(
-    POSTGRES_SCHEMA BILLING_QUEUE_TYPE INVENTORY_URLS API_KEYS_FILE RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST
-    HTTP_WORKERS HTTP_CONNECTIONS_MAX HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX
-    HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
+    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE
+    RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST HTTP_WORKERS HTTP_CONNECTIONS_MAX
+    HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX
+    HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
     HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
 )

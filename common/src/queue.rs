@@ -55,7 +55,7 @@ pub struct QueueConfig {
     pub password: String,
     /// The queue of orders.
     pub queue: String,
-    /// How the broker keeps it, and the dead queue.
+    /// How the broker keeps it.
     pub queue_type: QueueType,
 }
 
@@ -71,7 +71,7 @@ impl QueueConfig {
         })
     }
 
-    /// The queue for messages that can never be recorded.
+    /// The queue in which former versions kept what can never be recorded.
     #[must_use]
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.queue)

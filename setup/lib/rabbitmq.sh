@@ -159,8 +159,8 @@ rabbitmq_tell_what_deletes_orders() {
 
 # rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue where there is
 # none yet, classic as anybody declares it or quorum as the programs do, and the user of the
-# programs that meet there. He may use this queue and the one for orders that can never be recorded,
-# no others, and may look at the management page.
+# programs that meet there. He may use this queue, no others, and may look at the management page.
+# QUEUE.dead is where former versions kept dead letters: `billing-dead-letters import` reads it.
 rabbitmq_provide() {
     local user names arguments={}
     user=$(url_text "$3")

@@ -12,8 +12,7 @@ use common::queue::{Link, QueueConfig, QueueType};
 
 use crate::{Client, Relay, SETTINGS, unique_name};
 
-/// A queue of orders and its dead queue, deleted with their test. The queues themselves are
-/// declared by whoever uses them first, as in production.
+/// A queue of orders, deleted with its test. Whoever uses it first declares it, as in production.
 pub struct TestQueue {
     broker: SocketAddr,
     config: QueueConfig,
@@ -103,12 +102,6 @@ impl TestQueue {
         &self.config.queue
     }
 
-    /// The name of the dead queue.
-    #[must_use]
-    pub fn dead_name(&self) -> String {
-        self.config.dead_queue()
-    }
-
     /// The queue in which older versions kept dead letters, as a queue of orders.
     #[must_use]
     pub fn old_dead_queue(&self) -> Self {
@@ -160,25 +153,16 @@ impl TestQueue {
     /// Takes the next message off the queue of orders.
     #[must_use]
     pub fn take(&self) -> Option<Message> {
-        self.take_from(self.name())
+        self.on_channel(|channel| Some(message(channel.basic_get(self.name(), true).ok()??)))
     }
 
     /// Takes every message off the queue of orders.
     #[must_use]
     pub fn take_all(&self) -> Vec<Message> {
-        self.take_all_from(self.name())
-    }
-
-    /// Takes every message off the dead queue.
-    #[must_use]
-    pub fn take_all_dead(&self) -> Vec<Message> {
-        self.take_all_from(&self.dead_name())
-    }
-
-    /// Takes the next message off the dead queue.
-    #[must_use]
-    pub fn take_dead(&self) -> Option<Message> {
-        self.take_from(&self.dead_name())
+        self.on_channel(|channel| {
+            let next = || Some(message(channel.basic_get(self.name(), true).ok()??));
+            std::iter::from_fn(next).collect()
+        })
     }
 
     /// Messages that wait in the queue of orders, and its consumers; None where there is no
@@ -265,17 +249,6 @@ impl TestQueue {
         work(&channel)
     }
 
-    fn take_all_from(&self, queue: &str) -> Vec<Message> {
-        self.on_channel(|channel| {
-            let next = || Some(message(channel.basic_get(queue, true).ok()??));
-            std::iter::from_fn(next).collect()
-        })
-    }
-
-    fn take_from(&self, queue: &str) -> Option<Message> {
-        self.on_channel(|channel| Some(message(channel.basic_get(queue, true).ok()??)))
-    }
-
     fn delete_queue(&self, queue: &str) {
         self.on_channel(|channel| {
             let _ = channel.queue_delete(queue, QueueDeleteOptions::default());
@@ -301,6 +274,5 @@ impl Drop for TestQueue {
             return;
         }
         self.delete_queue(self.name());
-        self.delete_queue(&self.dead_name());
     }
 }

@@ -3,8 +3,9 @@
     python3 examples.py DOCUMENT SETTINGS GATEWAY
 
 SETTINGS is the settings.env of the platform, GATEWAY the program. What a platform that is well
-never answers is asked of further gateways that are started for it: one with keys, one with nobody
-behind it, one before an inventory that says nothing. All movies of the platform are deleted.
+never answers is asked of further gateways that are started for it: one that remembers no key, one
+with keys, one with nobody behind it, one before an inventory that says nothing. All movies of the
+platform are deleted.
 """
 
 import hashlib
@@ -27,8 +28,14 @@ from referencing.jsonschema import DRAFT202012
 PATIENCE_SECONDS = 30
 TOO_LARGE = 9223372036854775807
 
+# The Idempotency-Key of the order that the examples have.
+KEY = "an-example"
+
 # Members whose values differ from answer to answer.
-VARYING = {"id", "request_id", "message_id", "created_at", "deleted", "latency_ms", "orders_posted", "ready"}
+VARYING = {
+    *("id", "request_id", "message_id", "created_at", "received_at", "timestamp", "deleted"),
+    *("latency_ms", "orders_posted", "ready", "dead", "count", "bytes"),
+}
 
 
 class Door:
@@ -191,8 +198,7 @@ def well(bodies, gateway, billing, consumer):
 
     yield "placeOrder 200 posted", gateway.ask("POST", "/api/billing", bodies["placeOrder strings"])
     order = {**bodies["placeOrder strings"], "user_id": "example"}
-    key = "an-example"
-    yield "placeOrder 200 keyed", gateway.ask("POST", "/api/billing", order, Idempotency_Key=key)
+    yield "placeOrder 200 keyed", gateway.ask("POST", "/api/billing", order, Idempotency_Key=KEY)
     for name, wrong in [
         ("items", {**order, "number_of_items": 0}),
         ("amount", {**order, "total_amount": "29.999"}),
@@ -200,10 +206,12 @@ def well(bodies, gateway, billing, consumer):
     ]:
         yield f"placeOrder 400 {name}", gateway.ask("POST", "/api/billing", wrong)
     other = {**order, "number_of_items": "100"}
-    yield "placeOrder 422 conflict", gateway.ask("POST", "/api/billing", other, Idempotency_Key=key)
+    yield "placeOrder 422 conflict", gateway.ask("POST", "/api/billing", other, Idempotency_Key=KEY)
     yield "placeOrder 400 key", gateway.ask("POST", "/api/billing", order, Idempotency_Key="two words")
     recorded = soon(lambda: billing.ask("GET", "/api/orders?user_id=example"), lambda answer: answer.json != [])
     yield "listOrders 200 ofOneUser", recorded
+    recorded = billing.ask("GET", f"/api/orders?message_id={KEY}")
+    yield "listOrders 200 ofOneMessage", recorded
     yield "listOrders 400 after", billing.ask("GET", "/api/orders?after=-1")
     yield "listOrders 400 order", billing.ask("GET", "/api/orders?order=sideways")
     yield "getOrder 200 order", billing.ask("GET", f"/api/orders/{recorded.json[0]['id']}")
@@ -232,6 +240,23 @@ def well(bodies, gateway, billing, consumer):
         "POST /api/movies HTTP/1.1\r\nHost: example\r\nTransfer-Encoding: gzip\r\n\r\n"
     )
     yield "VersionNotSupported two", gateway.ask_raw("GET /api/movies HTTP/2.0\r\nHost: example\r\n\r\n")
+
+
+def conflicting(bodies, gateway, billing):
+    """What there is after another order with a recorded one's key, placed at a gateway that remembers neither."""
+    other = {**bodies["placeOrder strings"], "user_id": "example", "number_of_items": "100"}
+    soon(
+        lambda: gateway.ask("POST", "/api/billing", other, Idempotency_Key=KEY, X_Request_Id=KEY),
+        lambda answer: answer.status == 200,
+    )
+    path = f"/api/dead-letters?message_id={KEY}&reason=conflict"
+    dead = soon(lambda: billing.ask("GET", path), lambda answer: answer.json != [])
+    yield "listDeadLetters 200 ofOneMessage", dead
+    yield "listDeadLetters 200 none", billing.ask("GET", "/api/dead-letters?message_id=nothing")
+    yield "listDeadLetters 400 limit", billing.ask("GET", "/api/dead-letters?limit=1001")
+    yield "countDeadLetters 200 count", billing.ask("GET", "/api/dead-letters/count")
+    yield "getDeadLetter 200 conflict", billing.ask("GET", f"/api/dead-letters/{dead.json[0]['id']}")
+    yield "getDeadLetter 404 none", billing.ask("GET", f"/api/dead-letters/{TOO_LARGE}")
 
 
 def guarded(bodies, gateway, key):
@@ -282,6 +307,7 @@ def all_answers(bodies, settings_file, program):
         nobody = {"INVENTORY_URLS": "http://127.0.0.1:1", "RABBITMQ_PORT": "1"}
         mute = f"http://127.0.0.1:{silent.getsockname()[1]}"
         try:
+            yield from conflicting(bodies, gateway(), door["billing"])
             yield from guarded(bodies, gateway(API_KEYS_FILE=keys.name, RATE_LIMIT_PER_SECOND="5"), key)
             yield from alone(bodies, gateway(HTTP_HEAD_SECONDS="1", **nobody))
             yield from ignored(gateway(INVENTORY_URLS=mute))

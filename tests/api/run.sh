@@ -76,7 +76,7 @@ check_documents() {
         --header "Authorization: Bearer $key" --phases examples,coverage
 
     say 'The Postman collection'
-    newman Movies Orders Errors Operations
+    newman Movies Orders 'Dead letters' Errors Operations
     newman Movies --env-var "gateway=$guarded" --env-var "key=$key"
     setup/local.sh pm2 stop billing-consumer >/dev/null
     newman 'Orders while nobody records them' || status=$?
@@ -116,7 +116,7 @@ explore() {
 }
 
 # The paths that billing-api has.
-billing_paths='^/(api/orders|api/health|health|ready|metrics)'
+billing_paths='^/(api/orders|api/dead-letters|api/health|health|ready|metrics)'
 
 programs() {
     echo "$(realpath -m "${CARGO_TARGET_DIR:-target}")/release"

@@ -230,7 +230,7 @@ the_broker_knows_its_queue_alone() {
     is 'guest is gone' 401 broker guest:guest GET overview
     is 'there are two users: the programs and the administrator' \
         "$(setting RABBITMQ_USER) [management], setup [administrator]" broker_users
-    is 'the user may use its own queues only' \
+    is 'the user may use its own queue only, and the one of former dead letters' \
         '^billing_queue(\.dead)?$ ^(billing_queue(\.dead)?|amq\.default)$ ^billing_queue(\.dead)?$' broker_permissions
     is 'it may not declare another queue' 401 broker "$user" PUT queues/%2F/loot '{"durable": true}'
     is 'it may not make a user' 401 broker "$user" PUT users/thief '{"password": "x", "tags": "administrator"}'

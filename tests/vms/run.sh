@@ -304,7 +304,7 @@ dead_letters() {
 }
 
 oldest_dead_letter() {
-    on billing billing-dead-letters list 1 | awk 'NR == 1 { print $2 }'
+    on billing billing-dead-letters list --limit 1 | awk 'NR == 1 { print $1 }'
 }
 
 logs_are_found_and_rotated() {
