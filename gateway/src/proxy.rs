@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::http::{Body, HandlerResult, Method, Problem, Request, Response, Stream};
+use common::http::{
+    Body, HandlerResult, Method, Problem, Request, Response, Stream, is_conditional,
+};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ureq::{Agent, Timeout};
@@ -143,7 +145,7 @@ impl Proxy {
         if !stale {
             self.upstreams.leave_out(failed);
         }
-        let repeatable = stale && is_idempotent(&request.method) || never_sent(&error);
+        let repeatable = stale && may_be_repeated(request) || never_sent(&error);
         let next = self
             .upstreams
             .choose_other(failed)
@@ -355,10 +357,12 @@ fn is_hop_by_hop(name: &str, listed: &[String]) -> bool {
     HOP_BY_HOP.contains(&name) || listed.iter().any(|listed| listed == name)
 }
 
-/// RFC 9110 §9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    match method {
-        Method::Get | Method::Head | Method::Put | Method::Delete | Method::Options => true,
+/// Idempotent methods (RFC 9110 §9.2.2), where the first try cannot have made a precondition of the
+/// second one false.
+fn may_be_repeated(request: &Request) -> bool {
+    match &request.method {
+        Method::Get | Method::Head | Method::Options => true,
+        Method::Put | Method::Delete => !is_conditional(request),
         Method::Post => false,
         Method::Other(name) => name == "TRACE",
     }

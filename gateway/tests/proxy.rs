@@ -759,7 +759,7 @@ fn connections_to_the_inventory_are_used_again() {
 
 /// Sends a GET, and then a request of that method on the same connection, on which the
 /// inventory, instead of an answer, hangs up. What came of it, and how often it was asked.
-fn on_a_stale_connection(method: &str) -> (Reply, usize) {
+fn on_a_stale_connection(method: &str, headers: &[(&str, &str)]) -> (Reply, usize) {
     let gateway = Gateway::before(Upstream::start(|request| {
         if (request.connection, request.turn) == (0, 1) {
             Play::Last(Vec::new())
@@ -771,7 +771,7 @@ fn on_a_stale_connection(method: &str) -> (Reply, usize) {
 
     let reply = gateway
         .client()
-        .send(method, "/api/movies/7", &[], Some("{}"));
+        .send(method, "/api/movies/7", headers, Some("{}"));
 
     (reply, gateway.upstream.requests().len() - 1)
 }
@@ -779,7 +779,7 @@ fn on_a_stale_connection(method: &str) -> (Reply, usize) {
 #[test]
 fn what_may_be_done_twice_is_repeated_once_on_another_connection() {
     for method in ["GET", "PUT", "DELETE"] {
-        let (reply, asked) = on_a_stale_connection(method);
+        let (reply, asked) = on_a_stale_connection(method, &[]);
 
         assert_eq!(
             (reply.status, reply.text.as_str(), asked),
@@ -791,8 +791,14 @@ fn what_may_be_done_twice_is_repeated_once_on_another_connection() {
 
 #[test]
 fn what_may_not_be_done_twice_is_never_repeated() {
-    for method in ["POST", "PATCH"] {
-        let (reply, asked) = on_a_stale_connection(method);
+    let unchanged = ("if-match", "\"1\"");
+    for (method, headers) in [
+        ("POST", &[][..]),
+        ("PATCH", &[]),
+        ("PUT", &[unchanged]),
+        ("DELETE", &[unchanged]),
+    ] {
+        let (reply, asked) = on_a_stale_connection(method, headers);
 
         assert_eq!((reply.status, asked), (502, 1), "{method}");
     }
