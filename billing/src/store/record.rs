@@ -29,7 +29,7 @@ const BODY_BYTES_KEPT_WHEN_FULL: i32 = 16 * 1024;
 pub(crate) enum Fate {
     /// It is the order with this id.
     Recorded(i64),
-    /// The same order is recorded already.
+    /// Its message id is recorded already, with an equal order.
     Duplicate,
     /// It is a dead letter for this reason.
     Dead {
