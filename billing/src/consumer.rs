@@ -27,18 +27,18 @@ use crate::settle::{Settled, settle};
 use crate::store::{Fate, MIGRATIONS, Patience, RecordStore};
 
 /// At most so many messages in one commit.
-const BATCH_MAX: usize = 500;
+const BATCH_MAX: usize = 1000;
 
 /// How long a batch that is not full waits for more: a commit costs as much.
 const BATCH_LINGER: Duration = Duration::from_millis(3);
 
 /// At most so many messages here that are not acknowledged: the next batch arrives while this
 /// one is committed. What they may weigh is bounded by the [`Link`].
-const PREFETCH: u16 = 1000;
+const PREFETCH: u16 = 2000;
 
 /// With so many messages held the session ends, and all of them wait in the queue: the rest of the
 /// prefetch is left for one more batch.
-const HELD_MAX: usize = 500;
+const HELD_MAX: usize = 1000;
 
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);

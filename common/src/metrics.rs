@@ -191,4 +191,4 @@ const SECONDS: [f64; 14] = [
 ];
 
 /// From one to the largest batch that anyone takes.
-const SIZES: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0];
+const SIZES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];

@@ -1,12 +1,12 @@
 //! What comes from the queue, written in one transaction: orders into `orders`, what can never be
 //! recorded into `dead_letters`.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use common::db::{Connection, Database, DbError};
 use common::order::NewOrder;
-use postgres::types::Type;
-use postgres::{Client, Error, IsolationLevel, Statement, Transaction};
+use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{BODY_BYTES_KEPT, Message, Reason, properties_json};
 
@@ -21,8 +21,27 @@ const SESSION: &str = "SET lock_timeout = '250ms'; SET statement_timeout = 0; \
 /// number is the lock's, so other schemas have other locks.
 const TURN: &str = "SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint)";
 
-/// How much of a body is kept while there are too many dead letters: all of an order.
-const BODY_BYTES_KEPT_WHEN_FULL: i32 = 16 * 1024;
+/// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
+/// is made while there are few orders and kept when there are many.
+const COMPARE: &str = "SELECT new.place, \
+         (there.user_id, there.number_of_items, there.total_amount) \
+         = (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
+     FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
+          AS new (message_id, user_id, number_of_items, total_amount, place) \
+     CROSS JOIN LATERAL (SELECT user_id, number_of_items, total_amount FROM orders \
+                         WHERE orders.message_id = new.message_id LIMIT 1) AS there";
+
+/// While there are too many dead letters, 16 KiB of a body are kept: all of an order.
+const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reason, detail, exchange, \
+                               routing_key, properties, body, body_bytes) \
+     SELECT message_id, request_id, reason, detail, exchange, routing_key, properties::json, \
+            CASE WHEN (SELECT pg_total_relation_size('dead_letters')) < $10 THEN body \
+                 ELSE substring(body FROM 1 FOR 16384) END, body_bytes \
+     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
+                 $8::bytea[], $9::bigint[]) WITH ORDINALITY \
+          AS new (message_id, request_id, reason, detail, exchange, routing_key, properties, \
+                  body, body_bytes, place) \
+     ORDER BY place ON CONFLICT DO NOTHING RETURNING message_id";
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +79,9 @@ struct Statements {
     check: Statement,
     record: Statement,
     compare: Statement,
+    /// Prepared when it is needed: to prepare it waits for whoever has locked the table, which clean
+    /// batches must not.
+    put_aside: OnceCell<Statement>,
 }
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
@@ -80,13 +102,8 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
              SELECT '', 0, 0 WHERE false",
         )?,
         record: client.prepare(&record)?,
-        compare: client.prepare(
-            "SELECT new.place, (orders.user_id, orders.number_of_items, orders.total_amount) \
-                             = (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
-             FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
-                  AS new (message_id, user_id, number_of_items, total_amount, place) \
-             JOIN orders USING (message_id)",
-        )?,
+        compare: client.prepare(COMPARE)?,
+        put_aside: OnceCell::new(),
     })
 }
 
@@ -157,7 +174,7 @@ impl RecordStore {
             let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
                 return Ok(None);
             };
-            put_aside(&mut transaction, batch, &mut fates, bytes_max)?;
+            put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)?;
             end_replays(&mut transaction, batch, &fates)?;
             transaction.commit()?;
             Ok(Some(fates))
@@ -211,7 +228,7 @@ fn record_orders(
     if orders.is_empty() {
         return Ok(Some(fates));
     }
-    let rows = Columns::of(&orders).query(transaction, &statements.record)?;
+    let rows = query_orders(transaction, &statements.record, &orders)?;
     // They are inserted and returned in the order of the batch.
     let all = rows.len() == orders.len();
     let mut rows = rows.iter().peekable();
@@ -227,7 +244,7 @@ fn record_orders(
         return Ok(Some(fates));
     }
     // Those that were passed over, in a statement of its own, which sees what the first one met.
-    let there = Columns::of(&orders).query(transaction, &statements.compare)?;
+    let there = query_orders(transaction, &statements.compare, &orders)?;
     for row in there.iter().filter(|row| !row.get::<_, bool>("same")) {
         let nth: i64 = row.get("place");
         let (place, _, _) = orders[usize::try_from(nth - 1).unwrap_or_default()];
@@ -242,55 +259,29 @@ fn record_orders(
     Ok((there.len() == orders.len()).then_some(fates))
 }
 
-/// Orders as the arrays that a statement takes.
-#[derive(Default)]
-struct Columns<'a> {
-    message_ids: Vec<Option<&'a str>>,
-    user_ids: Vec<&'a str>,
-    numbers: Vec<i32>,
-    amounts: Vec<String>,
+/// Runs a statement that takes orders as one array for each column.
+fn query_orders(
+    transaction: &mut Transaction<'_>,
+    statement: &Statement,
+    orders: &[(usize, Option<&str>, &NewOrder)],
+) -> Result<Vec<Row>, Error> {
+    let message_ids = column(orders, |(_, message_id, _)| *message_id);
+    let user_ids = column(orders, |(.., order)| order.user_id.as_str());
+    let numbers = column(orders, |(.., order)| order.number_of_items);
+    let amounts = column(orders, |(.., order)| order.total_amount.to_string());
+    transaction.query(statement, &[&message_ids, &user_ids, &numbers, &amounts])
 }
 
-impl<'a> Columns<'a> {
-    fn of(orders: &[(usize, Option<&'a str>, &'a NewOrder)]) -> Self {
-        let mut columns = Self::default();
-        for (_, message_id, order) in orders {
-            columns.message_ids.push(*message_id);
-            columns.user_ids.push(&order.user_id);
-            columns.numbers.push(order.number_of_items);
-            columns.amounts.push(order.total_amount.to_string());
-        }
-        columns
-    }
-
-    fn query(
-        &self,
-        transaction: &mut Transaction<'_>,
-        statement: &Statement,
-    ) -> Result<Vec<postgres::Row>, Error> {
-        transaction.query(
-            statement,
-            &[
-                &self.message_ids,
-                &self.user_ids,
-                &self.numbers,
-                &self.amounts,
-            ],
-        )
-    }
-}
-
-/// Writes the dead letters of a batch that are not there yet. The statement is not prepared: to
-/// prepare it waits for whoever has locked the table, and so would every new connection.
+/// Writes the dead letters of a batch that are not there yet.
 fn put_aside(
     transaction: &mut Transaction<'_>,
+    statements: &Statements,
     batch: &[Message],
     fates: &mut [Fate],
     bytes_max: i64,
 ) -> Result<(), Error> {
-    let dead = batch.iter().zip(&mut *fates);
     let (mut letters, mut is_new) = (Vec::new(), Vec::new());
-    for (message, fate) in dead {
+    for (message, fate) in batch.iter().zip(fates) {
         if let (Some(delivery), Fate::Dead { reason, new }) = (message.delivery(), fate) {
             letters.push((message, delivery, reason.clone()));
             is_new.push(new);
@@ -299,43 +290,27 @@ fn put_aside(
     if letters.is_empty() {
         return Ok(());
     }
-    let message_ids: Vec<_> = column(&letters, |(message, ..)| message.id.as_deref().map(text));
-    let request_ids: Vec<_> = column(&letters, |(message, ..)| message.request_id.as_deref());
-    let reasons: Vec<_> = column(&letters, |(.., reason)| reason.word);
-    let details: Vec<_> = column(&letters, |(.., reason)| text(&reason.text));
-    let exchanges: Vec<_> = column(&letters, |(_, delivery, _)| text(&delivery.exchange));
-    let routing_keys: Vec<_> = column(&letters, |(_, delivery, _)| text(&delivery.routing_key));
-    let properties: Vec<_> = column(&letters, |(_, delivery, _)| {
-        properties_json(&delivery.properties)
-    });
-    let bodies: Vec<_> = column(&letters, |(message, ..)| {
-        &message.body[..message.body.len().min(BODY_BYTES_KEPT)]
-    });
-    let lengths: Vec<_> = column(&letters, |(message, ..)| {
-        i64::try_from(message.body.len()).unwrap_or(i64::MAX)
-    });
-    let rows = transaction.query_typed(
-        "INSERT INTO dead_letters (message_id, request_id, reason, detail, exchange, routing_key, \
-                                   properties, body, body_bytes) \
-         SELECT message_id, request_id, reason, detail, exchange, routing_key, properties::json, \
-                CASE WHEN pg_total_relation_size('dead_letters') < $10 THEN body \
-                     ELSE substring(body FROM 1 FOR $11) END, body_bytes \
-         FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9) WITH ORDINALITY \
-              AS new (message_id, request_id, reason, detail, exchange, routing_key, properties, \
-                      body, body_bytes, place) \
-         ORDER BY place ON CONFLICT DO NOTHING RETURNING message_id",
+    let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
+    let prepared = statements.put_aside.get().cloned();
+    let statement = prepared.map_or_else(|| transaction.prepare(PUT_ASIDE), Ok)?;
+    let statement = statements.put_aside.get_or_init(|| statement);
+    let rows = transaction.query(
+        statement,
         &[
-            (&message_ids, Type::TEXT_ARRAY),
-            (&request_ids, Type::TEXT_ARRAY),
-            (&reasons, Type::TEXT_ARRAY),
-            (&details, Type::TEXT_ARRAY),
-            (&exchanges, Type::TEXT_ARRAY),
-            (&routing_keys, Type::TEXT_ARRAY),
-            (&properties, Type::TEXT_ARRAY),
-            (&bodies, Type::BYTEA_ARRAY),
-            (&lengths, Type::INT8_ARRAY),
-            (&bytes_max, Type::INT8),
-            (&BODY_BYTES_KEPT_WHEN_FULL, Type::INT4),
+            &message_ids,
+            &column(&letters, |(message, ..)| message.request_id.as_deref()),
+            &column(&letters, |(.., reason)| reason.word),
+            &column(&letters, |(.., reason)| text(&reason.text)),
+            &column(&letters, |(_, delivery, _)| text(&delivery.exchange)),
+            &column(&letters, |(_, delivery, _)| text(&delivery.routing_key)),
+            &column(&letters, |(_, delivery, _)| {
+                properties_json(&delivery.properties)
+            }),
+            &column(&letters, |(message, ..)| kept(&message.body)),
+            &column(&letters, |(message, ..)| {
+                i64::try_from(message.body.len()).ok()
+            }),
+            &bytes_max,
         ],
     )?;
     let mut rows = rows.iter().peekable();
@@ -348,6 +323,10 @@ fn put_aside(
 
 fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
     letters.iter().map(of).collect()
+}
+
+fn kept(body: &[u8]) -> &[u8] {
+    &body[..body.len().min(BODY_BYTES_KEPT)]
 }
 
 /// As PostgreSQL can hold it.
@@ -377,4 +356,36 @@ fn end_replays(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::TestDatabase;
+
+    use super::*;
+    use crate::store::MIGRATIONS;
+
+    #[test]
+    fn repeats_are_found_by_their_key_also_with_a_plan_of_the_first_minute() {
+        let database = TestDatabase::create();
+        for (_, sql) in MIGRATIONS {
+            database.execute(sql);
+        }
+        let mut client = database.connect();
+
+        let prepare = format!(
+            "SET plan_cache_mode = force_generic_plan; \
+             PREPARE compare (text[], text[], integer[], text[]) AS {COMPARE}"
+        );
+        client.batch_execute(&prepare).expect(&prepare);
+        let explain = "EXPLAIN (COSTS OFF) EXECUTE compare ('{}', '{}', '{}', '{}')";
+        let lines = client.query(explain, &[]).expect(explain);
+
+        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+        let plan = lines.join("\n");
+        assert!(
+            plan.contains("Index Scan using orders_message_id_key"),
+            "{plan}"
+        );
+    }
 }
