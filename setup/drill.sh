@@ -56,7 +56,11 @@ drill() {
     heading "The drill: $1 faults, in the order of seed $2"
     local programs
     programs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
-    "$programs/drill" "$repo/setup/drill.sh" "$programs" "$1" 50000 "$2"
+    "$programs/drill" "$repo/setup/drill.sh" "$programs" "$1" 50000 "$2" || {
+        rabbitmqctl list_policies || true
+        rabbitmqctl list_queues name policy messages_ready messages_unacknowledged || true
+        return 1
+    }
 }
 
 clean_up() {
@@ -89,7 +93,9 @@ fault() {
         memory-alarm) rabbitmqctl set_vm_memory_high_watermark absolute 1MB ;;
         no-memory-alarm) rabbitmqctl set_vm_memory_high_watermark 0.4 ;;
         refuse-orders) rabbitmqctl set_policy refuse '.*' '{"max-length":0,"overflow":"reject-publish"}' ;;
-        no-refuse-orders) rabbitmqctl clear_policy refuse ;;
+        # RabbitMQ writes policies and queues to the disk a little later, each for itself: one that is
+        # killed meanwhile comes back without the policy, and with a queue that obeys it.
+        no-refuse-orders) rabbitmqctl clear_policy refuse && rabbitmqctl eval 'mnesia:sync_log().' ;;
         kill-servers) fault kill-postgres && fault kill-rabbitmq ;;
         start-servers) fault start-rabbitmq && fault start-postgres ;;
         *) die "there is no fault called $1" ;;
