@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The API documents beside a platform that runs: is docs/openapi.yaml well-formed, is every example
-# in it really answered, does schemathesis find anything, and does the Postman collection pass?
+# in it really answered, does schemathesis find anything, and do the smoke test and the Postman
+# collection pass?
 # shellcheck source-path=SCRIPTDIR/../..
 set -euo pipefail
 
@@ -75,6 +76,9 @@ check_documents() {
     document=$work/guarded.yaml schemathesis "$guarded" --exclude-path /api/health \
         --header "Authorization: Bearer $key" --phases examples,coverage
 
+    say 'The smoke test'
+    smoke_tests
+
     say 'The Postman collection'
     newman Movies Orders 'Dead letters' Errors Operations
     newman Movies --env-var "gateway=$guarded" --env-var "key=$key"
@@ -103,6 +107,28 @@ start_guarded_gateway() {
         ((SECONDS < deadline)) || die 'a gateway with keys does not become ready'
         sleep 0.1
     done
+}
+
+# smoke_tests: with a key where one is needed, which is never told, and with 1 where something is
+# not as it should be. The movies are left as they were.
+smoke_tests() {
+    local before
+    before=$(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies")
+    setup/smoke.sh "$gateway" --orders "$billing"
+    API_KEY=$key setup/smoke.sh "$guarded" --orders "$billing"
+    smoke_test_fails "$guarded" 'create a movie: wanted 201 .* got 401'
+    smoke_test_fails "$billing" 'place an order'
+    [[ $(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies") == "$before" ]] ||
+        die 'the smoke test has left something behind'
+}
+
+# smoke_test_fails URL STEP: with 1, and says which step.
+smoke_test_fails() {
+    local status=0
+    setup/smoke.sh "$1" >"$work/smoke.log" 2>&1 || status=$?
+    if ((status != 1)) || ! grep -q "FAIL  $2" "$work/smoke.log"; then
+        die "the smoke test of $1 has not failed at '$2': $(<"$work/smoke.log")"
+    fi
 }
 
 # explore [SEED]: what a fixed choice of requests cannot find.
