@@ -54,7 +54,8 @@ drill() {
     export DRILL_FOLDER DRILL_PORT TEST_ENV_FILE=$DRILL_FOLDER/test.env
 
     heading "The drill: $1 faults, in the order of seed $2"
-    local programs=${CARGO_TARGET_DIR:-target}/release
+    local programs
+    programs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
     "$programs/drill" "$repo/setup/drill.sh" "$programs" "$1" 50000 "$2"
 }
 
