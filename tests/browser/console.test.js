@@ -20,7 +20,7 @@ beforeEach(() => ask('DELETE', '/api/movies'));
 /** Opens the console, works with it, and closes it: nothing may have gone wrong meanwhile. */
 async function withConsole(work, options, url = platform.url) {
   const { page, close } = await openConsole(browser, url, options);
-  page.setDefaultTimeout(15_000);
+  page.setDefaultTimeout(30_000);
   await work(page);
   await close();
 }
@@ -319,18 +319,35 @@ test('a consumer that is stopped is a line that rises, and one that is started a
 
 test('a consumer that can record nothing is told apart from one that is stopped', () => withConsole(async (page) => {
   await seen(page.locator('#overall'), 'All is well');
+  const said = page.locator('#recorded-said');
+  let stopped;
+  const held = new Promise((done) => { stopped = done; });
+  let asked = false;
+  // A list that is asked for while all is up, and reaches a database that is not.
+  await page.route('**/api/orders?order=desc*', async (route) => {
+    asked = true;
+    await held;
+    await route.continue();
+  }, { times: 1 });
+  await placeOrders(['before the outage']);
+  await eventually('the list is asked for', () => asked);
 
   await platform.local('stop', 'postgres');
   try {
+    stopped();
+    await eventually('the list is said not to be readable', async () => (await said.textContent()) !== '');
     await page.locator('[data-part="consumer"][data-state="degraded"]').waitFor();
     await seen(page.locator('#summary'), 'The consumer: records nothing');
     await seen(page.locator('#overall'), 'Degraded');
   } finally {
+    stopped();
     await platform.local('start', 'postgres');
   }
 
   await seen(page.locator('#overall'), 'All is well');
-}));
+  await seen(page.locator('#recorded tbody tr'), 'before the outage');
+  await eventually('the list is as it was', async () => (await said.textContent()) === '');
+}, { outage: true }));
 
 test('a gateway that is gone is said to be gone, and is found again', async () => {
   await add('Alien');
