@@ -67,21 +67,20 @@ async function ask(method, path, { json, headers, signal, timeout = 60_000 }) {
   const all = { accept: 'application/json', ...headers };
   if (key) all.authorization = `Bearer ${key}`;
   if (json) all['content-type'] = 'application/json';
-  let response, text, answer;
+  let response;
   try {
     response = await fetch(path, { method, headers: all, body: json && JSON.stringify(json), signal: AbortSignal.any([signal, AbortSignal.timeout(timeout)]), cache: 'no-store' });
-    text = await response.text();
   } catch {
     throw problem(0, 'The gateway does not answer.');
   }
+  const answer = await response.json().catch(() => null);
   signal.throwIfAborted();
   const head = (name) => response.headers.get(name);
-  try {
-    answer = JSON.parse(text);
-  } catch {}
   if (response.status === 401) askForKey(key);
   if (response.status === 429) pause = Date.now() + (Number(head('retry-after')) || 1) * 1000;
   if (!response.ok) throw problem(response.status, answer?.detail ?? `The gateway answered ${response.status}.`);
+  // Cut, or of somebody between: what the gateway did is not known.
+  if (!answer) throw problem(502, 'The answer cannot be read.');
   return { answer, tag: head('etag'), next: /<([^>]*)>; rel="next"/.exec(head('link'))?.[1] };
 }
 
@@ -114,7 +113,8 @@ function showProblem(form, { message }) {
   field.after(told);
   field.setAttribute('aria-describedby', told.id);
   field.setAttribute('aria-invalid', 'true');
-  field.focus();
+  // Whoever has gone on elsewhere meanwhile stays there.
+  if (form.contains(document.activeElement)) field.focus();
 }
 
 const controlsOf = (form) => [form, ...form.elements].filter((control) => !control.matches('[data-close]'));
@@ -141,9 +141,8 @@ for (const button of document.querySelectorAll('[data-close]')) {
   const dialog = button.closest('dialog');
   button.addEventListener('click', () => dialog.close());
   dialog.addEventListener('close', () => {
-    if (!form.asking) return;
+    if (form.asking) end(controlsOf(form));
     // What has become of it is for the list to show.
-    end(controlsOf(form));
     loadMovies();
   });
 }
@@ -154,13 +153,11 @@ for (const button of document.querySelectorAll('[data-close]')) {
 function askForKey(refused) {
   if (refused !== sessionStorage[KEY]) return;
   delete sessionStorage[KEY];
-  showKey();
+  at('forget').hidden = true;
   if (at('keys').open) return;
   const dialog = open('keys');
   if (refused) showProblem(dialog.querySelector('form'), problem(401, 'The gateway does not know this key.'));
 }
-
-const showKey = () => { at('forget').hidden = !sessionStorage[KEY]; };
 
 // There is nothing to do here without one.
 at('keys').addEventListener('cancel', (event) => event.preventDefault());
@@ -172,14 +169,12 @@ onSubmit(at('keys').querySelector('form'), async () => {
   return () => {
     at('key').value = '';
     at('keys').close();
-    showKey();
     reload();
   };
 });
 
 at('forget').onclick = () => {
   delete sessionStorage[KEY];
-  showKey();
   reload();
 };
 
@@ -322,11 +317,13 @@ const look = () => run([at('picture')], async (ask) => {
 /** The part of a title that is searched, and the addresses of the pages up to the one that is shown. */
 let wanted;
 
-function search() {
+function firstPage() {
   // Half a character, as the end of a text that was cut may be, is none.
   const part = at('search').value.toWellFormed();
-  return loadMovies({ part, pages: [`/api/movies?limit=10${part && `&title=${encodeURIComponent(part)}`}`] });
+  return { part, pages: [`/api/movies?limit=10${part && `&title=${encodeURIComponent(part)}`}`] };
 }
+
+const search = () => loadMovies(firstPage());
 
 const loadMovies = (what = wanted) => run([at('turn')], async (ask) => {
   wanted = what;
@@ -357,6 +354,8 @@ function showMovies({ part, pages }, movies, next) {
 }
 
 at('search').oninput = () => {
+  // Nothing opens over what is typed here.
+  end([at('rows')]);
   clearTimeout(search.timer);
   search.timer = setTimeout(search, 200);
 };
@@ -420,7 +419,6 @@ onSubmit(editor, async (ask) => {
     if (theirs) return showConflict(theirs, json);
     at('editor').close();
     say(isNew ? 'Added “' : 'Saved “', quote(at('title').value), '”.');
-    return loadMovies();
   };
 });
 
@@ -456,7 +454,6 @@ onSubmit(remover, async (ask) => {
     }
     at('remover').close();
     say('Deleted “', quote(current.movie.title), '”.');
-    return loadMovies();
   };
 });
 
@@ -473,7 +470,7 @@ onSubmit(at('emptier').querySelector('form'), async (ask) => {
   return () => {
     at('emptier').close();
     say(`Deleted all movies: ${answer.deleted.toLocaleString('en')}.`);
-    return search();
+    wanted = firstPage();
   };
 });
 
@@ -495,7 +492,7 @@ onSubmit(at('order'), async (ask) => {
     attempt = null;
     return () => {
       form.reset();
-      at('user').focus();
+      if (form.contains(document.activeElement)) at('user').focus();
       const row = make('li', {}, make('code', {}, answer.message_id), ' ', make('span', {}, 'posted'));
       row.dataset.state = 'degraded';
       at('placed').prepend(row);
@@ -584,6 +581,7 @@ const letters = makeList('dead-letters', '/api/dead-letters', 'There are none.',
 // The begin
 
 function reload() {
+  at('forget').hidden = !sessionStorage[KEY];
   for (const id of ['picture', 'placed', 'rows']) end([at(id)]);
   readable = null;
   at('dead-letters').hidden = true;
@@ -592,7 +590,6 @@ function reload() {
   search();
 }
 
-showKey();
 reload();
 (async () => {
   for (;;) {

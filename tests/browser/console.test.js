@@ -568,6 +568,120 @@ test('news that could not be read is asked for again', () => withConsole(async (
   await seen(page.locator('#recorded tbody tr'), user);
 }));
 
+test('whatever is done with a movie is done once by two clicks', async () => {
+  await add('Alien');
+  await withConsole(async (page) => {
+    /** Clicks twice, and lets the answers go when there was time for a second question. */
+    const once = async (click, pattern, method) => {
+      const held = await hold(page, pattern, method);
+      await twice(click);
+      await held.asked();
+      held.letGo();
+      await held.over();
+      return held.all;
+    };
+    const all = [];
+    all.push(await once(button(page, 'Edit Alien'), /\/api\/movies\/\d+$/, 'GET'));
+    await dialog(page).getByLabel('Title').fill('Aliens');
+    all.push(await once(button(dialog(page), 'Save'), /\/api\/movies\/\d+$/, 'PUT'));
+    await seen(rows(page), 'Aliens');
+    all.push(await once(button(page, 'Delete Aliens'), /\/api\/movies\/\d+$/, 'GET'));
+    all.push(await once(button(dialog(page), 'Delete'), /\/api\/movies\/\d+$/, 'DELETE'));
+    await seen(page.locator('#movies-said'), 'There are no movies yet.');
+    await twice(button(page, 'Add a movie'));
+    await fillMovie(page, 'Brazil', 'A clerk');
+    all.push(await once(button(dialog(page), 'Save'), '**/api/movies', 'POST'));
+    await seen(rows(page), 'Brazil');
+    await twice(button(page, 'Delete all…'));
+    await dialog(page).getByLabel('Type delete to go on').fill('delete');
+    all.push(await once(button(dialog(page), 'Delete all'), '**/api/movies', 'DELETE'));
+    await seen(page.locator('#notice'), 'Deleted all movies: 1.');
+    assert.deepStrictEqual(all.map((asked) => asked.length), [1, 1, 1, 1, 1, 1]);
+    await seen(page.locator('#movies-said'), 'There are no movies yet.');
+  });
+});
+
+test('a movie that comes late does not open over what is typed meanwhile', async () => {
+  await add('Alien', 'Brazil');
+  await withConsole(async (page) => {
+    const held = await hold(page, /\/api\/movies\/\d+$/);
+    await button(page, 'Delete Alien').click();
+    await held.asked();
+    await page.getByLabel('Search in titles').pressSequentially('bra');
+    held.letGo();
+    await held.over();
+    await eventually('what was searched', async () => String(await titles(page)) === 'Brazil');
+
+    assert.strictEqual(await page.locator('dialog[open]').count(), 0);
+    assert.ok(await page.getByLabel('Search in titles').evaluate((input) => input === document.activeElement));
+  });
+});
+
+for (const [name, items, shown] of [['an answer', '1', '#placed li'], ['a problem', '0', '#items-problem']]) {
+  test(`${name} that comes late leaves the focus where somebody types by now`, () => withConsole(async (page) => {
+    const held = await hold(page, '**/api/billing');
+    await placeOrder(page, '20', items);
+    await held.asked();
+    await page.getByLabel('Search in titles').focus();
+    held.letGo();
+    await page.locator(shown).waitFor();
+    await page.keyboard.type('here');
+    assert.strictEqual(await page.getByLabel('Search in titles').inputValue(), 'here');
+  }));
+}
+
+test('a change whose answer was lost is shown as soon as its dialog is closed', async () => {
+  const { id } = (await add('Alien'))[0];
+  await withConsole(async (page) => {
+    /** The change is made, and its answer is lost. */
+    const lose = (method) => page.route(/\/api\/movies(\/\d+)?$/, async (route) => {
+      if (route.request().method() !== method) return route.fallback();
+      await route.fetch();
+      return route.abort();
+    });
+    await lose('POST');
+    await button(page, 'Add a movie').click();
+    await fillMovie(page, 'Brazil', 'A clerk');
+    await button(dialog(page), 'Save').click();
+    await seen(dialog(page), 'The gateway does not answer.');
+    await button(dialog(page), 'Cancel').click();
+    await seen(rows(page), 'Brazil');
+
+    await lose('DELETE');
+    await page.locator(`#Delete-${id}`).click();
+    await button(dialog(page), 'Delete').click();
+    await seen(dialog(page), 'The gateway does not answer.');
+    await page.keyboard.press('Escape');
+    await eventually('it is gone', async () => String(await titles(page)) === 'Brazil');
+  });
+});
+
+test('an answer that cannot be read is said to be one, and what comes after it is shown', async () => {
+  await add('Alien');
+  await withConsole(async (page) => {
+    const misread = (pattern) => page.route(pattern, (route) => route.fulfill({ status: 200, contentType: 'text/html', body: '<h1>Log in</h1>' }), { times: 1 });
+    await seen(page.locator('#overall'), 'All is well');
+    await misread('**/api/status');
+    await seen(page.locator('#gone'), 'The gateway cannot say how the platform is: The answer cannot be read.');
+    await seen(page.locator('#overall'), 'All is well');
+
+    await misread(/\/api\/movies\/\d+$/);
+    await button(page, 'Edit Alien').click();
+    await seen(page.locator('#notice'), 'The answer cannot be read.');
+    await misread('**/api/movies?*');
+    await page.getByLabel('Search in titles').fill('ali');
+    await seen(page.locator('#movies-problem'), 'The answer cannot be read.');
+    await misread('**/api/billing');
+    await placeOrder(page, 'misread');
+    await seen(page.locator('#order .problem'), 'Place it again as it is');
+    await misread('**/api/orders?order=desc*');
+    await button(page, 'Place the order').click();
+    await seen(page.locator('#placed li'), 'recorded as order');
+    await seen(page.locator('#recorded tbody tr'), 'misread');
+    assert.strictEqual(await page.locator('#recorded-said').textContent(), '');
+  });
+});
+
 // What is not edited, and what is not visible
 
 test('saving sends the fields that were edited, and no others', async () => {
@@ -673,6 +787,39 @@ test('half a character in the search finds nothing and breaks nothing', () => wi
   await page.getByLabel('Search in titles').fill('whole');
   await seen(rows(page), 'Whole');
 }));
+
+test('half a character in a field is told as a problem, and nothing is lost of the rest', () => withConsole(async (page) => {
+  const half = (field) => page.locator(`#${field}`).evaluate((input) => { input.value = 'half \ud83d'; });
+  await button(page, 'Add a movie').click();
+  await fillMovie(page, 'Title', 'Description');
+  await half('title');
+  await button(dialog(page), 'Save').click();
+  assert.match(await problemAt(page, 'title'), /^title is not a well-formed/);
+  assert.strictEqual(await dialog(page).getByLabel('Description').inputValue(), 'Description');
+  await dialog(page).getByLabel('Title').fill('Whole');
+  await button(dialog(page), 'Save').click();
+  await seen(rows(page), 'Whole');
+
+  await placeOrder(page, '', '1');
+  assert.match(await problemAt(page, 'user'), /^user_id must/);
+  await half('user');
+  await button(page, 'Place the order').click();
+  assert.match(await problemAt(page, 'user'), /^user_id is not a well-formed/);
+  await page.getByLabel('User').fill('whole');
+  await button(page, 'Place the order').click();
+  await seen(page.locator('#placed li'), 'recorded as order');
+}));
+
+test('letters that are stacked on one another stay in their place', async () => {
+  const title = `Z${'\u0300\u0316'.repeat(120)}`;
+  const [{ id }] = await add(title);
+  await withConsole(async (page) => {
+    await page.locator(`#Delete-${id}`).click();
+    await page.locator('#remover[open]').waitFor();
+    const shown = await page.locator('#movies-list li > div:first-child, #remover-text bdi').evaluateAll((parts) => parts.map((part) => [getComputedStyle(part).overflow, part.getBoundingClientRect().height < 80]));
+    assert.deepStrictEqual(shown, [['clip', true], ['clip', true]]);
+  });
+});
 
 // Orders of others, and messages that are none
 

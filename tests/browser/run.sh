@@ -45,7 +45,7 @@ main() {
     export RABBITMQ_URL RABBITMQ_QUEUE RABBITMQ_LOGIN
     export LOCAL_DIR CHROMIUM GATEWAY_URL GATEWAY_PROGRAM NODE_PATH=$tools/browser/node_modules
     cd "$repo/tests/browser"
-    timeout 300 node --test --test-reporter=spec "${tests[@]}"
+    timeout 600 node --test --test-reporter=spec "${tests[@]}"
 }
 
 main "$@"
