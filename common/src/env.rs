@@ -110,6 +110,18 @@ impl Vars {
             .filter(|value| !value.is_empty())
     }
 
+    /// The text of a variable that guards something where it is set: one that is empty has lost its
+    /// value on the way here, and is refused.
+    pub fn guarding(&self, key: &str) -> Result<Option<&str>, ConfigError> {
+        match self.values.get(key).map(String::as_str) {
+            Some("") => Err(ConfigError {
+                key: key.to_owned(),
+                problem: "is set and empty: give it a value, or leave it out".to_owned(),
+            }),
+            value => Ok(value),
+        }
+    }
+
     /// A variable that must be set, as a value of its type; `expected` says in the error what
     /// would have been right, as in "a port number from 0 to 65535".
     pub fn parsed<T: FromStr>(&self, key: &str, expected: &str) -> Result<T, ConfigError> {

@@ -21,3 +21,4 @@ pub mod backoff;
 pub mod log;
 pub mod metrics;
 pub mod outage;
+pub mod watched;

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The most characters that a `user_id` may have.
@@ -15,6 +15,9 @@ const AMOUNT_DIGITS_MAX: usize = 10;
 /// The most characters of a JSON number in plain digits: as many as a `user_id` may have, and
 /// more than the other fields may.
 const NUMBER_CHARS_MAX: usize = USER_ID_CHARS_MAX;
+
+/// The most bytes that the body of a request with an order may have.
+pub const ORDER_BYTES_MAX: usize = 16 * 1024;
 
 const USER_ID_RULE: &str = "must have 1 to 50 characters, none of them NUL";
 const NUMBER_OF_ITEMS_RULE: &str = "must be a whole number from 1 to 2147483647";
@@ -47,7 +50,7 @@ impl fmt::Display for Amount {
 /// The fields as they stand in the message. A string is taken as it is written, in plain digits;
 /// a number counts by its value, and is read from its text: through a float, cents would be lost
 /// before anyone looked.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Fields<'a> {
     #[serde(borrow)]
     user_id: Option<&'a RawValue>,
@@ -61,12 +64,20 @@ impl NewOrder {
     /// Reads an order from the body of a request or of a message. Fields that it does not know
     /// are ignored.
     pub fn from_json(body: &[u8]) -> Result<Self, OrderError> {
-        let text = std::str::from_utf8(body).map_err(|_| OrderError::whole("is not UTF-8"))?;
-        if !text.trim_ascii_start().starts_with('{') {
-            return Err(OrderError::whole("is not a JSON object"));
-        }
-        let fields: Fields<'_> = serde_json::from_str(text)
-            .map_err(|error| OrderError::whole(format!("is not a JSON object: {error}")))?;
+        Self::from_fields(&Fields::from_json(body)?)
+    }
+
+    /// Reads an order from the body of a request; with it the body of the message for the queue: the
+    /// fields of an order, each as it was written, and nothing else.
+    pub fn with_message(body: &[u8]) -> Result<(Self, Vec<u8>), OrderError> {
+        let fields = Fields::from_json(body)?;
+        let order = Self::from_fields(&fields)?;
+        let message = serde_json::to_vec(&fields)
+            .map_err(|error| OrderError::whole(format!("cannot be written: {error}")))?;
+        Ok((order, message))
+    }
+
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, OrderError> {
         Ok(Self {
             user_id: field("user_id", USER_ID_RULE, fields.user_id, user_id)?,
             number_of_items: field(
@@ -82,6 +93,17 @@ impl NewOrder {
                 amount,
             )?,
         })
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn from_json(body: &'a [u8]) -> Result<Self, OrderError> {
+        let text = std::str::from_utf8(body).map_err(|_| OrderError::whole("is not UTF-8"))?;
+        if !text.trim_ascii_start().starts_with('{') {
+            return Err(OrderError::whole("is not a JSON object"));
+        }
+        serde_json::from_str(text)
+            .map_err(|error| OrderError::whole(format!("is not a JSON object: {error}")))
     }
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::env::{ConfigError, Vars};
@@ -70,7 +70,7 @@ pub fn run<R: Running + Send + 'static>(
     logging::tell_of_panics();
     raise_descriptor_limit();
     let (trigger, shutdown) = shutdown::channel();
-    let signals = Signals::new([SIGINT, SIGTERM]);
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
     let started = signals
         .map_err(|error| StartError::System("cannot listen for signals".to_owned(), error))
         .and_then(|signals| Ok((signals, start(&vars, &shutdown)?)));
@@ -80,7 +80,8 @@ pub fn run<R: Running + Send + 'static>(
     };
 
     thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        // SIGHUP means that a file has changed, which whoever reads it sees for themselves.
+        if let Some(signal) = signals.forever().find(|signal| *signal != SIGHUP) {
             let name = if signal == SIGINT {
                 "SIGINT"
             } else {

@@ -2,13 +2,18 @@
 //! `RATE_LIMIT_PER_SECOND` as often as they like.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use common::env::{ConfigError, Vars};
 use common::http::{Method, Problem, Request};
+use common::process::StartError;
+use common::watched::Watched;
 use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
@@ -22,17 +27,28 @@ const SWEEP_REQUESTS: u32 = 10_000;
 /// 255 bytes.
 const NAME_BYTES_MAX: usize = 128;
 
+/// The variable that names the file of keys.
+const FILE: &str = "API_KEYS_FILE";
+
 /// Who may do what, and how often.
 pub(crate) struct Access {
-    keys: Option<Vec<Key>>,
+    keys: Option<Arc<RwLock<Vec<Key>>>>,
     limiter: Option<Limiter>,
 }
 
 /// What the gateway asks of its callers.
 #[derive(Clone, Default)]
 pub struct AccessConfig {
-    keys: Option<Vec<Key>>,
+    keys: Option<KeysFile>,
     quota: Option<Quota>,
+}
+
+/// The file of keys as it was read.
+#[derive(Clone)]
+struct KeysFile {
+    path: PathBuf,
+    watched: Watched,
+    keys: Vec<Key>,
 }
 
 /// One caller's key, known only by its hash.
@@ -85,30 +101,7 @@ struct Limiter {
 impl AccessConfig {
     /// From `API_KEYS_FILE`, `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`; all are optional.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
-        const FILE: &str = "API_KEYS_FILE";
-        let keys = match vars.optional(FILE) {
-            None => None,
-            Some(path) => {
-                let malformed = |problem: String| ConfigError {
-                    key: FILE.to_owned(),
-                    problem,
-                };
-                let text = std::fs::read_to_string(path).map_err(|error| {
-                    malformed(format!(
-                        "names {path}, which cannot be read: {error}; it must be there, and \
-                         readable for this user"
-                    ))
-                })?;
-                let keys = read_keys(&text).map_err(|(line, problem)| {
-                    malformed(format!(
-                        "names {path}, where line {line} {problem}; a key is a line \
-                         name:sha256-hex:role, each name once, with the hash that \
-                         \"printf %s KEY | sha256sum\" prints"
-                    ))
-                })?;
-                Some(keys)
-            }
-        };
+        let keys = vars.guarding(FILE)?.map(KeysFile::read).transpose()?;
         Ok(Self {
             keys,
             quota: quota(vars)?,
@@ -116,10 +109,63 @@ impl AccessConfig {
     }
 }
 
+impl KeysFile {
+    fn read(path: &str) -> Result<Self, ConfigError> {
+        let path = PathBuf::from(path);
+        Ok(Self {
+            watched: Watched::new(vec![path.clone()]),
+            keys: keys_in(&path)?,
+            path,
+        })
+    }
+
+    /// The keys that are in force from now on. A file that cannot be used leaves them as they were.
+    fn watch(self) -> io::Result<Arc<RwLock<Vec<Key>>>> {
+        let in_force = Arc::new(RwLock::new(self.keys));
+        let (changed, path) = (Arc::clone(&in_force), self.path);
+        self.watched.watch(move || match keys_in(&path) {
+            Ok(keys) => {
+                log::info!(keys = keys.len(); "the keys were read again");
+                *changed.write().unwrap_or_else(PoisonError::into_inner) = keys;
+            }
+            Err(error) => {
+                let cause = error.to_string();
+                log::error!(cause = cause.as_str(); "the keys stay as they were");
+            }
+        })?;
+        Ok(in_force)
+    }
+}
+
+fn keys_in(file: &Path) -> Result<Vec<Key>, ConfigError> {
+    let malformed = |problem: String| ConfigError {
+        key: FILE.to_owned(),
+        problem: format!("names {}, {problem}", file.display()),
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        malformed(format!(
+            "which cannot be read: {error}; it must be there, and readable for this user"
+        ))
+    })?;
+    read_keys(&text).map_err(|(line, problem)| {
+        malformed(format!(
+            "where line {line} {problem}; a key is a line name:sha256-hex:role, each name once, \
+             with the hash that \"printf %s KEY | sha256sum\" prints"
+        ))
+    })
+}
+
 fn quota(vars: &Vars) -> Result<Option<Quota>, ConfigError> {
     const EXPECTED: &str = "a whole number from 1 to 4294967295";
-    if vars.optional("RATE_LIMIT_PER_SECOND").is_none() {
-        return Ok(None);
+    let burst = vars.guarding("RATE_LIMIT_BURST")?;
+    if vars.guarding("RATE_LIMIT_PER_SECOND")?.is_none() {
+        return match burst {
+            None => Ok(None),
+            Some(_) => Err(ConfigError {
+                key: "RATE_LIMIT_BURST".to_owned(),
+                problem: "is set without RATE_LIMIT_PER_SECOND, and limits nothing".to_owned(),
+            }),
+        };
     }
     let per_second: NonZeroU32 = vars.parsed("RATE_LIMIT_PER_SECOND", EXPECTED)?;
     let burst: NonZeroU32 = vars.parsed_or("RATE_LIMIT_BURST", EXPECTED, per_second)?;
@@ -178,34 +224,35 @@ fn read_key(line: &str) -> Result<Key, &'static str> {
 }
 
 impl Access {
-    pub(crate) fn new(config: &AccessConfig) -> Self {
+    /// From now on the file of keys is read again when it has changed.
+    pub(crate) fn new(config: &AccessConfig) -> Result<Self, StartError> {
         if config.keys.is_none() {
             log::warn!("API_KEYS_FILE is not set: whoever reaches this gateway may do everything");
         }
+        let keys = config.keys.clone().map(KeysFile::watch).transpose();
+        let keys =
+            keys.map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
         let limiter = config.quota.map(|quota| Limiter {
             callers: RateLimiter::hashmap(quota),
             clock: DefaultClock::default(),
             since_sweep: AtomicU32::new(0),
         });
-        Self {
-            keys: config.keys.clone(),
-            limiter,
-        }
+        Ok(Self { keys, limiter })
     }
 
     /// Whether this request may be done, now; says by whose key, where keys are in force.
-    pub(crate) fn check(&self, request: &Request) -> Result<Option<&str>, Problem> {
+    pub(crate) fn check(&self, request: &Request) -> Result<Option<String>, Problem> {
         self.check_for(needed_role(&request.method), Counted::Always, request)
     }
 
     /// The same for what only an administrator may do, whatever the method.
-    pub(crate) fn check_administrator(&self, request: &Request) -> Result<Option<&str>, Problem> {
+    pub(crate) fn check_administrator(&self, request: &Request) -> Result<Option<String>, Problem> {
         self.check_for(Role::Admin, Counted::Always, request)
     }
 
     /// The same for what is asked every second and answered from memory: were it counted, whoever
     /// looks on could do nothing else. Who guesses at keys is counted here too.
-    pub(crate) fn check_onlooker(&self, request: &Request) -> Result<Option<&str>, Problem> {
+    pub(crate) fn check_onlooker(&self, request: &Request) -> Result<Option<String>, Problem> {
         self.check_for(needed_role(&request.method), Counted::Strangers, request)
     }
 
@@ -214,8 +261,10 @@ impl Access {
         needed: Role,
         counted: Counted,
         request: &Request,
-    ) -> Result<Option<&str>, Problem> {
-        let key = self.keys.as_ref().map(|keys| authenticated(keys, request));
+    ) -> Result<Option<String>, Problem> {
+        let keys = self.keys.as_ref();
+        let keys = keys.map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner));
+        let key = keys.as_ref().map(|keys| authenticated(keys, request));
         let is_stranger = matches!(key, Some(Err(_)));
         if let Some(limiter) = &self.limiter
             && (counted == Counted::Always || is_stranger)
@@ -230,12 +279,13 @@ impl Access {
         let Some(key) = key.transpose()? else {
             return Ok(None);
         };
+        request.set_caller(&key.name);
         if key.role < needed {
             return Err(Problem::forbidden(format!(
                 "this key may not do that: it needs the role {needed}"
             )));
         }
-        Ok(Some(&key.name))
+        Ok(Some(key.name.clone()))
     }
 }
 

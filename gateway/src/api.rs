@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::http::Handler::One;
 use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
-use common::order::NewOrder;
+use common::order::{NewOrder, ORDER_BYTES_MAX};
 use uuid::Uuid;
 
 use crate::access::Access;
@@ -67,14 +67,17 @@ fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult
         Some(key) => Some(idempotency_key(key)?),
         None => None,
     };
-    let order = NewOrder::from_json(&request.body)
+    if request.body.len() > ORDER_BYTES_MAX {
+        return Err(Problem::content_too_large(ORDER_BYTES_MAX));
+    }
+    let (order, message) = NewOrder::with_message(&request.body)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let (message_id, keyed) = match key {
         Some(key) => (message_id(caller, key), Some(order)),
         None => (Uuid::now_v7().to_string(), None),
     };
     let order = Outgoing {
-        body: request.body.clone(),
+        body: message,
         message_id,
         request_id: request.request_id.clone(),
         keyed,
@@ -88,7 +91,7 @@ fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult
 
 /// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a
 /// space, so no two callers, and nobody without a name, come to the same id.
-fn message_id(caller: Option<&str>, key: String) -> String {
+fn message_id(caller: Option<String>, key: String) -> String {
     match caller {
         Some(caller) => format!("{caller} {key}"),
         None => key,

@@ -74,8 +74,7 @@ fn get_console<'a>(console: &'a mut Console, request: &Request) -> HandlerResult
     // Asked for again each time, and sent again only when it is another one.
     Ok(response
         .with_header("cache-control", "no-cache")
-        .with_header("vary", "accept")
-        .with_header("x-content-type-options", "nosniff"))
+        .with_header("vary", "accept"))
 }
 
 /// Whether the client would rather have a page than JSON (RFC 9110 §12.5.1): browsers name

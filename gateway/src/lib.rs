@@ -76,7 +76,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     let status = Arc::new(status.map_err(no_thread)?);
     let workers = config.http.workers;
     // A hall for each: a dead inventory does not stop orders, nor a blocked broker movies.
-    let access = Arc::new(Access::new(&config.access));
+    let access = Arc::new(Access::new(&config.access)?);
     let movies = {
         let (access, upstreams) = (Arc::clone(&access), Arc::clone(&upstreams));
         Hall::new("/api/movies", workers, api::MOVIES, move || Movies {

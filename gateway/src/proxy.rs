@@ -178,13 +178,6 @@ fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>
             "CONNECT is for proxies of another kind",
         ));
     }
-    // ureq reads this one, as text.
-    if request
-        .header("authorization")
-        .is_some_and(|value| !value.is_ascii())
-    {
-        return Err(Problem::bad_request("Authorization must be ASCII"));
-    }
     let must_be_encoded =
         || Problem::bad_request("the path or query has characters that must be percent-encoded");
     let uri = format!("http://{}{}", address, request.target);
@@ -228,7 +221,9 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
             "host" => host = Some(value),
             "x-forwarded-for" => forwarded_for.push(value.as_str()),
             "via" => via.push(value.as_str()),
-            "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host" => {}
+            "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host"
+            // What a client shows to the gateway is for nobody else.
+            | "authorization" | "cookie" => {}
             name if is_hop_by_hop(name, &listed) => {}
             _ => {
                 headers.append(name, octets(value)?);

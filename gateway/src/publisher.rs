@@ -34,12 +34,10 @@ const LINK_LIMIT: Duration = Duration::from_secs(15);
 /// Orders that wait to be published; the next one is refused.
 const WAITING_MAX: usize = 1024;
 
-/// Messages that are published and not confirmed.
+/// Messages that are published and not confirmed. With [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX)
+/// they are less than amiquip holds for a broker that does not read: beyond that it would make this
+/// thread wait.
 const WINDOW_MAX: usize = 512;
-
-/// The same in bytes: below what amiquip holds for a broker that does not read, since beyond
-/// that it would make this thread wait.
-const WINDOW_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How often limits are looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -60,7 +58,7 @@ const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
 
 /// An order on its way to the queue.
 pub(crate) struct Outgoing {
-    /// The client's JSON, byte for byte.
+    /// The client's fields, each as it was written.
     pub(crate) body: Vec<u8>,
     pub(crate) message_id: String,
     pub(crate) request_id: String,
@@ -380,8 +378,6 @@ struct Publisher {
 struct OpenChannel {
     on_link: PublishChannel,
     unconfirmed: Unconfirmed<Sent>,
-    /// Of what is not confirmed.
-    bytes: usize,
     /// Whether the broker has taken a message.
     confirmed: bool,
     opened: Instant,
@@ -456,7 +452,6 @@ impl Publisher {
         self.channel = Some(OpenChannel {
             on_link: channel,
             unconfirmed: Unconfirmed::default(),
-            bytes: 0,
             confirmed: false,
             opened,
             read_since: opened,
@@ -558,10 +553,8 @@ impl Publisher {
             .channel
             .basic_publish("", publish);
         self.counts.published.inc();
-        channel.bytes += message.body.len();
         channel.unconfirmed.push(Sent {
             message_id: message.message_id,
-            body_bytes: message.body.len(),
             placed,
             client: Some(client),
             returned: false,
@@ -579,7 +572,6 @@ impl Publisher {
         channel.note_returns();
         let (taken, settled) = channel.unconfirmed.settle(confirm);
         for mut sent in settled.into_values() {
-            channel.bytes -= sent.body_bytes;
             let outcome = match (taken, sent.returned) {
                 (true, false) => Outcome::Confirmed,
                 (true, true) => Outcome::Refused(Refusal::NoQueue),
@@ -666,7 +658,7 @@ impl Publisher {
 
 impl OpenChannel {
     fn has_room(&self) -> bool {
-        !self.to_be_renewed && self.unconfirmed.len() < WINDOW_MAX && self.bytes < WINDOW_BYTES_MAX
+        !self.to_be_renewed && self.unconfirmed.len() < WINDOW_MAX
     }
 
     /// Marks the messages that no queue took: each is returned first, and then confirmed like any
@@ -719,7 +711,6 @@ impl Refusals {
 /// A published message whose confirm is awaited.
 struct Sent {
     message_id: String,
-    body_bytes: usize,
     placed: Instant,
     /// Who waits for it; None where they have been answered.
     client: Option<Exchange>,

@@ -10,7 +10,7 @@ use common::env::Vars;
 use common::http::HttpConfig;
 use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
-use testkit::{Program, Reply, Service, Upstream};
+use testkit::{Client, Program, Reply, Service, Upstream, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -70,6 +70,20 @@ fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gatewa
         |shutdown| gateway::start(&config, shutdown),
         Gateway::address,
     )
+}
+
+/// The same as a process.
+fn program(keys: &KeysFile, inventory: SocketAddr) -> Program {
+    let (ip, port) = (inventory.ip().to_string(), inventory.port().to_string());
+    let file = keys.path.display().to_string();
+    let own = [
+        ("INVENTORY_VM_IP", ip.as_str()),
+        ("INVENTORY_API_PORT", &port),
+        ("API_KEYS_FILE", &file),
+        // Lines about requests too.
+        ("RUST_LOG", "info"),
+    ];
+    Program::start(PROGRAM, SETTINGS.into_iter().chain(own))
 }
 
 fn ask(gateway: &Service<Gateway>, method: &str, path: &str, authorization: Option<&str>) -> Reply {
@@ -197,6 +211,15 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
             "0",
             "must be a whole number from 1 to 4294967295",
         ),
+        ("API_KEYS_FILE", "", "is set and empty"),
+        ("RATE_LIMIT_PER_SECOND", "", "is set and empty"),
+        (
+            "RATE_LIMIT_BURST",
+            "5",
+            "is set without RATE_LIMIT_PER_SECOND",
+        ),
+        ("TLS_CERT_FILE", "", "is set and empty"),
+        ("TLS_KEY_FILE", "", "is set and empty"),
     ] {
         let program = Program::start(PROGRAM, SETTINGS.into_iter().chain([(key, value)]));
 
@@ -209,6 +232,71 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
         );
         assert!(!log.contains("not-a-hash"), "{log}");
     }
+}
+
+#[test]
+fn the_keys_are_those_that_the_file_has_now_and_a_broken_file_changes_none() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let program = program(&keys, inventory.address());
+    let client = Client::new(program.address());
+    let status = |key: &str| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", bearer.as_str())];
+        client.send("GET", "/api/movies", &headers, None).status
+    };
+    assert_eq!(["reader-key", "admin-key"].map(status), [204, 204]);
+
+    let without_reader = KEYS.split_once('\n').expect("a line").1;
+    std::fs::write(&keys.path, without_reader).expect("a file for keys");
+    program.signal("HUP");
+    eventually("the key that was deleted is refused", || {
+        status("reader-key") == 401
+    });
+    assert_eq!(status("admin-key"), 204);
+
+    std::fs::write(&keys.path, "").expect("a file for keys");
+    eventually("the broken file is told", || {
+        program.log().contains("the keys stay as they were")
+    });
+    assert_eq!(["reader-key", "admin-key"].map(status), [401, 204]);
+}
+
+#[test]
+fn the_log_tells_by_whose_key_a_request_came() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let program = program(&keys, inventory.address());
+    let client = Client::new(program.address());
+
+    let headers = [("authorization", "Bearer reader-key")];
+    assert_eq!(
+        client.send("GET", "/api/movies", &headers, None).status,
+        204
+    );
+    assert_eq!(
+        client
+            .send("DELETE", "/api/movies/1", &headers, None)
+            .status,
+        403
+    );
+    assert_eq!(client.get("/api/movies").status, 401);
+
+    eventually("all three are told", || {
+        program.log().matches("msg=request").count() == 3
+    });
+    let log = program.log();
+    let line = |status: &str| {
+        let lines = log.lines();
+        let line = lines
+            .filter(|line| line.contains("msg=request"))
+            .find(|line| line.contains(status));
+        line.expect(status).contains(" caller=reader")
+    };
+    assert_eq!(
+        ["status=204", "status=403", "status=401"].map(line),
+        [true, true, false]
+    );
 }
 
 #[test]

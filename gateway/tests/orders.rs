@@ -139,7 +139,7 @@ fn now() -> u64 {
 }
 
 #[test]
-fn an_order_is_on_the_queue_as_it_was_posted_when_it_is_answered() {
+fn an_order_is_on_the_queue_with_its_fields_as_they_were_written_when_it_is_answered() {
     let gateway = Gateway::start();
     let body = "  {\"user_id\" : \"ü\\u0041\",\r\n\t\"total_amount\":250.00,\"number_of_items\":99 , \
                 \"note\":{\"gift\":[true, 1.50e0]}}\n ";
@@ -156,7 +156,10 @@ fn an_order_is_on_the_queue_as_it_was_posted_when_it_is_answered() {
         body: taken,
         properties,
     } = &messages[0];
-    assert_eq!(String::from_utf8_lossy(taken), body);
+    assert_eq!(
+        String::from_utf8_lossy(taken),
+        r#"{"user_id":"ü\u0041","number_of_items":99,"total_amount":250.00}"#
+    );
     assert_eq!(
         (
             properties.content_type().as_deref(),
@@ -346,7 +349,7 @@ fn a_body_without_a_length_is_asked_for_it_and_one_over_the_limit_is_refused() {
     let gateway = Gateway::start();
     let bare = "POST /api/billing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
                 Content-Type: application/json\r\n\r\n";
-    let limit = 1024 * 1024;
+    let limit = 16 * 1024;
     let padded = |bytes| {
         let empty = order_with("note", json!("")).len();
         order_with("note", json!("x".repeat(bytes - empty)))
@@ -357,13 +360,11 @@ fn a_body_without_a_length_is_asked_for_it_and_one_over_the_limit_is_refused() {
     let at = gateway.place(&padded(limit));
 
     assert_eq!(without.status_line, "HTTP/1.1 411 Length Required");
-    assert_eq!(
-        over.problem(),
-        (413, "a body may have at most 1048576 bytes")
-    );
+    assert_eq!(over.problem(), (413, "a body may have at most 16384 bytes"));
     assert_eq!(at.status, 200);
     let message = gateway.queue.take().expect("a message");
-    assert!(message.body == padded(limit).as_bytes());
+    let fields = r#"{"user_id":"20","number_of_items":"99","total_amount":"250.00"}"#;
+    assert_eq!(message.body, fields.as_bytes());
 }
 
 #[test]
@@ -380,10 +381,9 @@ fn a_chunked_body_is_a_body() {
     let reply = RawReply::to(gateway.client().address(), request.as_bytes());
 
     assert_eq!(reply.status(), 200);
-    assert_eq!(
-        gateway.queue.take().expect("a message").body,
-        order.as_bytes()
-    );
+    let message: Value =
+        serde_json::from_slice(&gateway.queue.take().expect("a message").body).expect("JSON");
+    assert_eq!(message.to_string(), order);
 }
 
 #[test]
@@ -733,14 +733,14 @@ fn a_channel_on_which_every_order_is_refused_for_long_is_replaced_on_the_link_th
 
 #[test]
 fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
-    const CLIENTS: usize = 24;
+    // More than may be on their way to the broker at once.
+    const CLIENTS: usize = 520;
     let queue = TestQueue::create();
     let relay = queue.relay_up();
     let gateway = Gateway::behind(&relay, queue);
     gateway.wait_until_ready();
-    let clients = [(); CLIENTS].map(|()| gateway.another_client());
-    // So large that not all of them may be on their way at once.
-    let body = order_with("note", json!("x".repeat(900 * 1024)));
+    let clients: Vec<_> = (0..CLIENTS).map(|_| gateway.another_client()).collect();
+    let body = order().to_string();
     relay.freeze();
 
     let answers: Vec<_> = thread::scope(|scope| {
@@ -749,9 +749,12 @@ fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
             let reply = place(&client, &[], &body);
             (reply.status, started.elapsed())
         };
-        let threads = clients.map(|client| scope.spawn(move || place_one(client)));
-        threads
-            .into_iter()
+        let threads = clients.into_iter();
+        let threads: Vec<_> = threads
+            .map(|client| scope.spawn(move || place_one(client)))
+            .collect();
+        let answers = threads.into_iter();
+        answers
             .map(|thread| thread.join().expect("a client"))
             .collect()
     });

@@ -468,18 +468,23 @@ fn ends_in_time(
     let reply = thread::scope(|scope| {
         let reply = scope.spawn(|| request(client));
         eventually("it is under way", under_way);
-        let signalled = Instant::now();
-        program.signal("TERM");
-        let (status, log) = program.wait();
-        assert_eq!(status.code(), Some(0), "{log}");
-        assert!(
-            signalled.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            signalled.elapsed()
-        );
+        end_in_time(program);
         reply.join()
     });
     reply.expect("a client with an answer")
+}
+
+/// Ends the program by a signal.
+fn end_in_time(program: Program) {
+    let signalled = Instant::now();
+    program.signal("TERM");
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(
+        signalled.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        signalled.elapsed()
+    );
 }
 
 #[test]
@@ -523,13 +528,11 @@ fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_before_the_
     );
     let program = Program::start(PROGRAM, vars);
 
-    let reply = ends_in_time(
-        program,
-        || relay.holds_something(),
-        |client| client.post("/api/billing", &order()),
-    );
+    eventually("the handshake hangs", || relay.holds_something());
+    let reply = Client::new(program.address()).post("/api/billing", &order());
 
     assert_eq!(reply.status, 503);
+    end_in_time(program);
 }
 
 #[test]

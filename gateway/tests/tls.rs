@@ -136,6 +136,23 @@ fn https_is_spoken_in_both_versions_and_said_to_the_inventory() {
 }
 
 #[test]
+fn whoever_came_by_https_is_told_to_do_so_again() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let address = gateway.address();
+
+    for path in ["/api/movies", "/health", "/nothing", "/%"] {
+        let head = curl(address, &certificate.cert(), path, &["--head"]).expect(path);
+
+        assert!(
+            head.contains("\r\nstrict-transport-security: max-age=31536000\r\n"),
+            "{path}: {head}"
+        );
+    }
+}
+
+#[test]
 fn whoever_speaks_plainly_to_a_tls_port_harms_nobody() {
     let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
@@ -227,7 +244,7 @@ fn connect(
 }
 
 #[test]
-fn a_new_certificate_is_used_after_sighup_and_a_broken_one_is_not() {
+fn a_new_certificate_is_used_once_it_is_there_and_a_broken_one_is_not() {
     let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
@@ -236,12 +253,10 @@ fn a_new_certificate_is_used_after_sighup_and_a_broken_one_is_not() {
     assert!(healthy());
 
     certificate.renew();
-    assert!(!healthy(), "the old certificate is still in use");
     gateway.signal("HUP");
 
     eventually("the new certificate is used", healthy);
     fs::write(certificate.key(), "half a key").expect("a file");
-    gateway.signal("HUP");
     eventually("the broken key is noticed", || {
         gateway.log().contains("the certificate stays as it was")
     });
@@ -268,7 +283,7 @@ fn a_certificate_or_key_that_cannot_be_used_is_named() {
         (
             certificate.cert(),
             PathBuf::new(),
-            "TLS_KEY_FILE is missing",
+            "TLS_KEY_FILE is set and empty",
         ),
     ] {
         let (status, log) = start(nobody, &cert, &key).wait();

@@ -117,6 +117,8 @@ fn tags(value: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use std::net::IpAddr;
 
+    use std::cell::OnceCell;
+
     use super::*;
 
     const TAG: &str = "\"1234\"";
@@ -133,6 +135,7 @@ mod tests {
             request_id: String::new(),
             client: IpAddr::from([127, 0, 0, 1]),
             secure: false,
+            caller: OnceCell::new(),
             params: Vec::new(),
         }
     }

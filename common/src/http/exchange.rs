@@ -58,6 +58,8 @@ struct Record {
     status: u16,
     /// Of the order that it placed.
     message_id: Option<String>,
+    /// By whose key it came.
+    caller: Option<String>,
     cause: Option<String>,
     broken_off: bool,
 }
@@ -80,6 +82,7 @@ impl Exchange {
                 route: "edge",
                 status: 500,
                 message_id: None,
+                caller: None,
                 cause: None,
                 broken_off: false,
             },
@@ -99,6 +102,10 @@ impl Exchange {
     /// found by it.
     pub fn set_message_id(&mut self, message_id: &str) {
         self.record.message_id = Some(message_id.to_owned());
+    }
+
+    pub(super) fn set_caller(&mut self, name: Option<String>) {
+        self.record.caller = name;
     }
 
     /// The same, for who has something to do before the end.
@@ -244,6 +251,7 @@ impl Record {
             status = self.status,
             ms = logged_millis(elapsed),
             message_id = self.message_id.as_deref(),
+            caller = self.caller.as_deref(),
             broken_off = self.broken_off,
             cause = self.cause.as_deref();
             "request"

@@ -119,6 +119,9 @@ impl<S> Place<'_, S> {
         let (routes, state) = (self.routes, &mut *self.state);
         let panicked = panics(exchange, "none", |exchange, route| {
             let result = dispatch(routes, state, &mut request, route);
+            if let Some(exchange) = exchange {
+                exchange.set_caller(request.caller.take());
+            }
             answer(exchange, route, result);
         });
         self.panicked |= panicked;

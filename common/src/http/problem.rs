@@ -131,6 +131,12 @@ impl Problem {
         )
     }
 
+    /// 413; `limit` is in bytes.
+    #[must_use]
+    pub fn content_too_large(limit: usize) -> Self {
+        Self::new(413, format!("a body may have at most {limit} bytes"))
+    }
+
     /// 422: well-formed, and against what was said before.
     pub fn unprocessable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(422, detail)

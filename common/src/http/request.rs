@@ -1,5 +1,6 @@
 //! A request as a handler sees it: checked, and whole in memory.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -67,6 +68,8 @@ pub struct Request {
     pub client: IpAddr,
     /// Whether it came by HTTPS.
     pub secure: bool,
+    /// By whose key it came, for the log.
+    pub(crate) caller: OnceCell<String>,
     /// The segments that the route's pattern names.
     pub(crate) params: Vec<(&'static str, String)>,
 }
@@ -78,6 +81,11 @@ impl Request {
         self.target
             .split_once('?')
             .map_or(&self.target, |(path, _)| path)
+    }
+
+    /// Has the log tell by whose key it came.
+    pub fn set_caller(&self, name: &str) {
+        let _ = self.caller.set(name.to_owned());
     }
 
     /// The first header of that name, in any case.
@@ -236,6 +244,7 @@ mod tests {
             request_id: String::new(),
             client: IpAddr::from([127, 0, 0, 1]),
             secure: false,
+            caller: OnceCell::new(),
             params: Vec::new(),
         }
     }

@@ -10,6 +10,9 @@ use serde::Serialize;
 use super::exchange::Exchange;
 use super::problem::Problem;
 
+/// RFC 6797: for a year the browser asks by HTTPS alone.
+const HSTS: &str = "max-age=31536000";
+
 /// A stream is written in pieces of about this size, and one that ends before it is sent like
 /// any other body, with its length.
 const PIECE_BYTES: usize = 32 * 1024;
@@ -213,9 +216,16 @@ impl<'a> Response<'a> {
         self.headers.iter().any(|(present, _)| present == name)
     }
 
-    /// Writes the answer. `head_only` answers a HEAD request: the head as for GET, no content.
-    pub(super) fn write_to(self, out: &mut dyn Write, head_only: bool, terms: Terms) -> Sent {
+    /// Writes the answer, with what browsers are to keep to. `head_only` answers a HEAD request: the head
+    /// as for GET, no content.
+    pub(super) fn write_to(mut self, out: &mut dyn Write, head_only: bool, terms: Terms) -> Sent {
         let mut buffer = Vec::with_capacity(512);
+        self = self
+            .with_header("x-content-type-options", "nosniff")
+            .with_header("cross-origin-resource-policy", "same-origin");
+        if terms.https {
+            self = self.with_header("strict-transport-security", HSTS);
+        }
         push_head(&mut buffer, self.status, &self.headers);
         match self.body {
             Body::Empty => {
@@ -242,6 +252,8 @@ pub(crate) struct Terms {
     pub(crate) http_10: bool,
     /// This answer is the last.
     pub(crate) close: bool,
+    /// The connection is one of TLS.
+    pub(crate) https: bool,
 }
 
 /// How the sending of an answer ended.
@@ -445,10 +457,12 @@ mod tests {
     const HTTP_11: Terms = Terms {
         http_10: false,
         close: false,
+        https: false,
     };
     const HTTP_10: Terms = Terms {
         http_10: true,
         close: true,
+        https: false,
     };
 
     fn sent(response: Response<'_>) -> String {
@@ -486,7 +500,8 @@ mod tests {
         assert_eq!(
             text,
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: now\r\n\
-             content-length: 7\r\n\r\n[0,1,2]"
+             x-content-type-options: nosniff\r\n\
+             cross-origin-resource-policy: same-origin\r\ncontent-length: 7\r\n\r\n[0,1,2]"
         );
     }
 
@@ -579,7 +594,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: now\r\n\
-             content-length: 5\r\n\r\n"
+             x-content-type-options: nosniff\r\n\
+             cross-origin-resource-policy: same-origin\r\ncontent-length: 5\r\n\r\n"
         );
     }
 

@@ -194,6 +194,7 @@ fn turn_away(edge: &Edge, mut stream: &TcpStream) {
     let terms = Terms {
         http_10: false,
         close: true,
+        https: edge.tls.is_some(),
     };
     let request_id = request_id(None);
     problem

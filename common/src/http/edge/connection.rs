@@ -1,6 +1,7 @@
 //! One client's connection: reads whole requests and has each answered, here or by a worker.
 //! Everything that a client can draw out has a deadline here.
 
+use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -199,6 +200,7 @@ impl Connection<'_> {
             request_id: request_id(given.and_then(|id| std::str::from_utf8(id).ok())),
             client: self.client.address.ip(),
             secure: self.client.wire.is_secure(),
+            caller: OnceCell::new(),
             params: Vec::new(),
         }
     }
@@ -385,6 +387,7 @@ impl Connection<'_> {
         let terms = Terms {
             http_10,
             close: !keep_alive,
+            https: self.edge.tls.is_some(),
         };
         let exchange = self.exchange(asked, terms);
         if self.input.is_empty() {
@@ -414,6 +417,7 @@ impl Connection<'_> {
         let terms = Terms {
             http_10: false,
             close: true,
+            https: self.edge.tls.is_some(),
         };
         let exchange = self.exchange(asked, terms);
         exchange.answer(Err(Problem::refused(refusal)));

@@ -1,8 +1,7 @@
-//! HTTPS: the certificate, which is read again when the process gets SIGHUP.
+//! HTTPS: the certificate, which is read again when its files have changed.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
 
 use rustls::ServerConfig;
 use rustls::crypto::ring::{default_provider, sign::any_supported_type};
@@ -10,10 +9,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use signal_hook::consts::SIGHUP;
-use signal_hook::iterator::Signals;
 
 use crate::env::{ConfigError, Vars};
+use crate::watched::Watched;
 
 const CERT_FILE: &str = "TLS_CERT_FILE";
 const KEY_FILE: &str = "TLS_KEY_FILE";
@@ -33,19 +31,23 @@ impl std::fmt::Debug for Tls {
 impl Tls {
     /// From `TLS_CERT_FILE`, a chain in PEM, and `TLS_KEY_FILE`; None where neither is set.
     pub fn from_vars(vars: &Vars) -> Result<Option<Self>, ConfigError> {
-        let (cert_file, key_file) = match (vars.optional(CERT_FILE), vars.optional(KEY_FILE)) {
+        let (cert_file, key_file) = match (vars.guarding(CERT_FILE)?, vars.guarding(KEY_FILE)?) {
             (None, None) => return Ok(None),
             _ => (
                 PathBuf::from(vars.text(CERT_FILE)?),
                 PathBuf::from(vars.text(KEY_FILE)?),
             ),
         };
+        let watched = Watched::new(vec![cert_file.clone(), key_file.clone()]);
         let certificate = Arc::new(Certificate {
             current: RwLock::new(Arc::new(read(&cert_file, &key_file)?)),
             cert_file,
             key_file,
         });
-        Certificate::read_again_on_sighup(&certificate);
+        let changed = Arc::clone(&certificate);
+        watched
+            .watch(move || changed.read_again())
+            .map_err(|error| unusable(CERT_FILE, &certificate.cert_file, error))?;
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| unusable(CERT_FILE, &certificate.cert_file, error))?
@@ -78,31 +80,19 @@ impl ResolvesServerCert for Certificate {
 }
 
 impl Certificate {
-    /// The thread ends with the process.
-    fn read_again_on_sighup(certificate: &Arc<Self>) {
-        let certificate = Arc::clone(certificate);
-        let Ok(mut signals) = Signals::new([SIGHUP]) else {
-            return;
-        };
-        thread::spawn(move || {
-            for _ in signals.forever() {
-                match read(&certificate.cert_file, &certificate.key_file) {
-                    Ok(key) => {
-                        let mut current = certificate
-                            .current
-                            .write()
-                            .unwrap_or_else(PoisonError::into_inner);
-                        *current = Arc::new(key);
-                        log::info!("the certificate was read again");
-                    }
-                    // A half-written file must not cost the certificate that works.
-                    Err(error) => {
-                        let cause = error.to_string();
-                        log::error!(cause = cause.as_str(); "the certificate stays as it was");
-                    }
-                }
+    fn read_again(&self) {
+        match read(&self.cert_file, &self.key_file) {
+            Ok(key) => {
+                let current = self.current.write();
+                *current.unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+                log::info!("the certificate was read again");
             }
-        });
+            // A half-written file must not cost the certificate that works.
+            Err(error) => {
+                let cause = error.to_string();
+                log::error!(cause = cause.as_str(); "the certificate stays as it was");
+            }
+        }
     }
 }
 
