@@ -2,9 +2,11 @@
 # The whole platform on this machine: PostgreSQL, RabbitMQ and the four programs, reachable
 # from this machine only, in a folder of their own beside whatever else runs here.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 source "$repo/setup/lib/apps.sh"
 
@@ -63,8 +65,6 @@ server_port_keys=(
 # The commands
 
 up() {
-    local programs
-    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     trap 'die "interrupted; the next run goes on from here"' INT
     heading "The platform on this machine, in $folder"
     require_debian
@@ -74,11 +74,11 @@ up() {
     take_folder
     refuse_foreign_ports
 
-    build "$programs"
-    write_settings "$folder/settings.env"
+    build
+    step 'Write the settings' write_settings "$folder/settings.env"
     start_postgres
     start_rabbitmq
-    step 'Start the programs' apps_start "$folder" "$programs"
+    step 'Start the programs' apps_start "$alias"
     step 'Wait until every program is ready' wait_until_ready
     report
 }
@@ -87,9 +87,9 @@ down() {
     [[ -d $folder ]] || die "there is no $folder, so nothing runs in it: name the LOCAL_DIR that the platform was started with"
     take_folder
     use_node
-    step 'Stop the programs' apps_stop "$folder"
-    step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq"
-    step 'Stop PostgreSQL' postgres_stop "$folder/postgres"
+    step 'Stop the programs' apps_stop "$alias"
+    step 'Stop RabbitMQ' rabbitmq_stop "$alias/rabbitmq"
+    step 'Stop PostgreSQL' postgres_stop "$alias/postgres"
 }
 
 reset() {
@@ -104,9 +104,10 @@ reset() {
 }
 
 delete_data() {
-    postgres_remove "$folder/postgres"
-    rm -rf "$folder"/{rabbitmq,pm2,logs,apps.json,settings.env}
+    postgres_remove "$alias/postgres"
+    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env}
     rmdir --ignore-fail-on-non-empty "$folder"
+    remove_alias "$folder" "$alias"
 }
 
 # status: succeeds where all is well.
@@ -144,8 +145,8 @@ stop() {
     use_settings
     take_folder
     case $1 in
-        postgres) step 'Stop PostgreSQL' postgres_stop "$folder/postgres" ;;
-        rabbitmq) step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq" ;;
+        postgres) step 'Stop PostgreSQL' postgres_stop "$alias/postgres" ;;
+        rabbitmq) step 'Stop RabbitMQ' rabbitmq_stop "$alias/rabbitmq" ;;
     esac
 }
 
@@ -159,7 +160,7 @@ psql() {
     local database=$1 programs
     shift
     use_settings
-    programs=$(postgres_programs "$folder/postgres")
+    programs=$(postgres_programs "$alias/postgres")
     PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} exec "$programs/psql" --host=127.0.0.1 \
         --port="${SETTINGS[POSTGRES_PORT]}" --username="${SETTINGS[POSTGRES_USER]}" \
         --dbname="$database" "$@"
@@ -167,36 +168,32 @@ psql() {
 
 rabbitmqctl() {
     use_settings
-    rabbitmq_run "$folder/rabbitmq" rabbitmqctl "$@"
+    rabbitmq_run "$alias/rabbitmq" rabbitmqctl "$@"
 }
 
 # dead-letters ARGUMENT…: where the user is, so that a file to export to is where it is meant.
 dead-letters() {
-    local programs
-    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     use_settings
-    [[ -x $programs/billing-dead-letters ]] || die "there is no $programs/billing-dead-letters: build it with setup/local.sh up"
-    ENV_FILE=$folder/settings.env "$programs/billing-dead-letters" "$@"
+    [[ -x $folder/programs/billing-dead-letters ]] || die "there is no $folder/programs/billing-dead-letters: build it with setup/local.sh up"
+    ENV_FILE=$folder/settings.env "$folder/programs/billing-dead-letters" "$@"
 }
 
 # pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
 pm2() {
     use_node
-    apps_daemon_pid "$folder" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
-    run_pm2 "$folder" "$@"
+    apps_daemon_pid "$alias" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
+    run_pm2 "$alias" "$@"
 }
 
 # Where everything is
 
-# find_folder: LOCAL_DIR as an absolute path, if everything can live with it.
+# find_folder: LOCAL_DIR as an absolute path, and as one that servers and programs can live with.
 find_folder() {
-    local bytes
     folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
-    [[ $folder != *[\"\'\`\$\\[:cntrl:]]* ]] ||
-        die 'LOCAL_DIR must do without quotes, backquotes, backslashes and dollar signs: name another folder'
-    bytes=$(wc -c <<<"$folder/pm2/interactor.sock")
-    ((bytes <= 108)) ||
-        die "LOCAL_DIR is $((bytes - 108)) bytes too long for the sockets in it: name a shorter one"
+    [[ $folder != *[[:cntrl:]]* && $folder =~ ^.*$ ]] ||
+        die 'LOCAL_DIR must be UTF-8 without line breaks or control characters: name another folder'
+    alias=$(alias_of "$folder")
+    [[ ! -O $folder ]] || make_alias "$folder" "$alias"
 }
 
 # require_own_folder: two users cannot take turns with the same files.
@@ -210,6 +207,7 @@ require_own_folder() {
 take_folder() {
     require_own_folder
     install -d "$folder"
+    make_alias "$folder" "$alias"
     exec {folder_lock}<"$folder"
     flock --nonblock "$folder_lock" && return
     say "Wait for another setup/local.sh that is at work in $folder"
@@ -282,11 +280,11 @@ refuse_foreign_ports() {
 
 our_pids() {
     local app
-    postgres_pid "$(readlink -f "$folder/postgres")" || true
-    rabbitmq_pid "$folder/rabbitmq" || true
-    rabbitmq_epmd_pid "$folder/rabbitmq" || true
+    postgres_pid "$(postgres_home "$alias/postgres")" || true
+    rabbitmq_pid "$alias/rabbitmq" || true
+    rabbitmq_epmd_pid "$alias/rabbitmq" || true
     for app in "${apps[@]}"; do
-        app_pid "$folder" "$app" || true
+        app_pid "$alias" "$app" || true
     done
 }
 
@@ -297,10 +295,9 @@ holder_name() {
     esac
 }
 
-# build FOLDER: where the programs will be.
 build() {
     local text='Build the programs'
-    [[ -x $1/billing-consumer ]] || text+=' (the first time takes some minutes)'
+    [[ -x $folder/programs/billing-consumer ]] || text+=' (the first time takes some minutes)'
     step "$text" run_cargo
 }
 
@@ -309,12 +306,12 @@ build() {
 run_cargo() {
     exec {folder_lock}<&-
     cd "$repo"
-    cargo build --release --locked
+    cargo_build "$folder" --release
 }
 
 start_postgres() {
     step "Start PostgreSQL at $(server_address postgres)" \
-        postgres_start "$folder/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
+        postgres_start "$alias/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
     step 'Make the databases and the role that owns them' make_databases
 }
 
@@ -325,19 +322,19 @@ make_databases() {
         sql_role "$user" "${SETTINGS[POSTGRES_PASSWORD]}"
         sql_database "${SETTINGS[INVENTORY_DB_NAME]}" "$user"
         sql_database "${SETTINGS[BILLING_DB_NAME]}" "$user"
-    } | postgres_sql "$(readlink -f "$folder/postgres")" "${SETTINGS[POSTGRES_PORT]}"
+    } | postgres_sql "$(postgres_home "$alias/postgres")" "${SETTINGS[POSTGRES_PORT]}"
 }
 
 start_rabbitmq() {
     step "Start RabbitMQ at $(server_address rabbitmq)" \
-        rabbitmq_start "$folder/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
+        rabbitmq_start "$alias/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
         "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "${SETTINGS[RABBITMQ_DIST_PORT]}" \
         "${SETTINGS[ERL_EPMD_PORT]}"
     step 'Make the queue and its user' \
-        rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        rabbitmq_provide "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}" \
         "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
-    rabbitmq_tell_what_deletes_orders "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+    rabbitmq_tell_what_deletes_orders "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
 }
 
@@ -362,7 +359,7 @@ give_up_on() {
 app_state() {
     local url
     url=$(app_url "$1")
-    if ! app_pid "$folder" "$1" >/dev/null; then
+    if ! app_pid "$alias" "$1" >/dev/null; then
         echo 'does not run'
     elif answers_ok "$url/health" && answers_ok "$url/ready"; then
         echo ready
@@ -376,7 +373,7 @@ answers_ok() {
 }
 
 server_state() {
-    if "${1}_pid" "$(readlink -f "$folder/$1")" >/dev/null; then
+    if "${1}_pid" "$(postgres_home "$alias/$1")" >/dev/null; then
         echo runs
     else
         echo 'does not run'

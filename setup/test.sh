@@ -2,9 +2,11 @@
 # All checks, the same here and in CI, against a PostgreSQL and a RabbitMQ of their own that
 # are gone afterwards. Nothing that runs on this machine is met or touched.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 source "$repo/setup/lib/browser.sh"
 source "$repo/setup/lib/test_servers.sh"

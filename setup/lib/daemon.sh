@@ -74,14 +74,16 @@ pid_in() {
     [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
 }
 
-# has_mark PID TEXT: while a process turns into another program, as RabbitMQ's does three times,
-# its environment is empty for a moment, and says nothing yet.
+# has_mark PID NAME=VALUE: the process has this in its environment, or, where the value is a path,
+# another one to the same file. While a process turns into another program, as RabbitMQ's does three
+# times, its environment is empty for a moment, and says nothing yet.
 has_mark() {
-    local environment tries
+    local environment tries value
     for ((tries = 0; tries < 25; tries++)); do
         environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
         [[ -z $environment ]] || break
         sleep 0.02
     done
-    grep -qxF -- "$2" <<<"$environment"
+    value=$(grep -m 1 "^${2%%=*}=" <<<"$environment") || return 1
+    [[ $value == "$2" || ${value#*=} -ef ${2#*=} ]]
 }

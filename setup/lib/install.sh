@@ -163,21 +163,6 @@ is_offered() {
     [[ $(LC_ALL=C apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
-# install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml
-# asks for comes with the first build. A cargo of another origin is used as it is.
-install_rust() {
-    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-    command -v cargo >/dev/null || step "Install Rust, by rustup" run_rustup
-}
-
-run_rustup() {
-    local script
-    script=$(mktemp)
-    trap 'rm -f "$script"' EXIT
-    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"
-    sh "$script" -y --profile minimal --default-toolchain none --no-modify-path
-}
-
 # has_node [VERSION]: or a newer one. PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is
 # 370 packages.
 has_node() {

@@ -43,11 +43,16 @@ postgres_place() {
     fi
 }
 
+# postgres_home HOME: where it leads to, if it is such a link.
+postgres_home() {
+    readlink "$1" || echo "$1"
+}
+
 # postgres_start HOME PORT [SETTING…]: what runs already with the same settings stays.
 postgres_start() {
     local home programs settings
     postgres_place "$1"
-    home=$(readlink -f "$1")
+    home=$(postgres_home "$1")
     settings=$(postgres_settings "${@:2}")
     [[ -f $home/data/PG_VERSION ]] || postgres_create "$home"
 
@@ -117,7 +122,7 @@ postgres_pid() {
 # sessions and loses nothing.
 postgres_stop() {
     local home programs
-    home=$(readlink -f "$1")
+    home=$(postgres_home "$1")
     postgres_pid "$home" >/dev/null || return 0
     programs=$(postgres_programs "$home")
     detached as_postgres "$programs/pg_ctl" stop --pgdata="$home/data" --mode="${2:-fast}" --wait \
@@ -127,7 +132,7 @@ postgres_stop() {
 # postgres_remove HOME: the folder, and where it leads to.
 postgres_remove() {
     local place
-    place=$(readlink -f "$1")
+    place=$(postgres_home "$1")
     rm -rf "$1" "$place"
     [[ $place != /var/lib/crud-master/* ]] ||
         rmdir --ignore-fail-on-non-empty /var/lib/crud-master

@@ -178,16 +178,6 @@ provide_compiler() {
     new_enough_cargo || step 'Install Rust, by rustup' install_rust_for_builder
 }
 
-# minimum_rust: as Cargo.toml has it.
-minimum_rust() {
-    sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml"
-}
-
-# at_least VERSION MINIMUM
-at_least() {
-    [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
-}
-
 # new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.
 new_enough_cargo() {
     local version

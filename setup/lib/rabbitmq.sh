@@ -51,6 +51,7 @@ rabbitmq_environment() {
 HOME=$1
 ERL_EPMD_ADDRESS=127.0.0.1
 ERL_EPMD_PORT=$3
+ERL_CRASH_DUMP=$1/log/erl_crash.dump
 RABBITMQ_NODENAME=$4
 RABBITMQ_DIST_PORT=$2
 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}
@@ -114,7 +115,7 @@ rabbitmq_wait() {
     local deadline=$((SECONDS + 120))
     until port_answers 127.0.0.1 "$2" && rabbitmq_api "$1" "$3" GET overview 2>/dev/null; do
         if ((SECONDS > deadline)) || ! rabbitmq_pid "$1" >/dev/null; then
-            tail -n 15 "$1/log/start"
+            tail -n 15 "$1/log/start" "$1"/log/rabbit@*.log 2>/dev/null
             return 1
         fi
         sleep 0.2

@@ -80,7 +80,7 @@ write_settings() {
 }
 
 # take_new FILE: FILE.new in its place, whole or not at all. A file that says the same already
-# keeps its date, by which what has read it is known to be current.
+# stays, and its owner with it.
 take_new() {
     if cmp -s "$1.new" "$1"; then
         rm -f "$1.new"

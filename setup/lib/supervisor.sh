@@ -136,6 +136,7 @@ UNIT
 
 # start_apps: those that do not run, or not from the newest file, list and settings.
 start_apps() {
-    apps_start "$state" "${home:?}/bin"
+    ln -sfnT "${home:?}/bin" "$state/programs"
+    apps_start "$state"
     run_pm2 "$state" save --force
 }

@@ -2,9 +2,11 @@
 # The API documents beside a platform that runs: is docs/openapi.yaml well-formed, is every example
 # in it really answered, does schemathesis find anything, and does the Postman collection pass?
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
@@ -40,6 +42,7 @@ main() {
 prepare() {
     local folder=${LOCAL_DIR:-$repo/.local}
     settings=$folder/settings.env
+    programs=$folder/programs
     [[ -f $settings ]] || die "there is no platform in $folder: start one with setup/local.sh up"
     read_settings "$settings"
     gateway=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[API_GATEWAY_PORT]}
@@ -61,7 +64,7 @@ check_documents() {
     python -m openapi_spec_validator docs/openapi.yaml
 
     say 'Its examples'
-    python tests/api/examples.py docs/openapi.yaml "$settings" "$(programs)/api-gateway"
+    python tests/api/examples.py docs/openapi.yaml "$settings" "$programs/api-gateway"
 
     say 'schemathesis, at the gateway'
     schemathesis "$gateway" --exclude-path /api/health --max-examples "$examples_max"
@@ -92,7 +95,7 @@ start_guarded_gateway() {
     printf 'tests:%s:admin\n' "$(printf '%s' "$key" | sha256sum | cut -d ' ' -f 1)" >"$work/keys"
     : >"$work/guarded.log"
     ENV_FILE=$settings RUST_LOG=info LOG_FORMAT=logfmt API_GATEWAY_PORT=0 API_KEYS_FILE=$work/keys \
-        "$(programs)/api-gateway" 2>"$work/guarded.log" &
+        "$programs/api-gateway" 2>"$work/guarded.log" &
     guarded_pid=$!
     until guarded=$(grep -m 1 listening "$work/guarded.log" | grep -o 'address=[^ ]*'); do
         ((SECONDS < deadline)) || die "a gateway with keys does not start: $(tail -n 5 "$work/guarded.log")"
@@ -117,10 +120,6 @@ explore() {
 
 # The paths that billing-api has.
 billing_paths='^/(api/orders|api/dead-letters|api/health|health|ready|metrics)'
-
-programs() {
-    echo "$(realpath -m "${CARGO_TARGET_DIR:-target}")/release"
-}
 
 python() {
     PYTHONPATH=$tools/api-python:$repo/tests/api PYTHONDONTWRITEBYTECODE=1 python3 "$@"

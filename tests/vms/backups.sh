@@ -4,9 +4,11 @@
 #
 #   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/postgres.sh has it, and its port
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 source "$repo/setup/lib/backups.sh"
 source "$repo/tests/vms/checks.sh"

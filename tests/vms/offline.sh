@@ -2,9 +2,11 @@
 # What can be said of the deployment in seconds, without machines: the Vagrantfile and the
 # functions behind the provisioning. The rest is run.sh's.
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 source "$repo/tests/vms/checks.sh"
 
@@ -155,7 +157,7 @@ what_pm2_gets() {
     for app in "${apps[@]}"; do
         write_settings "$scratch/state/$app.env"
     done
-    apps_write_list "$scratch/state" /opt/crud-master/bin
+    apps_write_list "$scratch/state"
     is 'its list has the four names' 'api-gateway inventory-api billing-api billing-consumer' \
         of_list '" ".join(app["name"] for app in apps)'
     is 'each program has more than the 10 s that a drain may take' True of_list 'all(app["kill_timeout"] > 11000 for app in apps)'
