@@ -37,9 +37,6 @@ USAGE
 # own PostgreSQL or RabbitMQ does not listen.
 local_defaults=(
     LISTEN_ADDRESS=127.0.0.1
-    GATEWAY_VM_IP=127.0.0.1
-    INVENTORY_VM_IP=127.0.0.1
-    BILLING_VM_IP=127.0.0.1
     POSTGRES_HOST=127.0.0.1
     POSTGRES_PORT=15432
     RABBITMQ_HOST=127.0.0.1
@@ -216,10 +213,15 @@ take_folder() {
 
 # choose_settings: the environment over what differs on one machine over .env.local over .env.
 choose_settings() {
-    local default
+    local default key host
     read_project_settings "$repo"
     for default in "${local_defaults[@]}"; do
         set_setting "${default%%=*}" "${default#*=}"
+    done
+    environment_wins LISTEN_ADDRESS
+    host=$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}")
+    for key in GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP; do
+        set_setting "$key" "$(tr -d '[]' <<<"$host")"
     done
     environment_wins "${optional_settings[@]}"
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
@@ -237,9 +239,7 @@ use_settings() {
 
 # app_url APP: where this machine reaches it.
 app_url() {
-    local host=${SETTINGS[LISTEN_ADDRESS]}
-    [[ $host != 0.0.0.0 ]] || host=127.0.0.1
-    echo "http://$host:${SETTINGS[${app_port_key[$1]}]}"
+    echo "http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[${app_port_key[$1]}]}"
 }
 
 server_address() {
@@ -369,7 +369,7 @@ app_state() {
 }
 
 answers_ok() {
-    curl --disable --noproxy '*' --silent --fail --max-time 5 --output /dev/null "$1"
+    curl --disable --noproxy '*' --globoff --silent --fail --max-time 5 --output /dev/null "$1"
 }
 
 server_state() {
@@ -395,9 +395,9 @@ report() {
     cat <<TRY
 
   Try:
-    curl $gateway/api/movies -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
-    curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
-    curl $(app_url billing-api)/api/orders
+    curl $(quoted "$gateway/api/movies") -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
+    curl $(quoted "$gateway/api/billing") -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
+    curl $(quoted "$(app_url billing-api)/api/orders")
 
   Next:
 $(next status 'what runs, and where')

@@ -11,6 +11,7 @@ source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
 source "$repo/setup/lib/install.sh"
 
 usage() {
@@ -45,8 +46,8 @@ prepare() {
     programs=$folder/programs
     [[ -f $settings ]] || die "there is no platform in $folder: start one with setup/local.sh up"
     read_settings "$settings"
-    gateway=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[API_GATEWAY_PORT]}
-    billing=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[BILLING_API_PORT]}
+    gateway=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[API_GATEWAY_PORT]}
+    billing=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[BILLING_API_PORT]}
     install_api_checkers
     work=$(mktemp -d)
     trap clean_up EXIT

@@ -87,8 +87,9 @@ settings_by_ruby() {
 
 settings() {
     local before
-    install -d "$scratch/project/setup"
+    install -d "$scratch/project/setup/lib"
     cp "$repo/setup/secrets.sh" "$scratch/project/setup"
+    cp "$repo/setup/lib/well_known_passwords" "$scratch/project/setup/lib"
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
@@ -100,6 +101,15 @@ settings() {
     is 'a second time it changes nothing' "$before" cat "$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" renew >/dev/null
     is 'unless it is told to renew' 1 exit_of test "$before" = "$(<"$scratch/project/.env.local")"
+
+    cp "$repo/.env" "$scratch/project/.env.local"
+    sh "$scratch/project/setup/secrets.sh" >/dev/null
+    is 'a copy of .env gets strong ones in the place of the well-known ones' 2 \
+        grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    printf '%s\r\n' 'export POSTGRES_PASSWORD = "password" # x' "RABBITMQ_PASSWORD='own \\'" >"$scratch/project/.env.local"
+    sh "$scratch/project/setup/secrets.sh" >/dev/null
+    is 'one that everybody knows is replaced however it is written' 1 grep -cE '^POSTGRES_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'and one of their own stays' 1 grep -cF "RABBITMQ_PASSWORD='own \\'" "$scratch/project/.env.local"
 
     is 'the gateway is told no password of PostgreSQL' POSTGRES_PASSWORD secrets_kept_from api-gateway
     is 'nor the inventory that of RabbitMQ' RABBITMQ_PASSWORD secrets_kept_from inventory-api
@@ -162,7 +172,7 @@ what_pm2_gets() {
         of_list '" ".join(app["name"] for app in apps)'
     is 'each program has more than the 10 s that a drain may take' True of_list 'all(app["kill_timeout"] > 11000 for app in apps)'
     is 'each is told where its own settings are' True \
-        of_list 'all(app["env"] == {"ENV_FILE": "'"$scratch"'/state/" + app["name"] + ".env"} for app in apps)'
+        of_list 'all(app["env"]["ENV_FILE"] == "'"$scratch"'/state/" + app["name"] + ".env" for app in apps)'
     is 'the settings are for their owner alone' '600 600 600 600' modes_of_settings
     is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
 }
