@@ -53,6 +53,7 @@ all_checks() {
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
+    check 'The set-up in odd surroundings' tests/setup/run.sh
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
 
@@ -179,7 +180,7 @@ shell_scripts() {
 # command_lines: every script that people call answers help, version and nonsense alike.
 command_lines() {
     local script status said=$folder/said
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,vms}/run.sh; do
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
         [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
         status=0
