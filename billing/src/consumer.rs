@@ -4,23 +4,22 @@
 //! what was not acknowledged), wait, start over.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
-use common::backoff::Backoff;
 use common::db::{Database, DbError};
 use common::log as logging;
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
+use common::outage::Outage;
 use common::process::StartError;
 use common::queue::{Link, LinkError, QueueConfig};
 use common::shutdown::Shutdown;
 use crossbeam_channel::{Receiver, RecvError, select};
 
 use crate::config::ConsumerConfig;
-use crate::health::{Health, Recording, State};
+use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
 use crate::message::{Message, REASONS, Source};
 use crate::settle::{Settled, settle};
@@ -54,7 +53,7 @@ pub(crate) fn start(
 ) -> Result<Receiver<()>, StartError> {
     let database = Database::new(&config.database, MIGRATIONS);
     let mut consumer = Consumer {
-        outage: Outage::default(),
+        outage: Outage::none(Duration::from_millis(200), Duration::from_secs(3)),
         lines: Lines::default(),
         queue: config.queue.clone(),
         store: RecordStore::new(&database, config.dead_letters_bytes_max),
@@ -222,86 +221,50 @@ impl Lines {
 }
 
 /// Why a session with both servers ended.
-#[derive(Debug)]
-enum Interruption {
-    Database(DbError),
-    Broker(LinkError),
-    Panic,
+struct Interruption {
+    cause: String,
+    /// Error where somebody has to mend something.
+    level: log::Level,
+    /// Rather than the broker's.
+    of_database: bool,
+}
+
+impl Interruption {
+    fn panic() -> Self {
+        Self {
+            cause: "the consumer panicked".to_owned(),
+            level: log::Level::Error,
+            of_database: true,
+        }
+    }
 }
 
 impl From<DbError> for Interruption {
     fn from(error: DbError) -> Self {
-        Self::Database(error)
+        Self {
+            cause: error.to_string(),
+            level: match error {
+                DbError::Unavailable(_) | DbError::Locked(_) => log::Level::Warn,
+                _ => log::Level::Error,
+            },
+            of_database: true,
+        }
     }
 }
 
 impl From<LinkError> for Interruption {
     fn from(error: LinkError) -> Self {
-        Self::Broker(error)
+        Self {
+            cause: error.to_string(),
+            level: error.level(),
+            of_database: false,
+        }
     }
 }
 
 impl From<amiquip::Error> for Interruption {
     fn from(error: amiquip::Error) -> Self {
-        Self::Broker(error.into())
-    }
-}
-
-impl Interruption {
-    /// Error where somebody has to mend something.
-    fn level(&self) -> log::Level {
-        match self {
-            Self::Broker(error) => error.level(),
-            Self::Database(DbError::Unavailable(_) | DbError::Locked(_)) => log::Level::Warn,
-            Self::Database(_) | Self::Panic => log::Level::Error,
-        }
-    }
-}
-
-impl fmt::Display for Interruption {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Database(error) => error.fmt(f),
-            Self::Broker(error) => error.fmt(f),
-            Self::Panic => f.write_str("the consumer panicked"),
-        }
-    }
-}
-
-/// What the log was told: one line when an outage begins and one when it is over, however often
-/// it is tried meanwhile.
-#[derive(Default)]
-struct Outage {
-    cause: String,
-    /// It is the database that fails: to consume is not the end of it.
-    of_database: bool,
-}
-
-impl Outage {
-    fn begin(&mut self, interruption: &Interruption) {
-        let cause = interruption.to_string();
-        if cause != self.cause {
-            log::log!(
-                interruption.level(), cause = cause.as_str();
-                "interrupted; orders wait in the queue"
-            );
-            self.cause = cause;
-        }
-        self.of_database = matches!(interruption, Interruption::Database(_));
-    }
-
-    fn note_consuming(&mut self, queue: &str) {
-        if !self.of_database {
-            self.cause.clear();
-            log::info!(queue = queue; "consuming");
-        }
-    }
-
-    fn note_recording(&mut self) {
-        if self.of_database {
-            *self = Self::default();
-            log::info!("orders are recorded again");
-        }
+        LinkError::from(error).into()
     }
 }
 
@@ -318,35 +281,23 @@ struct Consumer {
 impl Consumer {
     /// One session after another until the shutdown.
     fn run(&mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(3));
         loop {
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.session(&mut backoff)))
-                .unwrap_or(Err(Interruption::Panic));
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.session()))
+                .unwrap_or_else(|_| Err(Interruption::panic()));
             let Err(interruption) = outcome else { return };
-            let mut state = self.health.state();
-            // Nothing is in hand any more.
-            *state = State {
-                rabbitmq: state.rabbitmq,
-                recording: state.recording,
-                committed_at: state.committed_at,
-                ..State::default()
-            };
-            match interruption {
-                Interruption::Database(_) | Interruption::Panic => {
-                    state.recording = Recording::Fails;
-                }
-                Interruption::Broker(_) => state.rabbitmq = false,
-            }
-            drop(state);
-            self.outage.begin(&interruption);
-            if backoff.wait(&self.shutdown) {
+            self.health.state().interrupted(interruption.of_database);
+            let text = "interrupted; orders wait in the queue";
+            let pause = self
+                .outage
+                .note(interruption.level, &interruption.cause, text);
+            if self.shutdown.wait_at_most(pause) {
                 return;
             }
         }
     }
 
     /// Consumes until the shutdown, or until something breaks.
-    fn session(&mut self, backoff: &mut Backoff) -> Result<(), Interruption> {
+    fn session(&mut self) -> Result<(), Interruption> {
         let mut link = self.connect()?;
         let channel = link.open_channel()?;
         link.declare(&self.queue.queue)?;
@@ -363,7 +314,9 @@ impl Consumer {
         let _limit = link.limit_from_drop();
 
         self.health.state().rabbitmq = true;
-        self.outage.note_consuming(&self.queue.queue);
+        if self.outage.connects() {
+            log::info!(queue = self.queue.queue.as_str(); "consuming");
+        }
         let mut hand = Hand {
             link: &link,
             channel: &channel,
@@ -379,9 +332,7 @@ impl Consumer {
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
                     self.counts.consumed.inc_by(batch.len() as u64);
-                    if self.settle(&mut hand, batch, Patience::Usual)? {
-                        backoff.reset();
-                    }
+                    self.settle(&mut hand, batch, Patience::Usual)?;
                 }
                 default(TICK) => {}
             }
@@ -416,14 +367,14 @@ impl Consumer {
         Ok(link?)
     }
 
-    /// Has fates decided and acknowledges what is settled; whether anything was. The messages of a
-    /// batch that fails are settled as far as it got.
+    /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
+    /// settled as far as it got.
     fn settle(
         &mut self,
         hand: &mut Hand<'_>,
         batch: Vec<Message>,
         patience: Patience,
-    ) -> Result<bool, Interruption> {
+    ) -> Result<(), Interruption> {
         let since = Instant::now();
         hand.show(&self.health, Some(since));
         let mut settled = Settled::new();
@@ -434,11 +385,8 @@ impl Consumer {
         self.counts.note(&settled);
         self.lines.note(&settled, since);
         if progress {
-            let mut state = self.health.state();
-            state.committed_at = Some(SystemTime::now());
-            state.recording = Recording::Works;
-            drop(state);
-            self.outage.note_recording();
+            self.health.state().committed_at = Some(SystemTime::now());
+            self.note_success();
         }
         let put_down = hand.put_down(settled);
         hand.show(&self.health, None);
@@ -448,7 +396,7 @@ impl Consumer {
             let text = "too many messages wait for somebody else".to_owned();
             return Err(DbError::Locked(text).into());
         }
-        Ok(progress)
+        Ok(())
     }
 
     /// Tries held messages again, and, where nothing else is in hand, finds out whether orders could
@@ -470,10 +418,17 @@ impl Consumer {
             hand.show(&self.health, Some(Instant::now()));
             self.store.check()?;
             hand.show(&self.health, None);
-            self.health.state().recording = Recording::Works;
-            self.outage.note_recording();
+            self.note_success();
         }
         Ok(())
+    }
+
+    /// Orders are recorded, or could be.
+    fn note_success(&mut self) {
+        self.health.state().recording = Recording::Works;
+        if self.outage.end() {
+            log::info!("orders are recorded again");
+        }
     }
 }
 

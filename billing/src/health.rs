@@ -40,6 +40,20 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// A session ended: nothing is in hand any more.
+    pub(crate) fn interrupted(&mut self, by_database: bool) {
+        *self = Self {
+            rabbitmq: self.rabbitmq && by_database,
+            recording: if by_database {
+                Recording::Fails
+            } else {
+                self.recording
+            },
+            committed_at: self.committed_at,
+            ..Self::default()
+        };
+    }
+
     fn records(&self) -> bool {
         let slow = |since: Instant| since.elapsed() >= RECORDING_LIMIT;
         self.recording == Recording::Works && !self.trying_since.is_some_and(slow)

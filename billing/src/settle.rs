@@ -41,7 +41,10 @@ pub(crate) fn settle(
         store.dry_run()?;
         true
     } else {
-        matches!(error, DbError::BadData(_) | DbError::Violated(_))
+        matches!(
+            error,
+            DbError::BadData(_) | DbError::Unencodable(_) | DbError::Violated(_)
+        )
     };
     if divisible && batch.len() > 1 {
         let second = batch.split_off(batch.len() / 2);

@@ -315,6 +315,96 @@ fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that
     assert_eq!(count_dead(&billing.database), 1);
 }
 
+#[test]
+fn an_order_that_a_stranger_forbids_by_now_holds_up_no_other_where_the_last_was_like_it() {
+    let billing = Billing::start();
+    billing.publish(&[(order("mallory"), with_id("x"))]);
+    billing.await_recorded(&["x"]);
+    billing.database.execute(
+        "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory') NOT VALID",
+    );
+
+    billing.publish(&[placed("a"), (order("mallory"), with_id("y")), placed("b")]);
+
+    billing.await_recorded(&["a", "b", "x"]);
+}
+
+#[test]
+fn an_order_that_comes_again_when_somebody_has_removed_its_user_holds_up_no_other() {
+    let billing = Billing::start();
+    billing.publish(&[placed("k")]);
+    billing.await_recorded(&["k"]);
+    billing.database.execute(
+        "ALTER TABLE orders ALTER user_id DROP NOT NULL; UPDATE orders SET user_id = NULL",
+    );
+
+    billing.publish(&[placed("a"), placed("k"), placed("b")]);
+
+    billing.await_recorded(&["a", "b", "k"]);
+}
+
+#[test]
+fn a_message_id_that_looks_like_one_of_the_consumer_holds_up_no_order() {
+    let billing = Billing::start();
+    let pids = billing
+        .database
+        .query("SELECT pid FROM pg_stat_activity", &[]);
+    let pids = pids.iter().map(|row| row.get::<_, i32>(0));
+    let mut messages: Vec<_> = pids.map(|pid| placed(&format!("dry run {pid}"))).collect();
+    messages.push(placed("k"));
+    billing.publish(&messages);
+    billing.await_settled();
+    let mut holder = billing.database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let delete = "DELETE FROM orders WHERE message_id = 'k'";
+    open.execute(delete, &[]).expect("an order");
+
+    billing.publish(&[placed("a"), placed("k"), placed("b")]);
+
+    eventually("the others are recorded", || {
+        let sql = "SELECT count(*) FROM orders WHERE message_id IN ('a', 'b')";
+        billing.database.count(sql) == 2
+    });
+}
+
+#[test]
+fn an_order_that_the_database_has_no_characters_for_is_a_dead_letter() {
+    let billing = Billing::start();
+    // As a database says that is not in UTF-8.
+    billing.database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF NEW.user_id = ''Ж'' THEN RAISE untranslatable_character; END IF; RETURN NEW; END'; \
+         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+
+    billing.publish(&[placed("a"), (order("Ж"), with_id("x")), placed("b")]);
+
+    billing.await_settled();
+    billing.await_recorded(&["a", "b"]);
+    assert_eq!(dead_letters(&billing.database)[0].reason, "database");
+}
+
+#[test]
+fn consumers_side_by_side_record_as_fast_as_one_where_a_commit_is_slow() {
+    let billing = Billing::start_with(3, 1 << 30);
+    // A deferred trigger runs in the commit, once for all of its orders: a slow disk.
+    billing.database.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF current_setting(''slow.transaction'', true) IS DISTINCT FROM txid_current()::text \
+          THEN PERFORM set_config(''slow.transaction'', txid_current()::text, true); \
+          PERFORM pg_sleep(0.6); END IF; RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON orders DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    let ids: Vec<_> = (0..5000).map(|number| format!("m-{number:04}")).collect();
+    let messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
+
+    billing.publish(&messages);
+
+    billing.await_settled();
+    assert_eq!(billing.recorded(), ids);
+}
+
 /// A change of the tables by somebody else that one good order does not fit into: that order waits,
 /// the others are recorded, and it is recorded after the mend.
 fn one_order_waits(breaks: &str, mends: &str, good: Published) {

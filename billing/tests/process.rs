@@ -1,5 +1,6 @@
 //! Both programs as processes: their settings, their signals, and servers that come and go.
 
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use amiquip::AmqpProperties;
@@ -12,6 +13,7 @@ use dead::count_dead;
 
 const API: &str = env!("CARGO_BIN_EXE_billing-api");
 const CONSUMER: &str = env!("CARGO_BIN_EXE_billing-consumer");
+const TOOL: &str = env!("CARGO_BIN_EXE_billing-dead-letters");
 const PROGRAMS: [(&str, &str); 2] = [("billing-api", API), ("billing-consumer", CONSUMER)];
 
 /// What both programs are told; each takes what it needs.
@@ -345,6 +347,50 @@ fn a_consumer_killed_under_load_loses_no_order_and_repeats_none() {
     eventually("all are recorded", || recorded(&database) >= COUNT);
     assert_recorded_once_each(&database, COUNT);
     assert_eq!(count_dead(&database), 0);
+}
+
+#[test]
+fn a_program_suspended_in_the_midst_of_a_transaction_holds_up_the_consumers_for_seconds_only() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let consumer = start_consumer(&database, &queue);
+    publish(&queue, 1);
+    eventually("an order is recorded", || recorded(&database) == 1);
+    database.execute(
+        "CREATE TABLE hangs AS SELECT 1; \
+         CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN WHILE EXISTS (SELECT FROM hangs) LOOP PERFORM pg_sleep(0.05); END LOOP; \
+          RETURN NULL; END'; \
+         CREATE TRIGGER hang AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION hang(); \
+         INSERT INTO dead_letters (reason, detail, exchange, routing_key, properties, body, body_bytes) \
+         VALUES ('body', '', '', '', '{}', \
+                 '{\"user_id\":\"1\",\"number_of_items\":1,\"total_amount\":1}', 51)",
+    );
+    let mut tool = Command::new(TOOL);
+    tool.arg("replay").env_clear().envs(vars(&database, &queue));
+    let mut tool = tool.current_dir("/").spawn().expect("a program");
+    eventually("it writes", || {
+        let sql = "SELECT count(*) FROM pg_locks WHERE relation = 'hangs'::regclass \
+                   AND pid <> pg_backend_pid()";
+        database.count(sql) == 1
+    });
+
+    signal(&tool, "STOP");
+    database.execute("DELETE FROM hangs");
+    publish(&queue, 10);
+
+    let asked = Instant::now();
+    eventually("the others are recorded", || recorded(&database) == 10);
+    assert!(asked.elapsed() < Duration::from_secs(15));
+    signal(&tool, "CONT");
+    assert!(tool.wait().expect("a child").success());
+    assert_eq!((recorded(&database), count_dead(&database)), (10, 1));
+    drop(consumer);
+}
+
+fn signal(program: &Child, name: &str) {
+    let mut kill = Command::new("kill");
+    let sent = kill.args(["-s", name, &program.id().to_string()]).status();
+    assert!(sent.expect("kill").success(), "the program runs");
 }
 
 #[test]

@@ -170,13 +170,8 @@ impl DbError {
             (LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED | SERIALIZATION_FAILURE, _) => {
                 Self::Locked(text)
             }
-            (
-                STRING_TOO_LONG
-                | NUMBER_OUT_OF_RANGE
-                | NOT_IN_REPERTOIRE
-                | UNTRANSLATABLE_CHARACTER,
-                _,
-            ) => Self::BadData(text),
+            (STRING_TOO_LONG | NUMBER_OUT_OF_RANGE, _) => Self::BadData(text),
+            (NOT_IN_REPERTOIRE | UNTRANSLATABLE_CHARACTER, _) => Self::Unencodable(text),
             (READ_ONLY_TRANSACTION, _) => Self::Unavailable(text),
             (code, _) if OUTAGES.iter().any(|class| code.starts_with(class)) => {
                 Self::Unavailable(text)

@@ -110,7 +110,8 @@ impl Vars {
         parse(key, &self.text(key)?, expected)
     }
 
-    /// The same for a variable that has a default.
+    /// A variable as a value of its type, or `default` where it is not set; `expected` says in the error
+    /// what would have been right.
     pub fn parsed_or<T: FromStr>(
         &self,
         key: &str,

@@ -20,3 +20,4 @@ mod sanitizing;
 pub mod backoff;
 pub mod log;
 pub mod metrics;
+pub mod outage;

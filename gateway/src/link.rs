@@ -8,15 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
-use common::backoff::Backoff;
+use common::outage::Outage;
 use common::queue::{Confirming, Link, LinkError, QueueConfig};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 /// A link that held so long was one, even where no order came to prove it.
 const PROVEN_AFTER: Duration = Duration::from_mins(1);
-
-/// More causes than these are not told of one outage.
-const CAUSES_MAX: usize = 8;
 
 /// A channel for the publisher, who gives it back and never drops it: a drop waits for the broker.
 pub(crate) struct PublishChannel {
@@ -93,7 +90,7 @@ struct LinkThread {
 impl LinkThread {
     /// One link after another.
     fn run(self) {
-        let mut outage = Outage::new();
+        let mut outage = Outage::none(Duration::from_millis(100), Duration::from_secs(3));
         loop {
             let mut proven = false;
             // Were this thread to end by a panic, orders would be refused for ever after.
@@ -104,7 +101,11 @@ impl LinkThread {
                 Err(_) => LinkError::Broken("its thread panicked"),
             };
             let _ = self.opened.send(LinkEvent::Lost);
-            let pause = outage.note(&error, proven);
+            if proven {
+                outage.end();
+            }
+            let text = "no link to the broker; orders are refused";
+            let pause = outage.note(error.level(), &error.to_string(), text);
             // The publisher has no channel now, so none comes back: this waits, or is told of the end.
             if let Err(RecvTimeoutError::Disconnected) = self.comes_back.recv_timeout(pause) {
                 return;
@@ -119,7 +120,9 @@ impl LinkThread {
         loop {
             let confirming = link.open_confirming(&self.config.queue)?;
             let blocked = link.blocked.clone();
-            outage.note_link(&self.config.queue);
+            if outage.connects() {
+                log::info!(queue = self.config.queue.as_str(); "publishing");
+            }
             let channel = PublishChannel {
                 confirming,
                 blocked,
@@ -142,50 +145,5 @@ impl LinkThread {
                 Reason::Shutdown => return Ok(()),
             }
         }
-    }
-}
-
-/// What the log is told of outages, and how soon the next try comes. Both start anew when a link
-/// has served, and not when it is made: a broker that accepts links and serves none of them is one
-/// outage.
-struct Outage {
-    backoff: Backoff,
-    /// The causes that the log was told; none while all is well.
-    told: Vec<String>,
-    /// Whether the log was told that there is a link.
-    link_told: bool,
-}
-
-impl Outage {
-    fn new() -> Self {
-        Self {
-            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(3)),
-            told: Vec::new(),
-            link_told: false,
-        }
-    }
-
-    fn note_link(&mut self, queue: &str) {
-        if !std::mem::replace(&mut self.link_told, true) {
-            log::info!(queue = queue; "publishing");
-        }
-    }
-
-    /// The link is lost, or could not be made; says how long to wait.
-    fn note(&mut self, error: &LinkError, proven: bool) -> Duration {
-        if proven {
-            self.backoff.reset();
-            self.told.clear();
-            self.link_told = false;
-        }
-        let cause = error.to_string();
-        if !self.told.contains(&cause) && self.told.len() < CAUSES_MAX {
-            log::log!(
-                error.level(), cause = cause.as_str();
-                "no link to the broker; orders are refused"
-            );
-            self.told.push(cause);
-        }
-        self.backoff.delay()
     }
 }

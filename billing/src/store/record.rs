@@ -10,22 +10,25 @@ use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{BODY_BYTES_KEPT, Message, Reason, properties_json};
 
-/// A batch waits for a lock no longer than another consumer may hold one, which is for one commit; for
-/// its own commit it waits as long as that takes. What was acknowledged must be on disk, whatever a
-/// role has by default.
+/// Statements are prepared without a long wait for a lock; a commit is waited for as long as it takes. A
+/// program that is suspended in the midst of a transaction does not keep its locks. What was acknowledged
+/// must be on disk, whatever a role has by default.
 const SESSION: &str = "SET lock_timeout = '250ms'; SET statement_timeout = 0; \
+     SET idle_in_transaction_session_timeout = '5s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Consumers take turns, so that rows become visible in the order of their ids. The table's own
-/// number is the lock's, so other schemas have other locks.
-const TURN: &str = "SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint)";
+/// number is the lock's, so other schemas have other locks. A turn is waited for as long as the commits
+/// of the others take.
+const TURN: &str = "SET LOCAL lock_timeout = 0; \
+     SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint)";
 
 /// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
 /// is made while there are few orders and kept when there are many.
 const COMPARE: &str = "SELECT new.place, \
          (there.user_id, there.number_of_items, there.total_amount) \
-         = (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
+         IS NOT DISTINCT FROM (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
      FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
           AS new (message_id, user_id, number_of_items, total_amount, place) \
      CROSS JOIN LATERAL (SELECT user_id, number_of_items, total_amount FROM orders \
@@ -60,12 +63,12 @@ pub(crate) enum Fate {
     Held(String),
 }
 
-/// How long a batch waits for the locks of others.
+/// How long a batch whose turn it is waits for the locks of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// As long as a commit of another consumer may take.
+    /// A quarter of a second.
     Usual,
-    /// Only for its turn; then no longer than it takes to see that somebody else holds a lock.
+    /// No longer than it takes to see that somebody else holds a lock.
     Short,
 }
 
@@ -86,22 +89,19 @@ struct Statements {
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
     client.batch_execute(SESSION)?;
-    // The turn is taken before the first id is drawn: the sort reads all of its input first.
-    let record = format!(
-        "WITH turn AS MATERIALIZED ({TURN}) \
-         INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-         SELECT new.message_id, new.user_id, new.number_of_items, new.total_amount::numeric \
-         FROM turn, unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
-              AS new (message_id, user_id, number_of_items, total_amount, place) \
-         ORDER BY new.place \
-         ON CONFLICT (message_id) DO NOTHING RETURNING id::bigint AS id, message_id"
-    );
     Ok(Statements {
         check: client.prepare(
             "INSERT INTO orders (user_id, number_of_items, total_amount) \
              SELECT '', 0, 0 WHERE false",
         )?,
-        record: client.prepare(&record)?,
+        record: client.prepare(
+            "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
+             SELECT message_id, user_id, number_of_items, total_amount::numeric \
+             FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
+                  AS new (message_id, user_id, number_of_items, total_amount, place) \
+             ORDER BY place \
+             ON CONFLICT (message_id) DO NOTHING RETURNING id::bigint AS id, message_id",
+        )?,
         compare: client.prepare(COMPARE)?,
         put_aside: OnceCell::new(),
     })
@@ -120,26 +120,33 @@ impl RecordStore {
     /// Finds out, by writing nothing, whether orders can be written.
     pub(crate) fn check(&mut self) -> Result<(), DbError> {
         self.connection.run(|client, statements| {
-            let mut transaction = patient(client)?;
+            let mut transaction = client.transaction()?;
+            transaction.batch_execute("SET LOCAL lock_timeout = '2s'")?;
             transaction.execute(&statements.check, &[])?;
             transaction.rollback()
         })
     }
 
     /// Writes a good order and takes it back, but for the id that is drawn: where that fails, what is
-    /// wrong is the database. A good order is one like the last.
+    /// wrong is the database. A good order is one like the last, or, where somebody forbids that one by
+    /// now, the least that an order may be.
     pub(crate) fn dry_run(&mut self) -> Result<(), DbError> {
+        let last = "(SELECT user_id, number_of_items, total_amount FROM orders \
+                     ORDER BY id DESC LIMIT 1)";
+        self.write_and_take_back(last).or_else(|error| {
+            self.write_and_take_back("(VALUES ('1', 1, 0))")
+                .map_err(|_| error)
+        })
+    }
+
+    fn write_and_take_back(&mut self, good: &str) -> Result<(), DbError> {
         let written = self.connection.run(|client, _| {
-            let mut transaction = patient(client)?;
-            transaction.batch_execute(TURN)?;
-            let written = transaction.execute(
+            let mut transaction = begin_in_turn(client, "2s")?;
+            let sql = format!(
                 "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-                 SELECT 'dry run ' || pg_backend_pid(), user_id, number_of_items, total_amount \
-                 FROM ((SELECT user_id, number_of_items, total_amount FROM orders \
-                        ORDER BY id DESC LIMIT 1) \
-                       UNION ALL SELECT '1', 1, 1) AS good LIMIT 1",
-                &[],
-            )?;
+                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good"
+            );
+            let written = transaction.execute(&sql, &[])?;
             // What would only be said at the commit.
             transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
             transaction.rollback()?;
@@ -160,14 +167,11 @@ impl RecordStore {
     ) -> Result<Vec<Fate>, DbError> {
         let bytes_max = self.dead_letters_bytes_max;
         let fates = self.connection.run(|client, statements| {
-            // A role or a database may have another level by default.
-            let mut transaction = client
-                .build_transaction()
-                .isolation_level(IsolationLevel::ReadCommitted)
-                .start()?;
-            if patience == Patience::Short {
-                transaction.batch_execute(&format!("{TURN}; SET LOCAL lock_timeout = '10ms'"))?;
-            }
+            let limit = match patience {
+                Patience::Usual => "250ms",
+                Patience::Short => "10ms",
+            };
+            let mut transaction = begin_in_turn(client, limit)?;
             if replayed_meanwhile(&mut transaction, batch)? {
                 return Ok(Some(vec![Fate::Duplicate; batch.len()]));
             }
@@ -197,10 +201,14 @@ fn replayed_meanwhile(transaction: &mut Transaction<'_>, batch: &[Message]) -> R
     Ok(false)
 }
 
-/// A transaction that waits longer for locks than those which record.
-fn patient(client: &mut Client) -> Result<Transaction<'_>, Error> {
-    let mut transaction = client.transaction()?;
-    transaction.batch_execute("SET LOCAL lock_timeout = '2s'")?;
+/// Begins a transaction whose turn it is, before it draws an id, and which waits so long for other locks.
+fn begin_in_turn<'a>(client: &'a mut Client, limit: &str) -> Result<Transaction<'a>, Error> {
+    // A role or a database may have another level by default.
+    let mut transaction = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::ReadCommitted)
+        .start()?;
+    transaction.batch_execute(&format!("{TURN}; SET LOCAL lock_timeout = '{limit}'"))?;
     Ok(transaction)
 }
 

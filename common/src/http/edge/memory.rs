@@ -43,7 +43,8 @@ impl Share {
         self.grow_within(bytes, self.memory.bytes_max)
     }
 
-    /// The same within the half that answers may take, so that requests always find the other.
+    /// Grows to so many bytes in all, within the half that answers may take, so that requests always
+    /// find the other; false where that half does not reach.
     pub(crate) fn grow_within_half(&mut self, bytes: usize) -> bool {
         self.grow_within(bytes, self.memory.bytes_max / 2)
     }

@@ -601,7 +601,7 @@ fn a_line_of_a_chunk_and_the_trailers_together_have_a_limit() {
     assert_eq!(status(trailers(TRAILER_BYTES_MAX / 4 + 1)), 400);
 }
 
-/// The same request as others read it: httparse for the head, the sizes of chunks and the
+/// A request as others read it: httparse for the head, the sizes of chunks and the
 /// trailers, and `chunked_transfer`, by which tiny_http reads, where there are no trailers.
 fn second_opinion(bytes: &[u8]) -> Option<Whole> {
     let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
