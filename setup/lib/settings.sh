@@ -20,7 +20,9 @@ read_settings() {
     [[ -e $1 ]] || die "there is no $1; git checkout brings the one of the project back"
     [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un): be that user"
     # PowerShell's > writes UTF-16, half of which is NUL.
-    ! IFS= read -rd '' line <"$1" && [[ $line != $'\xff\xfe'* && $line != $'\xfe\xff'* ]] || die "$1 is UTF-16: save it as UTF-8"
+    if IFS= read -rd '' line <"$1" || [[ $line == $'\xff\xfe'* || $line == $'\xfe\xff'* ]]; then
+        die "$1 is UTF-16: save it as UTF-8"
+    fi
     while IFS= read -r line || [[ -n $line ]]; do
         ((number += 1))
         [[ $line =~ ^.*$ ]] || die "$1 is not UTF-8 in line $number: save it as UTF-8"

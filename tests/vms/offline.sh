@@ -18,6 +18,7 @@ main() {
     settings
     programs
     what_pm2_gets
+    the_supervisor
     firewall
     what_deletes_orders
     echo "$passed passed, ${#failures[@]} failed"
@@ -185,6 +186,32 @@ of_list() {
 modes_of_settings() {
     stat -c %a "$scratch/state/"*.env | paste -sd ' '
 }
+
+# PM2 as a service
+
+the_supervisor() {
+    local variables
+    tools=$scratch/tools
+    install -d "$scratch/state/pm2" "$tools/pm2"
+    echo "$pm2_version" >"$tools/pm2/version"
+    mapfile -t variables < <(state=$scratch/state unit_text | sed -n 's/^Environment=//p' | tr ' ' '\n')
+    start_daemon "$scratch/state/pm2/pm2.pid" /dev/null "${variables[0]}" "${variables[@]}" sleep 600
+    is 'PM2 as it was started by its unit stays' 0 exit_of supervisor_of "$scratch/state"
+    touch -d 2001-01-01 "$scratch/state/pm2/pm2.pid"
+    is 'whatever the clock was' 0 exit_of supervisor_of "$scratch/state"
+    touch -d 2099-01-01 "$scratch/state/pm2/pm2.pid"
+    is 'and not with another unit, though the clock was ahead' 1 exit_of supervisor_of "$scratch/state" /another
+    echo 0.0.0 >"$tools/pm2/version"
+    is 'nor of another version' 1 exit_of supervisor_of "$scratch/state"
+    stop_daemon "$scratch/state/pm2/pm2.pid" "${variables[0]}"
+}
+
+# supervisor_of STATE [PATH]: whether it is current, with this beside the PATH in its unit.
+supervisor_of() (
+    state=$1
+    PATH=$PATH${2:+:$2}
+    supervisor_is_current
+)
 
 # The firewall
 
