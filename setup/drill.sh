@@ -73,7 +73,7 @@ fault() {
     local postgres rabbitmq=$DRILL_FOLDER/rabbitmq
     postgres=$(postgres_home "$DRILL_FOLDER/postgres")
     case $1 in
-        stop-postgres) postgres_stop "$postgres" immediate ;;
+        stop-postgres) postgres_stop "$postgres" QUIT ;;
         kill-postgres) kill -KILL "$(postgres_pid "$postgres")" ;;
         start-postgres) test_postgres_start "$DRILL_FOLDER" "$DRILL_PORT" ;;
         hang-commits) sql "ALTER SYSTEM SET synchronous_standby_names = 'nowhere'; SELECT pg_reload_conf();" ;;

@@ -55,6 +55,8 @@ optional_settings=(
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
     HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
 )
+# What a log has before it is put aside. With the one before, it takes twice as much.
+log_bytes_max=$((32 << 20))
 server_port_keys=(
     POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT
 )
@@ -66,6 +68,11 @@ up() {
     heading "The platform on this machine, in $folder"
     require_debian
     require_own_folder
+    if [[ $folder == "$repo/.local" ]]; then
+        require_writable "$folder" "$own_copy"
+    else
+        require_writable "$folder" 'name another LOCAL_DIR'
+    fi
     choose_settings
     install_what_is_missing
     take_folder
@@ -76,6 +83,7 @@ up() {
     start_postgres
     start_rabbitmq
     step 'Start the programs' apps_start "$alias"
+    step 'Keep the logs small' bound_logs
     step 'Wait until every program is ready' wait_until_ready
     report
 }
@@ -83,10 +91,10 @@ up() {
 down() {
     [[ -d $folder ]] || die "there is no $folder, so nothing runs in it: name the LOCAL_DIR that the platform was started with"
     take_folder
-    use_node
     step 'Stop the programs' apps_stop "$alias"
     step 'Stop RabbitMQ' rabbitmq_stop "$alias/rabbitmq"
     step 'Stop PostgreSQL' postgres_stop "$alias/postgres"
+    stop_daemon "$alias/logs/bound.pid" "LOGS_OF=$alias"
 }
 
 reset() {
@@ -109,19 +117,42 @@ delete_data() {
 
 # status: succeeds where all is well.
 status() {
-    local app server state all_well=true
+    local app server state unwell=()
     use_settings
     for app in "${apps[@]}"; do
         state=$(app_state "$app")
-        [[ $state == ready ]] || all_well=false
+        [[ $state == ready ]] || unwell+=("$app")
         place "$app" "$(app_url "$app")" "$state"
     done
     for server in postgres rabbitmq; do
         state=$(server_state "$server")
-        [[ $state == runs ]] || all_well=false
+        [[ $state == runs ]] || unwell+=("$server")
         place "$server" "$(server_address "$server")" "$state"
     done
-    $all_well
+    ((${#unwell[@]} > 0)) || return 0
+    if ! apps_daemon_pid "$alias" >/dev/null; then
+        printf '\n  next: %s\n' "$(call up)"
+    else
+        for server in "${unwell[@]}"; do
+            tell_why "$server"
+        done
+    fi
+    return 1
+}
+
+# tell_why NAME: of a program or server that is not as it should be: what it says itself, the last
+# line of its log, and the command that comes next.
+tell_why() {
+    local state='does not run' next="start $1" detail
+    [[ ! -v app_port_key[$1] ]] || state=$(app_state "$1") next="pm2 restart $1"
+    if [[ $state == 'not ready' ]]; then
+        detail=$(ask --max-time 5 "$(app_url "$1")/ready" | sed -n 's/.*"detail":"\([^"]*\)".*/\1/p')
+        state="is ${detail:-not ready}" next="logs $1"
+    fi
+    echo
+    say "$1 $state"
+    note "the last line of its log: $(tail -n 100 "$(log_file "$1")" | grep -v ' target=access ' | tail -n 1)"
+    note "next: $(call "$next")"
 }
 
 # logs [NAME]…: follows them on a terminal, else prints what they end with.
@@ -342,17 +373,24 @@ wait_until_ready() {
     local app deadline=$((SECONDS + 60))
     for app in "${apps[@]}"; do
         until [[ $(app_state "$app") == ready ]]; do
-            ((SECONDS < deadline)) || give_up_on "$app"
+            ((SECONDS < deadline)) || {
+                status || true
+                die "$app is not ready after a minute; above is why. After a cure: $(call up)"
+            }
             sleep 0.2
         done
     done
 }
 
-give_up_on() {
-    tail -n 20 "$(log_file "$1")"
-    echo "$1 is not ready after a minute ($(app_state "$1")); above is the end of its log."
-    echo "What it waits for: curl $(app_url "$1")/ready; after a cure: setup/local.sh up"
-    exit 1
+# bound_logs: by a process of its own, which ends with "down".
+bound_logs() {
+    local app logs=()
+    for app in "${apps[@]}" postgres rabbitmq; do
+        logs+=("$(log_file "$app")")
+    done
+    stop_daemon "$alias/logs/bound.pid" "LOGS_OF=$alias"
+    start_daemon "$alias/logs/bound.pid" /dev/null "LOGS_OF=$alias" \
+        "$BASH" "$repo/setup/lib/bound_logs.sh" "$log_bytes_max" "${logs[@]}" "$folder/pm2/pm2.log"
 }
 
 # app_state APP: ready, not ready, or does not run.
@@ -369,7 +407,12 @@ app_state() {
 }
 
 answers_ok() {
-    curl --disable --noproxy '*' --globoff --silent --fail --max-time 5 --output /dev/null "$1"
+    ask --fail --max-time 5 --output /dev/null "$1"
+}
+
+# ask ARGUMENT…
+ask() {
+    curl --disable --noproxy '*' --globoff --silent "$@"
 }
 
 server_state() {
@@ -381,9 +424,8 @@ server_state() {
 }
 
 report() {
-    local gateway again='setup/local.sh'
+    local gateway
     gateway=$(app_url api-gateway)
-    [[ $folder == "$repo/.local" ]] || again="LOCAL_DIR=$(quoted "$folder") setup/local.sh"
     heading "Everything runs, after $(time_text $SECONDS)"
     echo
     place api-gateway "$gateway" 'open it in a browser: the console'
@@ -411,9 +453,15 @@ $(next help 'the other commands')
 TRY
 }
 
-# next COMMAND TEXT: with the name that this script was called by in report.
+# next COMMAND TEXT
 next() {
-    printf '    %-*s  %s\n' $((${#again} + 27)) "$again $1" "$2"
+    printf '    %-*s  %s\n' $(($(call '' | wc -m) + 26)) "$(call "$1")" "$2"
+}
+
+# call COMMAND: how this script is called with it, for this folder.
+call() {
+    [[ $folder == "$repo/.local" ]] || printf 'LOCAL_DIR=%s ' "$(quoted "$folder")"
+    echo "setup/local.sh $1"
 }
 
 # place NAME ADDRESS TEXT: a line of the table.

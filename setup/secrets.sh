@@ -20,10 +20,16 @@ show_version() {
     echo "secrets.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")"
 }
 
+fail() {
+    echo "secrets.sh: $1" >&2
+    exit 1
+}
+
 keys='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
 unset CDPATH
 here=$(cd "$(dirname "$0")" && pwd -P)
-file=$here/../.env.local
+folder=${here%/*}
+file=$folder/.env.local
 
 case ${1:-} in
     '') renew=false ;;
@@ -50,10 +56,11 @@ is_secret() {
 }
 
 umask 077
-trap 'rm -f "$file.new" "$file.rest"' EXIT
+[ -w "$folder" ] || fail "$folder cannot be written to: be its owner, or have the project in a folder of your own"
+trap 'status=$?; rm -f "$file.new" "$file.rest"; [ $status -eq 0 ] || echo "secrets.sh: .env.local stays as it was" >&2' EXIT
 if [ -e "$file" ]; then
     [ "$(tr -d '\000' <"$file" | wc -c)" -eq "$(wc -c <"$file")" ] ||
-        { echo 'secrets.sh: .env.local is UTF-16: save it as UTF-8' >&2 && exit 1; }
+        fail '.env.local is UTF-16: save it as UTF-8'
     # A byte order mark would hide the first line.
     LC_ALL=C sed "1s/^$(printf '\357\273\277')//" "$file" >"$file.new"
 else
@@ -63,7 +70,7 @@ written=''
 for key in $keys; do
     $renew || ! is_secret "$(value_of "$key")" || continue
     secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
-    [ "${#secret}" -eq 48 ] || { echo 'secrets.sh: there is no /dev/urandom to read from: write the passwords into .env.local yourself' >&2 && exit 1; }
+    [ "${#secret}" -eq 48 ] || fail 'there is no /dev/urandom to read from: write the passwords into .env.local yourself'
     # In the place of the first line that sets it, where a comment may speak of it.
     awk -v line="$(line_of "$key" | sed 's/\\(/(/; s/\\)\\{0,1\\}/)?/')" -v secret="$key=$secret" '
         $0 ~ line { if (!done) print secret; done = 1; next }

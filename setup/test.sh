@@ -58,6 +58,7 @@ all_checks() {
     check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
 
     choose_platform
+    check 'A platform on a full disk' tests/setup/platform.sh
     check 'A platform to ask' setup/local.sh up
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$LOCAL_DIR/settings.env"

@@ -25,7 +25,7 @@ aliases_folder() {
 # make_alias FOLDER ALIAS
 make_alias() {
     local parent=${2%/*}
-    [[ $1 != "$2" ]] || return 0
+    [[ $1 != "$2" && $(readlink "$2") != "$1" ]] || return 0
     [[ -d $parent ]] || install -d -m 755 "$parent"
     [[ -O $parent && ! -L $parent ]] || die "$parent belongs to somebody else: remove it, or name a LOCAL_DIR of letters, digits and ._- alone"
     ln -sfnT "$1" "$2"

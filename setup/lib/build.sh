@@ -26,6 +26,7 @@ fitting_cargo() {
 # Debian's does.
 install_rust() {
     local own=${CARGO_HOME:-$HOME/.cargo}/bin
+    require_home
     if ! fitting_cargo "$(type -P cargo)"; then
         fitting_cargo "$own/cargo" || step 'Install Rust, by rustup' run_rustup
         PATH=$own:$PATH
@@ -34,6 +35,7 @@ install_rust() {
 
 run_rustup() {
     local script
+    require_executable "$TMPDIR" 'set TMPDIR to another folder'
     script=$(mktemp)
     trap 'rm -f "$script"' EXIT
     curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"
@@ -44,6 +46,10 @@ run_rustup() {
 # which variables and files of the user's may decide.
 cargo_build() {
     local programs
+    programs=$(cargo metadata --locked --no-deps --format-version=1 |
+        sed -n 's/.*"target_directory":"\(\([^"\]\|\\.\)*\)".*/\1/p' | sed 's/\\\(.\)/\1/g')
+    require_writable "$programs" 'set CARGO_TARGET_DIR to another folder'
+    require_executable "$programs" 'set CARGO_TARGET_DIR to another folder'
     cargo build --locked --message-format=json-render-diagnostics "${@:2}" >"$1/built.json"
     programs=$(sed -n 's|.*"executable":"\(.*\)/[^/"]*".*|\1|p' "$1/built.json" | head -n 1 | sed 's/\\\(.\)/\1/g')
     rm -f "$1/built.json"

@@ -17,19 +17,20 @@ detached() (
 
 # start_daemon PIDFILE LOG MARK [NAME=VALUE…] COMMAND…: in a session of its own, which no
 # Ctrl-C of this terminal reaches. MARK is a variable too, the one by which the process is
-# known again; it takes a moment to show.
+# known again; it takes a moment to show. Where the pid cannot be written down, nothing is started.
 start_daemon() {
     local pidfile=$1 log=$2 mark=$3 tries
     shift 2
     (
         let_go
-        exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
+        echo "$BASHPID" >"$pidfile" && exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
     ) </dev/null >"$log" 2>&1 &
-    echo "$!" >"$pidfile"
     for ((tries = 0; tries < 50; tries++)); do
         has_mark "$!" "$mark" && return
         sleep 0.02
     done
+    cat "$log"
+    return 1
 }
 
 # let_go: leaves the working directory and closes what this shell has open beside its input

@@ -251,6 +251,7 @@ install_cargo_deny() {
 }
 
 fetch_cargo_deny() {
+    require_executable "$TMPDIR" 'set TMPDIR to another folder'
     cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
 }
 
@@ -275,7 +276,6 @@ fetch_promtool() {
 # install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is
 # there. The command gets the folder that it is to fill as its first argument.
 install_tool() {
-    install -d "$tools"
     has_tool "$1" "$2" || step "$3" make_tool "$1" "$2" "${@:4}"
 }
 
@@ -286,6 +286,9 @@ has_tool() {
 # Filled aside and moved into place when it is whole; two runs at the same time take turns.
 make_tool() {
     local lock new=$tools/$1.new
+    require_writable "$tools" "$own_copy"
+    require_executable "$tools" "$own_copy"
+    install -d "$tools"
     exec {lock}<"$tools"
     flock "$lock"
     ! has_tool "$1" "$2" || return 0

@@ -47,6 +47,9 @@ begin_machine() {
     [[ -n $(ip -oneline address show to "${SETTINGS[$address]}") ]] ||
         note "NOTE: $address is ${SETTINGS[$address]}, and no network card here has it (vagrant reload?)"
     warn_of_development_passwords
+    require_writable "$state" 'give this machine a larger disk'
+    require_writable "$home" 'give this machine a larger disk'
+    require_executable "$home" 'mount that disk without noexec'
     install -d "$home" "$home/bin" "$state"
     # Two runs at the same time would meet half of each other's work.
     exec {machine_lock}<"$state"

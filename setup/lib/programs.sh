@@ -81,6 +81,7 @@ install_programs() {
 # else: building runs code of every crate.
 build_programs() {
     say 'There are no programs that fit in dist/, so they are built here'
+    require_executable "$state" 'mount that disk without noexec'
     provide_compiler
     provide_builder
     free_memory_to_build

@@ -40,7 +40,9 @@ rabbitmq_create() {
     random_secret >"$home/.erlang.cookie"
     chmod 400 "$home/.erlang.cookie"
     random_secret >"$home/administrator"
-    echo '[rabbitmq_management].' >"$home/enabled_plugins"
+    # The last one says that the folder is whole.
+    echo '[rabbitmq_management].' >"$home/enabled_plugins.new"
+    mv "$home/enabled_plugins.new" "$home/enabled_plugins"
 }
 
 # rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT NODE: the names that point nowhere keep
@@ -52,6 +54,7 @@ HOME=$1
 ERL_EPMD_ADDRESS=127.0.0.1
 ERL_EPMD_PORT=$3
 ERL_CRASH_DUMP=$1/log/erl_crash.dump
+ERL_CRASH_DUMP_BYTES=33554432
 RABBITMQ_NODENAME=$4
 RABBITMQ_DIST_PORT=$2
 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}

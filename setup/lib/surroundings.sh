@@ -19,7 +19,18 @@ if [[ ! -d ${HOME:-} ]]; then
     HOME=~
 fi
 export HOME
-[[ ${TMPDIR:-} == /* && -d $TMPDIR && -w $TMPDIR ]] || unset TMPDIR
+# takes_files FOLDER: it is there, and its disk is not full.
+takes_files() {
+    local trial status=0
+    trial=$(mktemp "$1/crud-master-XXXXXX" 2>/dev/null) || return 1
+    head -c 65536 /dev/zero >"$trial" 2>/dev/null || status=1
+    rm -f "$trial"
+    return "$status"
+}
+for TMPDIR in "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm; do
+    [[ $TMPDIR == /* ]] && takes_files "$TMPDIR" && break
+done
+export TMPDIR
 # The folder that this was called in may be gone.
 pwd -P >/dev/null 2>&1 || cd /
 

@@ -23,16 +23,24 @@ USAGE
 
 main() {
     take_no_arguments "$@"
+    take_own_mounts
     scratch=$(mktemp -d)
     trap clean_up EXIT
     the_environment
     odd_paths
     the_compiler
     what_runs_already
+    disks
     addresses
     the_vagrantfile
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
+}
+
+# take_own_mounts: where that is allowed, so that disks can be of any kind.
+take_own_mounts() {
+    [[ -z ${own_mounts:-} ]] && unshare --mount true 2>/dev/null || return 0
+    own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
 }
 
 clean_up() {
@@ -114,7 +122,7 @@ the_compiler() {
 }
 
 where_cargo_put_them() (
-    stand_in "$scratch/cargo/cargo" "cat '$scratch/messages'"
+    stand_in "$scratch/cargo/cargo" "case \$1 in metadata) echo '{\"target_directory\":\"$scratch\"}' ;; *) cat '$scratch/messages' ;; esac"
     printf '%s\n' '{"reason":"compiler-artifact","filenames":["/x/lib.rlib"],"executable":null,"fresh":true}' \
         "{\"reason\":\"compiler-artifact\",\"executable\":$(json_text "$scratch/my \"target/api-gateway"),\"fresh\":true}" >"$scratch/messages"
     PATH=$scratch/cargo:$PATH
@@ -151,6 +159,69 @@ what_runs_already() {
     is 'the digest in the list is no help to try passwords' 600 stat -c %a "$platform/salt"
     is 'it is stopped without PM2 and without Node' 0 exit_of apps_stop "$platform"
     is 'and runs no more' 1 exit_of app_pid "$platform" api-gateway
+}
+
+# Disks that are full, forbid to start programs or belong to others
+
+disks() {
+    local disk=$scratch/disk said
+    if [[ -z ${own_mounts:-} ]]; then
+        note 'NOTE: nothing can be mounted here: disks that are full or forbid programs are not checked'
+        return
+    fi
+    install -d "$disk"
+    mount -t tmpfs -o size=110m,noexec none "$disk"
+    is 'a disk with room will do' 0 exit_of lasts require_writable "$disk/a/b"
+    is 'no program is built where none can be started' \
+        "run.sh: no program can be started from $disk/target, whose disk is mounted with noexec: set CARGO_TARGET_DIR to another folder" \
+        lasts built_in "$disk/target"
+    head -c 109M /dev/zero >"$disk/filler"
+    is 'a disk without is told before anything is done' \
+        "local.sh: the disk of $disk/platform is full: 1 MB are free, and 100 are needed: make room, or name another LOCAL_DIR" \
+        last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
+    is 'and nothing is left there' filler ls "$disk"
+
+    install -d "$disk/setup/lib"
+    cp setup/secrets.sh "$disk/setup"
+    echo RUST_LOG=debug >"$disk/.env.local"
+    cat /dev/zero >"$disk/filler" 2>/dev/null || true
+    is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"
+    is 'whole' RUST_LOG=debug cat "$disk/.env.local"
+    is 'a full disk for temporary files is not used' /tmp env TMPDIR="$disk" bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
+    is 'a pid that cannot be written down starts nothing' 1 exit_of start_daemon "$disk/no/pid" /dev/null A=b sleep 600
+
+    said=$(cd "$disk" && folder=$disk && (step 'Write something' cp /bin/bash "$disk/file") 2>&1) || true
+    is 'a step that fails on a full disk names the disk' 1 grep -c "The disk of $disk is full" <(echo "$said")
+    said=$( (step 'Read something' die 'it is not there') 2>&1) || true
+    is 'a step whose reason is known says it once' $'  Read something\nrun.sh: it is not there' echo "$said"
+
+    mount -o remount,ro "$disk"
+    is 'a disk that is read-only is told' "local.sh: $disk is read-only: name another LOCAL_DIR" \
+        last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
+    umount "$disk"
+    install -d "$scratch/checkout"
+    cp -r setup .env Cargo.toml "$scratch/checkout"
+    chmod 755 "$scratch"
+    is 'and so is a checkout of another user' \
+        "local.sh: $scratch/checkout belongs to root, and this is nobody: be that user, or have the project in a folder of your own" \
+        last_line setpriv --reuid=nobody --regid=nogroup --clear-groups "$scratch/checkout/setup/local.sh" up
+}
+
+# lasts COMMAND…: in a shell of its own, which die ends.
+lasts() (
+    "$@"
+)
+
+last_line() {
+    "$@" 2>&1 | tail -n 1
+}
+
+# built_in FOLDER: what cargo_build says where cargo builds in that folder.
+built_in() {
+    local folder=$1
+    cargo() { echo "{\"target_directory\":\"$folder\"}"; }
+    cargo_build "$scratch"
 }
 
 # Where programs that listen there are asked
