@@ -194,6 +194,7 @@ the_supervisor() {
     tools=$scratch/tools
     install -d "$scratch/state/pm2" "$tools/pm2"
     echo "$pm2_version" >"$tools/pm2/version"
+    # shellcheck disable=SC2016 # for another shell
     is 'its unit does not depend on who provisions' "$(HOME=/nowhere unit_text)" env -u HOME bash -p -c \
         'repo=$1 PATH=$2; source "$1/setup/lib/surroundings.sh"; source "$1/setup/lib/machine.sh"; PATH=$2 tools=$3; unit_text' \
         bash "$repo" "$PATH" "$tools"
