@@ -67,7 +67,6 @@ up() {
     trap 'die "interrupted; the next run goes on from here"' INT
     heading "The platform on this machine, in $folder"
     require_debian
-    require_own_folder
     if [[ $folder == "$repo/.local" ]]; then
         require_writable "$folder" "$own_copy"
     else
@@ -221,19 +220,15 @@ find_folder() {
     [[ $folder != *[[:cntrl:]]* && $folder =~ ^.*$ ]] ||
         die 'LOCAL_DIR must be UTF-8 without line breaks or control characters: name another folder'
     alias=$(alias_of "$folder")
-    [[ ! -O $folder ]] || make_alias "$folder" "$alias"
-}
-
-# require_own_folder: two users cannot take turns with the same files.
-require_own_folder() {
-    [[ ! -e $folder || -O $folder ]] ||
-        die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    [[ -e $folder ]] || return 0
+    # Two users cannot take turns with the same files, and each has a path of its own.
+    [[ -O $folder ]] || die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    make_alias "$folder" "$alias"
 }
 
 # take_folder: makes it, and lets one script at a time change what runs there. The folder
 # itself is the lock, which ends with this script.
 take_folder() {
-    require_own_folder
     install -d "$folder"
     make_alias "$folder" "$alias"
     exec {folder_lock}<"$folder"

@@ -25,8 +25,9 @@ start_daemon() {
         let_go
         echo "$BASHPID" >"$pidfile" && exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
     ) </dev/null >"$log" 2>&1 &
-    for ((tries = 0; tries < 50; tries++)); do
+    for ((tries = 0; tries < 1500; tries++)); do
         has_mark "$!" "$mark" && return
+        kill -0 "$!" 2>/dev/null || break
         sleep 0.02
     done
     cat "$log"

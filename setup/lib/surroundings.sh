@@ -11,10 +11,10 @@ umask 022
 # What programs say is searched for English texts, and a byte that is no UTF-8 is to be noticed.
 export LANG=C.UTF-8 LC_ALL=C.UTF-8
 
-# cron and systemd leave out some of these, or all.
+# cron and systemd leave out some of these, or all, and sudo may keep the HOME of another user.
 PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
-if [[ ! -d ${HOME:-} ]]; then
+if [[ ! -d ${HOME:-} || ! -w $HOME ]]; then
     unset HOME
     HOME=~
 fi

@@ -205,7 +205,16 @@ disks() {
     chmod 755 "$scratch"
     is 'and so is a checkout of another user' \
         "local.sh: $scratch/checkout belongs to root, and this is nobody: be that user, or have the project in a folder of your own" \
-        last_line setpriv --reuid=nobody --regid=nogroup --clear-groups "$scratch/checkout/setup/local.sh" up
+        last_line as_nobody "$scratch/checkout/setup/local.sh" up
+    install -d "$scratch/checkout/.local"
+    is 'whichever command it is' "local.sh: $scratch/checkout/.local belongs to root: be that user, or name another LOCAL_DIR" \
+        last_line as_nobody "$scratch/checkout/setup/local.sh" status
+    is 'a HOME of another user is not used' ~nobody as_nobody env HOME=/root bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$scratch/checkout"
+}
+
+as_nobody() {
+    setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"
 }
 
 # lasts COMMAND…: in a shell of its own, which die ends.
