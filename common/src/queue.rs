@@ -17,7 +17,7 @@ use amiquip::{
     ConnectionOptions, ConnectionTuning, FieldTable, QueueDeclareOptions, Return,
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use crate::env::{ConfigError, Vars};
 use crate::inflow::{Door, Inflow};
@@ -603,7 +603,10 @@ fn connect(broker: &Broker) -> io::Result<TcpStream> {
             Ok(socket) => {
                 // Without it each confirmed message waits 40 ms for a delayed acknowledgement.
                 socket.set_nodelay(true)?;
-                SockRef::from(&socket).set_tcp_user_timeout(Some(DEAD_PEER))?;
+                let options = SockRef::from(&socket);
+                options.set_tcp_user_timeout(Some(DEAD_PEER))?;
+                // For a broker that is set to have no heartbeats.
+                options.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD_PEER))?;
                 return Ok(socket);
             }
             Err(error) => failure = error,

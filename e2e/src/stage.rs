@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 
 use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
 
@@ -259,6 +260,40 @@ impl Stage {
             missing.retain(|entry| rows.of(entry) == 0);
             missing.is_empty()
         });
+    }
+}
+
+/// A drill that fails tells where everything stands, while the programs still run.
+impl Drop for Stage {
+    #[expect(clippy::print_stderr, reason = "a panic is told there")]
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let programs = self.consumers.iter().chain([&self.gateway]).flatten();
+        for program in programs {
+            let metrics = Client::new(program.address()).try_send("GET", "/metrics", &[], None);
+            let metrics = metrics.map_or_else(|error| error.to_string(), |reply| reply.text);
+            eprintln!("{}\n{metrics}", program.log());
+        }
+        let rows = self.rows();
+        eprintln!(
+            "rows: {} orders, {} dead letters",
+            rows.recorded.len(),
+            rows.dead.len()
+        );
+        for entry in lock(&self.shared.book).iter() {
+            if entry.answered && rows.of(entry) == 0 {
+                eprintln!("answered, and no row: {}", entry.id);
+            }
+        }
+        let sql = "SELECT concat_ws(' ', pid, pg_blocking_pids(pid), application_name, state,
+                          wait_event, now() - state_change, left(query, 200))
+                     FROM pg_stat_activity WHERE datname = current_database()";
+        for session in self.orders.query(sql, &[]) {
+            eprintln!("session: {}", session.get::<_, String>(0));
+        }
+        eprintln!("queue: {:?} ready and consumers", self.queue.counts());
     }
 }
 

@@ -13,6 +13,8 @@ if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
     [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
+source "${repo:?}/setup/lib/places.sh"
+
 # heading TEXT: opens a part.
 heading() {
     printf '\n%s%s%s\n' "$bold" "$1" "$plain"

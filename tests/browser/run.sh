@@ -40,10 +40,14 @@ main() {
     CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
     GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}
     GATEWAY_PROGRAM=$LOCAL_DIR/programs/api-gateway
+    RABBITMQ_URL=http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}
+    RABBITMQ_QUEUE=${SETTINGS[RABBITMQ_QUEUE]}
+    RABBITMQ_LOGIN=${SETTINGS[RABBITMQ_USER]}:${SETTINGS[RABBITMQ_PASSWORD]}
     install_browser_tools
+    export RABBITMQ_URL RABBITMQ_QUEUE RABBITMQ_LOGIN
     export LOCAL_DIR CHROMIUM GATEWAY_URL GATEWAY_PROGRAM NODE_PATH=$tools/browser/node_modules
     cd "$repo/tests/browser"
-    timeout 300 node --test --test-reporter=spec "${tests[@]}"
+    timeout 600 node --test --test-reporter=spec "${tests[@]}"
 }
 
 main "$@"
