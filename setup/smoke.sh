@@ -2,9 +2,11 @@
 # A smoke test of any gateway that can be reached, with curl alone: what a client does first, one
 # line for each step, and nothing of it left among the movies.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 

@@ -28,7 +28,7 @@ make_test_database() {
         sql_role tests "$password"
         sql_database tests tests
         echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
-    } | postgres_sql "$(readlink -f "$folder/postgres")" "$port"
+    } | postgres_sql "$(postgres_home "$folder/postgres")" "$port"
     install -m 600 /dev/null "$folder/test.env"
     cat >"$folder/test.env" <<SETTINGS
 POSTGRES_HOST=127.0.0.1

@@ -3,13 +3,16 @@
 # in it really answered, does schemathesis find anything, and do the smoke test and the Postman
 # collection pass?
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
 source "$repo/setup/lib/install.sh"
 
 usage() {
@@ -41,10 +44,11 @@ main() {
 prepare() {
     local folder=${LOCAL_DIR:-$repo/.local}
     settings=$folder/settings.env
+    programs=$folder/programs
     [[ -f $settings ]] || die "there is no platform in $folder: start one with setup/local.sh up"
     read_settings "$settings"
-    gateway=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[API_GATEWAY_PORT]}
-    billing=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[BILLING_API_PORT]}
+    gateway=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[API_GATEWAY_PORT]}
+    billing=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[BILLING_API_PORT]}
     install_api_checkers
     work=$(mktemp -d)
     trap clean_up EXIT
@@ -62,7 +66,7 @@ check_documents() {
     python -m openapi_spec_validator docs/openapi.yaml
 
     say 'Its examples'
-    python tests/api/examples.py docs/openapi.yaml "$settings" "$(programs)/api-gateway"
+    python tests/api/examples.py docs/openapi.yaml "$settings" "$programs/api-gateway"
 
     say 'schemathesis, at the gateway'
     schemathesis "$gateway" --exclude-path /api/health --max-examples "$examples_max"
@@ -105,7 +109,7 @@ start_gateway() {
     local deadline=$((SECONDS + 30)) log=$work/gateway-${#gateways[@]}.log
     : >"$log"
     env ENV_FILE="$settings" RUST_LOG=info LOG_FORMAT=logfmt API_GATEWAY_PORT=0 "$@" \
-        "$(programs)/api-gateway" 2>"$log" &
+        "$programs/api-gateway" 2>"$log" &
     gateways+=("$!")
     until started=$(grep -m 1 listening "$log" | grep -o 'address=[^ ]*'); do
         ((SECONDS < deadline)) || die "a gateway with $* does not start: $(tail -n 5 "$log")"
@@ -152,10 +156,6 @@ explore() {
 
 # The paths that billing-api has.
 billing_paths='^/(api/orders|api/dead-letters|api/health|health|ready|metrics)'
-
-programs() {
-    echo "$(realpath -m "${CARGO_TARGET_DIR:-target}")/release"
-}
 
 python() {
     PYTHONPATH=$tools/api-python:$repo/tests/api PYTHONDONTWRITEBYTECODE=1 python3 "$@"
