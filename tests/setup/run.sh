@@ -32,6 +32,7 @@ main() {
     what_runs_already
     disks
     addresses
+    the_keys
     the_vagrantfile
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
@@ -59,7 +60,7 @@ the_environment() {
     cd "$repo"
     # A script that is called before it has read surroundings.sh does what the environment says.
     for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
-        [[ $script == setup/secrets.sh ]] ||
+        [[ $script == setup/secrets.sh || $script == setup/keys.sh ]] ||
             is "$script makes its environment known first" 3 head_lines "$script"
         is "$script does not mind where it is called from and with what" "${script##*/}" odd_version "$script"
     done
@@ -241,6 +242,34 @@ addresses() {
     is 'however it is written' '[::1]' host_to_ask 0:0:0:0:0:0:0:0
     is 'another address is itself' '[2001:db8::1]' host_to_ask 2001:db8::1
     is 'of either kind' 192.0.2.1 host_to_ask 192.0.2.1
+}
+
+# Keys of callers
+
+the_keys() {
+    local file=$scratch/keys key
+    key=$(keys_script add ann read 2>/dev/null)
+    is 'the hash of a new key is in the file' "ann:$(printf %s "$key" | sha256sum | cut -c1-64):read" cat "$file"
+    is 'which is for its owner alone' 600 stat -c %a "$file"
+    printf '# of last year\nbob:%s:admin' "$(printf %s bobs | sha256sum | cut -c1-64)" >>"$file"
+    chmod 640 "$file"
+    keys_script add eve write >/dev/null 2>&1
+    is 'a last line without an end stays one' $'ann                  read\nbob                  admin\neve                  write' keys_script list
+    is 'a name is one caller' 'keys.sh: there is a key of eve already: remove it first' last_line keys_script add eve read
+    is 'a name that is part of another is not its' 'keys.sh: there is no key of an' last_line keys_script remove an
+    keys_script remove ann
+    keys_script remove eve
+    is 'the others stay, and what is said of them' '# of last year' head -n 1 "$file"
+    is 'with the rights that the file had' 640 stat -c %a "$file"
+    keys_script remove bob 2>/dev/null || true
+    is 'the last key stays' 1 grep -c : "$file"
+    is 'a role is one of three' 'keys.sh: a role is read, write or admin' last_line keys_script add dan root
+    is 'what is not set is said' 'keys.sh: API_KEYS_FILE is not set: put API_KEYS_FILE=/PATH/OF/A/FILE into .env.local, and call this again' \
+        last_line env -u API_KEYS_FILE sh "$repo/setup/keys.sh" list
+}
+
+keys_script() {
+    API_KEYS_FILE=$scratch/keys sh "$repo/setup/keys.sh" "$@"
 }
 
 # Numbers in the Vagrantfile
