@@ -280,23 +280,10 @@ fn the_log_tells_by_whose_key_a_request_came() {
             .status,
         403
     );
-    assert_eq!(client.get("/api/movies").status, 401);
 
-    eventually("all three are told", || {
-        program.log().matches("msg=request").count() == 3
+    eventually("both are told", || {
+        program.log().matches(" caller=reader ").count() == 2
     });
-    let log = program.log();
-    let line = |status: &str| {
-        let lines = log.lines();
-        let line = lines
-            .filter(|line| line.contains("msg=request"))
-            .find(|line| line.contains(status));
-        line.expect(status).contains(" caller=reader")
-    };
-    assert_eq!(
-        ["status=204", "status=403", "status=401"].map(line),
-        [true, true, false]
-    );
 }
 
 #[test]

@@ -304,6 +304,31 @@ fn each_line_about_a_request_has_its_id() {
 }
 
 #[test]
+fn nobody_fills_the_log_by_what_is_refused() {
+    let queue = TestQueue::create();
+    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let client = Client::new(program.address());
+    let target = format!("/{}", "n".repeat(8000));
+
+    for _ in 0..2000 {
+        assert_eq!(client.get(&target).status, 404);
+    }
+    // The rest is told with the first request after its second.
+    eventually("all are told", || {
+        assert_eq!(client.get("/health").status, 200);
+        let log = program.log();
+        let counts = log
+            .lines()
+            .filter_map(|line| line.split_once(" count=")?.1.split(' ').next());
+        let counted: usize = counts.filter_map(|count| count.parse::<usize>().ok()).sum();
+        counted + log.matches(" status=404 ").count() == 2000
+    });
+
+    let bytes = program.log().len();
+    assert!(bytes < 100_000, "{bytes} bytes");
+}
+
+#[test]
 fn help_and_version_are_answered_and_other_arguments_refused() {
     let run = |argument: &str| {
         std::process::Command::new(PROGRAM)

@@ -8,10 +8,14 @@ use std::time::Instant;
 
 use super::edge::{Outlet, Share};
 use super::problem::Problem;
+use super::refusals;
 use super::request::Request;
 use super::response::{Response, Sent, Terms};
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
+
+/// How much of a target stands in a line of the log.
+const LOGGED_TARGET_BYTES_MAX: usize = 256;
 
 /// The most that a request id taken from a client may have.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -235,6 +239,10 @@ impl Record {
             .http_seconds
             .with_label_values(&[self.route])
             .observe(elapsed.as_secs_f64());
+        refusals::tell_when_due();
+        if (400..500).contains(&self.status) && !refusals::gets_line(asked.client) {
+            return;
+        }
         let level = match self.status {
             500 => log::Level::Error,
             502..=504 => log::Level::Warn,
@@ -246,7 +254,7 @@ impl Record {
             request_id = asked.request_id.as_str(),
             client = asked.client.to_string().as_str(),
             method = asked.method.as_str(),
-            path = asked.target.as_str(),
+            path = start_of(&asked.target),
             route = self.route,
             status = self.status,
             ms = logged_millis(elapsed),
@@ -257,6 +265,11 @@ impl Record {
             "request"
         );
     }
+}
+
+/// As much of a target as a line of the log has.
+fn start_of(target: &str) -> &str {
+    &target[..target.floor_char_boundary(LOGGED_TARGET_BYTES_MAX)]
 }
 
 /// The client's request id where it is well-formed, else one made here.

@@ -8,6 +8,7 @@ mod hall;
 mod operations;
 mod page;
 mod problem;
+mod refusals;
 mod request;
 mod response;
 mod router;
