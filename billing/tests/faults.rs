@@ -614,6 +614,65 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     billing.await_settled();
 }
 
+/// A change by somebody else that makes PostgreSQL pass over dead letters without an error: they wait,
+/// orders do not, and all are stored after the mend.
+fn dead_letters_wait(breaks: &str, mends: &str) {
+    let billing = Billing::start();
+    billing.publish(&[placed("m-1"), garbage("old-1"), garbage("old-2")]);
+    billing.await_settled();
+    billing.database.execute(breaks);
+
+    let nameless = (b"nameless".to_vec(), AmqpProperties::default());
+    let again = (b"again".to_vec(), with_id("old-1"));
+    let conflict = (order("other"), with_id("m-1"));
+    billing.publish(&[garbage("g-1"), nameless, again, conflict, placed("m-2")]);
+    billing.await_recorded(&["m-1", "m-2"]);
+    eventually("they are taken", || {
+        gauge(&billing.consumers[0], "messages_consumed_total") >= 8
+    });
+    billing.database.execute(mends);
+
+    billing.await_settled();
+    let mut dead: Vec<_> = dead_letters(&billing.database)
+        .into_iter()
+        .map(|dead| String::from_utf8(dead.body).expect("UTF-8"))
+        .collect();
+    dead.sort_unstable();
+    let conflict = String::from_utf8(order("other")).expect("UTF-8");
+    let expected = [
+        "again", "garbage", "garbage", "garbage", "nameless", &conflict,
+    ];
+    assert_eq!(dead, expected);
+}
+
+#[test]
+fn dead_letters_wait_for_ids_that_lag_behind_the_rows() {
+    dead_letters_wait(
+        "UPDATE dead_letters SET id = DEFAULT; \
+         SELECT setval('dead_letters_id_seq', min(id), false) FROM dead_letters",
+        "SELECT setval('dead_letters_id_seq', max(id)) FROM dead_letters",
+    );
+}
+
+#[test]
+fn dead_letters_wait_for_a_trigger_of_somebody_that_passes_them_over() {
+    dead_letters_wait(
+        "CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER pass_over BEFORE INSERT ON dead_letters \
+         FOR EACH ROW EXECUTE FUNCTION pass_over()",
+        "DROP TRIGGER pass_over ON dead_letters",
+    );
+}
+
+#[test]
+fn dead_letters_wait_for_an_index_of_somebody_that_has_no_two_with_one_message_id() {
+    dead_letters_wait(
+        "CREATE UNIQUE INDEX one_each ON dead_letters (message_id)",
+        "DROP INDEX one_each",
+    );
+}
+
 #[test]
 fn another_order_with_the_same_message_id_is_a_dead_letter_and_the_same_order_is_none() {
     let billing = Billing::start();

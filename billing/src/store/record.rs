@@ -44,7 +44,19 @@ const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reaso
                  $8::bytea[], $9::bigint[]) WITH ORDINALITY \
           AS new (message_id, request_id, reason, detail, exchange, routing_key, properties, \
                   body, body_bytes, place) \
-     ORDER BY place ON CONFLICT DO NOTHING RETURNING message_id";
+     ORDER BY place \
+     ON CONFLICT (message_id, sha256(body), body_bytes) WHERE message_id IS NOT NULL DO NOTHING \
+     RETURNING message_id";
+
+/// Those of the dead letters with a message id that are there, with as much of the body as
+/// [`PUT_ASIDE`] may have kept.
+const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
+          AS new (message_id, body, body_bytes) \
+     CROSS JOIN LATERAL (SELECT FROM dead_letters AS there \
+                         WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND sha256(there.body) IN \
+                               (sha256(new.body), sha256(substring(new.body FROM 1 FOR 16384))) \
+                         LIMIT 1) AS there";
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,14 +190,16 @@ impl RecordStore {
             let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
                 return Ok(None);
             };
-            put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)?;
+            if !put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)? {
+                return Ok(None);
+            }
             end_replays(&mut transaction, batch, &fates)?;
             transaction.commit()?;
             Ok(Some(fates))
         })?;
         fates.ok_or_else(|| {
-            let text = "an order is neither recorded nor was it there already";
-            DbError::Refused(text.to_owned())
+            let text = "a message is neither stored nor was it there already";
+            DbError::Violated(text.to_owned())
         })
     }
 }
@@ -280,14 +294,15 @@ fn query_orders(
     transaction.query(statement, &[&message_ids, &user_ids, &numbers, &amounts])
 }
 
-/// Writes the dead letters of a batch that are not there yet.
+/// Writes the dead letters of a batch that are not there yet; false where one is not there afterwards
+/// either: a trigger of somebody else passes it over.
 fn put_aside(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
     batch: &[Message],
     fates: &mut [Fate],
     bytes_max: i64,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let (mut letters, mut is_new) = (Vec::new(), Vec::new());
     for (message, fate) in batch.iter().zip(fates) {
         if let (Some(delivery), Fate::Dead { reason, new }) = (message.delivery(), fate) {
@@ -296,9 +311,13 @@ fn put_aside(
         }
     }
     if letters.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
+    let bodies = column(&letters, |(message, ..)| kept(&message.body));
+    let lengths = column(&letters, |(message, ..)| {
+        i64::try_from(message.body.len()).ok()
+    });
     let prepared = statements.put_aside.get().cloned();
     let statement = prepared.map_or_else(|| transaction.prepare(PUT_ASIDE), Ok)?;
     let statement = statements.put_aside.get_or_init(|| statement);
@@ -314,19 +333,27 @@ fn put_aside(
             &column(&letters, |(_, delivery, _)| {
                 properties_json(&delivery.properties)
             }),
-            &column(&letters, |(message, ..)| kept(&message.body)),
-            &column(&letters, |(message, ..)| {
-                i64::try_from(message.body.len()).ok()
-            }),
+            &bodies,
+            &lengths,
             &bytes_max,
         ],
     )?;
+    if rows.len() < letters.len() {
+        // In a statement of its own, which sees what the first one met.
+        let there = transaction.query(FIND, &[&message_ids, &bodies, &lengths])?;
+        let nameless = rows
+            .iter()
+            .filter(|row| row.get::<_, Option<&str>>(0).is_none());
+        if there.len() + nameless.count() < letters.len() {
+            return Ok(false);
+        }
+    }
     let mut rows = rows.iter().peekable();
     for (new, message_id) in is_new.into_iter().zip(&message_ids) {
         let row = rows.next_if(|row| row.get::<_, Option<&str>>(0) == message_id.as_deref());
         *new = row.is_some();
     }
-    Ok(())
+    Ok(true)
 }
 
 fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
