@@ -197,6 +197,36 @@ fn orders_wait_for_a_right_that_was_revoked() {
 }
 
 #[test]
+fn orders_wait_for_a_unique_constraint_that_somebody_dropped() {
+    orders_wait(
+        "ALTER TABLE orders DROP CONSTRAINT orders_message_id_key",
+        "ALTER TABLE orders ADD CONSTRAINT orders_message_id_key UNIQUE (message_id)",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_schema_that_somebody_renamed_and_are_recorded_in_no_other() {
+    let billing = Billing::start();
+    billing.publish(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    let schema = billing.database.config().schema;
+    let rename = |from: &str, to: &str| {
+        let sql = format!("ALTER SCHEMA {from} RENAME TO {to}");
+        billing.database.execute(&sql);
+    };
+    let away = format!("{schema}_away");
+    rename(&schema, &away);
+
+    billing.publish(&[placed("a"), garbage("g-1"), placed("b")]);
+    billing.await_not_recording();
+    rename(&away, &schema);
+
+    billing.await_recorded(&["a", "b", "before"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
+}
+
+#[test]
 fn orders_wait_for_a_disk_that_is_full() {
     // As PostgreSQL reports it; a disk that is really full is for the drill.
     orders_wait(

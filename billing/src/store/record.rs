@@ -156,7 +156,8 @@ impl RecordStore {
             let mut transaction = begin_in_turn(client, "2s")?;
             let sql = format!(
                 "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good"
+                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good \
+                 ON CONFLICT (message_id) DO NOTHING"
             );
             let written = transaction.execute(&sql, &[])?;
             // What would only be said at the commit.
