@@ -52,7 +52,7 @@ pub(crate) fn settle(
         return settle(store, second, Patience::Short, settled);
     }
     for mut message in batch {
-        if orders && matches!(error, DbError::Unencodable(_)) {
+        if !store.has_characters_for(&message)? {
             message.content = Err(Reason {
                 word: "database",
                 text: format!("the database refused it: {error}"),

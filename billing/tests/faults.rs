@@ -29,7 +29,11 @@ impl Billing {
     }
 
     fn start_with(consumers: usize, dead_letters_bytes_max: i64) -> Self {
-        let (database, queue) = (TestDatabase::create(), TestQueue::create());
+        Self::start_on(TestDatabase::create(), consumers, dead_letters_bytes_max)
+    }
+
+    fn start_on(database: TestDatabase, consumers: usize, dead_letters_bytes_max: i64) -> Self {
+        let queue = TestQueue::create();
         let config = billing::ConsumerConfig {
             http: HttpConfig::on_loopback(1),
             database: database.config(),
@@ -399,13 +403,7 @@ fn a_message_id_that_looks_like_one_of_the_consumer_holds_up_no_order() {
 
 #[test]
 fn an_order_that_the_database_has_no_characters_for_is_a_dead_letter() {
-    let billing = Billing::start();
-    // As a database says that is not in UTF-8.
-    billing.database.execute(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN IF NEW.user_id = ''Ж'' THEN RAISE untranslatable_character; END IF; RETURN NEW; END'; \
-         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION refuse()",
-    );
+    let billing = Billing::start_on(TestDatabase::create_in_latin1(), 1, 1 << 30);
 
     billing.publish(&[placed("a"), (order("Ж"), with_id("x")), placed("b")]);
 
@@ -494,6 +492,17 @@ fn an_order_waits_for_a_trigger_of_somebody_that_passes_it_over() {
          CREATE TRIGGER pass_over BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION pass_over()",
         "DROP TRIGGER pass_over ON orders",
         placed("good"),
+    );
+}
+
+#[test]
+fn an_order_waits_for_a_trigger_of_somebody_that_has_no_characters_for_it() {
+    one_order_waits(
+        "CREATE FUNCTION translate() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM convert_to(NEW.user_id, ''LATIN1''); RETURN NEW; END'; \
+         CREATE TRIGGER translate BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION translate()",
+        "DROP TRIGGER translate ON orders",
+        (order("Ж"), with_id("good")),
     );
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use common::db::{Connection, Database, DbError};
 use common::order::NewOrder;
+use postgres::types::{ToSql, Type};
 use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{BODY_BYTES_KEPT, Message, Reason, properties_json};
@@ -169,6 +170,23 @@ impl RecordStore {
             return Err(DbError::Refused("orders are passed over".to_owned()));
         }
         Ok(())
+    }
+
+    /// Whether the encoding of the database has the characters of an order. Something that somebody else
+    /// has made may refuse them too, which is no fault of the order.
+    pub(crate) fn has_characters_for(&mut self, message: &Message) -> Result<bool, DbError> {
+        let Ok(order) = &message.content else {
+            return Ok(true);
+        };
+        let (id, user_id) = (message.id.as_deref(), order.user_id.as_str());
+        let texts: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::TEXT), (&user_id, Type::TEXT)];
+        let asked = self
+            .connection
+            .run(|client, _| client.query_typed("SELECT $1, $2", &texts));
+        match asked {
+            Err(DbError::Unencodable(_)) => Ok(false),
+            asked => asked.map(|_| true),
+        }
     }
 
     /// Writes all of a batch, and removes the dead letters that were replayed, or on an error does
