@@ -348,11 +348,13 @@ impl Consumer {
     /// `/ready` tells the truth of each.
     fn connect(&mut self) -> Result<Link, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
+        self.health.state().trying_since = Some(Instant::now());
         let probed = if failed {
             self.store.dry_run()
         } else {
             self.store.check()
         };
+        self.health.state().trying_since = None;
         let link = Link::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
