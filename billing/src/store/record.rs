@@ -55,8 +55,11 @@ const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
           AS new (message_id, body, body_bytes) \
      CROSS JOIN LATERAL (SELECT FROM dead_letters AS there \
                          WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
-                           AND sha256(there.body) IN \
-                               (sha256(new.body), sha256(substring(new.body FROM 1 FOR 16384))) \
+                           AND sha256(there.body) = sha256(new.body) \
+                         UNION ALL \
+                         SELECT FROM dead_letters AS there \
+                         WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND sha256(there.body) = sha256(substring(new.body FROM 1 FOR 16384)) \
                          LIMIT 1) AS there";
 
 /// What became of a message.
@@ -427,19 +430,33 @@ mod tests {
         }
         let mut client = database.connect();
 
-        let prepare = format!(
-            "SET plan_cache_mode = force_generic_plan; \
-             PREPARE compare (text[], text[], integer[], text[]) AS {COMPARE}"
-        );
-        client.batch_execute(&prepare).expect(&prepare);
-        let explain = "EXPLAIN (COSTS OFF) EXECUTE compare ('{}', '{}', '{}', '{}')";
-        let lines = client.query(explain, &[]).expect(explain);
+        for (types, sql, index) in [
+            (
+                "text[], text[], integer[], text[]",
+                COMPARE,
+                "orders_message_id_key on",
+            ),
+            (
+                "text[], bytea[], bigint[]",
+                FIND,
+                "((message_id = new.message_id) AND (sha256(body) = sha256(new.body))",
+            ),
+        ] {
+            let prepare = format!(
+                "SET plan_cache_mode = force_generic_plan; DEALLOCATE ALL; \
+                 PREPARE repeats ({types}) AS {sql}"
+            );
+            client.batch_execute(&prepare).expect(&prepare);
+            let nothing = types.split(',').map(|_| "'{}'").collect::<Vec<_>>();
+            let explain = format!(
+                "EXPLAIN (COSTS OFF) EXECUTE repeats ({})",
+                nothing.join(", ")
+            );
+            let lines = client.query(&explain, &[]).expect(&explain);
 
-        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
-        let plan = lines.join("\n");
-        assert!(
-            plan.contains("Index Scan using orders_message_id_key"),
-            "{plan}"
-        );
+            let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+            let plan = lines.join("\n");
+            assert!(plan.contains(index), "{plan}");
+        }
     }
 }
