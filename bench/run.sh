@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Our numbers beside those of others, measured on this machine with servers of their own.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 source "$repo/setup/lib/test_servers.sh"
 
@@ -69,24 +71,23 @@ fetch_python() {
 }
 
 build() {
-    local target
     cd "$repo"
-    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-    our_programs=$target/release
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-bench-XXXXXX")
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM HUP
+    our_programs=$folder/programs
+    peer_programs=$folder/peers/programs
+    install -d "$folder/peers"
+    step 'Build our programs' cargo_build "$folder" --release
     # Not among ours, where other versions of the same crates lie.
-    peer_programs=$target/peers/release
-    step 'Build our programs' cargo build --release --locked --target-dir "$target"
-    step 'Build the peers in Rust' cargo build --release --locked --target-dir "$target/peers" \
-        --manifest-path "$peers/rust/Cargo.toml"
+    step 'Build the peers in Rust' cargo_build "$folder/peers" --release \
+        --target-dir "${CARGO_TARGET_DIR:-target}/peers" --manifest-path "$peers/rust/Cargo.toml"
 }
 
 # start_servers: as they are delivered, with every write on disk before it is answered for. Of
 # the ports, the first five are theirs and the others the candidates'.
 ports=20
 start_servers() {
-    folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-bench-XXXXXX")
-    trap clean_up EXIT
-    trap 'exit 130' INT TERM HUP
     first_port=''
     claim_ports first_port "$ports"
     test_servers_start "$folder" "$first_port"

@@ -3,9 +3,11 @@
 # orders under load, while each node in turn is killed and comes back. In the end every order that
 # was answered 200 must be recorded exactly once. Everything is gone afterwards.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 
 nodes=(1 2 3)
@@ -34,7 +36,7 @@ main() {
     first_port=''
     claim_ports first_port 16
 
-    step 'Build the gateway and the consumer' cargo build --locked -p gateway -p billing
+    step 'Build the gateway and the consumer' cargo_build "$folder" -p gateway -p billing
     step 'Start PostgreSQL' postgres_start "$folder/postgres" "$first_port" 'max_connections = 50'
     step 'Make the database' make_database
     step 'Start three nodes of RabbitMQ' start_nodes
@@ -59,7 +61,7 @@ make_database() {
     {
         sql_role cluster "$password"
         sql_database billing_db cluster
-    } | postgres_sql "$(readlink -f "$folder/postgres")" "$first_port"
+    } | postgres_sql "$(postgres_home "$folder/postgres")" "$first_port"
     echo "$password" >"$folder/password"
 }
 
@@ -100,8 +102,7 @@ join_nodes() {
 }
 
 start_programs() {
-    local programs hosts
-    programs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug
+    local hosts
     hosts=$(for node in "${nodes[@]}"; do echo "127.0.0.1:$(amqp_port "$node")"; done)
     cat .env - >"$folder/settings.env" <<SETTINGS
 
@@ -121,7 +122,7 @@ BILLING_QUEUE_TYPE=quorum
 SETTINGS
     for program in api-gateway billing-consumer; do
         start_daemon "$folder/$program.pid" "$folder/$program.log" \
-            "ENV_FILE=$folder/settings.env" "$programs/$program"
+            "ENV_FILE=$folder/settings.env" "$folder/programs/$program"
     done
     until_true 60 programs_ready
 }

@@ -2,9 +2,11 @@
 # A backup of this machine's database, in PostgreSQL's custom format, proven by restoring it. On
 # the inventory or the billing machine, as root; the programs go on working meanwhile.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 source "$repo/setup/lib/backups.sh"
 

@@ -3,9 +3,11 @@
 # ones, billing-consumer between the two, and billing-api, which reads them out. As root, on
 # Debian or Ubuntu; can be run again at any time.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 
 usage() {

@@ -2,9 +2,11 @@
 # The whole platform on this machine: PostgreSQL, RabbitMQ and the four programs, reachable
 # from this machine only, in a folder of their own beside whatever else runs here.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 source "$repo/setup/lib/apps.sh"
 
@@ -35,9 +37,6 @@ USAGE
 # own PostgreSQL or RabbitMQ does not listen.
 local_defaults=(
     LISTEN_ADDRESS=127.0.0.1
-    GATEWAY_VM_IP=127.0.0.1
-    INVENTORY_VM_IP=127.0.0.1
-    BILLING_VM_IP=127.0.0.1
     POSTGRES_HOST=127.0.0.1
     POSTGRES_PORT=15432
     RABBITMQ_HOST=127.0.0.1
@@ -56,6 +55,8 @@ optional_settings=(
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
     HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
 )
+# What a log has before it is put aside. With the one before, it takes twice as much.
+log_bytes_max=$((32 << 20))
 server_port_keys=(
     POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT
 )
@@ -63,22 +64,25 @@ server_port_keys=(
 # The commands
 
 up() {
-    local programs
-    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     trap 'die "interrupted; the next run goes on from here"' INT
     heading "The platform on this machine, in $folder"
     require_debian
-    require_own_folder
+    if [[ $folder == "$repo/.local" ]]; then
+        require_writable "$folder" "$own_copy"
+    else
+        require_writable "$folder" 'name another LOCAL_DIR'
+    fi
     choose_settings
     install_what_is_missing
     take_folder
     refuse_foreign_ports
 
-    build "$programs"
-    write_settings "$folder/settings.env"
+    build
+    step 'Write the settings' write_settings "$folder/settings.env"
     start_postgres
     start_rabbitmq
-    step 'Start the programs' apps_start "$folder" "$programs"
+    step 'Start the programs' apps_start "$alias"
+    step 'Keep the logs small' bound_logs
     step 'Wait until every program is ready' wait_until_ready
     report
 }
@@ -86,10 +90,10 @@ up() {
 down() {
     [[ -d $folder ]] || die "there is no $folder, so nothing runs in it: name the LOCAL_DIR that the platform was started with"
     take_folder
-    use_node
-    step 'Stop the programs' apps_stop "$folder"
-    step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq"
-    step 'Stop PostgreSQL' postgres_stop "$folder/postgres"
+    step 'Stop the programs' apps_stop "$alias"
+    step 'Stop RabbitMQ' rabbitmq_stop "$alias/rabbitmq"
+    step 'Stop PostgreSQL' postgres_stop "$alias/postgres"
+    stop_daemon "$alias/logs/bound.pid" "LOGS_OF=$alias"
 }
 
 reset() {
@@ -104,26 +108,50 @@ reset() {
 }
 
 delete_data() {
-    postgres_remove "$folder/postgres"
-    rm -rf "$folder"/{rabbitmq,pm2,logs,apps.json,settings.env}
+    postgres_remove "$alias/postgres"
+    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env}
     rmdir --ignore-fail-on-non-empty "$folder"
+    remove_alias "$folder" "$alias"
 }
 
 # status: succeeds where all is well.
 status() {
-    local app server state all_well=true
+    local app server state unwell=()
     use_settings
     for app in "${apps[@]}"; do
         state=$(app_state "$app")
-        [[ $state == ready ]] || all_well=false
+        [[ $state == ready ]] || unwell+=("$app")
         place "$app" "$(app_url "$app")" "$state"
     done
     for server in postgres rabbitmq; do
         state=$(server_state "$server")
-        [[ $state == runs ]] || all_well=false
+        [[ $state == runs ]] || unwell+=("$server")
         place "$server" "$(server_address "$server")" "$state"
     done
-    $all_well
+    ((${#unwell[@]} > 0)) || return 0
+    if ! apps_daemon_pid "$alias" >/dev/null; then
+        printf '\n  next: %s\n' "$(call up)"
+    else
+        for server in "${unwell[@]}"; do
+            tell_why "$server"
+        done
+    fi
+    return 1
+}
+
+# tell_why NAME: of a program or server that is not as it should be: what it says itself, the last
+# line of its log, and the command that comes next.
+tell_why() {
+    local state='does not run' next="start $1" detail
+    [[ ! -v app_port_key[$1] ]] || state=$(app_state "$1") next="pm2 restart $1"
+    if [[ $state == 'not ready' ]]; then
+        detail=$(ask --max-time 5 "$(app_url "$1")/ready" | sed -n 's/.*"detail":"\([^"]*\)".*/\1/p')
+        state="is ${detail:-not ready}" next="logs $1"
+    fi
+    echo
+    say "$1 $state"
+    note "the last line of its log: $(tail -n 100 "$(log_file "$1")" | grep -v ' target=access ' | tail -n 1)"
+    note "next: $(call "$next")"
 }
 
 # logs [NAME]…: follows them on a terminal, else prints what they end with.
@@ -144,8 +172,8 @@ stop() {
     use_settings
     take_folder
     case $1 in
-        postgres) step 'Stop PostgreSQL' postgres_stop "$folder/postgres" ;;
-        rabbitmq) step 'Stop RabbitMQ' rabbitmq_stop "$folder/rabbitmq" ;;
+        postgres) step 'Stop PostgreSQL' postgres_stop "$alias/postgres" ;;
+        rabbitmq) step 'Stop RabbitMQ' rabbitmq_stop "$alias/rabbitmq" ;;
     esac
 }
 
@@ -159,7 +187,7 @@ psql() {
     local database=$1 programs
     shift
     use_settings
-    programs=$(postgres_programs "$folder/postgres")
+    programs=$(postgres_programs "$alias/postgres")
     PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} exec "$programs/psql" --host=127.0.0.1 \
         --port="${SETTINGS[POSTGRES_PORT]}" --username="${SETTINGS[POSTGRES_USER]}" \
         --dbname="$database" "$@"
@@ -167,49 +195,42 @@ psql() {
 
 rabbitmqctl() {
     use_settings
-    rabbitmq_run "$folder/rabbitmq" rabbitmqctl "$@"
+    rabbitmq_run "$alias/rabbitmq" rabbitmqctl "$@"
 }
 
 # dead-letters ARGUMENT…: where the user is, so that a file to export to is where it is meant.
 dead-letters() {
-    local programs
-    programs=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release
     use_settings
-    [[ -x $programs/billing-dead-letters ]] || die "there is no $programs/billing-dead-letters: build it with setup/local.sh up"
-    ENV_FILE=$folder/settings.env "$programs/billing-dead-letters" "$@"
+    [[ -x $folder/programs/billing-dead-letters ]] || die "there is no $folder/programs/billing-dead-letters: build it with setup/local.sh up"
+    ENV_FILE=$folder/settings.env "$folder/programs/billing-dead-letters" "$@"
 }
 
 # pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
 pm2() {
     use_node
-    apps_daemon_pid "$folder" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
-    run_pm2 "$folder" "$@"
+    apps_daemon_pid "$alias" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
+    run_pm2 "$alias" "$@"
 }
 
 # Where everything is
 
-# find_folder: LOCAL_DIR as an absolute path, if everything can live with it.
+# find_folder: LOCAL_DIR as an absolute path, and as one that servers and programs can live with.
 find_folder() {
-    local bytes
     folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
-    [[ $folder != *[\"\'\`\$\\[:cntrl:]]* ]] ||
-        die 'LOCAL_DIR must do without quotes, backquotes, backslashes and dollar signs: name another folder'
-    bytes=$(wc -c <<<"$folder/pm2/interactor.sock")
-    ((bytes <= 108)) ||
-        die "LOCAL_DIR is $((bytes - 108)) bytes too long for the sockets in it: name a shorter one"
-}
-
-# require_own_folder: two users cannot take turns with the same files.
-require_own_folder() {
-    [[ ! -e $folder || -O $folder ]] ||
-        die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    [[ $folder != *[[:cntrl:]]* && $folder =~ ^.*$ ]] ||
+        die 'LOCAL_DIR must be UTF-8 without line breaks or control characters: name another folder'
+    alias=$(alias_of "$folder")
+    [[ -e $folder ]] || return 0
+    # Two users cannot take turns with the same files, and each has a path of its own.
+    [[ -O $folder ]] || die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    make_alias "$folder" "$alias"
 }
 
 # take_folder: makes it, and lets one script at a time change what runs there. The folder
 # itself is the lock, which ends with this script.
 take_folder() {
-    require_own_folder
     install -d "$folder"
+    make_alias "$folder" "$alias"
     exec {folder_lock}<"$folder"
     flock --nonblock "$folder_lock" && return
     say "Wait for another setup/local.sh that is at work in $folder"
@@ -218,10 +239,15 @@ take_folder() {
 
 # choose_settings: the environment over what differs on one machine over .env.local over .env.
 choose_settings() {
-    local default
+    local default key host
     read_project_settings "$repo"
     for default in "${local_defaults[@]}"; do
         set_setting "${default%%=*}" "${default#*=}"
+    done
+    environment_wins LISTEN_ADDRESS
+    host=$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}")
+    for key in GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP; do
+        set_setting "$key" "$(tr -d '[]' <<<"$host")"
     done
     environment_wins "${optional_settings[@]}"
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
@@ -239,9 +265,7 @@ use_settings() {
 
 # app_url APP: where this machine reaches it.
 app_url() {
-    local host=${SETTINGS[LISTEN_ADDRESS]}
-    [[ $host != 0.0.0.0 ]] || host=127.0.0.1
-    echo "http://$host:${SETTINGS[${app_port_key[$1]}]}"
+    echo "http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[${app_port_key[$1]}]}"
 }
 
 server_address() {
@@ -282,11 +306,11 @@ refuse_foreign_ports() {
 
 our_pids() {
     local app
-    postgres_pid "$(readlink -f "$folder/postgres")" || true
-    rabbitmq_pid "$folder/rabbitmq" || true
-    rabbitmq_epmd_pid "$folder/rabbitmq" || true
+    postgres_pid "$(postgres_home "$alias/postgres")" || true
+    rabbitmq_pid "$alias/rabbitmq" || true
+    rabbitmq_epmd_pid "$alias/rabbitmq" || true
     for app in "${apps[@]}"; do
-        app_pid "$folder" "$app" || true
+        app_pid "$alias" "$app" || true
     done
 }
 
@@ -297,10 +321,9 @@ holder_name() {
     esac
 }
 
-# build FOLDER: where the programs will be.
 build() {
     local text='Build the programs'
-    [[ -x $1/billing-consumer ]] || text+=' (the first time takes some minutes)'
+    [[ -x $folder/programs/billing-consumer ]] || text+=' (the first time takes some minutes)'
     step "$text" run_cargo
 }
 
@@ -309,12 +332,12 @@ build() {
 run_cargo() {
     exec {folder_lock}<&-
     cd "$repo"
-    cargo build --release --locked
+    cargo_build "$folder" --release
 }
 
 start_postgres() {
     step "Start PostgreSQL at $(server_address postgres)" \
-        postgres_start "$folder/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
+        postgres_start "$alias/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
     step 'Make the databases and the role that owns them' make_databases
 }
 
@@ -325,19 +348,19 @@ make_databases() {
         sql_role "$user" "${SETTINGS[POSTGRES_PASSWORD]}"
         sql_database "${SETTINGS[INVENTORY_DB_NAME]}" "$user"
         sql_database "${SETTINGS[BILLING_DB_NAME]}" "$user"
-    } | postgres_sql "$(readlink -f "$folder/postgres")" "${SETTINGS[POSTGRES_PORT]}"
+    } | postgres_sql "$(postgres_home "$alias/postgres")" "${SETTINGS[POSTGRES_PORT]}"
 }
 
 start_rabbitmq() {
     step "Start RabbitMQ at $(server_address rabbitmq)" \
-        rabbitmq_start "$folder/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
+        rabbitmq_start "$alias/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
         "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "${SETTINGS[RABBITMQ_DIST_PORT]}" \
         "${SETTINGS[ERL_EPMD_PORT]}"
     step 'Make the queue and its user' \
-        rabbitmq_provide "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+        rabbitmq_provide "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}" \
         "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
-    rabbitmq_tell_what_deletes_orders "$folder/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+    rabbitmq_tell_what_deletes_orders "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
 }
 
@@ -345,24 +368,31 @@ wait_until_ready() {
     local app deadline=$((SECONDS + 60))
     for app in "${apps[@]}"; do
         until [[ $(app_state "$app") == ready ]]; do
-            ((SECONDS < deadline)) || give_up_on "$app"
+            ((SECONDS < deadline)) || {
+                status || true
+                die "$app is not ready after a minute; above is why. After a cure: $(call up)"
+            }
             sleep 0.2
         done
     done
 }
 
-give_up_on() {
-    tail -n 20 "$(log_file "$1")"
-    echo "$1 is not ready after a minute ($(app_state "$1")); above is the end of its log."
-    echo "What it waits for: curl $(app_url "$1")/ready; after a cure: setup/local.sh up"
-    exit 1
+# bound_logs: by a process of its own, which ends with "down".
+bound_logs() {
+    local app logs=()
+    for app in "${apps[@]}" postgres rabbitmq; do
+        logs+=("$(log_file "$app")")
+    done
+    stop_daemon "$alias/logs/bound.pid" "LOGS_OF=$alias"
+    start_daemon "$alias/logs/bound.pid" /dev/null "LOGS_OF=$alias" \
+        "$BASH" "$repo/setup/lib/bound_logs.sh" "$log_bytes_max" "${logs[@]}" "$folder/pm2/pm2.log"
 }
 
 # app_state APP: ready, not ready, or does not run.
 app_state() {
     local url
     url=$(app_url "$1")
-    if ! app_pid "$folder" "$1" >/dev/null; then
+    if ! app_pid "$alias" "$1" >/dev/null; then
         echo 'does not run'
     elif answers_ok "$url/health" && answers_ok "$url/ready"; then
         echo ready
@@ -372,11 +402,16 @@ app_state() {
 }
 
 answers_ok() {
-    curl --disable --noproxy '*' --silent --fail --max-time 5 --output /dev/null "$1"
+    ask --fail --max-time 5 --output /dev/null "$1"
+}
+
+# ask ARGUMENT…
+ask() {
+    curl --disable --noproxy '*' --globoff --silent "$@"
 }
 
 server_state() {
-    if "${1}_pid" "$(readlink -f "$folder/$1")" >/dev/null; then
+    if "${1}_pid" "$(postgres_home "$alias/$1")" >/dev/null; then
         echo runs
     else
         echo 'does not run'
@@ -384,9 +419,8 @@ server_state() {
 }
 
 report() {
-    local gateway again='setup/local.sh'
+    local gateway
     gateway=$(app_url api-gateway)
-    [[ $folder == "$repo/.local" ]] || again="LOCAL_DIR=$(quoted "$folder") setup/local.sh"
     heading "Everything runs, after $(time_text $SECONDS)"
     echo
     place api-gateway "$gateway" 'open it in a browser: the console'
@@ -398,9 +432,9 @@ report() {
     cat <<TRY
 
   Try:
-    curl $gateway/api/movies -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
-    curl $gateway/api/billing -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
-    curl $(app_url billing-api)/api/orders
+    curl $(quoted "$gateway/api/movies") -H 'Content-Type: application/json' -d '{"title": "Alien", "description": "In space no one can hear you scream"}'
+    curl $(quoted "$gateway/api/billing") -H 'Content-Type: application/json' -d '{"user_id": "20", "number_of_items": "99", "total_amount": "250"}'
+    curl $(quoted "$(app_url billing-api)/api/orders")
 
   Next:
 $(next status 'what runs, and where')
@@ -414,9 +448,15 @@ $(next help 'the other commands')
 TRY
 }
 
-# next COMMAND TEXT: with the name that this script was called by in report.
+# next COMMAND TEXT
 next() {
-    printf '    %-*s  %s\n' $((${#again} + 27)) "$again $1" "$2"
+    printf '    %-*s  %s\n' $(($(call '' | wc -m) + 26)) "$(call "$1")" "$2"
+}
+
+# call COMMAND: how this script is called with it, for this folder.
+call() {
+    [[ $folder == "$repo/.local" ]] || printf 'LOCAL_DIR=%s ' "$(quoted "$folder")"
+    echo "setup/local.sh $1"
 }
 
 # place NAME ADDRESS TEXT: a line of the table.

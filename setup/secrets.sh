@@ -7,7 +7,7 @@ usage() {
     cat <<'USAGE'
 Strong passwords in .env.local, over the development values of .env.
 
-  setup/secrets.sh          writes those that .env.local does not have yet
+  setup/secrets.sh          writes those that .env.local does not have yet, or has empty or well known
   setup/secrets.sh renew    replaces all of them
   setup/secrets.sh help | version
 
@@ -20,8 +20,16 @@ show_version() {
     echo "secrets.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")"
 }
 
+fail() {
+    echo "secrets.sh: $1" >&2
+    exit 1
+}
+
 keys='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
-file=$(cd "$(dirname "$0")/.." && pwd -P)/.env.local
+unset CDPATH
+here=$(cd "$(dirname "$0")" && pwd -P)
+folder=${here%/*}
+file=$folder/.env.local
 
 case ${1:-} in
     '') renew=false ;;
@@ -31,23 +39,44 @@ case ${1:-} in
     *) echo "secrets.sh: there is no command $1" >&2 && usage >&2 && exit 2 ;;
 esac
 
+# line_of KEY: how a line that sets it begins. The last one counts.
+line_of() {
+    printf '^[[:blank:]]*\(export[[:blank:]][[:blank:]]*\)\{0,1\}%s[[:blank:]]*=[[:blank:]]*' "$1"
+}
+
+# value_of KEY: as it stands in the file, without quotes, blanks and a comment around it.
+value_of() {
+    sed -n "s/$(line_of "$1")//p" "$file.new" | tail -n 1 | tr -d '\r' |
+        sed -e "s/^'\(.*\)'.*/\1/; t" -e 's/^"\(.*\)".*/\1/; t' -e 's/[[:blank:]].*//; s/^#.*//'
+}
+
+# is_secret TEXT: nothing, what everybody knows and what .env comes with are no passwords.
+is_secret() {
+    [ -n "$1" ] && ! grep -qxF -e "$1" "$here/lib/well_known_passwords"
+}
+
 umask 077
-trap 'rm -f "$file.new"' EXIT
+[ -w "$folder" ] || fail "$folder cannot be written to: be its owner, or have the project in a folder of your own"
+trap 'status=$?; rm -f "$file.new" "$file.rest"; [ $status -eq 0 ] || echo "secrets.sh: .env.local stays as it was" >&2' EXIT
 if [ -e "$file" ]; then
-    cat "$file" >"$file.new"
+    [ "$(tr -d '\000' <"$file" | wc -c)" -eq "$(wc -c <"$file")" ] ||
+        fail '.env.local is UTF-16: save it as UTF-8'
+    # A byte order mark would hide the first line.
+    LC_ALL=C sed "1s/^$(printf '\357\273\277')//" "$file" >"$file.new"
 else
     echo '# Secrets of this installation, made by setup/secrets.sh. Wins over .env.' >"$file.new"
 fi
 written=''
 for key in $keys; do
-    if grep -q "^$key=." "$file.new"; then
-        $renew || continue
-    fi
+    $renew || ! is_secret "$(value_of "$key")" || continue
     secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
-    [ "${#secret}" -eq 48 ] || { echo 'secrets.sh: there is no /dev/urandom to read from: write the passwords into .env.local yourself' >&2 && exit 1; }
-    grep -v "^$key=" "$file.new" >"$file.rest" || true
-    { cat "$file.rest" && echo "$key=$secret"; } >"$file.new"
-    rm -f "$file.rest"
+    [ "${#secret}" -eq 48 ] || fail 'there is no /dev/urandom to read from: write the passwords into .env.local yourself'
+    # In the place of the first line that sets it, where a comment may speak of it.
+    awk -v line="$(line_of "$key" | sed 's/\\(/(/; s/\\)\\{0,1\\}/)?/')" -v secret="$key=$secret" '
+        $0 ~ line { if (!done) print secret; done = 1; next }
+        { print }
+        END { if (!done) print secret }' "$file.new" >"$file.rest"
+    mv "$file.rest" "$file.new"
     written="$written $key"
 done
 

@@ -2,9 +2,11 @@
 # All checks, the same here and in CI, against a PostgreSQL and a RabbitMQ of their own that
 # are gone afterwards. Nothing that runs on this machine is met or touched.
 # shellcheck source-path=SCRIPTDIR/..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 source "$repo/setup/lib/browser.sh"
 source "$repo/setup/lib/test_servers.sh"
@@ -51,10 +53,12 @@ all_checks() {
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
+    check 'The set-up in odd surroundings' tests/setup/run.sh
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
 
     choose_platform
+    check 'A platform on a full disk' tests/setup/platform.sh
     check 'A platform to ask' setup/local.sh up
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$LOCAL_DIR/settings.env"
@@ -177,7 +181,7 @@ shell_scripts() {
 # command_lines: every script that people call answers help, version and nonsense alike.
 command_lines() {
     local script status said=$folder/said
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,vms}/run.sh; do
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
         [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
         status=0

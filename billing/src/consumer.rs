@@ -463,8 +463,12 @@ impl Hand<'_> {
 
     fn take(&mut self, message: ConsumerMessage) -> Result<Message, LinkError> {
         let delivery = delivery(message)?;
-        self.ledger.open(delivery.delivery_tag(), Instant::now());
-        Ok(Message::from_queue(delivery))
+        let tag = delivery.delivery_tag();
+        self.ledger.open(tag, Instant::now());
+        let message = Message::from_queue(delivery);
+        self.link
+            .reduce(tag, message.body_bytes - message.body.len());
+        Ok(message)
     }
 
     /// Acknowledges what is settled and keeps what is held.

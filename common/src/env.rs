@@ -57,17 +57,11 @@ impl Vars {
     }
 
     fn read(path: &Path) -> Result<Self, String> {
-        let lines = dotenvy::from_path_iter(path)
+        let bytes = std::fs::read(path)
             .map_err(|error| format!("cannot be read: {error}; it must be there, and readable"))?;
-        let values = lines
-            .collect::<Result<_, _>>()
-            // The parser's own message quotes the line, and with it perhaps a password.
-            .map_err(|_| {
-                "has a line that is not KEY=VALUE; values with blanks, quotes or $ stand between \
-                 single quotes"
-                    .to_owned()
-            })?;
-        Ok(Self { values })
+        Ok(Self {
+            values: pairs_in(&bytes)?,
+        })
     }
 
     /// The given variables and no others, for tests.
@@ -132,6 +126,109 @@ impl Vars {
     pub fn port(&self, key: &str) -> Result<u16, ConfigError> {
         self.parsed(key, "a port number from 0 to 65535")
     }
+}
+
+/// The pairs in a file of settings. `docs/SETTINGS.md` has its grammar, which the scripts and the
+/// Vagrantfile read alike. An error names the line and never quotes it: it may be the password.
+fn pairs_in(bytes: &[u8]) -> Result<HashMap<String, String>, String> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") || bytes.contains(&0) {
+        return Err("is UTF-16: save it as UTF-8".to_owned());
+    }
+    (1..)
+        .zip(bytes.split(|&byte| byte == b'\n'))
+        .filter_map(|(number, line)| {
+            let Ok(line) = std::str::from_utf8(line) else {
+                return Some(Err(format!(
+                    "is not UTF-8 in line {number}: save it as UTF-8"
+                )));
+            };
+            let line = line.strip_suffix('\r').unwrap_or(line);
+            let mark = if number == 1 { "\u{feff}" } else { "" };
+            pair_in(line.strip_prefix(mark).unwrap_or(line), number).transpose()
+        })
+        .collect()
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// The pair in a line; none where it is empty or a comment.
+fn pair_in(line: &str, number: usize) -> Result<Option<(String, String)>, String> {
+    if line.contains(|c: char| c.is_ascii_control() && c != '\t') {
+        return Err(format!(
+            "has a control character in line {number}: remove it"
+        ));
+    }
+    let line = line.trim_matches(BLANKS);
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let (key, text) = line
+        .split_once('=')
+        .map(|(key, text)| (without_export(key.trim_end_matches(BLANKS)), text))
+        .filter(|(key, _)| is_key(key))
+        .ok_or_else(|| format!("has no KEY=VALUE in line {number}; a comment begins with #"))?;
+    let value = value_in(text).ok_or_else(|| {
+        format!(
+            "must have the value of {key} in line {number} between single quotes, \
+             where '\\'' stands for one"
+        )
+    })?;
+    Ok(Some((key.to_owned(), value)))
+}
+
+fn without_export(key: &str) -> &str {
+    key.strip_prefix("export")
+        .filter(|rest| rest.starts_with(BLANKS))
+        .map_or(key, |rest| rest.trim_start_matches(BLANKS))
+}
+
+fn is_key(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// The value that the text behind `KEY=` stands for. What readers of such files disagree about is
+/// none: escapes, substitutions, and a `#` right behind the `=`.
+fn value_in(text: &str) -> Option<String> {
+    if is_comment(text) {
+        return Some(String::new());
+    }
+    let text = text.trim_start_matches(BLANKS);
+    let (value, rest) = if let Some(quoted) = text.strip_prefix('\'') {
+        single_quoted(quoted)?
+    } else if let Some(quoted) = text.strip_prefix('"') {
+        plain(quoted.split_once('"')?, &['\\', '$'])?
+    } else if text.starts_with('#') {
+        return None;
+    } else {
+        let end = text.find(BLANKS).unwrap_or(text.len());
+        plain(text.split_at(end), &['\'', '"', '\\', '$'])?
+    };
+    is_comment(rest).then_some(value)
+}
+
+/// A value without any of these characters, and what is behind it.
+fn plain<'a>((value, rest): (&str, &'a str), without: &[char]) -> Option<(String, &'a str)> {
+    (!value.contains(without)).then(|| (value.to_owned(), rest))
+}
+
+/// The value in single quotes of which the first was taken off, and what is behind them.
+fn single_quoted(text: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let (mut part, mut rest) = text.split_once('\'')?;
+    while let Some(more) = rest.strip_prefix("\\''") {
+        value.push_str(part);
+        value.push('\'');
+        (part, rest) = more.split_once('\'')?;
+    }
+    value.push_str(part);
+    Some((value, rest))
+}
+
+/// Nothing but blanks, or a comment with a blank before it.
+fn is_comment(text: &str) -> bool {
+    let trimmed = text.trim_start_matches(BLANKS);
+    trimmed.is_empty() || (text.starts_with(BLANKS) && trimmed.starts_with('#'))
 }
 
 fn parse<T: FromStr>(key: &str, text: &str, expected: &str) -> Result<T, ConfigError> {
@@ -243,11 +340,77 @@ mod tests {
         let error = Vars::from_folder(&folder).err().unwrap().to_string();
 
         std::fs::remove_dir_all(&folder).unwrap();
-        let expected = format!("{} has a line that is not KEY=VALUE", file.display());
-        assert!(
-            error.starts_with(&expected) && !error.contains("words"),
-            "{error}"
+        assert_eq!(
+            error,
+            format!(
+                "{} must have the value of POSTGRES_PASSWORD in line 1 between single quotes, \
+                 where '\\'' stands for one",
+                file.display()
+            )
         );
+    }
+
+    #[test]
+    fn a_value_is_what_stands_between_single_quotes_whatever_it_is() {
+        for value in [
+            "", "\\", "a\\'", "'", "''", "$HOME #1", "\"", "`", "\té", "#", " a ",
+        ] {
+            let line = format!("KEY='{}' # note", value.replace('\'', "'\\''"));
+
+            let pairs = pairs_in(line.as_bytes()).unwrap();
+
+            assert_eq!(pairs["KEY"], value, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_other_readers_take_otherwise_is_refused() {
+        for text in [
+            "#a",
+            "a b",
+            "a'b'",
+            "$a",
+            "a\\",
+            "'a",
+            "'a'b",
+            "'a'#b",
+            "\"a",
+            "\"$a\"",
+            "\"a\\\"\"",
+            "\"a\" b",
+        ] {
+            assert_eq!(value_in(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_windows_line_ends_and_comments_are_no_part_of_a_value() {
+        let file = "\u{feff}export A = 1\r\n# ü\r\nB=a#b # c\r\nC= # none\nD=\"#\"";
+
+        let pairs = pairs_in(file.as_bytes()).unwrap();
+
+        let expected = [("A", "1"), ("B", "a#b"), ("C", ""), ("D", "#")];
+        assert_eq!(
+            pairs,
+            expected
+                .map(|(key, value)| (key.into(), value.into()))
+                .into()
+        );
+    }
+
+    #[test]
+    fn a_file_in_another_encoding_is_told() {
+        for (file, problem) in [
+            (&b"\xff\xfeA\0"[..], "is UTF-16: save it as UTF-8"),
+            (b"A\0=\0", "is UTF-16: save it as UTF-8"),
+            (b"A=1\n# \xfc", "is not UTF-8 in line 2: save it as UTF-8"),
+            (
+                b"A=1\nB=\x1b",
+                "has a control character in line 2: remove it",
+            ),
+        ] {
+            assert_eq!(pairs_in(file).unwrap_err(), problem);
+        }
     }
 
     #[test]

@@ -265,6 +265,7 @@ impl Stage {
 
 /// A drill that fails tells where everything stands, while the programs still run.
 impl Drop for Stage {
+    #[expect(clippy::print_stderr, reason = "a panic is told there")]
     fn drop(&mut self) {
         if !thread::panicking() {
             return;
@@ -276,6 +277,11 @@ impl Drop for Stage {
             eprintln!("{}\n{metrics}", program.log());
         }
         let rows = self.rows();
+        eprintln!(
+            "rows: {} orders, {} dead letters",
+            rows.recorded.len(),
+            rows.dead.len()
+        );
         for entry in lock(&self.shared.book).iter() {
             if entry.answered && rows.of(entry) == 0 {
                 eprintln!("answered, and no row: {}", entry.id);

@@ -2,7 +2,6 @@
 // The console. It asks this gateway and nobody else, and puts what it is told on the page as text.
 
 const at = (id) => document.getElementById(id);
-const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
 /** An element with its properties and children; strings among these are text and nothing else. */
 function make(name, properties, ...children) {
@@ -11,142 +10,194 @@ function make(name, properties, ...children) {
   return element;
 }
 
+/** A part of a drawing. */
+function draw(name, attributes, ...children) {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', name);
+  for (const attribute in attributes) element.setAttribute(attribute, attributes[attribute]);
+  element.append(...children);
+  return element;
+}
+
+/** What somebody wrote, or the numbers of its characters where none of them can be seen. */
+const visible = (text) => (/[^\s\p{Cc}\p{Cf}\p{DI}\u2800]/u.test(text) ? text : Array.from(text, (sign) => `U+${sign.codePointAt().toString(16).toUpperCase().padStart(4, 0)}`).join(' '));
+
+/** What somebody wrote, to stand in a sentence of ours, which keeps its direction. */
+const quote = (text) => make('bdi', {}, visible(text));
+
 // Asking
 
 const KEY = 'api-key';
+/** Until when nothing of orders is read, since the gateway was asked too much. */
+let pause = 0;
 
 /** Why something was not done; status 0 where no answer came. */
-class Problem extends Error {
-  constructor(status, detail, headers) {
-    super(detail);
-    this.status = status;
-    this.retryAfter = Number(headers?.get('retry-after')) || 1;
-  }
+const problem = (status, detail) => Object.assign(new Error(detail), { status });
+
+/** Ends what runs for the first of these controls: its answer is dropped. */
+function end(controls) {
+  controls[0].asking?.abort();
+  controls[0].asking = null;
+  for (const control of controls) control.disabled = false;
 }
 
-async function ask(method, path, { json, headers, signal } = {}) {
-  const key = sessionStorage.getItem(KEY);
+/**
+ * Whatever the page asks, it asks in here, and the controls are disabled meanwhile. `work` returns what is to be
+ * done with the answer when they are enabled again, unless another run for the first of them has come between.
+ */
+async function run(controls, work, failed) {
+  end(controls);
+  const { signal } = (controls[0].asking = new AbortController());
+  const focus = document.activeElement;
+  for (const control of controls) control.disabled = true;
+  let then;
+  try {
+    then = await work((method, path, options) => ask(method, path, { signal, ...options }));
+  } catch (error) {
+    then = () => error.status !== 401 && failed(error);
+  }
+  if (signal.aborted) return;
+  end(controls);
+  // What is disabled loses the focus.
+  if (document.activeElement === document.body && controls.some((control) => control.contains(focus))) (at(focus.id) ?? focus).focus();
+  await then?.();
+}
+
+async function ask(method, path, { json, headers, signal, timeout = 60_000 }) {
+  const key = sessionStorage[KEY];
   const all = { accept: 'application/json', ...headers };
   if (key) all.authorization = `Bearer ${key}`;
   if (json) all['content-type'] = 'application/json';
-  let response, text;
+  let response;
   try {
-    response = await fetch(path, { method, headers: all, body: json && JSON.stringify(json), signal, cache: 'no-store' });
-    text = await response.text();
-  } catch (error) {
-    if (error.name === 'AbortError') throw error;
-    throw new Problem(0, 'The gateway does not answer.');
+    response = await fetch(path, { method, headers: all, body: json && JSON.stringify(json), signal: AbortSignal.any([signal, AbortSignal.timeout(timeout)]), cache: 'no-store' });
+  } catch {
+    throw problem(0, 'The gateway does not answer.');
   }
-  let answer = null;
-  try {
-    answer = JSON.parse(text);
-  } catch {}
+  const answer = await response.json().catch(() => null);
+  signal.throwIfAborted();
+  const head = (name) => response.headers.get(name);
   if (response.status === 401) askForKey(key);
-  if (!response.ok) throw new Problem(response.status, answer?.detail ?? `The gateway answered ${response.status}.`, response.headers);
-  return { answer, headers: response.headers };
+  if (response.status === 429) pause = Date.now() + (Number(head('retry-after')) || 1) * 1000;
+  if (!response.ok) throw problem(response.status, answer?.detail ?? `The gateway answered ${response.status}.`);
+  // Cut, or of somebody between: what the gateway did is not known.
+  if (!answer) throw problem(502, 'The answer cannot be read.');
+  return { answer, tag: head('etag'), next: /<([^>]*)>; rel="next"/.exec(head('link'))?.[1] };
 }
-
-const nextPage = (headers) => /<([^>]*)>; rel="next"/.exec(headers.get('link') ?? '')?.[1];
 
 // Saying
 
 /** Tells what was done, for some seconds. */
-function say(text) {
-  at('notice').textContent = text;
+function say(...words) {
+  at('notice').replaceChildren(...words);
   clearTimeout(say.timer);
-  say.timer = setTimeout(() => { at('notice').textContent = ''; }, 6000);
+  say.timer = setTimeout(() => at('notice').replaceChildren(), 6000);
 }
 
-function clearProblems(form) {
-  for (const problem of form.querySelectorAll('.problem')) problem.textContent = '';
-  for (const field of form.querySelectorAll('[aria-invalid]')) field.removeAttribute('aria-invalid');
+/** A text that is read out when it changes, so it changes only when there is news. */
+function tell(id, text) {
+  if (at(id).textContent !== text) at(id).textContent = text;
 }
 
-/** Shows a problem at the field that it names, or else where the form has room for it. */
-function showProblem(form, error) {
-  clearProblems(form);
-  const field = [...form.elements].find((field) => field.name && new RegExp(`\\b${field.name}\\b`).test(error.message));
-  const place = field && at(field.getAttribute('aria-describedby'));
-  (place ?? form.querySelector('.general')).textContent = error.message;
-  if (place) {
-    field.setAttribute('aria-invalid', 'true');
-    field.focus();
-  }
+function clearProblem(form) {
+  form.querySelector('.problem')?.remove();
+  form.querySelector('[aria-invalid]')?.removeAttribute('aria-invalid');
 }
 
-/** One submit at a time: a second click while the first is under way does nothing. */
+/** Shows a problem at the field that it names, or else in front of the last part of the form. */
+function showProblem(form, { message }) {
+  clearProblem(form);
+  const field = [...form.elements].find(({ name }) => name && new RegExp(`\\b${name}\\b`).test(message));
+  const told = make('p', { className: 'problem', role: 'alert' }, message);
+  if (!field) return form.lastElementChild.before(told);
+  told.id = `${field.id}-problem`;
+  field.after(told);
+  field.setAttribute('aria-describedby', told.id);
+  field.setAttribute('aria-invalid', 'true');
+  // Whoever has gone on elsewhere meanwhile stays there.
+  if (form.contains(document.activeElement)) field.focus();
+}
+
+const controlsOf = (form) => [form, ...form.elements].filter((control) => !control.matches('[data-close]'));
+
 function onSubmit(form, work) {
-  let busy = false;
-  form.addEventListener('submit', async (event) => {
+  form.addEventListener('submit', (event) => {
     event.preventDefault();
-    if (busy) return;
-    busy = true;
-    try {
-      clearProblems(form);
-      await work();
-    } catch (error) {
-      showProblem(form, error);
-    }
-    busy = false;
+    clearProblem(form);
+    run(controlsOf(form), work, (error) => showProblem(form, error));
   });
 }
 
+/** Opens a dialog, in place of the one that was asked for. */
 function open(id) {
   const dialog = at(id);
-  clearProblems(dialog);
+  end([at('rows')]);
+  clearProblem(dialog);
   if (!dialog.open) dialog.showModal();
   return dialog;
 }
 
 for (const button of document.querySelectorAll('[data-close]')) {
-  button.addEventListener('click', () => button.closest('dialog').close());
-}
-
-/** Replaces what a list shows; a button in it that had the focus has it again. */
-function fill(list, rows) {
-  const focus = list.contains(document.activeElement) && document.activeElement.id;
-  list.replaceChildren(...rows);
-  if (focus) (at(focus) ?? at('search')).focus();
+  const form = button.form;
+  const dialog = button.closest('dialog');
+  button.addEventListener('click', () => dialog.close());
+  dialog.addEventListener('close', () => {
+    if (form.asking) end(controlsOf(form));
+    // What has become of it is for the list to show.
+    loadMovies();
+  });
 }
 
 // Keys
 
 /** The key is asked for, once; one that was refused is forgotten. */
 function askForKey(refused) {
-  if (refused === sessionStorage.getItem(KEY)) sessionStorage.removeItem(KEY);
-  showKey();
+  if (refused !== sessionStorage[KEY]) return;
+  delete sessionStorage[KEY];
+  at('forget').hidden = true;
   if (at('keys').open) return;
   const dialog = open('keys');
-  if (refused) showProblem(dialog.querySelector('form'), new Problem(401, 'The gateway does not know this key.'));
+  if (refused) showProblem(dialog.querySelector('form'), problem(401, 'The gateway does not know this key.'));
 }
-
-const showKey = () => { at('forget').hidden = !sessionStorage.getItem(KEY); };
 
 // There is nothing to do here without one.
 at('keys').addEventListener('cancel', (event) => event.preventDefault());
 
 onSubmit(at('keys').querySelector('form'), async () => {
   const key = at('key').value.trim();
-  if (!/^[!-~]+$/.test(key)) throw new Problem(0, 'A key has visible ASCII characters only.');
-  sessionStorage.setItem(KEY, key);
-  at('key').value = '';
-  at('keys').close();
-  showKey();
-  reload();
+  if (!/^[!-~]+$/.test(key)) throw problem(0, 'A key has visible ASCII characters only.');
+  sessionStorage[KEY] = key;
+  return () => {
+    at('key').value = '';
+    at('keys').close();
+    reload();
+  };
 });
 
-at('forget').addEventListener('click', () => {
-  sessionStorage.removeItem(KEY);
-  showKey();
+at('forget').onclick = () => {
+  delete sessionStorage[KEY];
   reload();
-});
+};
 
 // The system
 
 const SECONDS_SHOWN = 180;
 const moments = [];
-let known = null;
 let goneSince = null;
+let outages = 0;
+
+for (const [name, title, x, y, width] of [
+  ['gateway', 'api-gateway', 98, 27, 204],
+  ['inventory', 'inventory-api', 12, 144, 128],
+  ['movies-db', 'PostgreSQL', 12, 282, 128],
+  ['rabbitmq', 'RabbitMQ', 172, 144, 216],
+  ['consumer', 'consumer', 172, 212, 102],
+  ['billing', 'billing-api', 284, 212, 104],
+  ['orders-db', 'PostgreSQL', 172, 282, 216],
+]) {
+  at('picture').append(draw('g', { 'data-part': name },
+    draw('rect', { x, y, width, height: 45 }), draw('circle', { cx: x + 14, cy: y + 17 }),
+    draw('text', { x: x + 26, y: y + 21 }, title), draw('text', { class: 'fact', x: x + 26, y: y + 37 })));
+}
 
 const CHARTS = [
   ['ready', 'Orders waiting'],
@@ -154,21 +205,12 @@ const CHARTS = [
   ['consumers', 'Consumers'],
   ['dead', 'Dead letters'],
 ].map(([name, title]) => {
-  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-  svg.setAttribute('viewBox', `0 0 ${SECONDS_SHOWN} 40`);
-  svg.setAttribute('preserveAspectRatio', 'none');
-  svg.setAttribute('role', 'img');
-  const [base, area, line] = ['base', 'area', 'line'].map((name) => {
-    const path = document.createElementNS(svg.namespaceURI, 'path');
-    path.setAttribute('class', name);
-    svg.append(path);
-    return path;
-  });
-  base.setAttribute('d', `M0 40H${SECONDS_SHOWN}`);
+  const area = draw('path', { class: 'area' });
+  const line = draw('path', { class: 'line' });
+  const svg = draw('svg', { viewBox: `0 0 ${SECONDS_SHOWN} 40`, preserveAspectRatio: 'none', role: 'img' }, draw('path', { class: 'base', d: `M0 40H${SECONDS_SHOWN}` }), area, line);
   const now = make('p', { className: 'now' }, '–');
   const most = make('span', {});
-  const scale = make('div', { className: 'scale' }, most, make('span', {}, 'last 3 min'));
-  const figure = make('figure', {}, make('figcaption', {}, title), now, svg, scale);
+  const figure = make('figure', {}, make('figcaption', {}, title), now, svg, make('div', { className: 'scale' }, most, make('span', {}, 'last 3 min')));
   figure.dataset.chart = name;
   at('charts').append(figure);
   return { name, title, svg, area, line, now, most };
@@ -177,26 +219,23 @@ const CHARTS = [
 function drawCharts() {
   const end = moments.at(-1).time;
   for (const { name, title, svg, area, line, now, most } of CHARTS) {
-    let top = 1, strokes = '', fills = '', run = [];
-    for (const moment of moments) if (moment[name] > top) top = moment[name];
-    const finish = () => {
-      if (run.length) {
-        strokes += `M${run.join('L')}`;
-        fills += `M${run[0].split(' ')[0]} 40L${run.join('L')}V40Z`;
-      }
-      run = [];
-    };
-    // Where nothing is known there is a gap.
+    const highest = Math.max(0, ...moments.map((moment) => moment[name] ?? 0));
+    const top = Math.max(1, highest);
+    let stroke = '', fill = '', pen = 'M';
     for (const moment of moments) {
-      if (moment[name] == null) finish();
-      else run.push(`${(SECONDS_SHOWN - (end - moment.time) / 1000).toFixed(1)} ${(39 - (moment[name] / top) * 37).toFixed(1)}`);
+      const point = `${(SECONDS_SHOWN - (end - moment.time) / 1000).toFixed(1)} ${(39 - (moment[name] / top) * 37).toFixed(1)}`;
+      // Where nothing is known there is a gap.
+      if (moment[name] != null) {
+        stroke += pen + point;
+        fill += `M${point}V40`;
+        pen = 'L';
+      } else pen = 'M';
     }
-    finish();
-    line.setAttribute('d', strokes);
-    area.setAttribute('d', fills);
+    line.setAttribute('d', stroke);
+    area.setAttribute('d', fill);
     const value = moments.at(-1)[name];
     now.textContent = value == null ? '–' : shortly(value);
-    most.textContent = `highest ${shortly(Math.max(0, ...moments.map((moment) => moment[name] ?? 0)))}`;
+    most.textContent = `highest ${shortly(highest)}`;
     svg.setAttribute('aria-label', `${title}: ${now.textContent} now, ${most.textContent} in 3 minutes`);
   }
 }
@@ -216,277 +255,249 @@ function remember(status) {
   drawCharts();
 }
 
-const WORDS = { up: 'up', degraded: 'lacks its database', down: 'down', blocked: 'blocked by an alarm', refusing: 'refuses orders', unknown: 'not known' };
+const WORDS = { up: 'up', degraded: 'lacks its database', down: 'down', blocked: 'blocked by an alarm', refusing: 'refuses orders' };
 
 function paint(status) {
-  const queue = status?.queue;
-  const latency = (part) => (part?.latency_ms == null ? '' : ` · ${part.latency_ms.toFixed(1)} ms`);
-  const consumer = status?.consumer.state ?? 'unknown';
+  const { gateway, inventory = {}, rabbitmq = {}, consumer = {}, billing = {}, queue } = status ?? {};
+  const count = (number) => number.toLocaleString('en');
+  const latency = (part) => (part.latency_ms == null ? '' : ` · ${part.latency_ms.toFixed(1)} ms`);
+  const fact = (part) => part.state && part.state + (part.state === 'up' ? latency(part) : '');
   const records = { up: queue?.consumers > 1 ? `${queue.consumers} run` : 'records', degraded: 'cannot record', down: queue?.consumers ? 'no answer' : 'none runs' };
-  const service = (part) => [part?.state ?? 'unknown', part?.state === 'up' ? `up${latency(part)}` : part?.state ?? ''];
   const parts = {
-    gateway: [status ? 'up' : 'down', status ? `${status.gateway.orders_posted.toLocaleString('en')} orders posted` : 'does not answer', 'The gateway'],
-    inventory: [...service(status?.inventory), 'The inventory'],
-    'movies-db': [status?.inventory.postgresql ?? 'unknown', 'movies_db', 'PostgreSQL of the inventory'],
-    rabbitmq: [status?.rabbitmq.state ?? 'unknown', queue ? `${queue.ready.toLocaleString('en')} waiting${latency(status.rabbitmq)}` : status?.rabbitmq.state ?? '', 'RabbitMQ'],
-    consumer: [consumer, records[consumer] ?? '', 'The consumer', consumer === 'degraded' && 'records nothing'],
-    billing: [...service(status?.billing), 'billing-api'],
-    'orders-db': [status?.billing.postgresql ?? 'unknown', 'billing_db', 'PostgreSQL of billing'],
+    gateway: gateway ? ['up', `${count(gateway.orders_posted)} orders posted`, 'The gateway'] : ['down', 'does not answer', 'The gateway'],
+    inventory: [inventory.state, fact(inventory), 'The inventory'],
+    'movies-db': [inventory.postgresql, 'movies_db', 'PostgreSQL of the inventory'],
+    rabbitmq: [rabbitmq.state, queue ? `${count(queue.ready)} waiting${latency(rabbitmq)}` : rabbitmq.state, 'RabbitMQ'],
+    consumer: [consumer.state, records[consumer.state], 'The consumer', consumer.state === 'degraded' && 'records nothing'],
+    billing: [billing.state, fact(billing), 'billing-api'],
+    'orders-db': [billing.postgresql, 'billing_db', 'PostgreSQL of billing'],
   };
   const words = [];
-  for (const [name, [state, fact, title, word]] of Object.entries(parts)) {
+  for (const [name, [state = 'unknown', fact, title, word]] of Object.entries(parts)) {
     const node = document.querySelector(`[data-part="${name}"]`);
     node.dataset.state = state;
-    node.querySelector('.fact').textContent = fact;
-    words.push(`${title}: ${word || WORDS[state]}`);
+    node.lastChild.textContent = fact ?? '';
+    words.push(`${title}: ${word || (WORDS[state] ?? 'not known')}`);
   }
   const bad = words.filter((word) => !word.endsWith(': up'));
   at('picture').setAttribute('aria-label', `The platform. ${words.join('. ')}.`);
-  // A live region is read out when it changes, so it changes only when there is news.
-  const summary = !status ? '' : bad.length ? `${bad.join('. ')}.` : 'Everything is up.';
-  if (at('summary').textContent !== summary) at('summary').textContent = summary;
+  tell('summary', !status ? '' : bad.length ? `${bad.join('. ')}.` : 'Everything is up.');
   const [state, text] = !status ? ['down', 'No gateway'] : status.status === 'ok' ? ['up', 'All is well'] : ['degraded', 'Degraded'];
   at('overall').dataset.state = state;
-  if (at('overall').textContent !== text) at('overall').textContent = text;
+  tell('overall', text);
 }
 
-function showGone(error) {
-  goneSince ??= new Date();
-  const since = goneSince.toLocaleTimeString();
-  const text = error.status ? `The gateway cannot say how the platform is: ${error.message}` : `The gateway does not answer since ${since}. This page asks again every second.`;
-  if (at('gone').textContent !== text) at('gone').textContent = text;
-  at('gone').hidden = false;
-}
-
-async function look() {
-  try {
-    const { answer } = await ask('GET', '/api/status', { signal: AbortSignal.timeout(4000) });
-    const first = !known;
-    const back = goneSince;
-    const moved = known && (known.gateway.orders_posted !== answer.gateway.orders_posted || known.queue?.ready !== answer.queue?.ready);
-    known = answer;
-    goneSince = null;
+const look = () => run([at('picture')], async (ask) => {
+  const { answer } = await ask('GET', '/api/status', { timeout: 4000 });
+  return () => {
     at('gone').hidden = true;
     remember(answer);
     paint(answer);
-    if (back) loadMovies();
-    if (first || back || moved || pending.size) loadOrders();
-  } catch (error) {
-    if (error.status === 401) return;
-    remember(null);
-    paint(null);
-    showGone(error);
-  }
-}
-
-(async () => {
-  for (;;) {
-    const begun = performance.now();
-    if (!at('keys').open) await look();
-    await wait(Math.max(100, 1000 - (performance.now() - begun)));
-  }
-})();
+    if (goneSince) loadMovies();
+    goneSince = null;
+    const { orders_readable, gateway, billing, queue } = answer;
+    if (!orders_readable) tell('recorded-said', 'They are not shown through this gateway (EXPOSE_ORDERS); billing-api has them.');
+    readable ??= orders_readable;
+    if (!readable || billing.state !== 'up' || Date.now() < pause) return;
+    if (!at('placed').asking) run([at('placed')], follow, () => {});
+    recorded.refresh(`${outages} ${gateway.orders_posted} ${queue?.ready}`);
+    if (queue?.dead != null) letters.refresh(`${outages} ${queue.dead}`);
+  };
+}, ({ status, message }) => {
+  goneSince ??= new Date();
+  outages += 1;
+  remember(null);
+  paint(null);
+  tell('gone', status ? `The gateway cannot say how the platform is: ${message}` : `The gateway does not answer since ${goneSince.toLocaleTimeString()}.`);
+  at('gone').hidden = false;
+});
 
 // Movies
 
-/** The pages up to the one that is shown, as addresses; the last one is shown. */
-let pages = [];
-let asked = null;
+/** The part of a title that is searched, and the addresses of the pages up to the one that is shown. */
+let wanted;
 
-function search() {
-  const part = at('search').value;
-  pages = [`/api/movies?limit=10${part ? `&title=${encodeURIComponent(part)}` : ''}`];
-  return loadMovies();
+function firstPage() {
+  // Half a character, as the end of a text that was cut may be, is none.
+  const part = at('search').value.toWellFormed();
+  return { part, pages: [`/api/movies?limit=10${part && `&title=${encodeURIComponent(part)}`}`] };
 }
 
-async function loadMovies() {
-  // The last question wins: an answer to an earlier one is not waited for.
-  asked?.abort();
-  const mine = (asked = new AbortController());
-  try {
-    const { answer, headers } = await ask('GET', pages.at(-1), { signal: mine.signal });
-    if (mine !== asked) return;
-    if (!answer.length && pages.length > 1) {
-      pages.pop();
-      return loadMovies();
-    }
-    at('movies-problem').textContent = '';
-    showMovies(answer, nextPage(headers));
-  } catch (error) {
-    if (error.name !== 'AbortError' && error.status !== 401) at('movies-problem').textContent = error.message;
-  }
-}
+const search = () => loadMovies(firstPage());
 
-function showMovies(movies, next) {
-  const part = at('search').value;
-  fill(at('movies-list'), movies.map((movie) => {
-    const act = (word, work, className = 'quiet') => make('button', { type: 'button', className, id: `${word}-${movie.id}`, ariaLabel: `${word} ${movie.title}`, onclick: () => work(movie.id) }, word);
+const loadMovies = (what = wanted) => run([at('turn')], async (ask) => {
+  wanted = what;
+  const { part, pages } = what;
+  const { answer, next } = await ask('GET', pages.at(-1));
+  if (!answer.length && pages.length > 1) return () => loadMovies({ part, pages: pages.slice(0, -1) });
+  return () => showMovies(what, answer, next);
+}, (error) => { at('movies-problem').textContent = error.message; });
+
+function showMovies({ part, pages }, movies, next) {
+  at('movies-problem').textContent = '';
+  const focus = at('movies-list').contains(document.activeElement) && document.activeElement.id;
+  at('movies-list').replaceChildren(...movies.map((movie) => {
+    const title = visible(movie.title);
+    const act = (word, work, className = 'quiet') => make('button', { className, id: `${word}-${movie.id}`, ariaLabel: `${word} ${title}`, onclick: () => opened(movie.id, work) }, word);
     return make('li', {},
-      make('div', {}, make('strong', {}, movie.title), make('p', {}, movie.description)),
-      make('div', { className: 'acts' }, act('Edit', edit), act('Delete', remove, 'quiet danger')));
+      make('div', {}, make('strong', { dir: 'auto' }, title), make('p', { dir: 'auto' }, movie.description)),
+      make('div', { className: 'acts' }, act('Edit', openEditor), act('Delete', openRemover, 'quiet danger')));
   }));
-  const none = part ? `No title contains “${part}”.` : 'There are no movies yet.';
-  const some = part ? `${movies.length}${next || pages.length > 1 ? ' on this page' : ''} with “${part}” in the title.` : '';
-  at('movies-said').textContent = movies.length ? some : none;
+  if (focus) (at(focus) ?? at('search')).focus();
+  const found = movies.length && `${movies.length}${next || pages.length > 1 ? ' on this page' : ''}`;
+  at('movies-said').replaceChildren(...(part ? [`${found || 'None'} with “`, quote(part), '” in the title.'] : [found ? '' : 'There are no movies yet.']));
   at('page-number').textContent = `Page ${pages.length}`;
   at('previous').disabled = pages.length < 2;
   at('next').disabled = !next;
-  at('next').onclick = () => {
-    pages.push(next);
-    loadMovies();
-  };
+  at('previous').onclick = () => loadMovies({ part, pages: pages.slice(0, -1) });
+  at('next').onclick = () => loadMovies({ part, pages: [...pages, next] });
 }
 
-at('previous').addEventListener('click', () => {
-  pages.pop();
-  loadMovies();
-});
-
-at('search').addEventListener('input', () => {
+at('search').oninput = () => {
+  // Nothing opens over what is typed here.
+  end([at('rows')]);
   clearTimeout(search.timer);
   search.timer = setTimeout(search, 200);
-});
+};
 
-// One movie. What is open here, as it was when it was opened: id and tag are null for a new one.
+// One movie
 
-let edited = { id: null, tag: null };
-const editor = at('editor').querySelector('form');
+const FIELDS = ['title', 'description'];
+/** The movie that is open here, as it was when it was read; its id is null for a new one. */
+let current;
+/** What the fields made of it: they know one kind of line break. */
+let filled;
 
-async function read(id) {
-  const { answer, headers } = await ask('GET', `/api/movies/${id}`);
-  return { id, tag: headers.get('etag'), movie: answer };
+async function read(ask, id) {
+  const { answer, tag } = await ask('GET', `/api/movies/${id}`);
+  return { id, tag, movie: answer };
 }
 
-function openEditor(what, movie) {
-  edited = what;
+function openEditor(what) {
+  current = what;
   at('editor-heading').textContent = what.id === null ? 'Add a movie' : `Edit movie ${what.id}`;
-  at('title').value = movie.title;
-  at('description').value = movie.description;
-  settleConflict();
+  filled = FIELDS.map((field) => {
+    at(field).value = what.movie[field];
+    return at(field).value;
+  });
+  at('conflict').hidden = true;
   open('editor');
   at('title').focus();
 }
 
-at('add').addEventListener('click', () => openEditor({ id: null, tag: null }, { title: '', description: '' }));
+at('add').onclick = () => openEditor({ id: null, movie: { title: '', description: '' } });
 
 /** What the list shows may be old, so it is read again before it is changed. */
-async function opened(id, work) {
+const opened = (id, work) => run([at('rows')], async (ask) => {
+  const what = await read(ask, id);
+  return () => work(what);
+}, (error) => {
+  say(error.message);
+  loadMovies();
+});
+
+const editor = at('editor').querySelector('form');
+
+/** Changes the movie, unless somebody else has: then it is read again. */
+async function change(ask, method, json) {
+  const { id, tag } = current;
   try {
-    work(await read(id));
-  } catch (error) {
-    say(error.message);
-    loadMovies();
-  }
-}
-
-const edit = (id) => opened(id, (current) => openEditor(current, current.movie));
-
-onSubmit(editor, save);
-
-async function save() {
-  const json = { title: at('title').value, description: at('description').value };
-  const isNew = edited.id === null;
-  try {
-    if (isNew) await ask('POST', '/api/movies', { json });
-    else await ask('PUT', `/api/movies/${edited.id}`, { json, headers: { 'if-match': edited.tag } });
+    await ask(method, `/api/movies/${id}`, { json, headers: { 'if-match': tag } });
   } catch (error) {
     if (error.status !== 412) throw error;
-    return showConflict(await read(edited.id), json);
+    return read(ask, id);
   }
-  at('editor').close();
-  say(`${isNew ? 'Added' : 'Saved'} “${json.title}”.`);
-  await loadMovies();
 }
 
-function showConflict(theirs, mine) {
-  const texts = { theirs: theirs.movie, mine };
-  for (const side in texts) {
-    for (const field of ['title', 'description']) at('conflict').querySelector(`.${side}-${field}`).textContent = texts[side][field];
-  }
-  at('save').hidden = true;
+onSubmit(editor, async (ask) => {
+  const isNew = current.id === null;
+  const changes = FIELDS.filter((field, index) => isNew || at(field).value !== filled[index]);
+  const json = Object.fromEntries(changes.map((field) => [field, at(field).value]));
+  if (isNew) await ask('POST', '/api/movies', { json });
+  const theirs = !isNew && changes.length && await change(ask, 'PUT', json);
+  return () => {
+    if (theirs) return showConflict(theirs, json);
+    at('editor').close();
+    say(isNew ? 'Added “' : 'Saved “', quote(at('title').value), '”.');
+  };
+});
+
+function showConflict(theirs, json) {
+  const sides = { theirs: ['Saved now', theirs.movie], mine: ['Yours', { ...theirs.movie, ...json }] };
+  at('versions').replaceChildren(...Object.entries(sides).map(([side, [heading, movie]]) => make('div', {},
+    make('h3', {}, heading), ...FIELDS.map((field) => make('p', { className: `${side}-${field}`, dir: 'auto' }, visible(movie[field]))))));
   at('conflict').hidden = false;
-  at('take-theirs').onclick = () => openEditor(theirs, theirs.movie);
+  at('take-theirs').onclick = () => openEditor(theirs);
   at('keep-mine').onclick = () => {
     // Over what was just shown, and nothing newer.
-    edited = theirs;
-    settleConflict();
+    current = theirs;
+    at('conflict').hidden = true;
     editor.requestSubmit();
   };
   at('take-theirs').focus();
 }
 
-function settleConflict() {
-  at('save').hidden = false;
-  at('conflict').hidden = true;
-}
-
-let removed = null;
-
-function openRemover(current) {
-  removed = current;
-  at('remover-text').textContent = `“${current.movie.title}” (movie ${current.id}) will be gone for good.`;
+function openRemover(what) {
+  current = what;
+  at('remover-text').replaceChildren('“', quote(what.movie.title), `” (movie ${what.id}) will be gone for good.`);
   open('remover');
 }
 
-const remove = (id) => opened(id, openRemover);
+const remover = at('remover').querySelector('form');
 
-onSubmit(at('remover').querySelector('form'), async () => {
-  try {
-    await ask('DELETE', `/api/movies/${removed.id}`, { headers: { 'if-match': removed.tag } });
-  } catch (error) {
-    if (error.status !== 412) throw error;
-    openRemover(await read(removed.id));
-    throw new Problem(412, 'Somebody else has just changed this movie. Above is what it is now; nothing has been deleted.');
-  }
-  at('remover').close();
-  say(`Deleted “${removed.movie.title}”.`);
-  await loadMovies();
+onSubmit(remover, async (ask) => {
+  const theirs = await change(ask, 'DELETE');
+  return () => {
+    if (theirs) {
+      openRemover(theirs);
+      return showProblem(remover, problem(412, 'Somebody else has just changed this movie. Above is what it is now; nothing has been deleted.'));
+    }
+    at('remover').close();
+    say('Deleted “', quote(current.movie.title), '”.');
+  };
 });
 
-const isWord = () => at('word').value.trim().toLowerCase() === 'delete';
-
-at('delete-all').addEventListener('click', () => {
+at('delete-all').onclick = () => {
   at('word').value = '';
   at('empty').disabled = true;
   open('emptier');
-});
+};
 
-at('word').addEventListener('input', () => { at('empty').disabled = !isWord(); });
+at('word').oninput = () => { at('empty').disabled = at('word').value.trim().toLowerCase() !== 'delete'; };
 
-onSubmit(at('emptier').querySelector('form'), async () => {
-  if (!isWord()) return;
+onSubmit(at('emptier').querySelector('form'), async (ask) => {
   const { answer } = await ask('DELETE', '/api/movies');
-  at('emptier').close();
-  say(`Deleted all movies: ${answer.deleted.toLocaleString('en')}.`);
-  await search();
+  return () => {
+    at('emptier').close();
+    say(`Deleted all movies: ${answer.deleted.toLocaleString('en')}.`);
+    wanted = firstPage();
+  };
 });
 
 // Orders
 
-/** Orders of this page that were not seen among the recorded ones yet: their message ids, and what shows them. */
-const pending = new Map();
 /** The order whose outcome is not known, so that a repeat of it has the same key. */
 let attempt = null;
+/** Whether orders may be read here; null while that is not known. */
+let readable = null;
 
-function newKey() {
-  // randomUUID is for HTTPS and localhost alone.
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')}`;
-}
-
-onSubmit(at('order'), async () => {
+onSubmit(at('order'), async (ask) => {
   const form = at('order');
   const json = {};
   for (const field of form.querySelectorAll('input')) json[field.name] = field.value.trim();
   const text = JSON.stringify(json);
-  if (attempt?.text !== text) attempt = { text, key: newKey() };
+  if (attempt?.text !== text) attempt = { text, key: `console-${crypto.getRandomValues(new BigUint64Array(2)).join('-')}` };
   try {
     const { answer } = await ask('POST', '/api/billing', { json, headers: { 'idempotency-key': attempt.key } });
     attempt = null;
-    form.reset();
-    at('user').focus();
-    showPlaced(answer.message_id);
-    loadOrders();
+    return () => {
+      form.reset();
+      if (form.contains(document.activeElement)) at('user').focus();
+      const row = make('li', {}, make('code', {}, answer.message_id), ' ', make('span', {}, 'posted'));
+      row.dataset.state = 'degraded';
+      at('placed').prepend(row);
+      while (at('placed').children.length > 3) at('placed').lastChild.remove();
+    };
   } catch (error) {
     if (error.status && error.status < 500) attempt = null;
     else error.message += ' Place it again as it is: it has a key, and is recorded once at most.';
@@ -494,87 +505,96 @@ onSubmit(at('order'), async () => {
   }
 });
 
-function showPlaced(id) {
-  const state = make('span', {}, 'posted');
-  const row = make('li', {}, make('code', {}, id), ' ', state);
-  row.dataset.state = 'degraded';
-  at('placed').prepend(row);
-  while (at('placed').children.length > 3) at('placed').lastChild.remove();
-  if (known?.orders_readable) pending.set(id, { row, state });
-  // Who has placed many waits for the latest of them.
-  if (pending.size > 20) pending.delete(pending.keys().next().value);
+/** What became of the orders of this page; among many others they would pass unseen. */
+async function follow(ask) {
+  for (const row of at('placed').querySelectorAll('[data-state="degraded"]')) {
+    const { answer: [order] } = await ask('GET', `/api/orders?message_id=${encodeURIComponent(row.firstChild.textContent)}`);
+    if (!order) continue;
+    row.lastChild.textContent = `recorded as order ${order.id}`;
+    row.dataset.state = 'up';
+  }
 }
 
-let recorded = [];
-let older = null;
-let ordersBusy = false;
-let ordersPause = 0;
+/** A table of what billing-api has, the newest first. */
+function makeList(name, path, none, columns) {
+  const said = make('p', { id: `${name}-said`, className: 'said', role: 'status' });
+  const body = make('tbody', {});
+  const heads = columns.map(([title, , className = '']) => make('th', { scope: 'col', className }, title));
+  const wide = make('div', { className: 'wide', role: 'region', ariaLabel: name, tabIndex: 0 }, make('table', {}, make('thead', {}, make('tr', {}, ...heads)), body));
+  const older = make('button', {}, 'Show older');
+  at(name).append(said, wide, make('div', { className: 'foot' }, older));
+  let rows, further, news, looks;
 
-/** The newest page, in front of what is shown already. */
-async function loadOrders() {
-  if (!known?.orders_readable) {
-    at('orders-said').textContent = known ? 'They are not shown through this gateway (EXPOSE_ORDERS); billing-api has them.' : '';
-    return;
-  }
-  if (ordersBusy || Date.now() < ordersPause) return;
-  ordersBusy = true;
-  try {
-    const { answer, headers } = await ask('GET', '/api/orders?order=desc&limit=10');
-    const shown = new Set(recorded.map((order) => order.id));
-    const joins = recorded.length < 500 && answer.some((order) => shown.has(order.id));
-    if (!joins) older = nextPage(headers);
-    recorded = joins ? [...answer.filter((order) => !shown.has(order.id)), ...recorded] : answer;
-    showOrders();
-    for (const order of answer) arrived(order);
-  } catch (error) {
-    if (error.status === 429) ordersPause = Date.now() + error.retryAfter * 1000;
-    else if (error.status !== 401) at('orders-said').textContent = error.message;
-    // They may be read with another key; with this one there is nothing to wait for.
-    if (error.status === 403) pending.clear();
-  }
-  ordersBusy = false;
-}
+  const show = () => {
+    said.textContent = rows.length ? '' : none;
+    wide.hidden = !rows.length;
+    older.hidden = !further;
+    body.replaceChildren(...rows.map((row) => make('tr', {}, ...columns.map(([, field, className = '']) => {
+      const text = String(row[field] ?? '');
+      return make('td', { className, dir: 'auto' }, field.endsWith('_at') ? make('time', { dateTime: text }, moment.format(new Date(text))) : visible(text));
+    }))));
+  };
+  const read = (controls, page, take) => run(controls, async (ask) => {
+    const { answer, next } = await ask('GET', page);
+    return () => {
+      take(answer, next);
+      at(name).hidden = false;
+      show();
+    };
+  }, (error) => {
+    // They may be read with another key.
+    if (error.status === 403) readable = false;
+    if (error.status !== 429) said.textContent = error.message;
+  });
+  older.onclick = () => read([wide, older], further, (answer, next) => {
+    rows.push(...answer);
+    further = next;
+  });
 
-function arrived(order) {
-  const mine = pending.get(order.message_id);
-  if (!mine) return;
-  mine.state.textContent = `recorded as order ${order.id}`;
-  mine.row.dataset.state = 'up';
-  pending.delete(order.message_id);
+  return {
+    reset() {
+      rows = [];
+      further = news = null;
+      end([wide, older]);
+      show();
+    },
+    /** Reads the newest page where there is news, and once more, since it may come before what it tells of. */
+    refresh(now) {
+      if (now !== news) looks = 2;
+      news = now;
+      if (!looks || wide.asking) return;
+      read([wide], `${path}?order=desc&limit=10`, (answer, next) => {
+        looks -= 1;
+        const last = answer.at(-1)?.id;
+        const rest = next && rows.length < 500 && rows[0]?.id >= last ? rows.filter(({ id }) => id < last) : [];
+        if (!rest.length) further = next;
+        rows = [...answer, ...rest];
+      });
+    },
+  };
 }
 
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
-
-function showOrders() {
-  at('orders-said').textContent = recorded.length ? '' : 'None is recorded yet.';
-  at('recorded').hidden = !recorded.length;
-  at('older').hidden = !older;
-  fill(at('orders-list'), recorded.map((order) => {
-    const number = (text) => make('td', { className: 'number' }, String(text));
-    const time = make('time', { dateTime: order.created_at }, moment.format(new Date(order.created_at)));
-    return make('tr', {}, number(order.id), make('td', { title: order.user_id }, order.user_id), number(order.number_of_items), number(order.total_amount), make('td', {}, time));
-  }));
-}
-
-at('older').addEventListener('click', async () => {
-  try {
-    const { answer, headers } = await ask('GET', older);
-    recorded.push(...answer);
-    older = nextPage(headers);
-    showOrders();
-  } catch (error) {
-    at('orders-said').textContent = error.message;
-  }
-});
+const recorded = makeList('recorded', '/api/orders', 'None is recorded yet.', [['Id', 'id', 'number'], ['User', 'user_id'], ['Items', 'number_of_items', 'number'], ['Total', 'total_amount', 'number'], ['Recorded', 'created_at']]);
+const letters = makeList('dead-letters', '/api/dead-letters', 'There are none.', [['Id', 'id', 'number'], ['Reason', 'reason'], ['What is wrong', 'detail'], ['Message id', 'message_id'], ['Since', 'received_at']]);
 
 // The begin
 
 function reload() {
-  recorded = [];
-  older = known = null;
-  showOrders();
+  at('forget').hidden = !sessionStorage[KEY];
+  for (const id of ['picture', 'placed', 'rows']) end([at(id)]);
+  readable = null;
+  at('dead-letters').hidden = true;
+  recorded.reset();
+  letters.reset();
   search();
 }
 
-showKey();
-search();
+reload();
+(async () => {
+  for (;;) {
+    const begun = performance.now();
+    if (!at('keys').open) await look();
+    await new Promise((done) => setTimeout(done, Math.max(100, 1000 - (performance.now() - begun))));
+  }
+})();

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # The programs under PM2, which starts them, keeps them running and holds their logs. FOLDER is
-# where PM2's own folder (pm2), the logs (logs) and the list of programs (apps.json) are; the
-# programs read their settings from a file in FOLDER themselves, so that PM2, which passes on and
-# writes down every variable it knows, knows no secret.
+# where PM2's own folder (pm2), the logs (logs), the list of programs (apps.json) and a link to the
+# programs (programs) are, by a path without odd characters. The programs read their settings from
+# a file in FOLDER themselves, so that PM2, which passes on and writes down every variable it knows,
+# knows no secret.
 
 # All four; a machine that has fewer says so.
 apps=(api-gateway inventory-api billing-api billing-consumer)
@@ -35,13 +36,13 @@ run_pm2() {
         node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
 }
 
-# apps_start FOLDER PROGRAMS: starts the programs of that folder. One that runs already stays,
-# unless it was built anew or its settings changed.
+# apps_start FOLDER: starts the programs. One that runs already stays, unless it was built anew, or
+# its settings or its entry in the list changed.
 apps_start() {
     local app due=()
-    apps_write_list "$1" "$2"
+    apps_write_list "$1"
     for app in "${apps[@]}"; do
-        app_is_current "$1" "$2" "$app" || due+=("$app")
+        app_is_current "$1" "$app" || due+=("$app")
     done
     ((${#due[@]} > 0)) || return 0
 
@@ -50,35 +51,51 @@ apps_start() {
     detached run_pm2 "$1" start "$1/apps.json" --only "$(IFS=, && echo "${due[*]}")"
 }
 
-# apps_write_list FOLDER PROGRAMS: for PM2. A drain takes up to 10 s, so 15 s pass between
-# SIGINT and SIGKILL; without a growing delay, PM2 gives a program up after 16 quick failures.
+# apps_write_list FOLDER: for PM2.
 apps_write_list() {
     local app separator=''
     [[ -d $1/logs ]] || install -d "$1/logs"
+    [[ -s $1/salt ]] || (umask 077 && random_secret >"$1/salt")
     {
         echo '{"apps": ['
         for app in "${apps[@]}"; do
             printf '%s' "$separator"
-            cat <<JSON
-{
-    "name": "$app",
-    "script": $(json_text "$2/$app"),
-    "cwd": $(json_text "$1"),
-    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$app")")},$(app_user "$1" "$app")
-    "interpreter": "none",
-    "kill_timeout": 15000,
-    "exp_backoff_restart_delay": 100,
-    "out_file": $(json_text "$1/logs/$app.log"),
-    "error_file": $(json_text "$1/logs/$app.log"),
-    "merge_logs": true,
-    "vizion": false
-}
-JSON
+            app_entry "$1" "$app" "$(app_digest "$1" "$app")"
             separator=,
         done
         echo ']}'
     } >"$1/apps.json.new"
     take_new "$1/apps.json"
+}
+
+# app_entry FOLDER APP DIGEST: A drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL;
+# without a growing delay, PM2 gives a program up after 16 quick failures.
+app_entry() {
+    cat <<JSON
+{
+    "name": "$2",
+    "script": $(json_text "$1/programs/$2"),
+    "cwd": $(json_text "$1"),
+    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"},$(app_user "$1" "$2")
+    "interpreter": "none",
+    "kill_timeout": 15000,
+    "exp_backoff_restart_delay": 100,
+    "out_file": $(json_text "$1/logs/$2.log"),
+    "error_file": $(json_text "$1/logs/$2.log"),
+    "merge_logs": true,
+    "vizion": false
+}
+JSON
+}
+
+# app_digest FOLDER APP: of all that the program is started with. It is in the program's environment,
+# and times of files, which a clock that was set back makes worthless, are not asked. PM2 writes it
+# down for all to read: the salt keeps them from trying passwords on it.
+app_digest() {
+    {
+        app_entry "$1" "$2" ''
+        cat "$1/salt" "$(app_settings "$1" "$2")"
+    } | sha256sum | cut -c 1-32
 }
 
 # app_user FOLDER APP: under root's PM2 a program runs as the user who owns its settings, since
@@ -91,14 +108,12 @@ app_user() {
     fi
 }
 
-# app_is_current FOLDER PROGRAMS APP: it runs, from the file that is there now, and was
-# started after its settings were written.
+# app_is_current FOLDER APP: it runs, from the file that is there now, and was started with what is
+# in its settings and in the list now.
 app_is_current() {
-    local pid pidfile
-    apps_daemon_pid "$1" >/dev/null && pid=$(app_pid "$1" "$3") || return 1
-    pidfile=$(app_pidfile "$1" "$3")
-    [[ /proc/$pid/exe -ef $2/$3 ]] &&
-        [[ $pidfile -nt $(app_settings "$1" "$3") && $pidfile -nt $1/apps.json ]]
+    local pid
+    apps_daemon_pid "$1" >/dev/null && pid=$(app_pid "$1" "$2") || return 1
+    [[ /proc/$pid/exe -ef $1/programs/$2 ]] && has_mark "$pid" "SETTINGS_DIGEST=$(app_digest "$1" "$2")"
 }
 
 # app_pidfile FOLDER APP: PM2 puts a number of its own behind the name.
@@ -115,11 +130,10 @@ apps_daemon_pid() {
     pid_of "$1/pm2/pm2.pid" "PM2_HOME=$1/pm2"
 }
 
-# apps_stop FOLDER: the programs, each of which finishes what it holds, and PM2 with them.
+# apps_stop FOLDER: the programs, each of which finishes what it holds, and PM2 with them. A signal
+# does what "pm2 kill" does, and needs neither Node nor PM2 to be where they were.
 apps_stop() {
-    if apps_daemon_pid "$1" >/dev/null; then
-        detached run_pm2 "$1" kill
-    fi
+    stop_daemon "$1/pm2/pm2.pid" "PM2_HOME=$1/pm2"
     apps_stop_orphans "$1"
 }
 

@@ -7,8 +7,7 @@ backups_kept=14
 
 # dump_database FILE
 dump_database() {
-    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "${database:?}" >"$1"
-    sync "$1"
+    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "${database:?}" >"$1" && sync "$1"
 }
 
 # forget_old FOLDER: their names sort by time.

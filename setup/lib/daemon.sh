@@ -17,19 +17,21 @@ detached() (
 
 # start_daemon PIDFILE LOG MARK [NAME=VALUE…] COMMAND…: in a session of its own, which no
 # Ctrl-C of this terminal reaches. MARK is a variable too, the one by which the process is
-# known again; it takes a moment to show.
+# known again; it takes a moment to show. Where the pid cannot be written down, nothing is started.
 start_daemon() {
     local pidfile=$1 log=$2 mark=$3 tries
     shift 2
     (
         let_go
-        exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
+        echo "$BASHPID" >"$pidfile" && exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
     ) </dev/null >"$log" 2>&1 &
-    echo "$!" >"$pidfile"
-    for ((tries = 0; tries < 50; tries++)); do
+    for ((tries = 0; tries < 1500; tries++)); do
         has_mark "$!" "$mark" && return
+        kill -0 "$!" 2>/dev/null || break
         sleep 0.02
     done
+    cat "$log"
+    return 1
 }
 
 # let_go: leaves the working directory and closes what this shell has open beside its input
@@ -74,14 +76,16 @@ pid_in() {
     [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
 }
 
-# has_mark PID TEXT: while a process turns into another program, as RabbitMQ's does three times,
-# its environment is empty for a moment, and says nothing yet.
+# has_mark PID NAME=VALUE: the process has this in its environment, or, where the value is a path,
+# another one to the same file. While a process turns into another program, as RabbitMQ's does three
+# times, its environment is empty for a moment, and says nothing yet.
 has_mark() {
-    local environment tries
+    local environment tries value
     for ((tries = 0; tries < 25; tries++)); do
         environment=$(tr '\0' '\n' 2>/dev/null <"/proc/$1/environ") || return 1
         [[ -z $environment ]] || break
         sleep 0.02
     done
-    grep -qxF -- "$2" <<<"$environment"
+    value=$(grep -m 1 "^${2%%=*}=" <<<"$environment") || return 1
+    [[ $value == "$2" || ${value#*=} -ef ${2#*=} ]]
 }

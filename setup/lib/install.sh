@@ -163,21 +163,6 @@ is_offered() {
     [[ $(LC_ALL=C apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
-# install_rust: by rustup, where there is no cargo yet. The toolchain that rust-toolchain.toml
-# asks for comes with the first build. A cargo of another origin is used as it is.
-install_rust() {
-    PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-    command -v cargo >/dev/null || step "Install Rust, by rustup" run_rustup
-}
-
-run_rustup() {
-    local script
-    script=$(mktemp)
-    trap 'rm -f "$script"' EXIT
-    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"
-    sh "$script" -y --profile minimal --default-toolchain none --no-modify-path
-}
-
 # has_node [VERSION]: or a newer one. PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is
 # 370 packages.
 has_node() {
@@ -266,6 +251,7 @@ install_cargo_deny() {
 }
 
 fetch_cargo_deny() {
+    require_executable "$TMPDIR" 'set TMPDIR to another folder'
     cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
 }
 
@@ -290,7 +276,6 @@ fetch_promtool() {
 # install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is
 # there. The command gets the folder that it is to fill as its first argument.
 install_tool() {
-    install -d "$tools"
     has_tool "$1" "$2" || step "$3" make_tool "$1" "$2" "${@:4}"
 }
 
@@ -301,6 +286,9 @@ has_tool() {
 # Filled aside and moved into place when it is whole; two runs at the same time take turns.
 make_tool() {
     local lock new=$tools/$1.new
+    require_writable "$tools" "$own_copy"
+    require_executable "$tools" "$own_copy"
+    install -d "$tools"
     exec {lock}<"$tools"
     flock "$lock"
     ! has_tool "$1" "$2" || return 0

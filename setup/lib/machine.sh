@@ -22,9 +22,6 @@ source "$repo/setup/lib/machine_rabbitmq.sh"
 # Where install.sh puts what is the project's alone.
 tools=$home/tools
 
-# The value that .env comes with.
-development_password=development-only
-
 # The secrets that each program needs; its file of settings has no others.
 declare -A app_secrets=(
     [api-gateway]=RABBITMQ_PASSWORD
@@ -50,6 +47,9 @@ begin_machine() {
     [[ -n $(ip -oneline address show to "${SETTINGS[$address]}") ]] ||
         note "NOTE: $address is ${SETTINGS[$address]}, and no network card here has it (vagrant reload?)"
     warn_of_development_passwords
+    require_writable "$state" 'give this machine a larger disk'
+    require_writable "$home" 'give this machine a larger disk'
+    require_executable "$home" 'mount that disk without noexec'
     install -d "$home" "$home/bin" "$state"
     # Two runs at the same time would meet half of each other's work.
     exec {machine_lock}<"$state"
@@ -74,12 +74,12 @@ warn_of_development_passwords() {
     local app key keys=' '
     for app in "${apps[@]}"; do
         for key in ${app_secrets[$app]}; do
-            [[ ${SETTINGS[$key]} != "$development_password" || $keys == *" $key "* ]] || keys+="$key "
+            ! grep -qxF -- "${SETTINGS[$key]}" "$repo/setup/lib/well_known_passwords" || [[ $keys == *" $key "* ]] || keys+="$key "
         done
     done
     [[ $keys != ' ' ]] || return 0
     echo
-    note "WARNING: still the development value that everybody knows:$keys"
+    note "WARNING: still a value that everybody knows:$keys"
     note '         Before anyone but you reaches these machines, run this on the host:'
     note '           setup/secrets.sh'
     note '           vagrant provision'
@@ -191,15 +191,14 @@ wait_until_healthy() {
 
 # machine_url APP: where this machine reaches it.
 machine_url() {
-    local scheme=http host=${SETTINGS[LISTEN_ADDRESS]:-0.0.0.0}
+    local scheme=http
     [[ -z ${SETTINGS[TLS_CERT_FILE]:-} ]] || scheme=https
-    [[ $host != 0.0.0.0 ]] || host=127.0.0.1
-    echo "$scheme://$host:${SETTINGS[${app_port_key[$1]}]}"
+    echo "$scheme://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]:-0.0.0.0}"):${SETTINGS[${app_port_key[$1]}]}"
 }
 
 # answers URL: a certificate is made out for the name that clients use, not for this address.
 answers() {
-    curl --disable --noproxy '*' --insecure --silent --fail --max-time 5 --output /dev/null "$1"
+    curl --disable --noproxy '*' --globoff --insecure --silent --fail --max-time 5 --output /dev/null "$1"
 }
 
 give_up_on_app() {

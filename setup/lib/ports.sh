@@ -1,6 +1,16 @@
 # shellcheck shell=bash
 # TCP ports of this machine: who holds one, and which are free.
 
+# host_to_ask ADDRESS: what reaches a program that listens there, as it stands in an URL.
+host_to_ask() {
+    case $1 in
+        0.0.0.0 | ::ffff:0.0.0.0) echo 127.0.0.1 ;;
+        *[!0:]*:* | *:*[!0:]*) echo "[$1]" ;;
+        *:*) echo '[::1]' ;;
+        *) echo "$1" ;;
+    esac
+}
+
 # port_valid TEXT
 port_valid() {
     [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] && (($1 <= 65535))

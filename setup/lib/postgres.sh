@@ -43,11 +43,16 @@ postgres_place() {
     fi
 }
 
+# postgres_home HOME: where it leads to, if it is such a link.
+postgres_home() {
+    readlink "$1" || echo "$1"
+}
+
 # postgres_start HOME PORT [SETTING…]: what runs already with the same settings stays.
 postgres_start() {
     local home programs settings
     postgres_place "$1"
-    home=$(readlink -f "$1")
+    home=$(postgres_home "$1")
     settings=$(postgres_settings "${@:2}")
     [[ -f $home/data/PG_VERSION ]] || postgres_create "$home"
 
@@ -113,21 +118,25 @@ postgres_pid() {
     pid=$(pid_in "$1/data/postmaster.pid") && [[ /proc/$pid/cwd -ef $1/data ]] && echo "$pid"
 }
 
-# postgres_stop HOME [MODE]: a fast shutdown, unless another is asked for, which ends the
-# sessions and loses nothing.
+# postgres_stop HOME [SIGNAL]: a fast shutdown, unless another is asked for, which ends the
+# sessions and loses nothing. A signal needs none of PostgreSQL's programs, which may be gone.
 postgres_stop() {
-    local home programs
-    home=$(readlink -f "$1")
-    postgres_pid "$home" >/dev/null || return 0
-    programs=$(postgres_programs "$home")
-    detached as_postgres "$programs/pg_ctl" stop --pgdata="$home/data" --mode="${2:-fast}" --wait \
-        --timeout=120 --silent
+    local home pid waited
+    home=$(postgres_home "$1")
+    pid=$(postgres_pid "$home") || return 0
+    kill -s "${2:-INT}" "$pid"
+    for ((waited = 0; waited < 1200; waited++)); do
+        postgres_pid "$home" >/dev/null || return 0
+        sleep 0.1
+    done
+    tail -n 10 "$home/log"
+    return 1
 }
 
 # postgres_remove HOME: the folder, and where it leads to.
 postgres_remove() {
     local place
-    place=$(readlink -f "$1")
+    place=$(postgres_home "$1")
     rm -rf "$1" "$place"
     [[ $place != /var/lib/crud-master/* ]] ||
         rmdir --ignore-fail-on-non-empty /var/lib/crud-master

@@ -81,6 +81,7 @@ install_programs() {
 # else: building runs code of every crate.
 build_programs() {
     say 'There are no programs that fit in dist/, so they are built here'
+    require_executable "$state" 'mount that disk without noexec'
     provide_compiler
     provide_builder
     free_memory_to_build
@@ -176,16 +177,6 @@ provide_compiler() {
     fi
     install_machine_packages "${missing[@]}"
     new_enough_cargo || step 'Install Rust, by rustup' install_rust_for_builder
-}
-
-# minimum_rust: as Cargo.toml has it.
-minimum_rust() {
-    sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml"
-}
-
-# at_least VERSION MINIMUM
-at_least() {
-    [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
 }
 
 # new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.

@@ -40,7 +40,9 @@ rabbitmq_create() {
     random_secret >"$home/.erlang.cookie"
     chmod 400 "$home/.erlang.cookie"
     random_secret >"$home/administrator"
-    echo '[rabbitmq_management].' >"$home/enabled_plugins"
+    # The last one says that the folder is whole.
+    echo '[rabbitmq_management].' >"$home/enabled_plugins.new"
+    mv "$home/enabled_plugins.new" "$home/enabled_plugins"
 }
 
 # rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT NODE: the names that point nowhere keep
@@ -51,6 +53,8 @@ rabbitmq_environment() {
 HOME=$1
 ERL_EPMD_ADDRESS=127.0.0.1
 ERL_EPMD_PORT=$3
+ERL_CRASH_DUMP=$1/log/erl_crash.dump
+ERL_CRASH_DUMP_BYTES=33554432
 RABBITMQ_NODENAME=$4
 RABBITMQ_DIST_PORT=$2
 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}
@@ -114,7 +118,7 @@ rabbitmq_wait() {
     local deadline=$((SECONDS + 120))
     until port_answers 127.0.0.1 "$2" && rabbitmq_api "$1" "$3" GET overview 2>/dev/null; do
         if ((SECONDS > deadline)) || ! rabbitmq_pid "$1" >/dev/null; then
-            tail -n 15 "$1/log/start"
+            tail -n 15 "$1/log/start" "$1"/log/rabbit@*.log 2>/dev/null
             return 1
         fi
         sleep 0.2

@@ -13,6 +13,8 @@ if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
     [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
+source "${repo:?}/setup/lib/places.sh"
+
 # heading TEXT: opens a part.
 heading() {
     printf '\n%s%s%s\n' "$bold" "$1" "$plain"
@@ -32,11 +34,14 @@ note() {
 die() {
     end_progress
     printf '%s: %s\n' "${0##*/}" "$1" >&2
-    exit 1
+    exit "$status_of_die"
 }
 
+# In a step it is another one, which tells that no more needs to be said.
+status_of_die=1
+
 # step TEXT COMMAND…: runs the command, whose output is only of interest, and only shown, if it
-# fails; then the script ends. The command runs in a subshell where every failure counts, also
+# fails; then the script ends, with the words of die where the command has called it. The command runs in a subshell where every failure counts, also
 # one within a function, so a step must not stand in a condition, where bash would look away.
 step() {
     local text=$1 output status started=$SECONDS
@@ -45,7 +50,7 @@ step() {
     begin_progress "$text" "$output"
     set +e
     (
-        progress=''
+        progress='' status_of_die=99
         set -e
         "$@"
     ) >"$output" 2>&1 </dev/null
@@ -59,6 +64,11 @@ step() {
         return
     fi
     say "$text"
+    if ((status == 99)); then
+        tail -n 30 "$output" | sed '$! s/^/    | /' >&2
+        rm -f "$output"
+        exit 1
+    fi
     tail -n 30 "$output" | sed 's/^/    | /' >&2
     advise "$output" >&2
     die "this step failed after $(time_text $((SECONDS - started))): $text. Above is why; mend that and run this again (all that it said: $output)"
@@ -66,8 +76,10 @@ step() {
 
 # advise FILE: what to do about the likely causes, where the output of a step shows one.
 advise() {
-    if grep -qiF 'no space left on device' "$1"; then
-        note 'The disk is full: "df -h" shows which, and "cargo clean" frees what was built.'
+    local full
+    full=$(full_places "${repo:?}" "$HOME" "$TMPDIR" /var/lib "${folder:-/}" | head -n 1)
+    if [[ -n $full ]] || grep -qiF 'no space left on device' "$1"; then
+        note "The disk${full:+ of $full} is full: \"df -h\" shows more, and \"cargo clean\" frees what was built."
     elif grep -qiE 'could not resolve|temporary failure (in name resolution|resolving)|network is unreachable|failed to (download|fetch)|EAI_AGAIN' "$1"; then
         note 'The network cannot be reached. What is missing is fetched from it: try again when it is back.'
     elif grep -qE 'out of memory|signal: 9|Cannot allocate memory' "$1"; then

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Files of KEY=VALUE lines, read the way the Rust programs read them (dotenvy), and written so
-# that they read the same. No value is ever shown: it may be the password.
+# Files of KEY=VALUE lines, by the grammar in docs/SETTINGS.md, which the programs and the
+# Vagrantfile have too, and written so that they read the same. No value is ever shown: it may be
+# the password.
 
 # The settings in force, and their keys in the order in which they came.
 declare -gA SETTINGS=()
@@ -15,33 +16,44 @@ set_setting() {
 # read_settings FILE: takes over every line of the file.
 read_settings() {
     local line key value number=0
+    local pair='^(export[ '$'\t'']+)?([A-Za-z_][A-Za-z0-9_]*)[ '$'\t'']*=(.*)$'
     [[ -e $1 ]] || die "there is no $1; git checkout brings the one of the project back"
     [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un): be that user"
+    # PowerShell's > writes UTF-16, half of which is NUL.
+    if IFS= read -rd '' line <"$1" || [[ $line == $'\xff\xfe'* || $line == $'\xfe\xff'* ]]; then
+        die "$1 is UTF-16: save it as UTF-8"
+    fi
     while IFS= read -r line || [[ -n $line ]]; do
         ((number += 1))
-        [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
-        [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)[[:space:]]*=[[:space:]]*(.*)$ ]] ||
-            die "$1: line $number is not KEY=VALUE; a comment begins with #"
+        [[ $line =~ ^.*$ ]] || die "$1 is not UTF-8 in line $number: save it as UTF-8"
+        ((number > 1)) || line=${line#$'\ufeff'}
+        line=${line%$'\r'}
+        [[ ! $line =~ [$'\x01'-$'\x08'$'\x0b'-$'\x1f'$'\x7f'] ]] || die "$1 has a control character in line $number: remove it"
+        line=${line#"${line%%[! $'\t']*}"} line=${line%"${line##*[! $'\t']}"}
+        [[ -n $line && $line != '#'* ]] || continue
+        [[ $line =~ $pair ]] || die "$1 has no KEY=VALUE in line $number; a comment begins with #"
         key=${BASH_REMATCH[2]}
-        value=$(unquoted "${BASH_REMATCH[3]}") ||
-            die "$1, line $number: put the value of $key between single quotes"
+        unquote "${BASH_REMATCH[3]}" ||
+            die "$1 must have the value of $key in line $number between single quotes, where '\'' stands for one"
         set_setting "$key" "$value"
     done <"$1"
 }
 
-# unquoted TEXT: the value that the text behind KEY= stands for. Substitutions and escapes,
-# which dotenvy knows, are refused rather than guessed; only '\'' is known, as in the shell.
-unquoted() {
-    local end='[[:space:]]*([[:space:]]#.*)?$' value
-    local single="^'(([^']|'\\\\'')*)'$end" double="^\"([^\"\\\$]*)\"$end" bare="^([^[:space:]\"'\\\$]*)$end"
-    if [[ $1 =~ $single ]]; then
+# unquote TEXT: sets value to what the text behind KEY= stands for. What readers of such files
+# disagree about is refused: escapes, substitutions, and a # right behind the =.
+unquote() {
+    local begin=$'^[ \t]*' end=$'([ \t]+(#.*)?)?$' odd=$' \t"\'\\$'
+    local single="$begin'(([^']|'\\\\'')*)'$end" double="$begin\"([^\"\\\$]*)\"$end"
+    local bare="$begin([^#$odd][^$odd]*)$end" none="^$end"
+    if [[ $1 =~ $none ]]; then
+        value=''
+    elif [[ $1 =~ $single ]]; then
         value=${BASH_REMATCH[1]//"'\\''"/"'"}
     elif [[ $1 =~ $double || $1 =~ $bare ]]; then
         value=${BASH_REMATCH[1]}
     else
         return 1
     fi
-    printf '%s' "$value"
 }
 
 # quoted TEXT: the opposite.
@@ -59,7 +71,8 @@ environment_wins() {
     local key value
     for key in "${SETTING_KEYS[@]}" "$@"; do
         if value=$(printenv -- "$key"); then
-            [[ $value != *$'\n'* ]] || die "$key must be a single line: set it again without line breaks"
+            [[ ! $value =~ [$'\x01'-$'\x08'$'\x0a'-$'\x1f'$'\x7f'] && $value =~ ^.*$ ]] ||
+                die "$key must be a single line of UTF-8 without control characters: set it again"
             set_setting "$key" "$value"
         fi
     done
@@ -80,7 +93,7 @@ write_settings() {
 }
 
 # take_new FILE: FILE.new in its place, whole or not at all. A file that says the same already
-# keeps its date, by which what has read it is known to be current.
+# stays, and its owner with it.
 take_new() {
     if cmp -s "$1.new" "$1"; then
         rm -f "$1.new"

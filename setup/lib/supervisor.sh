@@ -17,7 +17,6 @@ provide_supervisor() {
     ! $reload || systemctl daemon-reload
     systemctl is-enabled --quiet pm2-root || systemctl enable --quiet pm2-root
     provide_rotation
-    # A new version of PM2 or of its unit takes over with a restart.
     if supervisor_is_current; then
         systemctl start pm2-root
     else
@@ -25,13 +24,27 @@ provide_supervisor() {
     fi
 }
 
+# supervisor_is_current: it was started by this unit, and is of this version of PM2.
 supervisor_is_current() {
-    [[ $state/pm2/pm2.pid -nt $supervisor_unit && $state/pm2/pm2.pid -nt ${tools:?}/pm2/version ]]
+    local pid
+    pid=$(apps_daemon_pid "$state") && has_mark "$pid" "UNIT_DIGEST=$(unit_digest)"
 }
 
-# unit_text: a daemon of systemd's own making, not of a login session, with which it would end.
-# "pm2 kill" lets the programs finish what they hold, one after the other.
+unit_digest() {
+    {
+        unit_body ''
+        cat "${tools:?}/pm2/version"
+    } | sha256sum | cut -c 1-32
+}
+
 unit_text() {
+    unit_body "$(unit_digest)"
+}
+
+# unit_body DIGEST: a daemon of systemd's own making, not of a login session, with which it would
+# end. "pm2 kill" lets the programs finish what they hold, one after the other. The digest is in the
+# daemon's environment, and tells what it was started with.
+unit_body() {
     cat <<UNIT
 [Unit]
 Description=PM2, the supervisor of crud-master's programs
@@ -41,7 +54,7 @@ After=network.target
 Type=forking
 PIDFile=$state/pm2/pm2.pid
 Environment=PM2_HOME=$state/pm2 HOME=/root PATH=$PATH
-Environment=PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true
+Environment=PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true UNIT_DIGEST=$1
 ExecStart=$(command -v node) $(pm2_program) resurrect
 ExecStop=$(command -v node) $(pm2_program) kill
 Restart=always
@@ -136,6 +149,7 @@ UNIT
 
 # start_apps: those that do not run, or not from the newest file, list and settings.
 start_apps() {
-    apps_start "$state" "${home:?}/bin"
+    ln -sfnT "${home:?}/bin" "$state/programs"
+    apps_start "$state"
     run_pm2 "$state" save --force
 }

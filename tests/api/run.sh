@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # The API documents beside a platform that runs: is docs/openapi.yaml well-formed, is every example
-# in it really answered, does schemathesis find anything, and does the Postman collection pass?
+# in it really answered, does schemathesis find anything, and do the smoke test and the Postman
+# collection pass?
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/quoting.sh"
 source "$repo/setup/lib/settings.sh"
+source "$repo/setup/lib/ports.sh"
 source "$repo/setup/lib/install.sh"
 
 usage() {
@@ -40,10 +44,11 @@ main() {
 prepare() {
     local folder=${LOCAL_DIR:-$repo/.local}
     settings=$folder/settings.env
+    programs=$folder/programs
     [[ -f $settings ]] || die "there is no platform in $folder: start one with setup/local.sh up"
     read_settings "$settings"
-    gateway=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[API_GATEWAY_PORT]}
-    billing=http://${SETTINGS[LISTEN_ADDRESS]}:${SETTINGS[BILLING_API_PORT]}
+    gateway=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[API_GATEWAY_PORT]}
+    billing=http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[BILLING_API_PORT]}
     install_api_checkers
     work=$(mktemp -d)
     trap clean_up EXIT
@@ -51,7 +56,7 @@ prepare() {
 }
 
 clean_up() {
-    [[ -z ${guarded_pid:-} ]] || kill "$guarded_pid" || true
+    ((${#gateways[@]} == 0)) || kill "${gateways[@]}" || true
     rm -rf "$work"
 }
 
@@ -61,7 +66,7 @@ check_documents() {
     python -m openapi_spec_validator docs/openapi.yaml
 
     say 'Its examples'
-    python tests/api/examples.py docs/openapi.yaml "$settings" "$(programs)/api-gateway"
+    python tests/api/examples.py docs/openapi.yaml "$settings" "$programs/api-gateway"
 
     say 'schemathesis, at the gateway'
     schemathesis "$gateway" --exclude-path /api/health --max-examples "$examples_max"
@@ -75,34 +80,68 @@ check_documents() {
     document=$work/guarded.yaml schemathesis "$guarded" --exclude-path /api/health \
         --header "Authorization: Bearer $key" --phases examples,coverage
 
+    say 'The smoke test'
+    smoke_tests
+
     say 'The Postman collection'
-    newman Movies Orders 'Dead letters' Errors Operations
-    newman Movies --env-var "gateway=$guarded" --env-var "key=$key"
+    newman "$gateway"
+    newman "$guarded" --folder Movies --env-var "key=$key"
+    start_gateway EXPOSE_ORDERS=false
+    newman "$started"
     setup/local.sh pm2 stop billing-consumer >/dev/null
-    newman 'Orders while nobody records them' || status=$?
+    newman "$gateway" --folder 'Orders while nobody records them' --env-var consumer=stopped || status=$?
     setup/local.sh pm2 start billing-consumer >/dev/null
     ((status == 0))
-    newman 'Orders when billing is back'
+    newman "$gateway" --folder 'Orders when billing is back' --env-var 'consumer=started again'
 }
 
-# start_guarded_gateway: beside the platform's own, before the same servers, with one key.
 start_guarded_gateway() {
-    local deadline=$((SECONDS + 30))
     key=$(random_secret)
     printf 'tests:%s:admin\n' "$(printf '%s' "$key" | sha256sum | cut -d ' ' -f 1)" >"$work/keys"
-    : >"$work/guarded.log"
-    ENV_FILE=$settings RUST_LOG=info LOG_FORMAT=logfmt API_GATEWAY_PORT=0 API_KEYS_FILE=$work/keys \
-        "$(programs)/api-gateway" 2>"$work/guarded.log" &
-    guarded_pid=$!
-    until guarded=$(grep -m 1 listening "$work/guarded.log" | grep -o 'address=[^ ]*'); do
-        ((SECONDS < deadline)) || die "a gateway with keys does not start: $(tail -n 5 "$work/guarded.log")"
+    start_gateway "API_KEYS_FILE=$work/keys"
+    guarded=$started
+}
+
+# start_gateway NAME=VALUE…: beside the platform's own, before the same servers, with these settings.
+# `started` is its URL.
+gateways=()
+start_gateway() {
+    local deadline=$((SECONDS + 30)) log=$work/gateway-${#gateways[@]}.log
+    : >"$log"
+    env ENV_FILE="$settings" RUST_LOG=info LOG_FORMAT=logfmt API_GATEWAY_PORT=0 "$@" \
+        "$programs/api-gateway" 2>"$log" &
+    gateways+=("$!")
+    until started=$(grep -m 1 listening "$log" | grep -o 'address=[^ ]*'); do
+        ((SECONDS < deadline)) || die "a gateway with $* does not start: $(tail -n 5 "$log")"
         sleep 0.1
     done
-    guarded=http://${guarded#address=}
-    until curl --disable --noproxy '*' --silent --fail --output /dev/null "$guarded/ready"; do
-        ((SECONDS < deadline)) || die 'a gateway with keys does not become ready'
+    started=http://${started#address=}
+    until curl --disable --noproxy '*' --silent --fail --output /dev/null "$started/ready"; do
+        ((SECONDS < deadline)) || die "a gateway with $* does not become ready"
         sleep 0.1
     done
+}
+
+# smoke_tests: with a key where one is needed, which is never told, and with 1 where something is
+# not as it should be. The movies are left as they were.
+smoke_tests() {
+    local before
+    before=$(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies")
+    setup/smoke.sh "$gateway" --orders "$billing"
+    API_KEY=$key setup/smoke.sh "$guarded" --orders "$billing"
+    smoke_test_fails "$guarded" 'create a movie: wanted 201 .* got 401'
+    smoke_test_fails "$billing" 'place an order'
+    [[ $(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies") == "$before" ]] ||
+        die 'the smoke test has left something behind'
+}
+
+# smoke_test_fails URL STEP: with 1, and says which step.
+smoke_test_fails() {
+    local status=0
+    setup/smoke.sh "$1" >"$work/smoke.log" 2>&1 || status=$?
+    if ((status != 1)) || ! grep -q "FAIL  $2" "$work/smoke.log"; then
+        die "the smoke test of $1 has not failed at '$2': $(<"$work/smoke.log")"
+    fi
 }
 
 # explore [SEED]: what a fixed choice of requests cannot find.
@@ -117,10 +156,6 @@ explore() {
 
 # The paths that billing-api has.
 billing_paths='^/(api/orders|api/dead-letters|api/health|health|ready|metrics)'
-
-programs() {
-    echo "$(realpath -m "${CARGO_TARGET_DIR:-target}")/release"
-}
 
 python() {
     PYTHONPATH=$tools/api-python:$repo/tests/api PYTHONDONTWRITEBYTECODE=1 python3 "$@"
@@ -148,19 +183,20 @@ PYTHON
     ! grep -q 'Exception in thread' "$work/schemathesis.log" || die 'schemathesis itself broke off'
 }
 
-# newman FOLDER… [ARGUMENT…]: of the collection; what one run has learnt, the next one knows.
+# newman GATEWAY [ARGUMENT…]: the collection as somebody has it who has imported it and nothing else,
+# with these addresses in place of its own. A run that asks for nothing is no success.
 newman() {
-    local folders=() environment=$work/environment.json
-    [[ -f $environment ]] || cp docs/postman/local.postman_environment.json "$environment"
-    while (($# > 0)) && [[ $1 != --* ]]; do
-        folders+=(--folder "$1")
-        shift
-    done
-    "$tools/api-node/node_modules/.bin/newman" run docs/postman/crud-master.postman_collection.json \
-        --environment "$environment" --export-environment "$environment" \
-        --env-var "gateway=$gateway" --env-var "billing=$billing" \
-        --color off --reporters cli --reporter-cli-no-success-assertions --reporter-cli-no-banner \
-        --timeout-request 30000 "${folders[@]}" "$@"
+    local collection=$work/collection.json globals=$work/globals.json report=$work/newman.json
+    [[ -f $globals ]] || echo '{"values": []}' >"$globals"
+    sed "s|http://localhost:5000|$1|; s|http://localhost:8081|$billing|" \
+        docs/postman/crud-master.postman_collection.json >"$collection"
+    "$tools/api-node/node_modules/.bin/newman" run "$collection" \
+        --globals "$globals" --export-globals "$globals" \
+        --color off --reporters cli,json --reporter-json-export "$report" \
+        --reporter-cli-no-success-assertions --reporter-cli-no-banner \
+        --timeout-request 30000 "${@:2}" || return
+    python3 -c 'import json, sys; sys.exit(not json.load(open(sys.argv[1]))["run"]["stats"]["requests"]["total"])' "$report" ||
+        die "the Postman collection has asked for nothing: ${*:2}"
 }
 
 main "$@"

@@ -17,6 +17,8 @@ const FLAGS = [
 
 /** A refusal is part of the story: Chromium tells of each answer from 400 on. */
 const TOLD_OF_A_REFUSAL = /^Failed to load resource: the server responded with a status of 4\d\d/;
+/** What a list answers that is asked for between the end of a database and the status that tells of it. */
+const TOLD_OF_AN_OUTAGE = /^Failed to load resource: the server responded with a status of 503/;
 const TOLD_OF_A_GATEWAY_THAT_IS_GONE = /^Failed to load resource: net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|FAILED)/;
 
 /** A browser with an empty profile of its own; playwright removes it. */
@@ -24,8 +26,8 @@ function launch() {
   return chromium.launch({ executablePath: process.env.CHROMIUM, headless: true, args: FLAGS });
 }
 
-/** A page with the console at that address. `options` are those of a browser context. */
-async function openConsole(browser, url, options = {}) {
+/** A page with the console at that address. `options` are those of a browser context; with `outage` a database may stop. */
+async function openConsole(browser, url, { outage = false, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, locale: 'en-GB', timezoneId: 'UTC', ...options });
   const faults = [];
   const host = new URL(url).host;
@@ -37,7 +39,7 @@ async function openConsole(browser, url, options = {}) {
   page.on('pageerror', (error) => faults.push(`threw ${error.stack}`));
   page.on('console', (message) => {
     const text = message.text();
-    const expected = TOLD_OF_A_REFUSAL.test(text) || TOLD_OF_A_GATEWAY_THAT_IS_GONE.test(text);
+    const expected = TOLD_OF_A_REFUSAL.test(text) || TOLD_OF_A_GATEWAY_THAT_IS_GONE.test(text) || (outage && TOLD_OF_AN_OUTAGE.test(text));
     if (['error', 'warning'].includes(message.type()) && !expected) faults.push(`said ${text}`);
   });
   await page.addInitScript(() => {

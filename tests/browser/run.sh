@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # The console, tried in a real browser on a platform that setup/local.sh has started.
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/say.sh"
 source "$repo/setup/lib/usage.sh"
 source "$repo/setup/lib/settings.sh"
@@ -37,11 +39,15 @@ main() {
     read_settings "$LOCAL_DIR/settings.env"
     CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
     GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}
-    GATEWAY_PROGRAM=$(cd "$repo" && realpath -m "${CARGO_TARGET_DIR:-target}")/release/api-gateway
+    GATEWAY_PROGRAM=$LOCAL_DIR/programs/api-gateway
+    RABBITMQ_URL=http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}
+    RABBITMQ_QUEUE=${SETTINGS[RABBITMQ_QUEUE]}
+    RABBITMQ_LOGIN=${SETTINGS[RABBITMQ_USER]}:${SETTINGS[RABBITMQ_PASSWORD]}
     install_browser_tools
+    export RABBITMQ_URL RABBITMQ_QUEUE RABBITMQ_LOGIN
     export LOCAL_DIR CHROMIUM GATEWAY_URL GATEWAY_PROGRAM NODE_PATH=$tools/browser/node_modules
     cd "$repo/tests/browser"
-    timeout 300 node --test --test-reporter=spec "${tests[@]}"
+    timeout 600 node --test --test-reporter=spec "${tests[@]}"
 }
 
 main "$@"

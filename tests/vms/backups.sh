@@ -4,9 +4,11 @@
 #
 #   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/postgres.sh has it, and its port
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 source "$repo/setup/lib/backups.sh"
 source "$repo/tests/vms/checks.sh"
@@ -62,6 +64,7 @@ orders_come_back() {
     new_database
     in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
         (1, 'first', 'u', 1, 1), (3, 'third', 'u', 1, 1), (4, NULL, 'hand', 1, 1), (5, 'fifth', 'u', 1, 1)"
+    is 'a backup that the disk does not take fails' 1 exit_of dump_database /dev/full
     dump_database "$scratch/dump"
     in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
         (2, 'late', 'u', 1, 1), (6, NULL, 'hand', 1, 1), (7, 'newest', 'u', 1, 1);

@@ -321,6 +321,7 @@ setting() {
 all_checks() {
     programs_are_online
     movies_go_from_creation_to_end
+    is 'the smoke test passes' 0 exit_of "${repo:?}/setup/smoke.sh" http://localhost:5000 --orders http://localhost:8081
     orders_survive_a_stopped_consumer
     only_what_is_meant_to_be_open_is_open
     the_role_owns_its_database_and_nothing_else

@@ -2,9 +2,11 @@
 # What can be said of the deployment in seconds, without machines: the Vagrantfile and the
 # functions behind the provisioning. The rest is run.sh's.
 # shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/machine.sh"
 source "$repo/tests/vms/checks.sh"
 
@@ -16,6 +18,7 @@ main() {
     settings
     programs
     what_pm2_gets
+    the_supervisor
     firewall
     what_deletes_orders
     echo "$passed passed, ${#failures[@]} failed"
@@ -85,8 +88,9 @@ settings_by_ruby() {
 
 settings() {
     local before
-    install -d "$scratch/project/setup"
+    install -d "$scratch/project/setup/lib"
     cp "$repo/setup/secrets.sh" "$scratch/project/setup"
+    cp "$repo/setup/lib/well_known_passwords" "$scratch/project/setup/lib"
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
@@ -98,6 +102,15 @@ settings() {
     is 'a second time it changes nothing' "$before" cat "$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" renew >/dev/null
     is 'unless it is told to renew' 1 exit_of test "$before" = "$(<"$scratch/project/.env.local")"
+
+    cp "$repo/.env" "$scratch/project/.env.local"
+    sh "$scratch/project/setup/secrets.sh" >/dev/null
+    is 'a copy of .env gets strong ones in the place of the well-known ones' 2 \
+        grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    printf '%s\r\n' 'export POSTGRES_PASSWORD = "password" # x' "RABBITMQ_PASSWORD='own \\'" >"$scratch/project/.env.local"
+    sh "$scratch/project/setup/secrets.sh" >/dev/null
+    is 'one that everybody knows is replaced however it is written' 1 grep -cE '^POSTGRES_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'and one of their own stays' 1 grep -cF "RABBITMQ_PASSWORD='own \\'" "$scratch/project/.env.local"
 
     is 'the gateway is told no password of PostgreSQL' POSTGRES_PASSWORD secrets_kept_from api-gateway
     is 'nor the inventory that of RabbitMQ' RABBITMQ_PASSWORD secrets_kept_from inventory-api
@@ -155,12 +168,12 @@ what_pm2_gets() {
     for app in "${apps[@]}"; do
         write_settings "$scratch/state/$app.env"
     done
-    apps_write_list "$scratch/state" /opt/crud-master/bin
+    apps_write_list "$scratch/state"
     is 'its list has the four names' 'api-gateway inventory-api billing-api billing-consumer' \
         of_list '" ".join(app["name"] for app in apps)'
     is 'each program has more than the 10 s that a drain may take' True of_list 'all(app["kill_timeout"] > 11000 for app in apps)'
     is 'each is told where its own settings are' True \
-        of_list 'all(app["env"] == {"ENV_FILE": "'"$scratch"'/state/" + app["name"] + ".env"} for app in apps)'
+        of_list 'all(app["env"]["ENV_FILE"] == "'"$scratch"'/state/" + app["name"] + ".env" for app in apps)'
     is 'the settings are for their owner alone' '600 600 600 600' modes_of_settings
     is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
 }
@@ -173,6 +186,36 @@ of_list() {
 modes_of_settings() {
     stat -c %a "$scratch/state/"*.env | paste -sd ' '
 }
+
+# PM2 as a service
+
+the_supervisor() {
+    local variables
+    tools=$scratch/tools
+    install -d "$scratch/state/pm2" "$tools/pm2"
+    echo "$pm2_version" >"$tools/pm2/version"
+    # shellcheck disable=SC2016 # for another shell
+    is 'its unit does not depend on who provisions' "$(HOME=/nowhere unit_text)" env -u HOME bash -p -c \
+        'repo=$1 PATH=$2; source "$1/setup/lib/surroundings.sh"; source "$1/setup/lib/machine.sh"; PATH=$2 tools=$3; unit_text' \
+        bash "$repo" "$PATH" "$tools"
+    mapfile -t variables < <(state=$scratch/state unit_text | sed -n 's/^Environment=//p' | tr ' ' '\n')
+    start_daemon "$scratch/state/pm2/pm2.pid" /dev/null "${variables[0]}" "${variables[@]}" sleep 600
+    is 'PM2 as it was started by its unit stays' 0 exit_of supervisor_of "$scratch/state"
+    touch -d 2001-01-01 "$scratch/state/pm2/pm2.pid"
+    is 'whatever the clock was' 0 exit_of supervisor_of "$scratch/state"
+    touch -d 2099-01-01 "$scratch/state/pm2/pm2.pid"
+    is 'and not with another unit, though the clock was ahead' 1 exit_of supervisor_of "$scratch/state" /another
+    echo 0.0.0 >"$tools/pm2/version"
+    is 'nor of another version' 1 exit_of supervisor_of "$scratch/state"
+    stop_daemon "$scratch/state/pm2/pm2.pid" "${variables[0]}"
+}
+
+# supervisor_of STATE [PATH]: whether it is current, with this beside the PATH in its unit.
+supervisor_of() (
+    state=$1
+    PATH=$PATH${2:+:$2}
+    supervisor_is_current
+)
 
 # The firewall
 

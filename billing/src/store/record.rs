@@ -338,7 +338,7 @@ fn put_aside(
     let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
     let bodies = column(&letters, |(message, ..)| kept(&message.body));
     let lengths = column(&letters, |(message, ..)| {
-        i64::try_from(message.body.len()).ok()
+        i64::try_from(message.body_bytes).ok()
     });
     let prepared = statements.put_aside.get().cloned();
     let statement = prepared.map_or_else(|| transaction.prepare(PUT_ASIDE), Ok)?;

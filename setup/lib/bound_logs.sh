@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Keeps logs from filling the disk, for as long as the folder of the first one is there: one that has
+# grown beyond BYTES takes the place of LOG.1 and goes on empty. It is copied, since whoever writes to
+# it holds it open; lines that come between the copying and the emptying are lost.
+#
+#   bound_logs.sh BYTES LOG…
+
+main() {
+    local bytes_max=$1 log size silence
+    shift
+    # Reading from a pipe that stays silent waits without a process that could outlive this one.
+    exec {silence}<> <(:)
+    while [[ -d ${1%/*} ]]; do
+        for log in "$@"; do
+            if size=$(stat -c %s "$log" 2>/dev/null) && ((size > bytes_max)); then
+                # On a full disk the room is worth more than the copy.
+                cp -p "$log" "$log.1" || rm -f "$log.1"
+                : >"$log"
+            fi
+        done
+        read -rt 10 -u "$silence"
+    done
+}
+
+main "$@"

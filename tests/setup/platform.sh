@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# A platform of setup/local.sh on a disk that forbids programs and gets full, without HOME, and with
+# logs that grow; and that "down" stops whatever has become of the rest. As root, who may mount a disk.
+#
+#   tests/setup/platform.sh    with the ports and settings of its environment
+# shellcheck source-path=SCRIPTDIR/../..
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
+set -euo pipefail
+
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
+source "$repo/setup/lib/servers.sh"
+source "$repo/setup/lib/apps.sh"
+source "$repo/tests/vms/checks.sh"
+
+main() {
+    if [[ ${1:-} == step ]]; then
+        step 'This step' "${@:2}"
+        return
+    fi
+    if ! unshare --mount true 2>/dev/null; then
+        note 'NOTE: nothing can be mounted here: a platform on a full disk is not checked'
+        return
+    fi
+    [[ -n ${own_mounts:-} ]] || own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
+    scratch=$(mktemp -d)
+    disk=$scratch/disk LOCAL_DIR=$disk/platform
+    export LOCAL_DIR
+    trap clean_up EXIT
+    chmod 711 "$scratch" # PostgreSQL runs as another user, who has to get through
+    install -d "$disk" "$scratch/nowhere"
+    mount -t tmpfs -o size=160m,noexec none "$disk"
+
+    starts
+    small_logs
+    broken_server
+    broken_settings
+    full_disk
+    down
+    echo "$passed passed, ${#failures[@]} failed"
+    ((${#failures[@]} == 0))
+}
+
+clean_up() {
+    "$repo/setup/local.sh" down >/dev/null 2>&1 || true
+    umount "$disk"
+    rm -rf "$scratch"
+}
+
+# alone COMMAND…: in a folder of its own, with the PATH and the ports alone in its environment.
+alone() {
+    local ports
+    mapfile -t ports < <(env | grep '_PORT=')
+    (cd "$scratch/nowhere" && env -i "PATH=$PATH" "LOCAL_DIR=$LOCAL_DIR" "${ports[@]}" "$@")
+}
+
+starts() {
+    is 'it starts without HOME, on a disk that forbids programs' 0 exit_of alone "$repo/setup/local.sh" up
+    is 'and is ready' 0 exit_of alone "$repo/setup/local.sh" status
+    is 'PM2 is reached without HOME' 4 online
+}
+
+online() {
+    alone "$repo/setup/local.sh" pm2 list | grep -c online
+}
+
+# small_logs: they grow by holes, which take no room here. Who writes at a place of its own, and not
+# at the end, would make its log as large again.
+small_logs() {
+    local log logs=("$LOCAL_DIR"/logs/*.log "$LOCAL_DIR/pm2/pm2.log" "$(readlink -f "$LOCAL_DIR/postgres")/log" "$LOCAL_DIR/rabbitmq/log/rabbit@localhost.log")
+    truncate --size=+33M "${logs[@]}"
+    for log in "${logs[@]}"; do
+        becomes "${log##*/} is put aside when it is large" 0 exit_of is_put_aside "$log"
+    done
+    alone "$repo/setup/local.sh" rabbitmqctl eval 'rabbit_log:info("a line").' >/dev/null
+    alone "$repo/setup/local.sh" pm2 restart all >/dev/null
+    alone "$repo/setup/local.sh" psql movies_db -c 'SELECT nonsense' >/dev/null 2>&1 || true
+    for log in "${logs[@]}"; do
+        becomes "${log##*/} goes on from its begin" 0 exit_of is_small "$log"
+    done
+}
+
+is_put_aside() {
+    (($(stat -c %s "$1.1") > 33000000 && $(stat -c %s "$1") < 1000000))
+}
+
+is_small() {
+    local size
+    size=$(stat -c %s "$1")
+    ((size > 0 && size < 1000000))
+}
+
+broken_server() {
+    kill -USR1 "$(<"$LOCAL_DIR/rabbitmq/pid")"
+    becomes 'a RabbitMQ that breaks leaves its dump among its logs' 0 exit_of test -s "$LOCAL_DIR/rabbitmq/log/erl_crash.dump"
+    is 'and nowhere else' '' find "$scratch/nowhere" "$LOCAL_DIR/rabbitmq" -maxdepth 1 -name 'erl_crash*'
+    becomes 'what waits for it says so' 1 status_has 'billing-consumer is not ready: rabbitmq cannot be reached'
+    is 'with the last line of its log' 1 status_has 'the last line of its log: .*program=billing-consumer .*RabbitMQ'
+    is 'and what to do next' 1 status_has "next: LOCAL_DIR=$LOCAL_DIR setup/local.sh start rabbitmq"
+}
+
+# broken_settings: which are written before the disk is full.
+broken_settings() {
+    alone "$repo/setup/local.sh" stop postgres >/dev/null
+    echo nonsense >>"$(readlink -f "$LOCAL_DIR/postgres")/data/postgresql.conf"
+    alone "$repo/setup/local.sh" start postgres >"$scratch/said" 2>&1 || true
+    is 'a server that cannot start shows the end of its log' 1 grep -c '| .*syntax error in file' "$scratch/said"
+    sed -i '$d' "$(readlink -f "$LOCAL_DIR/postgres")/data/postgresql.conf"
+    alone "$repo/setup/local.sh" start postgres >/dev/null
+}
+
+status_has() {
+    alone "$repo/setup/local.sh" status | grep -cE "$1"
+}
+
+full_disk() {
+    is 'a cluster that does not fit says which disk is full' 'The disk of / is full' full_disk_in postgres_start "$disk/postgres" 1
+    is 'and so does a RabbitMQ' 'The disk of / is full' full_disk_in rabbitmq_start "$disk/rabbitmq" 1 2 3 4
+    is 'and a list of programs' 'The disk of / is full' full_disk_in apps_write_list "$LOCAL_DIR"
+}
+
+# full_disk_in COMMAND…: what is said of the disk where this is the step that fails. In a shell of
+# its own, since a step must not stand in a condition.
+full_disk_in() {
+    cat /dev/zero >>"$disk/filler" 2>/dev/null || true
+    folder=$disk "$BASH" -p "$0" step "$@" 2>&1 | grep -oE 'The disk of [^ ]* is full' | sed "s|$disk|/|"
+}
+
+# down: what was put into force stays known, whatever becomes of settings, programs and tools.
+down() {
+    local status=0
+    install -d "$scratch/checkout"
+    cp -r "$repo/setup" "$repo/Cargo.toml" "$scratch/checkout"
+    printf '\xff\xfe' >"$scratch/checkout/.env"
+    rm "$LOCAL_DIR/programs" "$LOCAL_DIR/settings.env"
+    is 'down works without HOME, settings, programs, PM2 and room on the disk' 0 exit_of \
+        env -i "LOCAL_DIR=$LOCAL_DIR" "TMPDIR=$disk" PATH=/usr/bin:/bin "$scratch/checkout/setup/local.sh" down
+    is 'and nothing runs on' '' processes
+}
+
+# processes: those that have this platform's folder in their environment, as all of it have, or work there.
+processes() {
+    local process
+    for process in /proc/[0-9]*; do
+        if grep -qsF -e "$LOCAL_DIR/" "$process/environ" || [[ $(readlink "$process/cwd") == "$LOCAL_DIR"/* ]]; then
+            tr '\0' ' ' <"$process/cmdline"
+            echo
+        fi
+    done
+}
+
+main "$@"

@@ -1,0 +1,262 @@
+#!/usr/bin/env bash
+# The set-up in surroundings that people have: what a script finds in its environment, where the
+# checkout lies, which cargo comes first. In seconds, without servers, and with a stand-in for the build.
+# shellcheck source-path=SCRIPTDIR/../..
+# shellcheck disable=SC2016,SC2317 # texts for another shell, and functions that must not be called
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
+set -euo pipefail
+
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
+source "$repo/setup/lib/surroundings.sh"
+source "$repo/setup/lib/servers.sh"
+source "$repo/setup/lib/apps.sh"
+source "$repo/tests/vms/checks.sh"
+
+usage() {
+    cat <<'USAGE'
+The set-up in odd surroundings, without servers.
+
+  tests/setup/run.sh
+  tests/setup/run.sh help | version
+USAGE
+}
+
+main() {
+    take_no_arguments "$@"
+    take_own_mounts
+    scratch=$(mktemp -d)
+    trap clean_up EXIT
+    the_environment
+    odd_paths
+    the_compiler
+    what_runs_already
+    disks
+    addresses
+    the_vagrantfile
+    echo "$passed passed, ${#failures[@]} failed"
+    ((${#failures[@]} == 0))
+}
+
+# take_own_mounts: where that is allowed, so that disks can be of any kind.
+take_own_mounts() {
+    [[ -z ${own_mounts:-} ]] && unshare --mount true 2>/dev/null || return 0
+    own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
+}
+
+clean_up() {
+    local pidfile
+    for pidfile in "$scratch"/platform/pm2/pm2.pid "$scratch"/platform/pm2/pids/*.pid; do
+        [[ ! -e $pidfile ]] || kill "$(<"$pidfile")" 2>/dev/null || true
+    done
+    remove_alias "$scratch/my дом" "$(alias_of "$scratch/my дом")"
+    rm -rf "$scratch"
+}
+
+# What a script finds in its environment
+
+the_environment() {
+    local script
+    cd "$repo"
+    # A script that is called before it has read surroundings.sh does what the environment says.
+    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
+        [[ $script == setup/secrets.sh ]] ||
+            is "$script makes its environment known first" 3 head_lines "$script"
+        is "$script does not mind where it is called from and with what" "${script##*/}" odd_version "$script"
+    done
+    ln -s "$repo/setup/local.sh" "$scratch/linked.sh"
+    is 'a script finds its folder through a link' linked.sh odd_version "$scratch/linked.sh"
+    is 'who has no HOME gets the one that the system knows' ~ env -u HOME bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$repo"
+    is 'a folder for temporary files that is gone is not used' /tmp env TMPDIR=/nowhere bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
+    is 'a line break in the path is refused' 1 exit_of bash -p -c \
+        'repo=/a$'"'\\n'"'b; source "$1/setup/lib/surroundings.sh"' bash "$repo"
+}
+
+head_lines() {
+    head -n 16 "$1" | grep -cE '^case \$- in |^repo=\$\(readlink -f "\$0"\) |^source "\$repo/setup/lib/surroundings.sh"$'
+}
+
+# odd_version SCRIPT: its name, as it says it.
+odd_version() (
+    cd() { echo mine; }
+    sed() { echo mine; }
+    export -f cd sed
+    echo 'IFS=x; echo from BASH_ENV >&2' >"$scratch/bash_env"
+    env -u HOME CDPATH=.:/ POSIXLY_CORRECT=1 BASH_ENV="$scratch/bash_env" LC_ALL=C TMPDIR=/nowhere \
+        PATH=/usr/bin:/bin "$1" version 2>/dev/null | cut -d ' ' -f 1
+)
+
+# Where the checkout lies
+
+odd_paths() {
+    local path
+    is 'a plain path is used as it is' /srv/crud-master/.local alias_of /srv/crud-master/.local
+    for path in '/a b' "/Bob's" '/a"b' '/$HOME' '/a&b' '/a\b' '/jürgen' '/проект' '/漢字' '/🎬' "/$(printf 'x%.0s' {1..120})"; do
+        is "$path is reached by a plain path" 0 exit_of plain "$(alias_of "$path")"
+    done
+    install -d "$scratch/my дом"
+    make_alias "$scratch/my дом" "$(alias_of "$scratch/my дом")"
+    is 'which leads there' 0 exit_of test "$scratch/my дом" -ef "$(alias_of "$scratch/my дом")"
+}
+
+plain() {
+    [[ $1 =~ ^[A-Za-z0-9/._-]+$ && ${#1} -le 80 ]]
+}
+
+# Which cargo, and where it puts the programs
+
+the_compiler() {
+    local cargo=$scratch/cargo/cargo
+    install -d "$scratch/cargo" "$scratch/my \"target"
+    stand_in "$cargo" 'echo "cargo 1.63.0"'
+    stand_in "$scratch/cargo/rustc" 'echo "rustc 1.99.0 (x)"'
+    is 'a cargo that is too old does not do' 1 exit_of fitting_cargo "$cargo"
+    stand_in "$cargo" 'echo "cargo 1.99.0 (x)"'
+    is 'a new one does' 0 exit_of fitting_cargo "$cargo"
+    stand_in "$scratch/cargo/rustc" 'echo "rustc 1.63.0"'
+    is 'unless its compiler is too old' 1 exit_of fitting_cargo "$cargo"
+    ln "$cargo" "$scratch/cargo/rustup"
+    is 'that of rustup brings its own' 0 exit_of fitting_cargo "$cargo"
+    is 'where cargo put the programs, cargo says' "$scratch/my \"target" where_cargo_put_them
+}
+
+where_cargo_put_them() (
+    stand_in "$scratch/cargo/cargo" "case \$1 in metadata) echo '{\"target_directory\":\"$scratch\"}' ;; *) cat '$scratch/messages' ;; esac"
+    printf '%s\n' '{"reason":"compiler-artifact","filenames":["/x/lib.rlib"],"executable":null,"fresh":true}' \
+        "{\"reason\":\"compiler-artifact\",\"executable\":$(json_text "$scratch/my \"target/api-gateway"),\"fresh\":true}" >"$scratch/messages"
+    PATH=$scratch/cargo:$PATH
+    cargo_build "$scratch" --release
+    readlink "$scratch/programs"
+)
+
+# stand_in FILE COMMAND: in its place, since links lead there.
+stand_in() {
+    printf '#!/bin/sh\n%s\n' "$2" >"$1"
+    chmod +x "$1"
+}
+
+# Whether a program that runs has the current settings
+
+what_runs_already() {
+    local platform=$scratch/platform
+    apps=(api-gateway)
+    install -d "$platform/programs" "$platform/pm2/pids"
+    cp /bin/sleep "$platform/programs/api-gateway"
+    echo 'POSTGRES_PASSWORD=old' >"$platform/settings.env"
+    apps_write_list "$platform"
+    start_daemon "$platform/pm2/pm2.pid" /dev/null "PM2_HOME=$platform/pm2" sleep 600
+    start_daemon "$platform/pm2/pids/api-gateway-0.pid" /dev/null "ENV_FILE=$platform/settings.env" \
+        "SETTINGS_DIGEST=$(app_digest "$platform" api-gateway)" "$platform/programs/api-gateway" 600
+    is 'a program that was started with these settings stays' 0 exit_of app_is_current "$platform" api-gateway
+    touch -d '2001-01-01' "$platform/pm2/pids/api-gateway-0.pid"
+    is 'whatever the clock was' 0 exit_of app_is_current "$platform" api-gateway
+    ln -s "$platform" "$scratch/other-way"
+    is 'and by whichever path it is asked for' 0 exit_of app_pid "$scratch/other-way" api-gateway
+    echo 'POSTGRES_PASSWORD=new' >"$platform/settings.env"
+    touch -d '2099-01-01' "$platform/pm2/pids/api-gateway-0.pid"
+    is 'one with another password does not, though the clock was ahead' 1 exit_of app_is_current "$platform" api-gateway
+    is 'the digest in the list is no help to try passwords' 600 stat -c %a "$platform/salt"
+    is 'it is stopped without PM2 and without Node' 0 exit_of apps_stop "$platform"
+    is 'and runs no more' 1 exit_of app_pid "$platform" api-gateway
+}
+
+# Disks that are full, forbid to start programs or belong to others
+
+disks() {
+    local disk=$scratch/disk said
+    if [[ -z ${own_mounts:-} ]]; then
+        note 'NOTE: nothing can be mounted here: disks that are full or forbid programs are not checked'
+        return
+    fi
+    install -d "$disk"
+    mount -t tmpfs -o size=110m,noexec none "$disk"
+    is 'a disk with room will do' 0 exit_of lasts require_writable "$disk/a/b"
+    is 'no program is built where none can be started' \
+        "run.sh: no program can be started from $disk/target, whose disk is mounted with noexec: set CARGO_TARGET_DIR to another folder" \
+        lasts built_in "$disk/target"
+    head -c 109M /dev/zero >"$disk/filler"
+    is 'a disk without is told before anything is done' \
+        "local.sh: the disk of $disk/platform is full: 1 MB are free, and 100 are needed: make room, or name another LOCAL_DIR" \
+        last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
+    is 'and nothing is left there' filler ls "$disk"
+
+    install -d "$disk/setup/lib"
+    cp setup/secrets.sh "$disk/setup"
+    echo RUST_LOG=debug >"$disk/.env.local"
+    cat /dev/zero >"$disk/filler" 2>/dev/null || true
+    is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"
+    is 'whole' RUST_LOG=debug cat "$disk/.env.local"
+    is 'a full disk for temporary files is not used' /tmp env TMPDIR="$disk" bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
+    is 'a pid that cannot be written down starts nothing' 1 exit_of start_daemon "$disk/no/pid" /dev/null A=b sleep 600
+
+    said=$(cd "$disk" && folder=$disk && (step 'Write something' cp /bin/bash "$disk/file") 2>&1) || true
+    is 'a step that fails on a full disk names the disk' 1 grep -c "The disk of $disk is full" <(echo "$said")
+    said=$( (step 'Read something' die 'it is not there') 2>&1) || true
+    is 'a step whose reason is known says it once' $'  Read something\nrun.sh: it is not there' echo "$said"
+
+    mount -o remount,ro "$disk"
+    is 'a disk that is read-only is told' "local.sh: $disk is read-only: name another LOCAL_DIR" \
+        last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
+    umount "$disk"
+    install -d "$scratch/checkout"
+    cp -r setup .env Cargo.toml "$scratch/checkout"
+    chmod 755 "$scratch"
+    is 'and so is a checkout of another user' \
+        "local.sh: $scratch/checkout belongs to root, and this is nobody: be that user, or have the project in a folder of your own" \
+        last_line as_nobody "$scratch/checkout/setup/local.sh" up
+    install -d "$scratch/checkout/.local"
+    is 'whichever command it is' "local.sh: $scratch/checkout/.local belongs to root: be that user, or name another LOCAL_DIR" \
+        last_line as_nobody "$scratch/checkout/setup/local.sh" status
+    is 'a HOME of another user is not used' ~nobody as_nobody env HOME=/root bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$scratch/checkout"
+}
+
+as_nobody() {
+    setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"
+}
+
+# lasts COMMAND…: in a shell of its own, which die ends.
+lasts() (
+    "$@"
+)
+
+last_line() {
+    "$@" 2>&1 | tail -n 1
+}
+
+# built_in FOLDER: what cargo_build says where cargo builds in that folder.
+built_in() {
+    local folder=$1
+    cargo() { echo "{\"target_directory\":\"$folder\"}"; }
+    cargo_build "$scratch"
+}
+
+# Where programs that listen there are asked
+
+addresses() {
+    is 'all of IPv4 is asked on loopback' 127.0.0.1 host_to_ask 0.0.0.0
+    is 'all of IPv6 too' '[::1]' host_to_ask ::
+    is 'however it is written' '[::1]' host_to_ask 0:0:0:0:0:0:0:0
+    is 'another address is itself' '[2001:db8::1]' host_to_ask 2001:db8::1
+    is 'of either kind' 192.0.2.1 host_to_ask 192.0.2.1
+}
+
+# Numbers in the Vagrantfile
+
+the_vagrantfile() {
+    if ! command -v ruby >/dev/null; then
+        note 'NOTE: Ruby is not to be had here: the numbers in the Vagrantfile are not checked'
+        return
+    fi
+    is 'a number is one' 512 number 512
+    is 'and what is none is named' 'Vagrantfile: GATEWAY_VM_MEMORY must be a whole number from 256 to 1048576' number 1GB
+}
+
+number() {
+    ruby -e 'eval(File.read(ARGV[0])[/^def refuse.*?(?=^# Lines of)/m] + File.read(ARGV[0])[/^def number.*?^end/m])
+        print number("GATEWAY_VM_MEMORY", ARGV[1], 256..1_048_576)' "$repo/Vagrantfile" "$1"
+}
+
+main "$@"
