@@ -348,11 +348,13 @@ impl Consumer {
     /// `/ready` tells the truth of each.
     fn connect(&mut self) -> Result<Link, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
+        self.health.state().trying_since = Some(Instant::now());
         let probed = if failed {
             self.store.dry_run()
         } else {
             self.store.check()
         };
+        self.health.state().trying_since = None;
         let link = Link::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
@@ -461,8 +463,12 @@ impl Hand<'_> {
 
     fn take(&mut self, message: ConsumerMessage) -> Result<Message, LinkError> {
         let delivery = delivery(message)?;
-        self.ledger.open(delivery.delivery_tag(), Instant::now());
-        Ok(Message::from_queue(delivery))
+        let tag = delivery.delivery_tag();
+        self.ledger.open(tag, Instant::now());
+        let message = Message::from_queue(delivery);
+        self.link
+            .reduce(tag, message.body_bytes - message.body.len());
+        Ok(message)
     }
 
     /// Acknowledges what is settled and keeps what is held.

@@ -1,15 +1,21 @@
 //! Whether orders are being recorded: what the consumer's thread did last, for `/ready` and the
 //! metrics. They read it at any time, also while that thread waits for PostgreSQL.
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::http::Dependency;
 use common::metrics::Metrics;
+use common::shutdown::Shutdown;
 
 /// How long a batch may take to be recorded before the consumer is not ready. Whoever asks every few
 /// seconds hears of it within 15.
 const RECORDING_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether the log is to hear of it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether the last try to record something succeeded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,8 +61,12 @@ impl State {
     }
 
     fn records(&self) -> bool {
+        self.recording == Recording::Works && !self.is_slow()
+    }
+
+    fn is_slow(&self) -> bool {
         let slow = |since: Instant| since.elapsed() >= RECORDING_LIMIT;
-        self.recording == Recording::Works && !self.trying_since.is_some_and(slow)
+        self.trying_since.is_some_and(slow)
     }
 }
 
@@ -114,6 +124,26 @@ impl Health {
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // Whoever panicked while holding it left nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the log of tries that last, until the shutdown: the thread that waits for PostgreSQL cannot.
+    pub(crate) fn tell_of_slow_tries(&self, shutdown: &Shutdown) -> io::Result<()> {
+        let (health, shutdown) = (self.clone(), shutdown.clone());
+        thread::Builder::new()
+            .name("slow-tries".to_owned())
+            .spawn(move || {
+                let mut told = false;
+                while !shutdown.wait_at_most(LOOK_EVERY) {
+                    let slow = health.state().is_slow();
+                    if slow && !told {
+                        log::warn!("PostgreSQL takes long; orders wait in the queue");
+                    } else if told && !slow {
+                        log::info!("PostgreSQL has answered");
+                    }
+                    told = slow;
+                }
+            })?;
+        Ok(())
     }
 
     /// For `/ready`.

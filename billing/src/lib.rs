@@ -154,6 +154,9 @@ pub fn start_consumer(
         }
     };
     let server = Server::start(&config.http, Vec::new(), dependencies, &metrics, shutdown)?;
+    health
+        .tell_of_slow_tries(shutdown)
+        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
     let consumer = consumer::start(config, &metrics, health, shutdown)?;
     Ok(BillingConsumer { server, consumer })
 }

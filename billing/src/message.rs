@@ -52,7 +52,10 @@ pub(crate) struct Message {
     pub(crate) id: Option<String>,
     /// Of the request that placed the order, where one of our gateways did.
     pub(crate) request_id: Option<String>,
+    /// Of one that can never be recorded no more than [`BODY_BYTES_KEPT`].
     pub(crate) body: Vec<u8>,
+    /// How long the body was.
+    pub(crate) body_bytes: usize,
     pub(crate) content: Result<NewOrder, Reason>,
     /// Whether it was held before.
     pub(crate) held: bool,
@@ -91,7 +94,7 @@ impl Message {
     }
 
     /// Reads a message by today's rules.
-    pub(crate) fn read(source: Source, id: Option<String>, body: Vec<u8>) -> Self {
+    pub(crate) fn read(source: Source, id: Option<String>, mut body: Vec<u8>) -> Self {
         let id = id.filter(|id| !id.is_empty());
         let content = NewOrder::from_json(&body).map_err(|error| Reason {
             word: error.at_fault().unwrap_or("body"),
@@ -109,11 +112,17 @@ impl Message {
             }),
             content => content,
         };
+        let body_bytes = body.len();
+        if content.is_err() && body_bytes > BODY_BYTES_KEPT {
+            body.truncate(BODY_BYTES_KEPT);
+            body.shrink_to_fit();
+        }
         Self {
             source,
             id,
             request_id: None,
             body,
+            body_bytes,
             content,
             held: false,
             placed_at: None,

@@ -52,14 +52,14 @@ pub(crate) fn settle(
         return settle(store, second, Patience::Short, settled);
     }
     for mut message in batch {
-        if orders && matches!(error, DbError::Unencodable(_)) {
+        if store.has_characters_for(&message)? {
+            settled.push((message, Fate::Held(error.to_string())));
+        } else {
             message.content = Err(Reason {
                 word: "database",
                 text: format!("the database refused it: {error}"),
             });
             settle(store, vec![message], Patience::Short, settled)?;
-        } else {
-            settled.push((message, Fate::Held(error.to_string())));
         }
     }
     Ok(())

@@ -29,7 +29,11 @@ impl Billing {
     }
 
     fn start_with(consumers: usize, dead_letters_bytes_max: i64) -> Self {
-        let (database, queue) = (TestDatabase::create(), TestQueue::create());
+        Self::start_on(TestDatabase::create(), consumers, dead_letters_bytes_max)
+    }
+
+    fn start_on(database: TestDatabase, consumers: usize, dead_letters_bytes_max: i64) -> Self {
+        let queue = TestQueue::create();
         let config = billing::ConsumerConfig {
             http: HttpConfig::on_loopback(1),
             database: database.config(),
@@ -194,6 +198,36 @@ fn orders_wait_for_a_right_that_was_revoked() {
         "DROP TRIGGER refuse ON orders; \
          DO $$ BEGIN EXECUTE 'GRANT INSERT ON orders TO ' || quote_ident(current_user); END $$",
     );
+}
+
+#[test]
+fn orders_wait_for_a_unique_constraint_that_somebody_dropped() {
+    orders_wait(
+        "ALTER TABLE orders DROP CONSTRAINT orders_message_id_key",
+        "ALTER TABLE orders ADD CONSTRAINT orders_message_id_key UNIQUE (message_id)",
+    );
+}
+
+#[test]
+fn orders_wait_for_a_schema_that_somebody_renamed_and_are_recorded_in_no_other() {
+    let billing = Billing::start();
+    billing.publish(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    let schema = billing.database.config().schema;
+    let rename = |from: &str, to: &str| {
+        let sql = format!("ALTER SCHEMA {from} RENAME TO {to}");
+        billing.database.execute(&sql);
+    };
+    let away = format!("{schema}_away");
+    rename(&schema, &away);
+
+    billing.publish(&[placed("a"), garbage("g-1"), placed("b")]);
+    billing.await_not_recording();
+    rename(&away, &schema);
+
+    billing.await_recorded(&["a", "b", "before"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
 }
 
 #[test]
@@ -369,13 +403,7 @@ fn a_message_id_that_looks_like_one_of_the_consumer_holds_up_no_order() {
 
 #[test]
 fn an_order_that_the_database_has_no_characters_for_is_a_dead_letter() {
-    let billing = Billing::start();
-    // As a database says that is not in UTF-8.
-    billing.database.execute(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN IF NEW.user_id = ''Ж'' THEN RAISE untranslatable_character; END IF; RETURN NEW; END'; \
-         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION refuse()",
-    );
+    let billing = Billing::start_on(TestDatabase::create_in_latin1(), 1, 1 << 30);
 
     billing.publish(&[placed("a"), (order("Ж"), with_id("x")), placed("b")]);
 
@@ -464,6 +492,17 @@ fn an_order_waits_for_a_trigger_of_somebody_that_passes_it_over() {
          CREATE TRIGGER pass_over BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION pass_over()",
         "DROP TRIGGER pass_over ON orders",
         placed("good"),
+    );
+}
+
+#[test]
+fn an_order_waits_for_a_trigger_of_somebody_that_has_no_characters_for_it() {
+    one_order_waits(
+        "CREATE FUNCTION translate() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM convert_to(NEW.user_id, ''LATIN1''); RETURN NEW; END'; \
+         CREATE TRIGGER translate BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION translate()",
+        "DROP TRIGGER translate ON orders",
+        (order("Ж"), with_id("good")),
     );
 }
 
@@ -566,7 +605,9 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     lock.batch_execute("LOCK TABLE dead_letters")
         .expect("a lock");
 
-    billing.publish(&[placed("m-1"), garbage("first"), placed("m-2")]);
+    // More than all that is in hand may weigh.
+    let large = (vec![b'x'; 40 * 1024 * 1024], with_id("first"));
+    billing.publish(&[placed("m-1"), large, placed("m-2")]);
     billing.await_recorded(&["m-1", "m-2"]);
     assert!(billing.is_ready());
     lock.rollback().expect("the table is free");
@@ -612,6 +653,65 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
         });
     }
     billing.await_settled();
+}
+
+/// A change by somebody else that makes PostgreSQL pass over dead letters without an error: they wait,
+/// orders do not, and all are stored after the mend.
+fn dead_letters_wait(breaks: &str, mends: &str) {
+    let billing = Billing::start();
+    billing.publish(&[placed("m-1"), garbage("old-1"), garbage("old-2")]);
+    billing.await_settled();
+    billing.database.execute(breaks);
+
+    let nameless = (b"nameless".to_vec(), AmqpProperties::default());
+    let again = (b"again".to_vec(), with_id("old-1"));
+    let conflict = (order("other"), with_id("m-1"));
+    billing.publish(&[garbage("g-1"), nameless, again, conflict, placed("m-2")]);
+    billing.await_recorded(&["m-1", "m-2"]);
+    eventually("they are taken", || {
+        gauge(&billing.consumers[0], "messages_consumed_total") >= 8
+    });
+    billing.database.execute(mends);
+
+    billing.await_settled();
+    let mut dead: Vec<_> = dead_letters(&billing.database)
+        .into_iter()
+        .map(|dead| String::from_utf8(dead.body).expect("UTF-8"))
+        .collect();
+    dead.sort_unstable();
+    let conflict = String::from_utf8(order("other")).expect("UTF-8");
+    let expected = [
+        "again", "garbage", "garbage", "garbage", "nameless", &conflict,
+    ];
+    assert_eq!(dead, expected);
+}
+
+#[test]
+fn dead_letters_wait_for_ids_that_lag_behind_the_rows() {
+    dead_letters_wait(
+        "UPDATE dead_letters SET id = DEFAULT; \
+         SELECT setval('dead_letters_id_seq', min(id), false) FROM dead_letters",
+        "SELECT setval('dead_letters_id_seq', max(id)) FROM dead_letters",
+    );
+}
+
+#[test]
+fn dead_letters_wait_for_a_trigger_of_somebody_that_passes_them_over() {
+    dead_letters_wait(
+        "CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER pass_over BEFORE INSERT ON dead_letters \
+         FOR EACH ROW EXECUTE FUNCTION pass_over()",
+        "DROP TRIGGER pass_over ON dead_letters",
+    );
+}
+
+#[test]
+fn dead_letters_wait_for_an_index_of_somebody_that_has_no_two_with_one_message_id() {
+    dead_letters_wait(
+        "CREATE UNIQUE INDEX one_each ON dead_letters (message_id)",
+        "DROP INDEX one_each",
+    );
 }
 
 #[test]

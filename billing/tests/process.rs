@@ -425,6 +425,28 @@ fn garbage_in_the_batch_of_an_outage_costs_no_order() {
 }
 
 #[test]
+fn the_log_of_the_consumer_tells_of_a_postgresql_that_does_not_answer() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let program = start_consumer(&database, &queue);
+    let mut holder = database.connect();
+    let turn = "SELECT pg_advisory_lock('orders'::regclass::oid::bigint)";
+    holder.batch_execute(turn).expect(turn);
+
+    publish(&queue, 1);
+    eventually("it is told", || {
+        let text = "level=warn program=billing-consumer target=billing::health \
+                    msg=\"PostgreSQL takes long; orders wait in the queue\"";
+        program.log().contains(text)
+    });
+    drop(holder);
+
+    eventually("it is told that this is over", || {
+        program.log().contains("msg=\"PostgreSQL has answered\"")
+    });
+    assert_recorded_once_each(&database, 1);
+}
+
+#[test]
 fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
     let config = database.config();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use std::vec;
 
 use postgres::error::{Severity, SqlState};
+use postgres::types::Type;
 use postgres::{Client, Error, NoTls, Portal, Row, Transaction};
 
 use crate::backoff::Backoff;
@@ -271,6 +272,7 @@ fn describe(error: &Error) -> String {
 /// A database, as all connections of a service know it.
 pub struct Database {
     config: postgres::Config,
+    schema: String,
     migrations: Migrations,
     gate: Mutex<Gate>,
     connected: OnceLock<IntGauge>,
@@ -292,6 +294,7 @@ impl Database {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         Arc::new(Self {
             config: config.client_config(),
+            schema: config.schema.clone(),
             migrations,
             gate: Mutex::new(Gate {
                 backoff,
@@ -324,7 +327,7 @@ impl Database {
         if let Some(failure) = self.recent_failure() {
             return Err(failure);
         }
-        let dialled = dial(&self.config, self.migrations, prepare);
+        let dialled = dial(self, prepare);
         self.set_connected(dialled.is_ok());
         let mut gate = self.gate();
         gate.failure = dialled.as_ref().err().cloned();
@@ -498,22 +501,33 @@ impl<S> Connection<S> {
     }
 }
 
-fn dial<S>(
-    config: &postgres::Config,
-    migrations: Migrations,
-    prepare: Prepare<S>,
-) -> Result<Live<S>, DbError> {
+fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<Live<S>, DbError> {
     // A wrong password or a database that is not there yet is mended from outside, like an outage.
-    let mut client = config
+    let mut client = database
+        .config
         .connect(NoTls)
         .map_err(|error| DbError::Unavailable(describe(&error)))?;
-    migrate(&mut client, migrations).map_err(|error| DbError::new(&error))?;
+    require_schema(&mut client, &database.schema)?;
+    migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))?;
     let statements = prepare(&mut client).map_err(|error| DbError::new(&error))?;
     Ok(Live {
         client,
         statements,
         last_used: Instant::now(),
     })
+}
+
+/// Where the schema is not there, tables would be made in `public`, which is searched too.
+fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
+    let sql = "SELECT WHERE current_schema() = $1";
+    let found = client
+        .query_typed(sql, &[(&schema, Type::NAME)])
+        .map_err(|error| DbError::new(&error))?;
+    if found.is_empty() {
+        let text = format!("there is no schema {schema} that this role may use");
+        return Err(DbError::Refused(text));
+    }
+    Ok(())
 }
 
 /// Brings the schema up to date. Versions that are not known here are left alone: a newer

@@ -60,6 +60,20 @@ impl Inflow {
         self.wake(state);
     }
 
+    /// This delivery takes so many bytes less.
+    pub(crate) fn reduce(&self, tag: u64, bytes: usize) {
+        let mut state = self.state();
+        let State {
+            in_hand, weight, ..
+        } = &mut *state;
+        if let Some(own) = in_hand.get_mut(&tag) {
+            let less = bytes.min(*own);
+            *own -= less;
+            *weight -= less;
+        }
+        self.wake(state);
+    }
+
     /// Whether a message that comes now has to wait.
     pub(crate) fn is_full(&self) -> bool {
         self.state().weight >= IN_HAND_BYTES_MAX

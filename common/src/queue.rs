@@ -541,6 +541,11 @@ impl Link {
         self.inflow.release(delivery_tags);
     }
 
+    /// This delivery takes so many bytes of memory less than it had.
+    pub fn reduce(&self, delivery_tag: u64, bytes: usize) {
+        self.inflow.reduce(delivery_tag, bytes);
+    }
+
     /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
     /// waited for; then the link is cut.
     #[must_use]

@@ -19,8 +19,8 @@ test_rabbitmq_start() {
     rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
 }
 
-# make_test_database: each test makes a schema of its own in it. An extension is there once per
-# database, so this one is not left to the first test that wants it.
+# make_test_database: each test makes a schema of its own in it, or in the one that is not in UTF-8.
+# An extension is there once per database, so this one is not left to the first test that wants it.
 make_test_database() {
     local folder=$1 port=$2 password
     password=$(random_secret)
@@ -28,6 +28,11 @@ make_test_database() {
         sql_role tests "$password"
         sql_database tests tests
         echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
+        cat <<'SQL'
+SELECT 'CREATE DATABASE tests_latin1 OWNER tests TEMPLATE template0 ENCODING ''LATIN1'' '
+       'LC_COLLATE ''C'' LC_CTYPE ''C'''
+ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'tests_latin1') \gexec
+SQL
     } | postgres_sql "$(postgres_home "$folder/postgres")" "$port"
     install -m 600 /dev/null "$folder/test.env"
     cat >"$folder/test.env" <<SETTINGS

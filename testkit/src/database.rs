@@ -18,6 +18,19 @@ impl TestDatabase {
     /// When the test server is not there.
     #[must_use]
     pub fn create() -> Self {
+        Self::create_in("")
+    }
+
+    /// Makes an empty schema in a database whose encoding is LATIN1.
+    ///
+    /// # Panics
+    /// When the test server is not there.
+    #[must_use]
+    pub fn create_in_latin1() -> Self {
+        Self::create_in("_latin1")
+    }
+
+    fn create_in(which: &str) -> Self {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
         let config = DatabaseConfig {
             host: text("POSTGRES_HOST"),
@@ -26,7 +39,7 @@ impl TestDatabase {
                 .expect("TEST_ENV_FILE is complete"),
             user: text("POSTGRES_USER"),
             password: text("POSTGRES_PASSWORD"),
-            name: text("POSTGRES_DB"),
+            name: text("POSTGRES_DB") + which,
             schema: unique_name("test"),
         };
         let database = Self { config };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use common::db::{Connection, Database, DbError};
 use common::order::NewOrder;
+use postgres::types::{ToSql, Type};
 use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{BODY_BYTES_KEPT, Message, Reason, properties_json};
@@ -44,7 +45,22 @@ const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reaso
                  $8::bytea[], $9::bigint[]) WITH ORDINALITY \
           AS new (message_id, request_id, reason, detail, exchange, routing_key, properties, \
                   body, body_bytes, place) \
-     ORDER BY place ON CONFLICT DO NOTHING RETURNING message_id";
+     ORDER BY place \
+     ON CONFLICT (message_id, sha256(body), body_bytes) WHERE message_id IS NOT NULL DO NOTHING \
+     RETURNING message_id";
+
+/// Those of the dead letters with a message id that are there, with as much of the body as
+/// [`PUT_ASIDE`] may have kept.
+const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
+          AS new (message_id, body, body_bytes) \
+     CROSS JOIN LATERAL (SELECT FROM dead_letters AS there \
+                         WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND sha256(there.body) = sha256(new.body) \
+                         UNION ALL \
+                         SELECT FROM dead_letters AS there \
+                         WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND sha256(there.body) = sha256(substring(new.body FROM 1 FOR 16384)) \
+                         LIMIT 1) AS there";
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,7 +160,8 @@ impl RecordStore {
             let mut transaction = begin_in_turn(client, "2s")?;
             let sql = format!(
                 "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good"
+                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good \
+                 ON CONFLICT (message_id) DO NOTHING"
             );
             let written = transaction.execute(&sql, &[])?;
             // What would only be said at the commit.
@@ -156,6 +173,23 @@ impl RecordStore {
             return Err(DbError::Refused("orders are passed over".to_owned()));
         }
         Ok(())
+    }
+
+    /// Whether the encoding of the database has the characters of an order. Something that somebody else
+    /// has made may refuse them too, which is no fault of the order.
+    pub(crate) fn has_characters_for(&mut self, message: &Message) -> Result<bool, DbError> {
+        let Ok(order) = &message.content else {
+            return Ok(true);
+        };
+        let (id, user_id) = (message.id.as_deref(), order.user_id.as_str());
+        let texts: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::TEXT), (&user_id, Type::TEXT)];
+        let asked = self
+            .connection
+            .run(|client, _| client.query_typed("SELECT $1, $2", &texts));
+        match asked {
+            Err(DbError::Unencodable(_)) => Ok(false),
+            asked => asked.map(|_| true),
+        }
     }
 
     /// Writes all of a batch, and removes the dead letters that were replayed, or on an error does
@@ -178,14 +212,16 @@ impl RecordStore {
             let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
                 return Ok(None);
             };
-            put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)?;
+            if !put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)? {
+                return Ok(None);
+            }
             end_replays(&mut transaction, batch, &fates)?;
             transaction.commit()?;
             Ok(Some(fates))
         })?;
         fates.ok_or_else(|| {
-            let text = "an order is neither recorded nor was it there already";
-            DbError::Refused(text.to_owned())
+            let text = "a message is neither stored nor was it there already";
+            DbError::Violated(text.to_owned())
         })
     }
 }
@@ -280,14 +316,15 @@ fn query_orders(
     transaction.query(statement, &[&message_ids, &user_ids, &numbers, &amounts])
 }
 
-/// Writes the dead letters of a batch that are not there yet.
+/// Writes the dead letters of a batch that are not there yet; false where one is not there afterwards
+/// either: a trigger of somebody else passes it over.
 fn put_aside(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
     batch: &[Message],
     fates: &mut [Fate],
     bytes_max: i64,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let (mut letters, mut is_new) = (Vec::new(), Vec::new());
     for (message, fate) in batch.iter().zip(fates) {
         if let (Some(delivery), Fate::Dead { reason, new }) = (message.delivery(), fate) {
@@ -296,9 +333,13 @@ fn put_aside(
         }
     }
     if letters.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
+    let bodies = column(&letters, |(message, ..)| kept(&message.body));
+    let lengths = column(&letters, |(message, ..)| {
+        i64::try_from(message.body_bytes).ok()
+    });
     let prepared = statements.put_aside.get().cloned();
     let statement = prepared.map_or_else(|| transaction.prepare(PUT_ASIDE), Ok)?;
     let statement = statements.put_aside.get_or_init(|| statement);
@@ -314,19 +355,27 @@ fn put_aside(
             &column(&letters, |(_, delivery, _)| {
                 properties_json(&delivery.properties)
             }),
-            &column(&letters, |(message, ..)| kept(&message.body)),
-            &column(&letters, |(message, ..)| {
-                i64::try_from(message.body.len()).ok()
-            }),
+            &bodies,
+            &lengths,
             &bytes_max,
         ],
     )?;
+    if rows.len() < letters.len() {
+        // In a statement of its own, which sees what the first one met.
+        let there = transaction.query(FIND, &[&message_ids, &bodies, &lengths])?;
+        let nameless = rows
+            .iter()
+            .filter(|row| row.get::<_, Option<&str>>(0).is_none());
+        if there.len() + nameless.count() < letters.len() {
+            return Ok(false);
+        }
+    }
     let mut rows = rows.iter().peekable();
     for (new, message_id) in is_new.into_iter().zip(&message_ids) {
         let row = rows.next_if(|row| row.get::<_, Option<&str>>(0) == message_id.as_deref());
         *new = row.is_some();
     }
-    Ok(())
+    Ok(true)
 }
 
 fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
@@ -381,19 +430,33 @@ mod tests {
         }
         let mut client = database.connect();
 
-        let prepare = format!(
-            "SET plan_cache_mode = force_generic_plan; \
-             PREPARE compare (text[], text[], integer[], text[]) AS {COMPARE}"
-        );
-        client.batch_execute(&prepare).expect(&prepare);
-        let explain = "EXPLAIN (COSTS OFF) EXECUTE compare ('{}', '{}', '{}', '{}')";
-        let lines = client.query(explain, &[]).expect(explain);
+        for (types, sql, index) in [
+            (
+                "text[], text[], integer[], text[]",
+                COMPARE,
+                "orders_message_id_key on",
+            ),
+            (
+                "text[], bytea[], bigint[]",
+                FIND,
+                "((message_id = new.message_id) AND (sha256(body) = sha256(new.body))",
+            ),
+        ] {
+            let prepare = format!(
+                "SET plan_cache_mode = force_generic_plan; DEALLOCATE ALL; \
+                 PREPARE repeats ({types}) AS {sql}"
+            );
+            client.batch_execute(&prepare).expect(&prepare);
+            let nothing = types.split(',').map(|_| "'{}'").collect::<Vec<_>>();
+            let explain = format!(
+                "EXPLAIN (COSTS OFF) EXECUTE repeats ({})",
+                nothing.join(", ")
+            );
+            let lines = client.query(&explain, &[]).expect(&explain);
 
-        let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
-        let plan = lines.join("\n");
-        assert!(
-            plan.contains("Index Scan using orders_message_id_key"),
-            "{plan}"
-        );
+            let lines: Vec<String> = lines.iter().map(|line| line.get(0)).collect();
+            let plan = lines.join("\n");
+            assert!(plan.contains(index), "{plan}");
+        }
     }
 }
