@@ -57,6 +57,7 @@ is_secret() {
 
 umask 077
 [ -w "$folder" ] || fail "$folder cannot be written to: be its owner, or have the project in a folder of your own"
+# shellcheck disable=SC2154 # the trap sets it
 trap 'status=$?; rm -f "$file.new" "$file.rest"; [ $status -eq 0 ] || echo "secrets.sh: .env.local stays as it was" >&2' EXIT
 if [ -e "$file" ]; then
     [ "$(tr -d '\000' <"$file" | wc -c)" -eq "$(wc -c <"$file")" ] ||

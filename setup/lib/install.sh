@@ -286,7 +286,7 @@ has_tool() {
 # Filled aside and moved into place when it is whole; two runs at the same time take turns.
 make_tool() {
     local lock new=$tools/$1.new
-    require_writable "$tools" "$own_copy"
+    require_writable "$tools" "${own_copy:?}"
     require_executable "$tools" "$own_copy"
     install -d "$tools"
     exec {lock}<"$tools"

@@ -53,8 +53,12 @@ After=network.target
 [Service]
 Type=forking
 PIDFile=$state/pm2/pm2.pid
-Environment=PM2_HOME=$state/pm2 HOME=/root PATH=$PATH
-Environment=PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true UNIT_DIGEST=$1
+Environment="PM2_HOME=$state/pm2"
+Environment=HOME=/root
+Environment="PATH=$PATH"
+Environment=PM2_DISCRETE_MODE=true
+Environment=PM2_DISABLE_VERSION_CHECK=true
+Environment=UNIT_DIGEST=$1
 ExecStart=$(command -v node) $(pm2_program) resurrect
 ExecStop=$(command -v node) $(pm2_program) kill
 Restart=always

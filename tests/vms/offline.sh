@@ -198,7 +198,7 @@ the_supervisor() {
     is 'its unit does not depend on who provisions' "$(HOME=/nowhere unit_text)" env -u HOME bash -p -c \
         'repo=$1 PATH=$2; source "$1/setup/lib/surroundings.sh"; source "$1/setup/lib/machine.sh"; PATH=$2 tools=$3; unit_text' \
         bash "$repo" "$PATH" "$tools"
-    mapfile -t variables < <(state=$scratch/state unit_text | sed -n 's/^Environment=//p' | tr ' ' '\n')
+    mapfile -t variables < <(state=$scratch/state unit_text | sed -n 's/^Environment=//p' | tr -d '"')
     start_daemon "$scratch/state/pm2/pm2.pid" /dev/null "${variables[0]}" "${variables[@]}" sleep 600
     is 'PM2 as it was started by its unit stays' 0 exit_of supervisor_of "$scratch/state"
     touch -d 2001-01-01 "$scratch/state/pm2/pm2.pid"
