@@ -23,6 +23,8 @@ main() {
         return
     fi
     [[ -n ${own_mounts:-} ]] || own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
+    # From where this user gets it: the platform itself is started with an environment of its own.
+    install_pm2
     scratch=$(mktemp -d)
     disk=$scratch/disk LOCAL_DIR=$disk/platform
     export LOCAL_DIR
