@@ -68,13 +68,16 @@ apps_write_list() {
     take_new "$1/apps.json"
 }
 
-# app_entry FOLDER APP DIGEST: A drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL;
-# without a growing delay, PM2 gives a program up after 16 quick failures.
+# app_entry FOLDER APP DIGEST: PM2 listens on descriptor 3 of what it starts, and ends with all programs
+# where something comes that it does not understand: a shell closes it and becomes the program. A
+# drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL; without a growing delay, PM2 gives a
+# program up after 16 quick failures.
 app_entry() {
     cat <<JSON
 {
     "name": "$2",
-    "script": $(json_text "$1/programs/$2"),
+    "script": "/bin/sh",
+    "args": ["-c", "exec 3>&-; exec \"\$0\"", $(json_text "$1/programs/$2")],
     "cwd": $(json_text "$1"),
     "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"},$(app_user "$1" "$2")
     "interpreter": "none",

@@ -34,6 +34,7 @@ main() {
     mount -t tmpfs -o size=160m,noexec none "$disk"
 
     starts
+    garbage_for_pm2
     small_logs
     broken_server
     broken_settings
@@ -64,6 +65,20 @@ starts() {
 
 online() {
     alone "$repo/setup/local.sh" pm2 list | grep -c online
+}
+
+# garbage_for_pm2: on the descriptor by which it talks to what it starts.
+garbage_for_pm2() {
+    local folder=$scratch/talker
+    install -d "$folder/programs" "$folder/logs"
+    touch "$folder/settings.env"
+    printf '#!/bin/sh\necho garbage >&3\necho said\nexec sleep 600\n' >"$folder/programs/talker"
+    chmod +x "$folder/programs/talker"
+    echo "{\"apps\": [$(app_entry "$folder" talker '')]}" >"$folder/apps.json"
+    alone "$repo/setup/local.sh" pm2 start "$folder/apps.json" >/dev/null
+    becomes 'a program says something on the descriptor of PM2' said grep -x said "$folder/logs/talker.log"
+    is 'and PM2 goes on, with all programs' 5 online
+    alone "$repo/setup/local.sh" pm2 delete talker >/dev/null
 }
 
 # small_logs: they grow by holes, which take no room here. Who writes at a place of its own, and not
