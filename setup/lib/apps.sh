@@ -101,11 +101,11 @@ app_digest() {
     } | sha256sum | cut -c 1-32
 }
 
-# app_user FOLDER APP: under root's PM2 a program runs as the user who owns its settings, since
-# nobody else could read them.
+# app_user FOLDER APP: under root's PM2 a program runs as the user whose group its settings are for,
+# since nobody else could read them.
 app_user() {
     local owner
-    owner=$(stat -c %U "$(app_settings "$1" "$2")")
+    owner=$(stat -c %G "$(app_settings "$1" "$2")")
     if ((EUID == 0)) && [[ $owner != root ]]; then
         printf '\n    "uid": %s,' "$(json_text "$owner")"
     fi

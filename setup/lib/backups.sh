@@ -7,7 +7,7 @@ backups_kept=14
 
 # dump_database FILE
 dump_database() {
-    as_administrator pg_dump --port="${SETTINGS[POSTGRES_PORT]}" --format=custom "${database:?}" >"$1" && sync "$1"
+    as_owner pg_dump --format=custom --dbname="${database:?}" >"$1" && sync "$1"
 }
 
 # forget_old FOLDER: their names sort by time.
@@ -48,9 +48,10 @@ take_over_dead_letters() {
 # message id is known by its number and its time. Each keeps the number that its owner may know,
 # unless that is another's by now, as after a restore without the newer orders.
 take_over() {
-    local table=$1 columns=$4
-    administrator_psql --dbname="$2" --command="COPY $table (id, $columns) TO STDOUT" |
-        administrator_psql --dbname="$database" --single-transaction \
+    local table columns=$4
+    table=$(our_table "$1")
+    owner_psql --dbname="$2" --command="COPY $table (id, $columns) TO STDOUT" |
+        owner_psql --dbname="$database" --single-transaction \
             --command="LOCK TABLE $table IN SHARE ROW EXCLUSIVE MODE" \
             --command="CREATE TEMPORARY TABLE former AS SELECT id, $columns FROM $table WITH NO DATA" \
             --command="COPY former (id, $columns) FROM STDIN" \
@@ -65,13 +66,13 @@ take_over() {
                            RETURNING id)
                        DELETE FROM former USING taken WHERE former.id = taken.id" \
             --command="SELECT setval(sequence, greatest(max(id), pg_sequence_last_value(sequence)))
-                         FROM $table, CAST(pg_get_serial_sequence('$table', 'id') AS regclass) AS sequence
+                         FROM $table, CAST(pg_get_serial_sequence($(sql_text "$table"), 'id') AS regclass) AS sequence
                         GROUP BY sequence" \
             --command="INSERT INTO $table ($columns) SELECT $columns FROM former ORDER BY id"
 }
 
 # has_table DATABASE TABLE
 has_table() {
-    [[ $(administrator_psql --dbname="$1" --tuples-only --no-align \
-        --command="SELECT to_regclass('$2') IS NOT NULL") == t ]]
+    [[ $(owner_psql --dbname="$1" --tuples-only --no-align \
+        --command="SELECT to_regclass($(sql_text "$(our_table "$2")")) IS NOT NULL") == t ]]
 }

@@ -4,7 +4,7 @@
 #
 #   /opt/crud-master/bin       the programs
 #   /opt/crud-master/tools     PM2, and Node where the system's own is too old
-#   /var/lib/crud-master       APP.env (settings, 0600, its program's), apps.json and pm2 (PM2's)
+#   /var/lib/crud-master       APP.env (settings, 0640, root's and its program's group's), apps.json and pm2 (PM2's)
 #   /var/log/crud-master       one log per program
 
 home=/opt/crud-master
@@ -146,12 +146,14 @@ make_users() {
     done
 }
 
+# write_app_settings: for their programs to read, and root's: backup.sh and restore.sh go by them too.
 write_app_settings() {
     local app left_out
     for app in "${apps[@]}"; do
         mapfile -t left_out < <(left_out_for "$app")
         write_settings "$state/$app.env" "${left_out[@]}"
-        chown "$app:$app" "$state/$app.env"
+        chown "root:$app" "$state/$app.env"
+        chmod 640 "$state/$app.env"
     done
 }
 
@@ -174,6 +176,19 @@ provide_operator_program() {
 exec setpriv --reuid=$2 --regid=$2 --clear-groups -- \\
     env -i PATH=/usr/bin:/bin LANG=C.UTF-8 ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
 COMMAND
+}
+
+# stop_at_foreign: the input has a line for each thing that others have made and provisioning would change.
+# It is told, and the end, unless TAKE_OVER_FOREIGN says to go on.
+stop_at_foreign() {
+    local thing found=()
+    mapfile -t found
+    ((${#found[@]} > 0)) || return 0
+    for thing in "${found[@]}"; do
+        note "not made by crud-master: $thing"
+    done
+    [[ ${SETTINGS[TAKE_OVER_FOREIGN]:-} == true ]] ||
+        die "this machine has what crud-master did not make, and would change: $(printf '%s; ' "${found[@]}")nothing of it was changed. Use another machine or other names, or go on with TAKE_OVER_FOREIGN=true in .env.local"
 }
 
 # wait_until_healthy: until each program answers. Whether it is ready is also a matter of the

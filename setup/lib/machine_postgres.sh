@@ -52,6 +52,7 @@ UNIT
 # make_database NAME: a statement that fails is logged whole, with the password in it, unless
 # the session forbids it.
 make_database() {
+    foreign_in_cluster "$1" | stop_at_foreign || exit
     {
         echo 'SET log_min_error_statement = panic; SET log_statement = none; SET log_min_duration_statement = -1;'
         sql_nobody_else
@@ -60,7 +61,23 @@ make_database() {
     } | administrator_psql
 }
 
-# administrator_psql [ARGUMENT…]: as the superuser, to the first error.
+# foreign_in_cluster NAME: what has a name of ours in this cluster and is not ours. A role that owns the
+# database is of a version that left no mark.
+foreign_in_cluster() {
+    administrator_psql --tuples-only --no-align <<SQL
+SELECT format('the role %I of PostgreSQL', rolname) FROM pg_roles
+ WHERE rolname = $(sql_text "${SETTINGS[POSTGRES_USER]}")
+   AND shobj_description(oid, 'pg_authid') IS DISTINCT FROM '$our_role'
+   AND NOT EXISTS (SELECT FROM pg_database WHERE datname = $(sql_text "$1") AND datdba = pg_roles.oid)
+ UNION ALL
+SELECT format('the database %I, which belongs to %s', datname, CAST(datdba AS regrole)) FROM pg_database
+ WHERE datname = $(sql_text "$1") AND pg_get_userbyid(datdba) <> $(sql_text "${SETTINGS[POSTGRES_USER]}")
+   AND shobj_description(datdba, 'pg_authid') IS DISTINCT FROM '$our_role';
+SQL
+}
+
+# administrator_psql [ARGUMENT…]: as the superuser, to the first error. In the databases of the programs
+# it changes owners alone: whatever calls functions or fires triggers there is done by as_owner.
 administrator_psql() {
     as_administrator psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
         --port="${SETTINGS[POSTGRES_PORT]}" --dbname=postgres "$@"
@@ -70,8 +87,28 @@ administrator_psql() {
 # Away from the working directory, which may be closed to him.
 as_administrator() (
     cd /
-    as_postgres "$@"
+    as_postgres env "${superuser_session[@]}" "$@"
 )
+
+# as_owner COMMAND…: as the role that owns the database, over the network as the programs do. What is in
+# there may be the service's own, functions and triggers included, and SET ROLE could be undone by it.
+# The password is in the environment, which nobody but that user reads.
+as_owner() (
+    cd /
+    export PGHOST=${SETTINGS[POSTGRES_HOST]:-127.0.0.1} PGPORT=${SETTINGS[POSTGRES_PORT]} PGUSER=$owner \
+        PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} "${superuser_session[@]}"
+    "${user_postgres[@]}" "$@"
+)
+
+# owner_psql [ARGUMENT…]
+owner_psql() {
+    as_owner psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 "$@"
+}
+
+# our_table NAME: with its schema.
+our_table() {
+    echo "$(sql_name "${SETTINGS[POSTGRES_SCHEMA]:-public}").$(sql_name "$1")"
+}
 
 # use_machine_database: what this machine's programs keep, by the settings in force: sets
 # `database`, `owner` and, to those that use it, `apps`.
@@ -96,8 +133,7 @@ use_machine_database() {
 fill_new_database() {
     drop_database "$1"
     sql_database "$1" "$owner" | administrator_psql
-    as_administrator pg_restore --port="${SETTINGS[POSTGRES_PORT]}" --dbname="$1" --exit-on-error \
-        --no-owner --role="$owner" <"$2"
+    as_owner pg_restore --dbname="$1" --exit-on-error --no-owner <"$2"
 }
 
 drop_database() {
@@ -106,11 +142,9 @@ drop_database() {
 
 # rows NAME: each table of the database and how many rows it has.
 rows() {
-    local table
-    administrator_psql --dbname="$1" --tuples-only --no-align \
-        --command="SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1" |
-        while read -r table; do
-            administrator_psql --dbname="$1" --tuples-only --no-align \
-                --command="SELECT '$table: ' || count(*) FROM $table"
-        done
+    owner_psql --dbname="$1" --tuples-only --no-align \
+        --command="SELECT format('SELECT %L || count(*) FROM %I.%I;', tablename || ': ', schemaname, tablename)
+                     FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')
+                    ORDER BY tablename" |
+        owner_psql --dbname="$1" --tuples-only --no-align
 }

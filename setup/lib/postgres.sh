@@ -11,7 +11,9 @@
 # PATH may be anything.
 postgres_programs() {
     local version='*' initdb
-    [[ ! -f $1/data/PG_VERSION ]] || version=$(<"$1/data/PG_VERSION")
+    # The user postgres may write there, and root starts what is found.
+    [[ ! -f $1/data/PG_VERSION ]] || version=$(as_postgres head -c 16 "$1/data/PG_VERSION")
+    [[ $version == '*' || $version =~ ^[0-9]+$ ]] || die "$1/data/PG_VERSION names no version of PostgreSQL: reset and begin anew"
     initdb=$(compgen -G "/usr/lib/postgresql/$version/bin/initdb" | sort -V | tail -n 1) || true
     [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version: install the package postgresql${version:+-$version}, or reset and begin anew"
     dirname "$initdb"
@@ -19,12 +21,11 @@ postgres_programs() {
 
 # as_postgres COMMAND…: PostgreSQL refuses to run as root; root runs it as the user postgres.
 as_postgres() {
-    if ((EUID == 0)); then
-        bare setpriv --reuid=postgres --regid=postgres --init-groups -- "$@"
-    else
-        bare "$@"
-    fi
+    bare "${user_postgres[@]}" "$@"
 }
+
+user_postgres=()
+((EUID != 0)) || user_postgres=(setpriv --reuid=postgres --regid=postgres --init-groups --)
 
 # postgres_place HOME: makes the folder. A checkout below /root, say, is closed to the user
 # postgres: then the data lies in /var/lib, and HOME is a link to it.
@@ -87,10 +88,8 @@ postgres_create() {
     programs=$(postgres_programs "$home")
     secret=$(random_secret)
     as_postgres rm -rf "$home/data.new"
-    (
-        umask 077
-        echo "127.0.0.1:*:*:postgres:$secret" >"$home/pgpass"
-    )
+    as_postgres install -m 600 /dev/null "$home/pgpass"
+    as_postgres tee "$home/pgpass" <<<"127.0.0.1:*:*:postgres:$secret" >/dev/null
     as_postgres install -m 600 /dev/null "$home/password"
     as_postgres tee "$home/password" <<<"$secret" >/dev/null
     as_postgres "$programs/initdb" --pgdata="$home/data.new" --username=postgres \
@@ -142,14 +141,26 @@ postgres_remove() {
         rmdir --ignore-fail-on-non-empty /var/lib/crud-master
 }
 
+# What every session of a superuser begins with. A database may belong to the role of a service, which
+# may then make tables, functions and operators with the names of PostgreSQL's own, and give settings to
+# all sessions there: these win over its. The folders of the client's own settings are not asked.
+superuser_session=(
+    PGOPTIONS='-c search_path=pg_catalog,pg_temp -c role=none -c standard_conforming_strings=on'
+    PGCLIENTENCODING=UTF8 PGSYSCONFDIR=/nonexistent HOME=/nonexistent
+)
+
 # postgres_sql HOME PORT: runs the SQL on its input as the superuser, to the first error. The
 # passwords in it are on no command line that way.
-postgres_sql() {
-    local programs
+postgres_sql() (
     programs=$(postgres_programs "$1")
-    bare PGPASSFILE="$1/pgpass" "$programs/psql" --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
+    cd /
+    as_postgres env "${superuser_session[@]}" PGPASSFILE="$1/pgpass" "$programs/psql" \
+        --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
         --host=127.0.0.1 --port="$2" --username=postgres --dbname=postgres
-}
+)
+
+# What tells a role of ours from those of others; an ordinary role cannot write it.
+our_role='Made by setup/ of crud-master.'
 
 # sql_role NAME PASSWORD: prints the SQL that makes the role and sets its password.
 sql_role() {
@@ -157,12 +168,13 @@ sql_role() {
 SELECT format('CREATE ROLE %I', $(sql_text "$1"))
  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = $(sql_text "$1")) \gexec
 ALTER ROLE $(sql_name "$1") LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD $(sql_text "$2");
+COMMENT ON ROLE $(sql_name "$1") IS '$our_role';
 SQL
 }
 
-# sql_database NAME OWNER: prints the SQL that makes the database, for its owner alone. What
-# another role owns in it goes over to the owner too: that is what it was called before
-# POSTGRES_USER was changed.
+# sql_database NAME OWNER: prints the SQL that makes the database, for its owner alone. Where it has
+# another owner, as after a change of POSTGRES_USER, it goes over to the new one with what the former
+# owns in it. REASSIGN OWNED takes along other databases of the former one, which get it back.
 sql_database() {
     cat <<SQL
 SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING ''UTF8'' '
@@ -170,8 +182,17 @@ SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING ''UTF8'' 
  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = $(sql_text "$1")) \gexec
 REVOKE ALL ON DATABASE $(sql_name "$1") FROM PUBLIC;
 \connect $(sql_name "$1")
+BEGIN;
+SELECT datdba AS former FROM pg_database WHERE datname = current_database() \gset
+SELECT coalesce(string_agg(format('ALTER %s %I OWNER TO %s;', kind, name, CAST(:former AS regrole)), ' '), '') AS back
+  FROM (SELECT 'DATABASE', datname FROM pg_database WHERE datdba = :former AND datname <> current_database()
+         UNION ALL
+        SELECT 'TABLESPACE', spcname FROM pg_tablespace WHERE spcowner = :former) AS others (kind, name) \gset
 SELECT format('REASSIGN OWNED BY %I TO %I', rolname, $(sql_text "$2")) FROM pg_roles
- WHERE NOT rolsuper AND rolname !~ '^pg_' AND rolname <> $(sql_text "$2") \gexec
+ WHERE oid = :former AND NOT rolsuper AND rolname <> $(sql_text "$2") \gexec
+:back
+ALTER DATABASE $(sql_name "$1") OWNER TO $(sql_name "$2");
+COMMIT;
 SQL
 }
 

@@ -18,19 +18,23 @@ set_setting POSTGRES_PORT "$2"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 database=backups_$$
-owner=tests
+owner=keeper_$$
+set_setting POSTGRES_PASSWORD "$(random_secret)"
 
 main() {
     old_backups_go
+    sql_role "$owner" "${SETTINGS[POSTGRES_PASSWORD]}" | administrator_psql
     orders_come_back
     dead_letters_come_back
+    echo "DROP ROLE $owner;" | administrator_psql
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
 }
 
 # as_administrator COMMAND…: the server of the tests has no Unix socket.
 as_administrator() {
-    PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE=$server/pgpass PATH=$(postgres_programs "$server"):$PATH "$@"
+    env "${superuser_session[@]}" PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE="$server/pgpass" \
+        PATH="$(postgres_programs "$server"):$PATH" "$@"
 }
 
 old_backups_go() {
@@ -117,11 +121,11 @@ dead_letters_come_back() {
 # new_database: empty, with the tables of billing.
 new_database() {
     echo "CREATE DATABASE $database OWNER $owner TEMPLATE template0" | administrator_psql
-    cat "$repo"/billing/migrations/*.sql | administrator_psql --dbname="$database"
+    cat <(echo 'SET search_path = public;') "$repo"/billing/migrations/*.sql | owner_psql --dbname="$database"
 }
 
 in_database() {
-    administrator_psql --dbname="$database" --tuples-only --no-align --command="$1"
+    owner_psql --dbname="$database" --tuples-only --no-align --command="SET search_path = public" --command="$1"
 }
 
 main

@@ -253,8 +253,8 @@ programs_run_as_nobody_else() {
     is 'no program can read the settings of another' 1 exit_of \
         on billing setpriv --reuid=billing-api --regid=billing-api --clear-groups \
         cat /var/lib/crud-master/billing-consumer.env
-    is 'the settings are 0600 and belong to their programs' \
-        '600 api-gateway, 600 billing-api, 600 billing-consumer, 600 inventory-api' settings_modes
+    is 'the settings are root'"'"'s, and each for its program to read' \
+        '640 root api-gateway, 640 root billing-api, 640 root billing-consumer, 640 root inventory-api' settings_modes
     is 'billing-api has no password of the broker, which it does not need' 1 exit_of \
         on billing grep -q RABBITMQ_PASSWORD /var/lib/crud-master/billing-api.env
 }
@@ -267,7 +267,7 @@ users_of() {
 settings_modes() {
     local machine
     for machine in "${machines[@]}"; do
-        on "$machine" bash -c 'stat -c "%a %U" /var/lib/crud-master/*.env'
+        on "$machine" bash -c 'stat -c "%a %U %G" /var/lib/crud-master/*.env'
     done | sort | paste -sd , | sed 's/,/, /g'
 }
 
