@@ -13,13 +13,20 @@ main() {
     while [[ -d ${1%/*} ]]; do
         for log in "$@"; do
             if size=$(stat -c %s "$log" 2>/dev/null) && ((size > bytes_max)); then
-                # On a full disk the room is worth more than the copy.
-                cp -p "$log" "$log.1" || rm -f "$log.1"
-                : >"$log"
+                put_aside "$log"
             fi
         done
         read -rt 10 -u "$silence"
     done
+}
+
+# put_aside LOG: as the user whose folder it is in, who may have put a link there. On a full disk the room
+# is worth more than the copy.
+put_aside() {
+    local user=()
+    ((EUID != 0)) || user=(setpriv "--reuid=$(stat -c %u "${1%/*}/")" "--regid=$(stat -c %g "${1%/*}/")" --clear-groups --)
+    # shellcheck disable=SC2016 # for the other shell
+    "${user[@]}" bash -c 'cp -p "$0" "$0.1" || rm -f "$0.1"; : >"$0"' "$1"
 }
 
 main "$@"

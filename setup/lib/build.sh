@@ -28,14 +28,16 @@ install_rust() {
     local own=${CARGO_HOME:-$HOME/.cargo}/bin
     require_home
     if ! fitting_cargo "$(type -P cargo)"; then
-        fitting_cargo "$own/cargo" || step 'Install Rust, by rustup' run_rustup
+        fitting_cargo "$own/cargo" || {
+            require_executable "$TMPDIR" 'set TMPDIR to another folder'
+            step 'Install Rust, by rustup' run_rustup
+        }
         PATH=$own:$PATH
     fi
 }
 
 run_rustup() {
     local script
-    require_executable "$TMPDIR" 'set TMPDIR to another folder'
     script=$(mktemp)
     trap 'rm -f "$script"' EXIT
     curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"

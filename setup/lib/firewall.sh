@@ -9,6 +9,7 @@ provide_firewall() {
 }
 
 load_firewall() {
+    foreign_file /etc/nftables.conf | stop_at_foreign || exit
     if firewall_rules "$@" | write_if_new /etc/nftables.conf 755 || ! firewall_loaded; then
         nft -f /etc/nftables.conf
     fi
@@ -37,7 +38,9 @@ firewall_rules() {
     cat <<RULES
 #!/usr/sbin/nft -f
 # Made by setup/lib/firewall.sh of crud-master; provisioning writes it anew.
-flush ruleset
+# Rules of others stay: the first line makes sure that there is a table to delete.
+table inet crud_master
+delete table inet crud_master
 
 table inet crud_master {
     chain input {

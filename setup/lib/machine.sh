@@ -111,15 +111,44 @@ install_machine_packages() {
     step "Install ${packages[*]} (this may take some minutes)" install_with_apt "${packages[@]}"
 }
 
-# write_if_new FILE MODE: the input in that file, if it says something else; succeeds if so.
+# write_if_new FILE MODE [GROUP]: the input in that file, root's and the group's, if it says something
+# else; succeeds if so. For folders of root's alone, which own_folders makes of others: elsewhere a link
+# could be put in the way at any moment.
 write_if_new() {
-    install -m "$2" /dev/null "$1.new"
+    rm -rf "$1.new"
+    install -m "$2" -g "${3:-$(id -g)}" /dev/null "$1.new"
     cat >"$1.new"
-    if cmp -s "$1.new" "$1"; then
+    if [[ ! -L $1 && $(stat -c '%a %u:%g' "$1.new") == "$(stat -c '%a %u:%g' "$1" 2>/dev/null)" ]] && cmp -s "$1.new" "$1"; then
         rm "$1.new"
         return 1
     fi
-    mv "$1.new" "$1"
+    mv -fT "$1.new" "$1"
+}
+
+# own_folders FOLDER…: from the top down, makes them root's, whose packages give them to a service. What
+# lies in them stays as it is.
+own_folders() {
+    local folder
+    for folder in "$@"; do
+        [[ ! -L $folder ]] || die "$folder is a link, through which root writes nothing: put a folder in its place"
+        [[ -d $folder ]] || mkdir -m 755 "$folder"
+        chown -h "$EUID:$(id -g)" "$folder"
+        chmod go-w "$folder"
+    done
+}
+
+# foreign_file FILE: says so where it is there, says something, and is neither ours nor as a package
+# brought it.
+foreign_file() {
+    [[ -e $1 ]] || return 0
+    [[ -f $1 ]] && { grep -q '^# Made by setup/.* of crud-master' "$1" || is_as_packaged "$1" ||
+        ! grep -qvE '^[[:space:]]*(#|$)' "$1"; } || echo "$1"
+}
+
+# is_as_packaged FILE
+is_as_packaged() {
+    dpkg-query --show --showformat='${Conffiles}\n' 2>/dev/null |
+        grep -F " $1 $(md5sum <"$1" | cut -d ' ' -f 1)" >/dev/null
 }
 
 # write_unit_part UNIT: the input as an addition to a unit of systemd; succeeds if it is new.

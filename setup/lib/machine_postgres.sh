@@ -20,7 +20,8 @@ configure_cluster() {
     read -r version name < <(postgres_cluster) || true
     [[ -n ${name:-} ]] || die 'there is no cluster of PostgreSQL: pg_createcluster makes one'
     folder=/etc/postgresql/$version/$name
-    install -d "$folder/conf.d"
+    own_folders /etc/postgresql "/etc/postgresql/$version" "$folder" "$folder/conf.d"
+    foreign_hba "$folder/pg_hba.conf" | stop_at_foreign || exit
     cluster_settings | write_if_new "$folder/conf.d/crud-master.conf" 644 && restart=true
     cluster_restarts | write_unit_part postgresql@.service || true
     systemctl enable --quiet postgresql
@@ -29,6 +30,13 @@ configure_cluster() {
     else
         systemctl start "postgresql@$version-$name"
     fi
+}
+
+# foreign_hba FILE: says so where it has another rule than those that Debian and Ubuntu make, each of
+# which asks for the user of the system or for a password.
+foreign_hba() {
+    ! sed -E 's/#.*//; s/[[:space:]]+/ /g; s/ $//; /^ ?$/d' "$1" | grep -vxE \
+        'local (all|replication) (postgres|all) peer|host (all|replication) all (127\.0\.0\.1/32|::1/128) scram-sha-256' >/dev/null || echo "$1, with rules of its own"
 }
 
 cluster_settings() {
@@ -67,12 +75,12 @@ foreign_in_cluster() {
     administrator_psql --tuples-only --no-align <<SQL
 SELECT format('the role %I of PostgreSQL', rolname) FROM pg_roles
  WHERE rolname = $(sql_text "${SETTINGS[POSTGRES_USER]}")
-   AND shobj_description(oid, 'pg_authid') IS DISTINCT FROM '$our_role'
+   AND shobj_description(oid, 'pg_authid') IS DISTINCT FROM '${our_role:?}'
    AND NOT EXISTS (SELECT FROM pg_database WHERE datname = $(sql_text "$1") AND datdba = pg_roles.oid)
  UNION ALL
 SELECT format('the database %I, which belongs to %s', datname, CAST(datdba AS regrole)) FROM pg_database
  WHERE datname = $(sql_text "$1") AND pg_get_userbyid(datdba) <> $(sql_text "${SETTINGS[POSTGRES_USER]}")
-   AND shobj_description(datdba, 'pg_authid') IS DISTINCT FROM '$our_role';
+   AND shobj_description(datdba, 'pg_authid') IS DISTINCT FROM '${our_role:?}';
 SQL
 }
 
@@ -87,7 +95,7 @@ administrator_psql() {
 # Away from the working directory, which may be closed to him.
 as_administrator() (
     cd /
-    as_postgres env "${superuser_session[@]}" "$@"
+    as_postgres env "${superuser_session[@]:?}" "$@"
 )
 
 # as_owner COMMAND…: as the role that owns the database, over the network as the programs do. What is in
@@ -96,8 +104,8 @@ as_administrator() (
 as_owner() (
     cd /
     export PGHOST=${SETTINGS[POSTGRES_HOST]:-127.0.0.1} PGPORT=${SETTINGS[POSTGRES_PORT]} PGUSER=$owner \
-        PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} "${superuser_session[@]}"
-    "${user_postgres[@]}" "$@"
+        PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} "${superuser_session[@]:?}"
+    with_environment_as_postgres "$@"
 )
 
 # owner_psql [ARGUMENT…]

@@ -13,6 +13,8 @@ provide_rabbitmq() {
 
 configure_broker() {
     local restart=false
+    own_folders /etc/rabbitmq
+    foreign_broker /etc/rabbitmq | stop_at_foreign || exit
     install -d -m 700 "$broker_home"
     [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
     if port_mapper_socket | write_unit_part epmd.socket; then
@@ -21,7 +23,8 @@ configure_broker() {
         restart=true
     fi
     broker_environment | write_if_new /etc/rabbitmq/rabbitmq-env.conf 644 && restart=true
-    broker_settings | write_if_new_for_broker /etc/rabbitmq/rabbitmq.conf && restart=true
+    # With the administrator's password in it.
+    broker_settings | write_if_new /etc/rabbitmq/rabbitmq.conf 640 rabbitmq && restart=true
     echo '[rabbitmq_management].' | write_if_new /etc/rabbitmq/enabled_plugins 644 && restart=true
     systemctl enable --quiet rabbitmq-server
     if $restart; then
@@ -66,10 +69,13 @@ default_user_tags.administrator = true
 SETTINGS
 }
 
-# write_if_new_for_broker FILE: with the administrator's password in it, for RabbitMQ alone.
-write_if_new_for_broker() {
-    write_if_new "$1" 600 || return 1
-    chown rabbitmq:rabbitmq "$1"
+# foreign_broker FOLDER: what others have configured there.
+foreign_broker() {
+    local file
+    for file in "$1"/{rabbitmq.conf,rabbitmq-env.conf,advanced.config,rabbitmq.config}; do
+        foreign_file "$file"
+    done
+    [[ ! -e $1/enabled_plugins ]] || grep -qxE '\[(rabbitmq_management)?\]\.' "$1/enabled_plugins" || echo "$1/enabled_plugins"
 }
 
 wait_for_broker() {
@@ -82,11 +88,23 @@ wait_for_broker() {
 }
 
 provide_queue() {
+    foreign_guest | stop_at_foreign || exit
     broker_api GET whoami || take_over_broker
     rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}" "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
     ! broker_api GET users/guest || broker_api DELETE users/guest
+}
+
+# foreign_guest: a broker that was set up here never had this user.
+foreign_guest() {
+    local users
+    if broker_api GET whoami 2>/dev/null; then
+        ! broker_api GET users/guest 2>/dev/null || echo 'the user guest of RabbitMQ'
+    else
+        users=$(rabbitmqctl --quiet list_users --no-table-headers)
+        ! grep -q '^guest[[:space:]]' <<<"$users" || echo 'the user guest of RabbitMQ'
+    fi
 }
 
 # tell_what_deletes_orders: once there is a Node.

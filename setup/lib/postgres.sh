@@ -24,6 +24,12 @@ as_postgres() {
     bare "${user_postgres[@]}" "$@"
 }
 
+# with_environment_as_postgres COMMAND…: with the caller's variables, for a password that is to be on no
+# command line.
+with_environment_as_postgres() {
+    "${user_postgres[@]}" "$@"
+}
+
 user_postgres=()
 ((EUID != 0)) || user_postgres=(setpriv --reuid=postgres --regid=postgres --init-groups --)
 
@@ -107,7 +113,7 @@ postgres_forget_stale_pid() {
     local pid
     pid=$(pid_in "$1/data/postmaster.pid") || return 0
     if [[ -d /proc/$pid ]]; then
-        rm -f "$1/data/postmaster.pid"
+        as_postgres rm -f "$1/data/postmaster.pid"
     fi
 }
 

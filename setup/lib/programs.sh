@@ -48,11 +48,12 @@ programs_fit() {
 }
 
 # program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
-# the right to execute.
+# the right to execute; and by nobody, since it may be what a hostile crate has made.
 program_runs() {
-    local trial=${home:?}/trial status=0
+    local trial=${home:?}/trial status=0 nobody=()
+    ((EUID != 0)) || nobody=(setpriv --reuid=nobody --regid=nogroup --clear-groups --no-new-privs --)
     install -m 755 "$1" "$trial"
-    "$trial" --version >/dev/null 2>&1 || status=$?
+    (cd / && bare "${nobody[@]}" timeout --kill-after=1 10 "$trial" --version) >/dev/null 2>&1 </dev/null || status=$?
     rm -f "$trial"
     return "$status"
 }
@@ -87,6 +88,7 @@ build_programs() {
     free_memory_to_build
     say 'Build the programs (this takes some minutes)'
     as_builder build_in_copy || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
+    end_builder
     step 'Keep the programs for the other machines' keep_built "$1"
 }
 
@@ -95,21 +97,27 @@ workshop=$state/build
 
 provide_builder() {
     id "$builder" >/dev/null 2>&1 ||
-        useradd --system --user-group --home-dir "$workshop" --no-create-home --shell /usr/sbin/nologin "$builder"
-    install -d -m 755 -o "$builder" -g "$builder" "$workshop"
+        useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
+    end_builder
+    # Folders of the builder's in one of root's: within them root does nothing.
+    own_folders "$workshop"
     rm -rf "$workshop/source"
-    install -d -o "$builder" -g "$builder" "$workshop/source"
+    install -d -o "$builder" -g "$builder" "$workshop"/{home,source,target}
     # Not in place: the shared folder is closed to this user, knows no locks, and holds secrets.
     tar -C "$repo" -cf - --exclude=./.git --exclude=./.vagrant --exclude=./.local --exclude=./target \
         --exclude=./dist --exclude='./.env*' . |
-        tar -C "$workshop/source" -xf - --no-same-owner
-    chown -R "$builder:$builder" "$workshop/source"
+        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- tar -C "$workshop/source" -xf -
+}
+
+# end_builder: ends what the build has left running, all at once.
+end_builder() {
+    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c 'kill -KILL -1' 2>/dev/null || true
 }
 
 # as_builder FUNCTION
 as_builder() {
     setpriv --reuid="$builder" --regid="$builder" --init-groups -- \
-        env -i "PATH=$PATH" LANG=C.UTF-8 "HOME=$workshop" "workshop=$workshop" \
+        env -i "PATH=$PATH" LANG=C.UTF-8 "HOME=$workshop/home" "workshop=$workshop" \
         "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
 }
 
@@ -156,12 +164,20 @@ remove_swap() {
     rm -f "$swap"
 }
 
-# keep_built SOURCE: the stamp comes last: without it the folder is not whole.
+# What is built, and kept on the host, where the Vagrantfile has these names too.
+built_programs=(api-gateway inventory-api billing-api billing-consumer billing-dead-letters)
+
+# keep_built SOURCE: the stamp comes last: without it the folder is not whole. What lies where the builder
+# writes is read as the builder, since a link may stand for it.
 keep_built() {
+    local program
     rm -rf "$state/dist"
     install -d "$state/dist"
-    find "$workshop/target/release" -maxdepth 1 -type f -executable \
-        -exec install -m 755 -t "$state/dist" {} +
+    for program in "${built_programs[@]}"; do
+        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- \
+            cat "$workshop/target/release/$program" >"$state/dist/$program"
+        chmod 755 "$state/dist/$program"
+    done
     echo "$1" >"$state/dist/built-from"
     rm -rf "$workshop/source"
     remove_swap

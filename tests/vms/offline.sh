@@ -11,12 +11,17 @@ source "$repo/setup/lib/machine.sh"
 source "$repo/tests/vms/checks.sh"
 
 scratch=$(mktemp -d)
+chmod 711 "$scratch" # for nobody to get through
 trap 'rm -rf "$scratch"' EXIT
 
 main() {
     the_vagrantfile
     settings
     programs
+    nobody_tries_programs
+    folders_of_services
+    what_others_have_made
+    what_a_guest_says
     what_pm2_gets
     the_supervisor
     firewall
@@ -143,6 +148,148 @@ programs() {
     is 'the fingerprint is that of the sources' 1 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with common/src/lib.rs)"
     is 'with the description that the gateway serves' 1 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with docs/openapi.yaml)"
     is 'and not of their tests' 0 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with billing/tests/api.rs)"
+}
+
+# nobody_tries_programs: who a program is that is only tried.
+nobody_tries_programs() {
+    local place=$scratch/tried
+    ((EUID == 0)) || return 0
+    install -d -m 1777 "$place"
+    # shellcheck disable=SC2016 # for another shell
+    printf '#!/bin/sh\nid -un >%s/by; echo "$HOME$POSTGRES_PASSWORD" >%s/with\n' "$place" "$place" >"$scratch/dist/malicious"
+    POSTGRES_PASSWORD=x is 'a program that was built is tried' 0 exit_of program_runs "$scratch/dist/malicious"
+    is 'as nobody' nobody cat "$place/by"
+    is 'with nothing of the environment' '' cat "$place/with"
+    local builder=54321
+    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c '(trap "" TERM HUP; exec sleep 611) & (exec sleep 611) &' >/dev/null 2>&1
+    end_builder
+    is 'what a build has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
+}
+
+# folders_of_services: a service has put links where root writes.
+folders_of_services() {
+    local folder=$scratch/service victim=$scratch/victim
+    ((EUID == 0)) || return 0
+    install -d -o nobody -g nogroup "$folder"
+    echo "root's" >"$victim"
+    chmod 600 "$victim"
+    ln -s "$victim" "$folder/rabbitmq.conf"
+    ln -s "$victim" "$folder/rabbitmq.conf.new"
+    install -d "$scratch/elsewhere"
+    ln -s "$scratch/elsewhere" "$folder/enabled_plugins"
+    own_folders "$folder"
+    is 'a folder of a service becomes root'"'"'s' '755 root root' stat -c '%a %U %G' "$folder"
+    is 'a file is written there' 0 exit_of write_in "$folder/rabbitmq.conf" 640 nogroup
+    is 'it is a file and root'"'"'s, for the service to read' '640 root nogroup regular file' stat -c '%a %U %G %F' "$folder/rabbitmq.conf"
+    is 'and where the links led nothing has changed' "600 root root's" echo "$(stat -c '%a %U' "$victim") $(<"$victim")"
+    is 'a link to a folder is replaced too' 0 exit_of write_in "$folder/enabled_plugins" 644
+    is 'and nothing is put there' '' ls "$scratch/elsewhere"
+    is 'a second time nothing is new' 1 exit_of write_in "$folder/enabled_plugins" 644
+    chown nobody "$folder/rabbitmq.conf"
+    is 'unless it was given to somebody' 0 exit_of write_in "$folder/rabbitmq.conf" 640 nogroup
+    ln -s "$scratch/elsewhere" "$scratch/linked"
+    is 'a link in the place of a folder is refused' 1 exit_of in_own_shell own_folders "$scratch/linked"
+    is 'and what it leads to stays' 'root 755' stat -c '%U %a' "$scratch/elsewhere"
+}
+
+# write_in FILE MODE [GROUP]
+write_in() {
+    echo ours | write_if_new "$@"
+}
+
+# in_own_shell COMMAND…: which die ends.
+in_own_shell() (
+    "$@"
+)
+
+# what_others_have_made: on a machine that is not only ours.
+what_others_have_made() {
+    local folder=$scratch/foreign
+    install -d "$folder"
+    printf '%s\n' '# comment' 'local   all   postgres   peer' 'host  all  all  127.0.0.1/32  scram-sha-256 # x' >"$folder/pg_hba.conf"
+    is 'the rules of a new cluster are nobody'"'"'s' '' foreign_hba "$folder/pg_hba.conf"
+    echo 'host all all 10.0.0.0/8 trust' >>"$folder/pg_hba.conf"
+    is 'other rules are told' "$folder/pg_hba.conf, with rules of its own" foreign_hba "$folder/pg_hba.conf"
+    is 'a broker without files is nobody'"'"'s' '' foreign_broker "$folder"
+    echo '# only a comment' >"$folder/rabbitmq-env.conf"
+    our_broker_settings >"$folder/rabbitmq.conf"
+    echo '[rabbitmq_management].' >"$folder/enabled_plugins"
+    is 'nor is one with our files' '' foreign_broker "$folder"
+    echo 'default_user = tenant' >"$folder/rabbitmq.conf"
+    echo '[rabbitmq_mqtt].' >"$folder/enabled_plugins"
+    is 'files of others are told' "$folder/rabbitmq.conf $folder/enabled_plugins" words_of foreign_broker "$folder"
+    firewall_rules >"$folder/nftables.conf"
+    is 'our firewall is ours' '' foreign_file "$folder/nftables.conf"
+    echo 'table inet tenant { }' >"$folder/nftables.conf"
+    is 'that of others is not' "$folder/nftables.conf" foreign_file "$folder/nftables.conf"
+    is 'what a package brought is nobody'"'"'s' '' foreign_file /etc/bash.bashrc
+    is 'where there is nothing of others, we go on' 0 exit_of in_own_shell stop_at_foreign </dev/null
+    is 'where there is, we stop' 1 told_to_stop
+    set_setting TAKE_OVER_FOREIGN true
+    is 'unless told to go on' 0 told_to_stop
+    set_setting TAKE_OVER_FOREIGN ''
+}
+
+our_broker_settings() (
+    broker_home=$scratch
+    echo secret >"$broker_home/administrator"
+    read_project_settings "$repo"
+    broker_settings
+)
+
+words_of() {
+    "$@" | paste -sd ' '
+}
+
+told_to_stop() {
+    echo "$scratch/foreign" | (stop_at_foreign) >/dev/null 2>&1
+    echo "$?"
+}
+
+# what_a_guest_says: to the Vagrantfile, which keeps what it has built.
+what_a_guest_says() {
+    local said source
+    if ! command -v ruby >/dev/null; then
+        note 'NOTE: Ruby is not to be had here: what the Vagrantfile believes of a guest is not checked'
+        return
+    fi
+    source=$(printf '%064d' 1)
+    is 'what a guest has built is kept' "dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api" \
+        kept_of "x86_64\n$source\n"
+    is 'with the sources it is of' "$source" cat "$scratch/kept/dist/x86_64/built-from"
+    for said in "../../home\n$source\n" "x86_64/..\n$source\n" "x86_64\n../../etc/passwd\n" "x86_64\n" '' \
+        "..\n$source\n" "$source\n"; do
+        is "nothing is kept of a guest that says ${said@Q}" '' kept_of "$said"
+    done
+    is 'the names are those of setup/lib/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
+}
+
+# ruby_says PROGRAM: with the Vagrantfile's own functions.
+ruby_says() {
+    sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/Vagrantfile.rb"
+    ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/Vagrantfile.rb" "$@"
+}
+
+# kept_of TEXT: the files that a project has afterwards, where a guest answers with that text.
+kept_of() {
+    rm -rf "$scratch/kept" "$scratch/asked"
+    install -d "$scratch/kept"
+    sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/kept/Vagrantfile"
+    cp "$repo/.env" "$scratch/kept"
+    # shellcheck disable=SC2016 # Ruby's
+    ruby -e 'load ARGV[0]
+        Guest = Struct.new(:said, :asked) do
+            def communicate = self
+            def ui = self
+            def info(_) = nil
+            def execute(*) = yield(:stdout, said)
+            def download(from, to)
+                File.write(asked, "#{from}\n", mode: "a")
+                File.write(to, "a program")
+            end
+        end
+        keep_programs(Guest.new(ARGV[1].gsub("\\n", "\n"), ARGV[2]))' "$scratch/kept/Vagrantfile" "$1" "$scratch/asked"
+    (cd "$scratch/kept" && find . -type f ! -name Vagrantfile ! -name .env -printf '%P\n' | LC_ALL=C sort | paste -sd ' ')
 }
 
 # fingerprint_with FILE: as it would be with a change in that file.
