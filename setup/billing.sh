@@ -22,12 +22,15 @@ USAGE
 }
 
 main() {
+    local to_orders=()
     take_no_arguments "$@"
     begin_machine billing billing-api billing-consumer
     provide_basics "$(lacking_postgres)" "$(lacking_rabbitmq)"
+    [[ -n ${SETTINGS[API_KEYS_FILE]:-} ]] ||
+        to_orders=("ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport ${SETTINGS[BILLING_API_PORT]} accept")
     provide_firewall "$(from_monitoring BILLING_API_PORT BILLING_CONSUMER_PORT)" \
         "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport { ${SETTINGS[RABBITMQ_PORT]}, ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[BILLING_CONSUMER_PORT]} } accept" \
-        "ip saddr != { ${SETTINGS[GATEWAY_VM_IP]}, ${SETTINGS[INVENTORY_VM_IP]} } tcp dport { ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]} } accept"
+        "${to_orders[@]}" "$(from_host "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}")"
     # Before the servers have their memory, in case they are built here.
     provide_programs billing-api billing-consumer -- billing-dead-letters
     provide_postgres BILLING_DB_NAME

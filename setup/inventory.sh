@@ -24,7 +24,7 @@ main() {
     take_no_arguments "$@"
     begin_machine inventory inventory-api
     provide_basics "$(lacking_postgres)"
-    provide_firewall "tcp dport ${SETTINGS[INVENTORY_API_PORT]} accept"
+    provide_firewall "$(to_service INVENTORY_API_PORT)"
     # Before the server has its memory, in case it is built here.
     provide_programs inventory-api
     provide_postgres INVENTORY_DB_NAME

@@ -46,15 +46,6 @@ local_defaults=(
     ERL_EPMD_PORT=14369
     EXPOSE_ORDERS=true
 )
-# What the programs know beside what .env has; no HTTPS, since this script asks them by HTTP.
-optional_settings=(
-    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE
-    RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST HTTP_WORKERS HTTP_CONNECTIONS_MAX
-    HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX
-    HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
-    HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
-    HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
-)
 # What a log has before it is put aside. With the one before, it takes twice as much.
 log_bytes_max=$((32 << 20))
 server_port_keys=(
@@ -244,17 +235,44 @@ choose_settings() {
     for default in "${local_defaults[@]}"; do
         set_setting "${default%%=*}" "${default#*=}"
     done
-    environment_wins LISTEN_ADDRESS
-    host=$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}")
+    environment_wins LISTEN_ADDRESS "${optional_settings[@]}"
+    choose_guards
+    host=$(host_to_ask "$(listen_address inventory-api)")
     for key in GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP; do
         set_setting "$key" "$(tr -d '[]' <<<"$host")"
     done
-    environment_wins "${optional_settings[@]}"
+    environment_wins
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
         RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE
     require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
     [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
         die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: set others in .env.local or in the environment'
+}
+
+# choose_guards: each that is set is in force, or is refused. HTTPS is not for here, where programs are asked
+# by HTTP.
+choose_guards() {
+    local file
+    require_guards
+    [[ ! -v SETTINGS[TLS_CERT_FILE] && ! -v SETTINGS[TLS_KEY_FILE] ]] ||
+        die 'TLS_CERT_FILE and TLS_KEY_FILE are not for setup/local.sh, which speaks HTTP: leave them out of .env.local and of the environment'
+    [[ -v SETTINGS[API_KEYS_FILE] ]] || return 0
+    file=$(guarding_file API_KEYS_FILE)
+    set_setting API_KEYS_FILE "$file"
+}
+
+# listen_address APP: where keys are in force, the gateway is the one door, and the others listen on loopback.
+listen_address() {
+    if [[ -n ${SETTINGS[API_KEYS_FILE]:-} && $1 != api-gateway ]]; then
+        echo 127.0.0.1
+    else
+        echo "${SETTINGS[LISTEN_ADDRESS]}"
+    fi
+}
+
+# app_environment APP: wins over its settings.
+app_environment() {
+    printf ', "LISTEN_ADDRESS": %s' "$(json_text "$(listen_address "$1")")"
 }
 
 # use_settings: those of the last `up`.
@@ -265,7 +283,7 @@ use_settings() {
 
 # app_url APP: where this machine reaches it.
 app_url() {
-    echo "http://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]}"):${SETTINGS[${app_port_key[$1]}]}"
+    echo "http://$(host_to_ask "$(listen_address "$1")"):${SETTINGS[${app_port_key[$1]}]}"
 }
 
 server_address() {

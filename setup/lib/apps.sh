@@ -79,7 +79,7 @@ app_entry() {
     "script": "/bin/sh",
     "args": ["-c", "exec 3>&-; exec \"\$0\"", $(json_text "$1/programs/$2")],
     "cwd": $(json_text "$1"),
-    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"},$(app_user "$1" "$2")
+    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"$(app_environment "$2")},$(app_user "$1" "$2")
     "interpreter": "none",
     "kill_timeout": 15000,
     "exp_backoff_restart_delay": 100,
@@ -91,14 +91,29 @@ app_entry() {
 JSON
 }
 
-# app_digest FOLDER APP: of all that the program is started with. It is in the program's environment,
+# app_environment APP: more of its environment, for those who define it.
+app_environment() {
+    :
+}
+
+# app_digest FOLDER APP: of all that the program is started with, and of the files that guard it. It is in the program's environment,
 # and times of files, which a clock that was set back makes worthless, are not asked. PM2 writes it
 # down for all to read: the salt keeps them from trying passwords on it.
 app_digest() {
     {
         app_entry "$1" "$2" ''
         cat "$1/salt" "$(app_settings "$1" "$2")"
+        app_guards "$2"
     } | sha256sum | cut -c 1-32
+}
+
+# app_guards APP: what is in them.
+app_guards() {
+    local key
+    [[ $1 == api-gateway ]] || return 0
+    for key in "${guarding_files[@]:?}"; do
+        [[ -z ${SETTINGS[$key]:-} ]] || cat "${SETTINGS[$key]}"
+    done
 }
 
 # app_user FOLDER APP: under root's PM2 a program runs as the user whose group its settings are for,

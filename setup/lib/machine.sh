@@ -44,7 +44,8 @@ begin_machine() {
     heading "Provision $(hostname) as the $role machine"
     choose_machine_settings
     address=${role^^}_VM_IP
-    [[ -n $(ip -oneline address show to "${SETTINGS[$address]}") ]] ||
+    machine_address=${SETTINGS[$address]}
+    [[ -n $(ip -oneline address show to "$machine_address") ]] ||
         note "NOTE: $address is ${SETTINGS[$address]}, and no network card here has it (vagrant reload?)"
     warn_of_development_passwords
     require_writable "$state" 'give this machine a larger disk'
@@ -58,7 +59,8 @@ begin_machine() {
 
 choose_machine_settings() {
     read_project_settings "$repo"
-    environment_wins MONITORING_IP
+    environment_wins MONITORING_IP TAKE_OVER_FOREIGN "${optional_settings[@]}"
+    require_guards
     [[ ${SETTINGS[MONITORING_IP]:-} =~ ^([0-9]+(\.[0-9]+){3})?$ ]] ||
         die 'MONITORING_IP must be an IPv4 address, as 192.168.56.1, or be left out'
     require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
@@ -101,6 +103,24 @@ provide_basics() {
     )
     install_machine_packages "${missing[@]}"
     install_pm2
+    step 'Let nobody in over SSH by a password' close_ssh_to_passwords
+}
+
+# close_ssh_to_passwords: boxes come with one that everybody knows. Where nobody has a key, it would close
+# SSH altogether.
+close_ssh_to_passwords() {
+    [[ -d /etc/ssh/sshd_config.d ]] && has_ssh_key || return 0
+    write_if_new /etc/ssh/sshd_config.d/00-crud-master.conf 644 <<'SETTINGS' || return 0
+# Made by setup/lib/machine.sh of crud-master.
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+SETTINGS
+    sshd -t
+    systemctl try-reload-or-restart ssh
+}
+
+has_ssh_key() {
+    grep -qsE '^[^#]*(ssh|ecdsa|sk)-' /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys
 }
 
 # install_machine_packages [PACKAGE…]: their servers do not start yet, but when they are set up.
@@ -178,6 +198,7 @@ make_users() {
 # write_app_settings: for their programs to read, and root's: backup.sh and restore.sh go by them too.
 write_app_settings() {
     local app left_out
+    [[ " ${apps[*]} " != *' api-gateway '* ]] || provide_guarding_files api-gateway
     for app in "${apps[@]}"; do
         mapfile -t left_out < <(left_out_for "$app")
         write_settings "$state/$app.env" "${left_out[@]}"
@@ -186,11 +207,28 @@ write_app_settings() {
     done
 }
 
-# left_out_for APP: the secrets that are none of its business.
+# provide_guarding_files APP: copies of the files that settings name, for the program to read. The
+# Vagrantfile brings those of the host to the folder GUARDING_FILES, from where they go.
+provide_guarding_files() {
+    local key file
+    for key in "${guarding_files[@]}"; do
+        [[ -v SETTINGS[$key] ]] || continue
+        file=${GUARDING_FILES:+$GUARDING_FILES/$key}
+        [[ -n $file && -f $file ]] || file=$(guarding_file "$key")
+        write_if_new "$state/$key" 640 "$1" <"$file" || true
+        set_setting "$key" "$state/$key"
+    done
+    [[ -z ${GUARDING_FILES:-} ]] || rm -rf "$GUARDING_FILES"
+}
+
+# left_out_for APP: the secrets that are none of its business, and what guards the gateway alone.
 left_out_for() {
     local key
     for key in "${SETTING_KEYS[@]}"; do
-        [[ $key != *_PASSWORD || " ${app_secrets[$1]} " == *" $key "* ]] || echo "$key"
+        if [[ $key == *_PASSWORD && " ${app_secrets[$1]} " != *" $key "* ]] ||
+            [[ $1 != api-gateway && " ${guarding_settings[*]} " == *" $key "* ]]; then
+            echo "$key"
+        fi
     done
 }
 
@@ -236,7 +274,7 @@ wait_until_healthy() {
 # machine_url APP: where this machine reaches it.
 machine_url() {
     local scheme=http
-    [[ -z ${SETTINGS[TLS_CERT_FILE]:-} ]] || scheme=https
+    [[ $1 != api-gateway || -z ${SETTINGS[TLS_CERT_FILE]:-} ]] || scheme=https
     echo "$scheme://$(host_to_ask "${SETTINGS[LISTEN_ADDRESS]:-0.0.0.0}"):${SETTINGS[${app_port_key[$1]}]}"
 }
 

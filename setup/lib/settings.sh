@@ -7,6 +7,20 @@
 declare -gA SETTINGS=()
 declare -ga SETTING_KEYS=()
 
+# What the programs know beside what .env has; the Vagrantfile has the same list.
+# shellcheck disable=SC2034 # for those who read the environment
+optional_settings=(
+    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE
+    RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST TLS_CERT_FILE TLS_KEY_FILE HTTP_WORKERS HTTP_CONNECTIONS_MAX
+    HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX
+    HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
+    HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
+    HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
+)
+# Those that keep somebody out, and so must not get lost: the gateway's.
+guarding_files=(API_KEYS_FILE TLS_CERT_FILE TLS_KEY_FILE)
+guarding_settings=("${guarding_files[@]}" RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
+
 # set_setting KEY VALUE
 set_setting() {
     [[ -v SETTINGS[$1] ]] || SETTING_KEYS+=("$1")
@@ -106,6 +120,22 @@ take_new() {
 read_project_settings() {
     read_settings "$1/.env"
     [[ ! -e $1/.env.local ]] || read_settings "$1/.env.local"
+}
+
+# require_guards: one that is set and empty would open what it is to close.
+require_guards() {
+    local key
+    for key in "${guarding_settings[@]}"; do
+        [[ ! -v SETTINGS[$key] || -n ${SETTINGS[$key]} ]] || die "$key is set and empty: give it a value, or leave it out of .env.local and of the environment"
+    done
+}
+
+# guarding_file KEY: the file that the setting names; a relative path begins at the project's folder.
+guarding_file() {
+    local file=${SETTINGS[$1]}
+    [[ $file == /* ]] || file=${repo:?}/$file
+    [[ -f $file && -r $file ]] || die "$1 names $file, and no such file can be read here"
+    echo "$file"
 }
 
 # require_settings KEY…: each is there and not empty.

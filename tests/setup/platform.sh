@@ -58,9 +58,44 @@ alone() {
 }
 
 starts() {
-    is 'it starts without HOME, on a disk that forbids programs' 0 exit_of alone "$repo/setup/local.sh" up
+    local name
+    printf 'reader:%s:read\n' "$(printf secret | sha256sum | cut -d ' ' -f 1)" >"$scratch/keys"
+    for name in API_KEYS_FILE RATE_LIMIT_PER_SECOND; do
+        is "$name that is empty is refused" 1 refused_with "$name is set and empty" "$name="
+    done
+    is 'and so is a file of keys that is not there' 1 refused_with 'API_KEYS_FILE names /nowhere' API_KEYS_FILE=/nowhere
+    is 'and HTTPS' 1 refused_with 'are not for setup/local.sh' TLS_CERT_FILE=/nowhere
+    is 'it starts without HOME, on a disk that forbids programs' 0 exit_of alone \
+        env LISTEN_ADDRESS=127.0.0.2 API_KEYS_FILE="$scratch/keys" "$repo/setup/local.sh" up
+    is 'with keys, only the gateway listens where it is asked to' \
+        'api-gateway 127.0.0.2 billing-api 127.0.0.1 billing-consumer 127.0.0.1 inventory-api 127.0.0.1' listeners
+    is 'which asks for a key' 401 status "http://127.0.0.2:$API_GATEWAY_PORT/api/movies"
+    is 'and takes one' 200 status "http://127.0.0.2:$API_GATEWAY_PORT/api/movies" --header 'Authorization: Bearer secret'
+    is 'local logs, settings and PM2 are for their owner alone' '' open_to_others
     is 'and is ready' 0 exit_of alone "$repo/setup/local.sh" status
     is 'PM2 is reached without HOME' 4 online
+}
+
+# refused_with TEXT VARIABLE: how many lines of "up" say so.
+refused_with() {
+    alone env "$2" "$repo/setup/local.sh" up 2>&1 | grep -c "$1"
+}
+
+listeners() {
+    local app
+    for app in api-gateway billing-api billing-consumer inventory-api; do
+        echo "$app $(ss -Hltn "sport = :$(port_of "$app")" | awk '{ print $4 }' | sed 's/:[0-9]*$//' | sort -u)"
+    done | paste -sd ' '
+}
+
+port_of() {
+    local key=${app_port_key[$1]}
+    echo "${!key}"
+}
+
+# open_to_others: what anybody but the owner can read, of what is not for everybody.
+open_to_others() {
+    find "$LOCAL_DIR"/{logs,pm2,settings.env,salt} -maxdepth 0 -perm /077
 }
 
 online() {

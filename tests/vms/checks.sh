@@ -146,12 +146,20 @@ only_what_is_meant_to_be_open_is_open() {
     is 'the host reaches at the gateway: SSH, the door' '22 5000' open_ports host $gateway
     is 'the host reaches at the inventory: SSH, movies' '22 8080' open_ports host $inventory
     is 'the host reaches at billing: SSH, orders, the page' '22 8081 15672' open_ports host $billing
-    is 'the gateway reaches at the inventory: SSH, movies' '22 8080' open_ports gateway $inventory
-    is 'the gateway reaches at billing: SSH, the queue, orders, the consumer' '22 5672 8081 8082' open_ports gateway $billing
-    is 'the inventory reaches at the gateway: SSH, the door' '22 5000' open_ports inventory $gateway
-    is 'the inventory reaches at billing: SSH alone' '22' open_ports inventory $billing
+    is 'the gateway reaches at the inventory: movies' '8080' open_ports gateway $inventory
+    is 'the gateway reaches at billing: the queue, orders, the consumer' '5672 8081 8082' open_ports gateway $billing
+    is 'the inventory reaches at the gateway: the door' '5000' open_ports inventory $gateway
+    is 'the inventory reaches at billing: nothing' '' open_ports inventory $billing
+    is 'no machine lets anybody in over SSH by a password' 'no no no' passwords_over_ssh
     is 'the forwarded ports are on 127.0.0.1 alone' '127.0.0.1' forward_addresses
     is 'on all machines PostgreSQL and what Erlang needs listen on loopback alone' '' exposed_servers
+}
+
+passwords_over_ssh() {
+    local machine
+    for machine in "${machines[@]}"; do
+        on "$machine" sshd -T | awk '$1 == "passwordauthentication" { print $2 }'
+    done | paste -sd ' '
 }
 
 forward_addresses() {

@@ -25,6 +25,8 @@ main() {
     what_pm2_gets
     the_supervisor
     firewall
+    strangers
+    guards
     what_deletes_orders
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
@@ -218,7 +220,7 @@ what_others_have_made() {
     echo 'default_user = tenant' >"$folder/rabbitmq.conf"
     echo '[rabbitmq_mqtt].' >"$folder/enabled_plugins"
     is 'files of others are told' "$folder/rabbitmq.conf $folder/enabled_plugins" words_of foreign_broker "$folder"
-    firewall_rules >"$folder/nftables.conf"
+    (read_project_settings "$repo" && machine_address=192.168.56.11 && firewall_rules) >"$folder/nftables.conf"
     is 'our firewall is ours' '' foreign_file "$folder/nftables.conf"
     echo 'table inet tenant { }' >"$folder/nftables.conf"
     is 'that of others is not' "$folder/nftables.conf" foreign_file "$folder/nftables.conf"
@@ -367,6 +369,8 @@ supervisor_of() (
 # The firewall
 
 firewall() {
+    read_project_settings "$repo"
+    machine_address=${SETTINGS[INVENTORY_VM_IP]}
     firewall_rules 'tcp dport 5000 accept' >"$scratch/firewall"
     is 'its rules are rules of nftables' 0 exit_of check_rules
     firewall_rules 'tcp port 5000 accept' >"$scratch/firewall"
@@ -378,6 +382,178 @@ firewall() {
     set_setting MONITORING_IP ''
     is 'nor anybody where nobody collects them' '' from_monitoring BILLING_CONSUMER_PORT
 }
+
+# strangers: who gets in to a machine, in networks of their own: the host, the gateway, another machine and
+# one that nobody knows, over IPv4 and IPv6.
+strangers() {
+    if ! ip netns add "crud-$$-machine" 2>/dev/null; then
+        note 'NOTE: no networks can be made here: who gets in to a machine is not checked'
+        return
+    fi
+    trap 'ip netns delete "crud-$$-machine"; ip netns delete "crud-$$-others"; rm -rf "$scratch"' EXIT
+    ip netns add "crud-$$-others"
+    make_networks
+    answer_everywhere
+    RULES=$(to_service INVENTORY_API_PORT)
+    load_rules "$RULES"
+    is 'the host reaches SSH and, without keys, the service' '22 8080' reached 192.168.56.1 192.168.56.11
+    is 'the gateway reaches the service and no SSH' 8080 reached 192.168.56.10 192.168.56.11
+    is 'another machine does too' 8080 reached 192.168.56.12 192.168.56.11
+    is 'and a stranger' 8080 reached 192.168.56.99 192.168.56.11
+    is 'also over IPv6' 8080 reached fd00::99 fd00::11
+    is 'through NAT the host reaches both' '22 8080' reached 10.0.2.2 10.0.2.15
+    set_setting API_KEYS_FILE keys
+    load_rules "$(to_service INVENTORY_API_PORT)"
+    is 'with keys, the gateway reaches the service' 8080 reached 192.168.56.10 192.168.56.11
+    is 'the host does not' 22 reached 192.168.56.1 192.168.56.11
+    is 'nor through NAT' 22 reached 10.0.2.2 10.0.2.15
+    is 'nor another machine' '' reached 192.168.56.12 192.168.56.11
+    is 'nor a stranger' '' reached 192.168.56.99 192.168.56.11
+    is 'nor anybody over IPv6' '' reached fd00::99 fd00::11
+    set_setting MONITORING_IP 192.168.56.99
+    load_rules "$(to_service INVENTORY_API_PORT)"
+    is 'who collects metrics does' 8080 reached 192.168.56.99 192.168.56.11
+    set_setting MONITORING_IP ''
+    set_setting API_KEYS_FILE ''
+    load_rules "$(from_host 15672)"
+    is 'the management page is for the host' '22 15672' reached 192.168.56.1 192.168.56.11
+    is 'and for no machine' '' reached 192.168.56.12 192.168.56.11
+    command ip netns exec "crud-$$-machine" nft add table inet tenant
+    load_rules
+    is 'tables of others stay loaded' 'table inet tenant' tables_of_others
+    command ip -n "crud-$$-machine" route delete default
+    load_rules
+    is 'a machine of its own lets everybody but the others in over SSH' 22 reached 192.168.56.99 192.168.56.11
+    is 'over IPv6 too' 22 reached fd00::99 fd00::11
+    is 'and not the others' '' reached 192.168.56.12 192.168.56.11
+}
+
+make_networks() {
+    local machine=crud-$$-machine others=crud-$$-others address
+    ip -n "$machine" link add eth1 type veth peer name eth1 netns "$others"
+    ip -n "$machine" link add eth0 type veth peer name eth0 netns "$others"
+    for address in eth1:192.168.56.11/24 eth0:10.0.2.15/24; do
+        ip -n "$machine" address add "${address#*:}" dev "${address%%:*}"
+    done
+    for address in 192.168.56.{1,10,12,99}; do
+        ip -n "$others" address add "$address/24" dev eth1
+    done
+    ip -n "$others" address add 10.0.2.2/24 dev eth0
+    ip -n "$machine" address add fd00::11/64 dev eth1 nodad
+    ip -n "$others" address add fd00::99/64 dev eth1 nodad
+    for address in eth0 eth1 lo; do
+        ip -n "$machine" link set "$address" up
+        ip -n "$others" link set "$address" up
+    done
+    ip -n "$machine" route add default via 10.0.2.2
+    ip netns exec "$others" sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.rp_filter=0
+}
+
+# answer_everywhere: on both kinds of addresses; it ends with the network's last process or this script.
+answer_everywhere() {
+    ip netns exec "crud-$$-machine" python3 -c 'import os, select, socket, sys
+listeners = [socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True) for port in (22, 8080, 8081, 15672)]
+print("listening", flush=True)
+while os.getppid() != 1 and os.path.isdir(sys.argv[1]):
+    for listener in select.select(listeners, [], [], 1)[0]:
+        listener.accept()[0].close()' "$scratch" >"$scratch/listening" &
+    becomes 'something listens on every port' listening cat "$scratch/listening"
+}
+
+# load_rules [RULE…]: as the machine would have them.
+load_rules() {
+    (
+        ip() { command ip -n "crud-$$-machine" "$@"; }
+        ssh_ports() { echo 22; }
+        firewall_rules "$@"
+    ) >"$scratch/firewall"
+    ip netns exec "crud-$$-machine" nft -f "$scratch/firewall"
+}
+
+# reached FROM ADDRESS: the ports that let in who comes from there.
+reached() {
+    ip netns exec "crud-$$-others" python3 -c 'import socket, sys
+def open(port):
+    try:
+        socket.create_connection((sys.argv[2], port), 2, (sys.argv[1], 0)).close()
+        return True
+    except OSError:
+        return False
+print(*(port for port in (22, 8080, 8081, 15672) if open(port)))' "$1" "$2"
+}
+
+tables_of_others() {
+    ip netns exec "crud-$$-machine" nft list tables | grep -v crud_master
+}
+
+# What guards must not get lost
+
+guards() {
+    local project=$scratch/guarded key
+    install -d "$project" "$scratch/outside"
+    cp "$repo/Vagrantfile" "$project"
+    cp "$repo/.env" "$project"
+    echo 'a:b:read' >"$scratch/outside/keys"
+    is 'the Vagrantfile has the list of what is optional' "$(printf '%s\n' "${optional_settings[@]}")" ruby_says 'puts OPTIONAL'
+    is 'and of what guards' "$(printf '%s\n' "${guarding_settings[@]}")" ruby_says 'puts GUARDING'
+    is 'the environment reaches the machines' \
+        "{\"API_KEYS_FILE\"=>\"$scratch/outside/keys\", \"RATE_LIMIT_PER_SECOND\"=>\"5\"}" guarded \
+        "API_KEYS_FILE=$scratch/outside/keys" RATE_LIMIT_PER_SECOND=5 -- 'p FROM_ENVIRONMENT'
+    is 'and the file that it names' "{\"API_KEYS_FILE\"=>\"$scratch/outside/keys\"}" guarded \
+        "API_KEYS_FILE=../outside/keys" -- 'p guarding_files'
+    is 'a file that is not there is refused' "Vagrantfile: API_KEYS_FILE names /nowhere, and there is no such file" guarded \
+        API_KEYS_FILE=/nowhere -- 'p guarding_files'
+    is 'with keys the services are not forwarded' '[["API_GATEWAY_PORT"]]' guarded \
+        "API_KEYS_FILE=$scratch/outside/keys" -- 'p MACHINES.map { |m| forwarded_ports(m) }.reject(&:empty?)'
+    is 'without keys they are' 4 guarded -- 'p MACHINES.sum { |m| forwarded_ports(m).size }'
+    for key in "${guarding_settings[@]}"; do
+        is "$key that is empty is refused by the Vagrantfile" \
+            "Vagrantfile: $key is set and empty: give it a value, or leave it out of .env.local and of the environment" guarded "$key=" -- 'p 1'
+        is 'and by the scripts' 1 exit_of refused_by_scripts "$key"
+    done
+    is 'what guards the gateway is none of the others'"'"' business' 'RABBITMQ_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
+
+    ((EUID == 0)) || return 0
+    install -d "$scratch/state"
+    is 'the file of keys is brought to the gateway' 'a:b:read' brought_keys
+    is 'for it alone' '640 root nogroup' stat -c '%a %U %G' "$scratch/state/API_KEYS_FILE"
+    is 'and does not stay where it came from' 1 exit_of test -e "$scratch/brought"
+}
+
+# guarded [KEY=VALUE…] -- PROGRAM: with the Vagrantfile's functions, in a project of its own.
+guarded() {
+    local variables=()
+    while [[ $1 != -- ]]; do
+        variables+=("$1")
+        shift
+    done
+    sed '/^Vagrant.configure/,$d' "$project/Vagrantfile" >"$project/Vagrantfile.rb"
+    # shellcheck disable=SC2016 # Ruby's
+    env "${variables[@]}" ruby -e 'load ARGV[0]; eval(ARGV[1])' "$project/Vagrantfile.rb" "$2"
+}
+
+refused_by_scripts() (
+    set_setting "$1" ''
+    require_guards
+)
+
+kept_from_inventory() (
+    read_project_settings "$repo"
+    set_setting API_KEYS_FILE keys
+    set_setting RATE_LIMIT_BURST 1
+    left_out_for inventory-api | paste -sd ' '
+)
+
+brought_keys() (
+    # shellcheck disable=SC2030 # for this shell
+    state=$scratch/state GUARDING_FILES=$scratch/brought
+    install -d "$GUARDING_FILES"
+    cp "$scratch/outside/keys" "$GUARDING_FILES/API_KEYS_FILE"
+    set_setting API_KEYS_FILE /on/the/host
+    unset "SETTINGS[TLS_CERT_FILE]" "SETTINGS[TLS_KEY_FILE]"
+    provide_guarding_files nogroup
+    cat "${SETTINGS[API_KEYS_FILE]}"
+)
 
 # What makes RabbitMQ delete orders
 
