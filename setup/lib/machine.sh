@@ -240,6 +240,7 @@ provide_operator_program() {
 #!/bin/sh
 # Made by setup/lib/machine.sh of crud-master.
 [ "\$(id -u)" = 0 ] || exec sudo "\$0" "\$@"
+umask 077 # for exports
 exec setpriv --reuid=$2 --regid=$2 --clear-groups -- \\
     env -i PATH=/usr/bin:/bin LANG=C.UTF-8 ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
 COMMAND

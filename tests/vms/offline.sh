@@ -28,6 +28,7 @@ main() {
     strangers
     guards
     what_deletes_orders
+    what_is_fetched
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
 }
@@ -342,7 +343,7 @@ the_supervisor() {
     local variables
     tools=$scratch/tools
     install -d "$scratch/state/pm2" "$tools/pm2"
-    echo "$pm2_version" >"$tools/pm2/version"
+    fingerprint "$repo"/setup/lib/pm2/package*.json >"$tools/pm2/version"
     # shellcheck disable=SC2016 # for another shell
     is 'its unit does not depend on who provisions' "$(HOME=/nowhere unit_text)" env -u HOME bash -p -c \
         'repo=$1 PATH=$2; source "$1/setup/lib/surroundings.sh"; source "$1/setup/lib/machine.sh"; PATH=$2 tools=$3; unit_text' \
@@ -569,6 +570,15 @@ the policy c, max-length=5: the oldest orders are deleted when the queue is full
         "[$(policy c 0 '{"max-length":5}')]"
     is 'and those that refuse orders are not' '' \
         told '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
+}
+
+# what_is_fetched: by version and hash, so that each machine has the same.
+what_is_fetched() {
+    is 'every package behind PM2 is named with its hash' 'True' python3 -c 'import json, sys
+packages = json.load(open(sys.argv[1]))["packages"]
+print(all("integrity" in entry for name, entry in packages.items() if name) and len(packages) > 50)' "$repo/setup/lib/pm2/package-lock.json"
+    is 'Node is named with that of each platform' 2 grep -cE '^ +--hash=sha256:[0-9a-f]{64}' "$repo/setup/lib/node/requirements.txt"
+    is 'the boxes have versions' 2 grep -cE 'pin\(.*"[0-9.]{8,}"\)' "$repo/Vagrantfile"
 }
 
 # policy NAME PRIORITY DEFINITION
