@@ -105,18 +105,19 @@ app_digest() {
     {
         app_entry "$1" "$2" ''
         cat "$1/salt" "$(app_settings "$1" "$2")"
-        app_guards "$2"
+        app_guards "$1" "$2"
     } | sha256sum | cut -c 1-32
 }
 
-# app_guards APP: what is in them.
-app_guards() {
-    local key
-    [[ $1 == api-gateway ]] || return 0
+# app_guards FOLDER APP: what is in them, as the program's own settings name them.
+app_guards() (
+    [[ $2 == api-gateway ]] || return 0
+    SETTINGS=() SETTING_KEYS=()
+    read_settings "$(app_settings "$1" "$2")"
     for key in "${guarding_files[@]:?}"; do
         [[ -z ${SETTINGS[$key]:-} ]] || cat "${SETTINGS[$key]}"
     done
-}
+)
 
 # app_user FOLDER APP: under root's PM2 a program runs as the user whose group its settings are for,
 # since nobody else could read them.

@@ -144,7 +144,8 @@ what_runs_already() {
     apps=(api-gateway)
     install -d "$platform/programs" "$platform/pm2/pids"
     cp /bin/sleep "$platform/programs/api-gateway"
-    echo 'POSTGRES_PASSWORD=old' >"$platform/settings.env"
+    printf '%s\n' 'POSTGRES_PASSWORD=old' "API_KEYS_FILE=$platform/keys" >"$platform/settings.env"
+    echo 'a:0:read' >"$platform/keys"
     apps_write_list "$platform"
     start_daemon "$platform/pm2/pm2.pid" /dev/null "PM2_HOME=$platform/pm2" sleep 600
     start_daemon "$platform/pm2/pids/api-gateway-0.pid" /dev/null "ENV_FILE=$platform/settings.env" \
@@ -154,6 +155,10 @@ what_runs_already() {
     is 'whatever the clock was' 0 exit_of app_is_current "$platform" api-gateway
     ln -s "$platform" "$scratch/other-way"
     is 'and by whichever path it is asked for' 0 exit_of app_pid "$scratch/other-way" api-gateway
+    echo 'a:1:read' >"$platform/keys"
+    is 'one whose file of keys has changed does not' 1 exit_of app_is_current "$platform" api-gateway
+    echo 'a:0:read' >"$platform/keys"
+    is 'unless that was taken back' 0 exit_of app_is_current "$platform" api-gateway
     echo 'POSTGRES_PASSWORD=new' >"$platform/settings.env"
     touch -d '2099-01-01' "$platform/pm2/pids/api-gateway-0.pid"
     is 'one with another password does not, though the clock was ahead' 1 exit_of app_is_current "$platform" api-gateway

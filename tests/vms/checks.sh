@@ -268,7 +268,7 @@ programs_run_as_nobody_else() {
 }
 
 users_of() {
-    on "$1" bash -c "ps -eo user:40,args | awk '\$2 ~ \"^/opt/crud-master/bin/\" { sub(\".*/\", \"\", \$2); print \$1, \$2 }'" |
+    on "$1" bash -c "ps -eo user:40,args | awk '\$2 ~ \"^/(opt/crud-master/bin|var/lib/crud-master/programs)/\" { sub(\".*/\", \"\", \$2); print \$1, \$2 }'" |
         sort | paste -sd , | sed 's/,/, /g'
 }
 

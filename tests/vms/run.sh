@@ -182,7 +182,7 @@ the_readme() {
 pids() {
     local machine
     for machine in "${machines[@]}"; do
-        on "$machine" bash -c "pgrep -f '^/opt/crud-master/bin|beam.smp|God Daemon|bin/postgres -D'" | paste -sd ' '
+        on "$machine" bash -c "pgrep -f '^/opt/crud-master/bin|^/var/lib/crud-master/programs|beam.smp|God Daemon|bin/postgres -D'" | paste -sd ' '
     done
 }
 
