@@ -110,14 +110,17 @@ app_digest() {
 }
 
 # app_guards FOLDER APP: what is in them, as the program's own settings name them.
-app_guards() (
+app_guards() {
+    local key
+    local -A SETTINGS=()
+    # shellcheck disable=SC2034 # read_settings fills it
+    local -a SETTING_KEYS=()
     [[ $2 == api-gateway ]] || return 0
-    SETTINGS=() SETTING_KEYS=()
     read_settings "$(app_settings "$1" "$2")"
     for key in "${guarding_files[@]:?}"; do
         [[ -z ${SETTINGS[$key]:-} ]] || cat "${SETTINGS[$key]}"
     done
-)
+}
 
 # app_user FOLDER APP: under root's PM2 a program runs as the user whose group its settings are for,
 # since nobody else could read them.
