@@ -448,6 +448,58 @@ mod tests {
         assert!(NewOrder::from_json(body).is_ok());
     }
 
+    /// JSON values that are often good for a field, and written in odd ways.
+    fn values() -> impl Strategy<Value = String> {
+        let escapes = prop_oneof![
+            Just("\\u0041"),
+            Just("\\u0000"),
+            Just("\\ud83d\\ude00"),
+            Just("\\ud83d"),
+            Just("\\ude00\\ud83d"),
+            Just("\\uFFFF"),
+            Just("\\\""),
+            Just("\\/"),
+            Just("\\x"),
+            Just("\u{7f}\u{2028}\u{fffd}\u{10ffff}"),
+            Just("\u{1}"),
+        ];
+        prop_oneof![
+            8 => (0..=200_u32).prop_map(|number| number.to_string()),
+            4 => (0..=200_u32).prop_map(|number| format!("\"{number}\"")),
+            4 => "-?(0|[1-9][0-9]{0,12})(\\.[0-9]{1,12})?([eE][-+]?[0-9]{1,4})?",
+            1 => ("[0-9]", 0..2000_usize).prop_map(|(digit, zeros)| {
+                format!("{digit}{}e-{zeros}", "0".repeat(zeros))
+            }),
+            1 => (1..2000_usize).prop_map(|zeros| format!("0.{}1e{zeros}", "0".repeat(zeros - 1))),
+            2 => proptest::collection::vec(escapes, 0..4)
+                .prop_map(|escapes| format!("\"{}\"", escapes.concat())),
+            1 => "\"\\PC{0,60}\"",
+            1 => "[\\[\\]{}tnul:,\" ]{1,5}",
+        ]
+    }
+
+    /// Objects of an order's fields in any order, some twice, missing, or under a name with escapes.
+    fn bodies() -> impl Strategy<Value = String> {
+        let name = prop_oneof![
+            1 => Just("user\\u005Fid".to_owned()),
+            1 => Just("user_id\\u0000".to_owned()),
+            1 => Just("note".to_owned()),
+            1 => "\\PC{0,8}",
+        ];
+        let fields = ["user_id", "number_of_items", "total_amount"];
+        let fields = fields.map(|name| values().prop_map(move |value| (name.to_owned(), value)));
+        let more = proptest::collection::vec((name, values()), 0..3);
+        let shuffled = (fields, more)
+            .prop_map(|(fields, more)| fields.into_iter().chain(more).collect::<Vec<_>>())
+            .prop_shuffle();
+        (shuffled, "[ \t\r\n]{0,2}").prop_map(|(fields, space)| {
+            let fields = fields
+                .into_iter()
+                .map(|(name, value)| format!("{space}\"{name}\"{space}:{space}{value}{space}"));
+            format!("{{{}}}{space}", fields.collect::<Vec<_>>().join(","))
+        })
+    }
+
     proptest! {
         #[test]
         fn every_amount_in_range_comes_back_as_it_was_written(cents in 0_u64..=999_999_999_999) {
@@ -512,6 +564,27 @@ mod tests {
                 let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
                 let canonical = format!("{}.{fraction:0<2}", whole.parse::<u64>().unwrap());
                 prop_assert_eq!(amount.to_string(), canonical);
+            }
+        }
+
+        /// What is answered and what is queued are one order, however it is written.
+        #[test]
+        fn the_message_of_an_order_is_read_as_the_order_that_was_placed(
+            body in bodies(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let cut = &body.as_bytes()[..cut.index(2 * body.len()).min(body.len())];
+            let read = NewOrder::from_json(cut);
+            let placed = NewOrder::with_message(cut);
+
+            prop_assert_eq!(placed.as_ref().map(|(order, _)| order), read.as_ref());
+            if let Ok((order, message)) = placed {
+                prop_assert_eq!(NewOrder::from_json(&message), Ok(order.clone()));
+                let (_, again) = NewOrder::with_message(&message).unwrap();
+                prop_assert_eq!(again, message);
+                prop_assert!((1..=50).contains(&order.user_id.chars().count()));
+                prop_assert!(!order.user_id.contains('\0') && order.number_of_items >= 1);
+                prop_assert!(order.total_amount.cents <= 999_999_999_999);
             }
         }
 
