@@ -370,7 +370,11 @@ fn import(
     if link.count(&config.dead_queue()).map_err(lost)?.is_some() {
         let channel = link.open_channel().map_err(lost)?;
         let _limit = link.limit_from_drop();
-        while !shutdown.is_requested() {
+        loop {
+            if shutdown.is_requested() {
+                let text = format!("stopped before the end; {imported} dead letters imported");
+                return Err(CommandError::Failed(text));
+            }
             let limit = link.limit();
             let got = channel.basic_get(config.dead_queue(), false);
             drop(limit);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use serde_json::{Value, json};
@@ -398,6 +398,53 @@ fn what_an_older_version_left_in_rabbitmq_is_imported_with_its_reason() {
     );
     assert_eq!(old.counts(), Some((0, 0)));
     assert_eq!(import(), ok("0 dead letters imported\n"));
+}
+
+#[test]
+fn an_import_that_is_stopped_says_so_and_the_next_one_takes_the_rest() {
+    const COUNT: i64 = 300;
+    let (database, queue) = (database(), TestQueue::create());
+    let mut vars = database.vars("BILLING_DB_NAME");
+    vars.extend(queue.vars());
+    let import = || run_with(vars.clone(), &["import"]);
+    assert_eq!(import(), ok("0 dead letters imported\n"));
+    let old = queue.old_dead_queue();
+    let letter = |number| {
+        let id = AmqpProperties::default().with_message_id(format!("m-{number}"));
+        (b"garbage".to_vec(), id)
+    };
+    old.publish_all(&(0..COUNT).map(letter).collect::<Vec<_>>());
+    // Whoever records waits for their turn.
+    let mut holder = database.connect();
+    let turn = "SELECT pg_advisory_lock('orders'::regclass::oid::bigint)";
+    holder.batch_execute(turn).expect(turn);
+
+    let stopped = Command::new(PROGRAM)
+        .arg("import")
+        .env_clear()
+        .envs(vars.clone())
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect(PROGRAM);
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                 AND objid = 'orders'::regclass::oid";
+    eventually("the import waits", || database.count(waits) == 1);
+    let signalled = Command::new("kill").arg(stopped.id().to_string()).status();
+    assert!(signalled.expect("kill").success());
+    drop(holder);
+    let stopped = stopped.wait_with_output().expect("the import ends");
+
+    let imported = count_dead(&database);
+    assert!(imported < COUNT);
+    let said =
+        format!("billing-dead-letters: stopped before the end; {imported} dead letters imported\n");
+    assert_eq!(String::from_utf8(stopped.stderr).expect("UTF-8"), said);
+    assert_eq!(stopped.status.code(), Some(1));
+    let rest = COUNT - imported;
+    assert_eq!(import(), ok(&format!("{rest} dead letters imported\n")));
+    assert_eq!(count_dead(&database), COUNT);
 }
 
 #[test]
