@@ -134,13 +134,16 @@ impl Health {
             .spawn(move || {
                 let mut told = false;
                 while !shutdown.wait_at_most(LOOK_EVERY) {
-                    let slow = health.state().is_slow();
+                    let state = health.state();
+                    let (slow, records) = (state.is_slow(), state.records());
+                    drop(state);
                     if slow && !told {
                         log::warn!("PostgreSQL takes long; orders wait in the queue");
-                    } else if told && !slow {
+                        told = true;
+                    } else if records && told {
                         log::info!("PostgreSQL has answered");
+                        told = false;
                     }
-                    told = slow;
                 }
             })?;
         Ok(())
