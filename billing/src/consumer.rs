@@ -349,11 +349,7 @@ impl Consumer {
     fn connect(&mut self) -> Result<Link, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
         self.health.state().trying_since = Some(Instant::now());
-        let probed = if failed {
-            self.store.dry_run()
-        } else {
-            self.store.check()
-        };
+        let probed = self.probe();
         self.health.state().trying_since = None;
         let link = Link::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
@@ -365,8 +361,23 @@ impl Consumer {
             state.recording = Recording::Works;
         }
         drop(state);
-        probed?;
+        match probed {
+            // What was tried may be refused where an order in the queue is not.
+            Err(DbError::Unavailable(_) | DbError::Locked(_)) => probed?,
+            Err(_) if !failed => probed?,
+            _ => {}
+        }
         Ok(link?)
+    }
+
+    /// Finds out whether orders could be recorded; by more, where they could not be before.
+    fn probe(&mut self) -> Result<(), DbError> {
+        let failed = self.health.state().recording == Recording::Fails;
+        if failed {
+            self.store.dry_run(&[])
+        } else {
+            self.store.check()
+        }
     }
 
     /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
@@ -418,7 +429,7 @@ impl Consumer {
         }
         if hand.is_idle() {
             hand.show(&self.health, Some(Instant::now()));
-            self.store.check()?;
+            self.probe()?;
             hand.show(&self.health, None);
             self.note_success();
         }

@@ -52,7 +52,7 @@ pub(crate) struct Message {
     pub(crate) id: Option<String>,
     /// Of the request that placed the order, where one of our gateways did.
     pub(crate) request_id: Option<String>,
-    /// Of one that can never be recorded no more than [`BODY_BYTES_KEPT`].
+    /// No more than [`BODY_BYTES_KEPT`] of it.
     pub(crate) body: Vec<u8>,
     /// How long the body was.
     pub(crate) body_bytes: usize,
@@ -113,7 +113,8 @@ impl Message {
             content => content,
         };
         let body_bytes = body.len();
-        if content.is_err() && body_bytes > BODY_BYTES_KEPT {
+        // An order has been read, and needs its body no more unless it becomes a dead letter.
+        if body_bytes > BODY_BYTES_KEPT {
             body.truncate(BODY_BYTES_KEPT);
             body.shrink_to_fit();
         }

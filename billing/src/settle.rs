@@ -38,7 +38,7 @@ pub(crate) fn settle(
     }
     let divisible = if orders {
         // Where this fails too, it is for no single order.
-        store.dry_run()?;
+        store.dry_run(&batch)?;
         true
     } else {
         matches!(

@@ -3,14 +3,14 @@
 
 use std::cell::Cell;
 
-use amiquip::AmqpProperties;
+use amiquip::{AmqpProperties, AmqpValue};
 use common::http::HttpConfig;
 use serde_json::{Value, json};
 use testkit::{Service, TestDatabase, TestQueue, eventually};
 
 mod dead;
 
-use dead::{count_dead, dead_letters};
+use dead::{Dead, count_dead, dead_letters};
 
 /// A message on its way: its body and its properties.
 type Published = (Vec<u8>, AmqpProperties);
@@ -810,4 +810,103 @@ fn who_follows_the_ids_misses_no_order_however_many_consumers_record() {
         billing.database.count("SELECT count(*) FROM orders") == COUNT && rows.is_empty()
     });
     assert_eq!(seen, COUNT);
+}
+
+#[test]
+fn dead_letters_are_stored_whatever_characters_the_database_has() {
+    let billing = Billing::start_on(TestDatabase::create_in_latin1(), 1, 1 << 30);
+    let header = ("Ж".to_owned(), AmqpValue::LongString("Б 😀".to_owned()));
+    let headers = AmqpProperties::default().with_headers([header].into_iter().collect());
+
+    billing.publish(&[
+        placed("a"),
+        garbage("Ж"),
+        // Another one, of which nothing else differs.
+        garbage("Б"),
+        garbage("Ж"),
+        garbage("a\0b"),
+        placed("ЖЖ"),
+        (b"garbage".to_vec(), headers),
+        placed("b"),
+    ]);
+
+    billing.await_settled();
+    billing.await_recorded(&["a", "b"]);
+    let mut dead = dead_letters(&billing.database);
+    dead.sort_by_key(|dead| dead.message_id.clone());
+    let ids: Vec<_> = dead.iter().map(|dead| dead.message_id.as_deref()).collect();
+    let given = |dead: &Dead| dead.properties["message_id"].as_str().map(str::to_owned);
+    let given: Vec<_> = dead.iter().filter_map(given).collect();
+    assert_eq!(
+        ids,
+        [
+            None,
+            Some(r"\u0411"),
+            Some(r"\u0416"),
+            Some(r"\u0416\u0416"),
+            Some(r"a\ufffdb"),
+        ]
+    );
+    assert_eq!(given, ["Б", "Ж", "ЖЖ", "a\0b"]);
+    let header = json!({ "Ж": { "type": "LongString", "value": "Б 😀" } });
+    assert_eq!(dead[0].properties["headers"], header);
+}
+
+#[test]
+fn a_large_order_that_waits_holds_up_no_other() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory')",
+    );
+    // More than all that is in hand may weigh.
+    let mut large = order("mallory");
+    large.resize(40 * 1024 * 1024, b' ');
+
+    billing.publish(&[(large, with_id("x")), placed("a")]);
+    eventually("it is held", || {
+        gauge(&billing.consumers[0], "orders_held") == 1
+    });
+    billing.publish(&[placed("b")]);
+    billing.await_recorded(&["a", "b"]);
+    billing
+        .database
+        .execute("ALTER TABLE orders DROP CONSTRAINT nobody_trusts_mallory");
+
+    billing.await_recorded(&["a", "b", "x"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 0);
+}
+
+/// As [`one_order_waits`], where nothing was recorded before.
+fn the_first_order_waits(breaks: &str, mends: &str, good: Published) {
+    let billing = Billing::start();
+    billing.database.execute(breaks);
+
+    billing.publish(&[good, placed("a"), placed("b")]);
+    billing.await_recorded(&["a", "b"]);
+    billing.database.execute(mends);
+
+    billing.await_recorded(&["a", "b", "good"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 0);
+}
+
+#[test]
+fn the_first_order_waits_for_a_constraint_that_the_least_order_does_not_keep() {
+    let free = json!({ "user_id": "1", "number_of_items": 1, "total_amount": "0" });
+    the_first_order_waits(
+        "ALTER TABLE orders ADD CONSTRAINT nothing_is_free CHECK (total_amount > 0)",
+        "ALTER TABLE orders DROP CONSTRAINT nothing_is_free",
+        (free.to_string().into_bytes(), with_id("good")),
+    );
+}
+
+#[test]
+fn the_first_order_waits_for_the_user_that_somebody_wants_to_know() {
+    the_first_order_waits(
+        "CREATE TABLE users (id text PRIMARY KEY); INSERT INTO users VALUES ('a'), ('b'); \
+         ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users",
+        "INSERT INTO users VALUES ('good')",
+        placed("good"),
+    );
 }
