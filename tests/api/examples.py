@@ -207,6 +207,8 @@ def well(bodies, gateway, billing, consumer):
         yield f"placeOrder 400 {name}", gateway.ask("POST", "/api/billing", wrong)
     other = {**order, "number_of_items": "100"}
     yield "placeOrder 422 conflict", gateway.ask("POST", "/api/billing", other, Idempotency_Key=KEY)
+    large = {**order, "note": "x" * 16384}
+    yield "OrderTooLarge large", gateway.ask("POST", "/api/billing", large)
     yield "placeOrder 400 key", gateway.ask("POST", "/api/billing", order, Idempotency_Key="two words")
     recorded = soon(lambda: billing.ask("GET", "/api/orders?user_id=example"), lambda answer: answer.json != [])
     yield "listOrders 200 ofOneUser", recorded
