@@ -112,7 +112,7 @@ impl Exchange {
         self.record.caller = name;
     }
 
-    /// The same, for who has something to do before the end.
+    /// Answers the client, and leaves the end of the exchange to whoever holds it.
     pub(super) fn write(&mut self, result: Result<Response<'_>, Problem>) {
         if let Some(outlet) = &mut self.outlet {
             // It may have been requested since the request came.

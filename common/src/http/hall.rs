@@ -127,7 +127,7 @@ impl<S> Place<'_, S> {
         self.panicked |= panicked;
     }
 
-    /// The same for requests that are answered together.
+    /// From requests that are answered together to their answers.
     fn serve_together(
         &mut self,
         pattern: &'static str,

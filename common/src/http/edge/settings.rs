@@ -12,7 +12,7 @@ use crate::env::{ConfigError, Vars};
 pub struct EdgeLimits {
     /// Connections at the same time; the next one is answered 503.
     pub connections: usize,
-    /// The same from one address.
+    /// Connections at the same time from one address.
     pub connections_per_client: usize,
     /// Bytes of a request line.
     pub request_line_bytes: usize,
