@@ -23,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::db::Database;
-use common::http::{Dependency, Hall, Server};
+use common::http::{Bulkhead, Dependency, Server};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
@@ -57,19 +57,20 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let bring_up = OrderStore::new(&database).connection().bring_up(shutdown);
     let bring_up = bring_up.map_err(no_thread)?;
     count_dead_letters(&database, &metrics, shutdown).map_err(no_thread)?;
+    let limits = &config.http.limits;
     let orders = {
         let database = Arc::clone(&database);
-        Hall::new("/api/orders", config.http.workers, api::ROUTES, move || {
+        Bulkhead::new("/api/orders", config.http.workers, api::ROUTES, limits, move || {
             OrderStore::new(&database)
         })
     };
     let dead_letters = {
         let database = Arc::clone(&database);
-        Hall::new("/api/dead-letters", 1, api::DEAD_LETTERS, move || {
+        Bulkhead::new("/api/dead-letters", 1, api::DEAD_LETTERS, limits, move || {
             DeadLetterStore::new(&database)
         })
     };
-    let health = Hall::new("/api/health", 1, api::HEALTH, || ());
+    let health = Bulkhead::new("/api/health", 1, api::HEALTH, limits, || ());
     let dependencies = move || {
         let mut orders = OrderStore::new(&database);
         move || {
@@ -81,7 +82,7 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     };
     let server = Server::start(
         &config.http,
-        vec![orders, dead_letters, health],
+        vec![Arc::new(orders), Arc::new(dead_letters), Arc::new(health)],
         dependencies,
         &metrics,
         shutdown,

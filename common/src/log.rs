@@ -7,6 +7,8 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use log::kv::{Error, Key, Value, VisitSource, VisitValue};
@@ -18,8 +20,14 @@ use crate::env::{ConfigError, Vars};
 const LIBRARIES: &str =
     "postgres=warn,tokio_postgres=warn,amiquip=off,mio=warn,ureq=warn,ureq_proto=warn";
 
-/// What a line usually needs.
-const LINE_BYTES: usize = 512;
+/// Lines of requests wait until so many bytes are to be written.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Lines of requests that wait to be written in one piece.
+static BUFFER: Mutex<String> = Mutex::new(String::new());
+
+/// Whether somebody calls [`flush`] again and again.
+static IS_FLUSHED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// The lines of this thread that wait to be written in one piece.
@@ -58,10 +66,19 @@ pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
                 GATHERED.set(Some(lines));
                 return Ok(());
             }
-            let mut line = String::with_capacity(LINE_BYTES);
-            write_line(&mut line, format, program, record);
+            let mut lines = lock(&BUFFER);
+            write_line(&mut lines, format, program, record);
+            let waits = record.level() >= log::Level::Info
+                && record.target() == "access"
+                && lines.len() < BUFFER_BYTES
+                && IS_FLUSHED.load(Ordering::Relaxed);
+            if waits {
+                return Ok(());
+            }
             // One write: lines of several threads and processes do not mix.
-            out.write_all(line.as_bytes())
+            let written = out.write_all(lines.as_bytes());
+            lines.clear();
+            written
         })
         .try_init();
     Ok(())
@@ -80,6 +97,22 @@ pub(crate) fn tell_of_panics() {
 #[must_use]
 pub fn logged_millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// Writes the lines of requests that wait. Whoever calls it calls it a few times a second from then
+/// on: a line of its own for each request would cost more to write than to make.
+pub(crate) fn flush() {
+    IS_FLUSHED.store(true, Ordering::Relaxed);
+    let mut lines = lock(&BUFFER);
+    if !lines.is_empty() {
+        // Nobody is left to be told that it cannot be told.
+        let _ = io::stderr().lock().write_all(lines.as_bytes());
+        lines.clear();
+    }
+}
+
+fn lock(buffer: &Mutex<String>) -> MutexGuard<'_, String> {
+    buffer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// While the returned value lives, what this thread logs is gathered, and then written in one

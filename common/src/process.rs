@@ -97,7 +97,9 @@ pub fn run<R: Running + Send + 'static>(
         let _ = ended.send(());
     });
     shutdown.wait();
-    if end.recv_timeout(DRAIN_LIMIT).is_err() {
+    let ended = end.recv_timeout(DRAIN_LIMIT);
+    logging::flush();
+    if ended.is_err() {
         log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
         return ExitCode::FAILURE;
     }

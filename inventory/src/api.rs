@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use common::db::{ChangeError, DbError};
-use common::http::Handler::{One, Together};
+use common::http::Handler;
 use common::http::{
-    AnsweredTogether, Answers, HandlerResult, Page, Problem, Request, Response, Route, Verb,
+    Answers, Batch, BatchLimits, HandlerResult, Head, Page, Problem, Request, Response, Route, Verb,
     entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged, whole_list,
 };
 use serde_json::json;
@@ -14,48 +14,46 @@ use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
 use crate::store::{ListedMovie, MovieStore};
 
 pub(crate) const ROUTES: &[Route<MovieStore>] = &[
-    (Verb::Get, "/api/movies", Together(&LIST_PAGES)),
-    (Verb::Get, "/api/movies", One(list_movies)),
-    (Verb::Post, "/api/movies", Together(&CREATE_MOVIES)),
-    (Verb::Delete, "/api/movies", One(delete_all_movies)),
-    (Verb::Get, "/api/movies/:id", Together(&GET_MOVIES)),
-    (Verb::Get, "/api/movies/:id", One(get_movie)),
-    (Verb::Put, "/api/movies/:id", One(change_movie)),
-    (Verb::Delete, "/api/movies/:id", One(delete_movie)),
+    (Verb::Get, "/api/movies", Handler::Batch(&LIST_MOVIES)),
+    (Verb::Post, "/api/movies", Handler::Batch(&CREATE_MOVIES)),
+    (Verb::Delete, "/api/movies", Handler::One(delete_all_movies)),
+    (Verb::Get, "/api/movies/:id", Handler::Batch(&GET_MOVIES)),
+    (Verb::Put, "/api/movies/:id", Handler::One(change_movie)),
+    (Verb::Delete, "/api/movies/:id", Handler::One(delete_movie)),
 ];
 
-const LIST_PAGES: AnsweredTogether<MovieStore> = AnsweredTogether {
-    when: is_short_page,
-    places: 2,
-    requests_max: 16,
+const LIST_MOVIES: Batch<MovieStore> = Batch {
+    limits: BatchLimits { slots: 2, requests_max: 16 },
+    filter: is_short_page,
     answer: list_pages,
+    one: list_movies,
 };
 
-/// One commit for all, which share the wait for the disk. While one place waits for it, what comes
+/// One commit for all, which share the wait for the disk. While one slot waits for it, what comes
 /// next gathers at the other, which is behind it in any case: movies are created in turn.
-const CREATE_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
-    when: |_| true,
-    places: 2,
-    requests_max: 256,
+const CREATE_MOVIES: Batch<MovieStore> = Batch {
+    limits: BatchLimits { slots: 2, requests_max: 256 },
+    filter: |_| true,
     answer: create_movies,
+    one: create_movie,
 };
 
-const GET_MOVIES: AnsweredTogether<MovieStore> = AnsweredTogether {
-    when: |_| true,
-    places: 2,
-    requests_max: 64,
+const GET_MOVIES: Batch<MovieStore> = Batch {
+    limits: BatchLimits { slots: 2, requests_max: 64 },
+    filter: |_| true,
     answer: get_movies,
+    one: get_movie,
 };
 
 /// Short pages of all movies can be read together.
-fn is_short_page(request: &Request) -> bool {
+fn is_short_page(request: &Head) -> bool {
     let page = Page::from_query(request);
     let short = page.is_ok_and(|page| page.limit.is_some_and(|limit| limit <= 100));
     short && request.query("title") == Ok(None)
 }
 
 fn list_pages(movies: &mut MovieStore, requests: &[Request]) -> Answers {
-    let pages: Vec<_> = requests.iter().flat_map(Page::from_query).collect();
+    let pages: Vec<_> = requests.iter().flat_map(|request| Page::from_query(request)).collect();
     let lists = match movies.pages(&pages) {
         Ok(lists) => lists,
         Err(error) => {
@@ -126,6 +124,11 @@ fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
             .with_header("etag", entity_tag_of(&movie)))
     };
     new_movies.into_iter().map(answer).map(Some).collect()
+}
+
+fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
+    let answer = create_movies(movies, std::slice::from_ref(request)).pop().flatten();
+    answer.unwrap_or_else(|| Err(Problem::internal("no answer came back")))
 }
 
 /// The id of each. One that PostgreSQL does not take is no reason to refuse the others.

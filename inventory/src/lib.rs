@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use common::db::Database;
-use common::http::{Dependency, Hall, Server};
+use common::http::{Bulkhead, Dependency, Server};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
@@ -34,7 +34,8 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
     let movies = {
         let database = Arc::clone(&database);
-        Hall::new("/api/movies", config.http.workers, api::ROUTES, move || {
+        let http = &config.http;
+        Bulkhead::new("/api/movies", http.workers, api::ROUTES, &http.limits, move || {
             MovieStore::new(&database)
         })
     };
@@ -47,7 +48,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
             }]
         }
     };
-    let server = Server::start(&config.http, vec![movies], dependencies, &metrics, shutdown)?;
+    let server = Server::start(&config.http, vec![Arc::new(movies)], dependencies, &metrics, shutdown)?;
     Ok(Inventory { server, bring_up })
 }
 

@@ -484,23 +484,58 @@ fn a_request_that_ends_after_sigterm_is_answered_and_its_connection_closed() {
     assert_eq!(inventory.program.wait().0.code(), Some(0));
 }
 
+/// A client that has one connection, which was used; and another that says nothing yet.
+fn used_and_fresh(inventory: &Inventory) -> (Client, TcpStream) {
+    let client = inventory.client();
+    eventually("earlier ones are closed", || {
+        client.get("/metrics").text.contains("\nhttp_connections 1\n")
+    });
+    let fresh = inventory.connect();
+    eventually("both are there", || {
+        client.get("/metrics").text.contains("\nhttp_connections 2\n")
+    });
+    (client, fresh)
+}
+
+#[test]
+fn at_the_cap_the_connection_that_is_idle_for_longest_makes_room() {
+    for key in ["HTTP_CONNECTIONS_MAX", "HTTP_CONNECTIONS_PER_CLIENT_MAX"] {
+        let inventory = Inventory::start(&[(key, "3")]);
+        let (_, mut fresh) = used_and_fresh(&inventory);
+        let mut idle = inventory.connect();
+        let health = request("GET /health");
+        idle.write_all(health.as_bytes()).expect("it reads");
+        assert_eq!(next(&mut idle, 12), "HTTP/1.1 200");
+
+        let mut newcomer = inventory.connect();
+        newcomer.write_all(health.as_bytes()).expect("it reads");
+
+        assert_eq!(next(&mut newcomer, 12), "HTTP/1.1 200", "{key}");
+        // The one that was used first is gone, and the others are not.
+        for stream in [&mut fresh, &mut idle] {
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").expect("it reads");
+        }
+        assert_eq!(statuses(&rest(fresh)), ["200"], "{key}");
+        assert!(rest(idle).contains("HTTP/1.1 200"), "{key}");
+    }
+}
+
 #[test]
 fn a_connection_too_many_is_turned_away_at_once() {
     for key in ["HTTP_CONNECTIONS_MAX", "HTTP_CONNECTIONS_PER_CLIENT_MAX"] {
         let inventory = Inventory::start(&[(key, "3")]);
-        let client = inventory.client();
-        eventually("earlier ones are closed", || {
-            client
-                .get("/metrics")
-                .text
-                .contains("\nhttp_connections 1\n")
-        });
-        let others = [inventory.connect(), inventory.connect()];
+        let (client, fresh) = used_and_fresh(&inventory);
+        let others = [fresh, inventory.connect()];
+        for mut other in &others {
+            other.write_all(b"GET /health HTTP/1.1\r\n").expect("it reads");
+        }
         eventually("all are there", || {
-            client
-                .get("/metrics")
-                .text
-                .contains("\nhttp_connections 3\n")
+            client.get("/metrics").text.contains("\nhttp_connections 3\n")
+        });
+        let mut last = inventory.connect();
+        last.write_all(b"GET ").expect("it reads");
+        eventually("the idle one has made room", || {
+            statuses(&rest(inventory.connect())) == ["503"]
         });
 
         let answer = rest(inventory.connect());
@@ -508,7 +543,7 @@ fn a_connection_too_many_is_turned_away_at_once() {
         assert_eq!(statuses(&answer), ["503"], "{key}");
         assert!(answer.contains("retry-after: 1"), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
-        drop(others);
+        drop((others, last));
         eventually("there is room again", || {
             statuses(&exchange(
                 inventory.address,

@@ -1,29 +1,26 @@
-//! HTTP for the services: a handler is a plain function from a request and the state of
-//! its place to a [`Response`] or a [`Problem`]; everything around it is done here, once.
+//! HTTP for the services: a handler is a plain function from a request and the state of its slot
+//! to a [`Response`] or a [`Problem`]; everything around it is done here, once. Each folder uses
+//! only those before it.
 
-mod conditional;
-mod edge;
-mod exchange;
-mod hall;
-mod operations;
-mod page;
-mod problem;
-mod refusals;
-mod request;
-mod response;
-mod router;
+mod sync;
+
+mod message;
+
+mod connection;
+
+mod service;
+
 mod server;
 
-pub use conditional::{
+pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
-pub use edge::{EdgeLimits, Tls};
-pub use exchange::{Exchange, is_request_id};
-pub use hall::Hall;
-pub use operations::{Dependency, DependencyState, health};
-pub use page::{Page, whole_list};
-pub use problem::Problem;
-pub use request::{Method, Request};
-pub use response::{Body, Fill, Response, Stream, TakeOver};
-pub use router::{AnsweredTogether, Answers, Handler, HandlerResult, Route, Verb};
-pub use server::{HttpConfig, Server};
+pub use message::page::{Page, whole_list};
+pub use message::problem::Problem;
+pub use message::request::{Head, Headers, Method, Request, is_request_id};
+pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
+pub use server::{HttpConfig, Interest, Server, Socket, Tls, Watched, network, watch};
+pub use service::bulkhead::{Answers, Batch, BatchLimits, Bulkhead, Handler, Lease, One, Route};
+pub use service::limits::Limits;
+pub use service::operations::{Dependency, DependencyState, health};
+pub use service::router::{Submit, Verb};

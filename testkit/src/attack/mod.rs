@@ -573,8 +573,8 @@ pub fn survives_without_descriptors(program: &Program, path: &'static str) {
     assert_eq!(early.get(path).status, 200);
 
     let usual = program.limit_descriptors(1);
-    eventually("it notices", || program.log().contains("cannot accept"));
     let mut late = target.connect();
+    eventually("it notices", || program.log().contains("cannot accept"));
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
     late.write_all(request.as_bytes())
         .expect("the system reads");

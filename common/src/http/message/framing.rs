@@ -319,6 +319,9 @@ pub(crate) struct Chunked {
     remaining: usize,
     /// Bytes of the line at hand, or of all trailer lines.
     line_bytes: usize,
+    /// Bytes of data that have come.
+    body_bytes: usize,
+    body_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -340,28 +343,28 @@ enum ChunkState {
     Done,
 }
 
-impl Default for Chunked {
-    fn default() -> Self {
+impl Chunked {
+    pub(crate) fn new(limits: &FramingLimits) -> Self {
         Self {
             state: ChunkState::SizeStart,
             remaining: 0,
             line_bytes: 0,
+            body_bytes: 0,
+            body_bytes_max: limits.body_bytes,
         }
     }
-}
 
-impl Chunked {
     /// Whether the last chunk and the trailers have been read.
     pub(crate) fn is_done(&self) -> bool {
         self.state == ChunkState::Done
     }
 
     /// Reads from `input`, hands data to `take`, and returns how many bytes belong to the body.
-    /// `take` is asked before the data of a chunk whether so many more are allowed.
+    /// A chunk that is too large is refused when its size is here.
     pub(crate) fn read(
         &mut self,
         input: &[u8],
-        mut take: impl FnMut(&[u8]) -> Result<(), Refusal>,
+        mut take: impl FnMut(&[u8]),
     ) -> Result<usize, Refusal> {
         use ChunkState::{
             Data, DataCr, DataLf, Done, EndLf, Extension, Size, SizeLf, SizeSpace, SizeStart,
@@ -372,8 +375,9 @@ impl Chunked {
             if self.state == Data {
                 let data = &input[at..];
                 let data = &data[..data.len().min(self.remaining)];
-                take(data)?;
+                take(data);
                 at += data.len();
+                self.body_bytes += data.len();
                 self.remaining -= data.len();
                 if self.remaining == 0 {
                     self.state = DataCr;
@@ -398,6 +402,9 @@ impl Chunked {
                 (Size | Extension, b'\r') => SizeLf,
                 (SizeLf, b'\n') => {
                     self.line_bytes = 0;
+                    if self.remaining > self.body_bytes_max - self.body_bytes {
+                        return Err(too_large(self.body_bytes_max));
+                    }
                     if self.remaining == 0 {
                         TrailerStart
                     } else {
@@ -448,19 +455,6 @@ impl Chunked {
 /// What a token is made of (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Appends a piece of a body, up to the limit.
-pub(crate) fn append_body(
-    body: &mut Vec<u8>,
-    piece: &[u8],
-    limits: &FramingLimits,
-) -> Result<(), Refusal> {
-    if body.len() + piece.len() > limits.body_bytes {
-        return Err(too_large(limits.body_bytes));
-    }
-    body.extend_from_slice(piece);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,11 +5,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
 use serde_json::Value;
 
-use super::edge::Refusal;
-use super::response::{Response, reason_phrase};
+use super::framing::Refusal;
 
 /// After how many seconds a client may try again when something of ours was down.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -23,8 +21,8 @@ pub struct Problem {
     pub detail: Cow<'static, str>,
     /// What the operator should know; never sent.
     pub cause: Option<String>,
-    headers: Vec<(&'static str, String)>,
-    dependencies: Option<Box<Value>>,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) dependencies: Option<Box<Value>>,
 }
 
 impl Problem {
@@ -50,7 +48,7 @@ impl Problem {
 
     /// Adds what is up and what is down.
     #[must_use]
-    pub(super) fn with_dependencies(mut self, states: Value) -> Self {
+    pub(crate) fn with_dependencies(mut self, states: Value) -> Self {
         self.dependencies = Some(Box::new(states));
         self
     }
@@ -104,15 +102,15 @@ impl Problem {
         )
     }
 
-    /// 503: no worker for it, in time or at all.
+    /// 503: no slot for it, in time or at all.
     #[must_use]
     pub fn overloaded(cause: &'static str) -> Self {
         Self::unavailable("this service is overloaded; try again", cause)
     }
 
-    /// What the edge does not take.
+    /// Why a request was not taken.
     #[must_use]
-    pub(super) fn refused(refusal: Refusal) -> Self {
+    pub(crate) fn refused(refusal: Refusal) -> Self {
         let status = refusal.status;
         let problem = Self::new(status, refusal.detail);
         if status == 503 {
@@ -167,35 +165,4 @@ impl Problem {
     pub fn gateway_timeout(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
         Self::new(504, detail).with_cause(cause)
     }
-
-    /// As an answer to the request of that id.
-    #[must_use]
-    pub(super) fn into_response(self, request_id: &str) -> Response<'static> {
-        let body = ProblemJson {
-            r#type: "about:blank",
-            title: reason_phrase(self.status),
-            status: self.status,
-            detail: &self.detail,
-            request_id,
-            dependencies: self.dependencies.as_deref(),
-        };
-        let mut response = Response::json(self.status, &body)
-            .with_header("content-type", "application/problem+json");
-        for (name, value) in self.headers {
-            response = response.with_header(name, value);
-        }
-        response
-    }
-}
-
-/// The members of RFC 9457, and extensions of ours.
-#[derive(Serialize)]
-struct ProblemJson<'a> {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-    request_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dependencies: Option<&'a Value>,
 }

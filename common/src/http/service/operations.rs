@@ -1,17 +1,20 @@
-//! What an operator asks of every program. Whether the process lives, and its metrics, are
-//! answered by the edge without a worker, so under any load; whether its dependencies are there
-//! is found out at a place of its own.
+//! What an operator asks of every program: whether the process lives, whether its dependencies
+//! are there, and its metrics.
+
+use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::edge::Edge;
-use super::problem::Problem;
-use super::request::Request;
-use super::response::Response;
-use super::router::{Handler, HandlerResult, Route, Verb};
-
-const ALLOW: &str = "GET, HEAD, OPTIONS";
+use super::bulkhead::{Bulkhead, Handler, Route};
+use super::limits::Limits;
+use super::router::{self, Submit, Verb};
+use crate::http::connection::Decided;
+use crate::http::message::problem::Problem;
+use crate::http::message::request::{Head, Request};
+use crate::http::message::response::{HandlerResult, Response};
+use crate::metrics::Metrics;
 
 /// Something that a service cannot work without.
 #[derive(Debug)]
@@ -55,41 +58,72 @@ impl DependencyState {
 }
 
 /// Asks for the state of all dependencies of a service.
-pub(super) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
+pub(crate) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
 
-pub(super) const ROUTES: &[Route<Dependencies>] =
-    &[(Verb::Get, "/ready", Handler::One(get_readiness))];
+const ROUTES: [(Verb, &str); 3] =
+    [(Verb::Get, "/health"), (Verb::Get, "/metrics"), (Verb::Get, READY[0].1)];
 
-/// The answer to `/health` and `/metrics`; None for any other path.
-pub(super) fn answer(
-    edge: &Edge,
-    method: &str,
-    path: &str,
-) -> Option<Result<Response<'static>, Problem>> {
-    let response = match path.strip_suffix('/').unwrap_or(path) {
-        "/health" => (|_| health()) as fn(&Edge) -> Response<'static>,
-        "/metrics" => metrics,
-        _ => return None,
-    };
-    Some(match method {
-        "GET" | "HEAD" => Ok(response(edge)),
-        "OPTIONS" => Ok(Response::empty(204).with_header("allow", ALLOW)),
-        _ => Err(Problem::method_not_allowed(ALLOW.to_owned())),
-    })
+const READY: &[Route<Dependencies>] = &[(Verb::Get, "/ready", Handler::One(get_readiness))];
+
+/// Takes what nothing else does.
+pub(crate) struct Operations {
+    metrics: Metrics,
+    ready: Arc<Bulkhead<Dependencies>>,
+}
+
+impl Operations {
+    pub(crate) fn new(
+        metrics: &Metrics,
+        limits: &Limits,
+        dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
+    ) -> Self {
+        let ready = Arc::new(Bulkhead::new("", 1, READY, limits, dependencies));
+        Self { metrics: metrics.clone(), ready }
+    }
+}
+
+impl Submit for Operations {
+    fn prefix(&self) -> &'static str {
+        ""
+    }
+
+    fn admit(&self, head: &mut Head) -> Option<Decided> {
+        let decided = router::find(ROUTES.into_iter(), head);
+        let is_ready = decided.is_none() && head.matched.pattern == READY[0].1;
+        if is_ready { self.ready.admit(head) } else { decided }
+    }
+
+    /// Neither whether the process lives nor its metrics need a slot, so they are answered under
+    /// any load.
+    fn submit(self: Arc<Self>, request: Request) {
+        match request.matched.pattern {
+            "/health" => request.respond(Ok(health())),
+            "/metrics" => {
+                let text = self.metrics.text();
+                let media_type = "text/plain; version=0.0.4; charset=utf-8";
+                request.respond(Ok(Response::text(200, media_type, text)));
+            }
+            _ => Arc::clone(&self.ready).submit(request),
+        }
+    }
+
+    fn slots(&self) -> usize {
+        self.ready.slots()
+    }
+
+    fn sweep(&self, now: Instant) {
+        self.ready.sweep(now);
+    }
+
+    fn drain(self: Arc<Self>) {
+        Arc::clone(&self.ready).drain();
+    }
 }
 
 /// The answer that says that the process lives.
 #[must_use]
 pub fn health() -> Response<'static> {
     Response::json(200, &json!({ "status": "ok" }))
-}
-
-fn metrics(edge: &Edge) -> Response<'static> {
-    Response::text(
-        200,
-        "text/plain; version=0.0.4; charset=utf-8",
-        edge.metrics.text(),
-    )
 }
 
 #[derive(Serialize)]

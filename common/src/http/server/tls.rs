@@ -58,7 +58,7 @@ impl Tls {
         }))
     }
 
-    pub(super) fn config(&self) -> &Arc<ServerConfig> {
+    pub(crate) fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
 }

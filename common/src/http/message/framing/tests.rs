@@ -41,7 +41,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
         arrived.extend_from_slice(piece);
     };
     let mut body = Vec::new();
-    let mut chunked = Chunked::default();
+    let mut chunked = Chunked::new(&LIMITS);
     let mut at = head_bytes;
     let framing = framing_of(&arrived[..head_bytes])?;
     loop {
@@ -54,9 +54,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
             }
             BodyFraming::Length(_) => {}
             BodyFraming::Chunked => {
-                at += chunked.read(&arrived[at..], |piece| {
-                    append_body(&mut body, piece, &LIMITS)
-                })?;
+                at += chunked.read(&arrived[at..], |piece| body.extend_from_slice(piece))?;
                 if chunked.is_done() {
                     return Ok(Some(Whole { end: at, body }));
                 }

@@ -6,9 +6,8 @@ use serde::Serialize;
 
 use super::conditional::if_changed;
 use super::problem::Problem;
-use super::request::{Request, names};
-use super::response::{Begun, Response};
-use super::router::HandlerResult;
+use super::request::{Head, Request, names};
+use super::response::{HandlerResult, Response};
 
 /// The most rows on one page.
 const LIMIT_MAX: u16 = 1000;
@@ -26,7 +25,7 @@ pub struct Page {
 
 impl Page {
     /// From `limit` and `after` in the query.
-    pub fn from_query(request: &Request) -> Result<Self, Problem> {
+    pub fn from_query(request: &Head) -> Result<Self, Problem> {
         Ok(Self {
             limit: request.query_number("limit", 1..=LIMIT_MAX)?,
             after: request.query_number("after", 0..=i64::MAX)?.unwrap_or(0),
@@ -35,7 +34,7 @@ impl Page {
     }
 
     /// The same for a list that is also read from its end, with `order=desc`.
-    pub fn from_query_in_either_order(request: &Request) -> Result<Self, Problem> {
+    pub fn from_query_in_either_order(request: &Head) -> Result<Self, Problem> {
         let page = Self::from_query(request)?;
         match request.query("order")?.as_deref() {
             None | Some("asc") => Ok(page),
@@ -95,21 +94,12 @@ pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
     request: &Request,
     rows: impl Iterator<Item = Result<T, E>> + 'a,
 ) -> HandlerResult<'a> {
-    Ok(match Response::json_array(200, rows).begun()? {
-        Begun::Whole(response) => if_changed(request, response),
-        Begun::Begin(response) => response,
-    })
+    Ok(if_changed(request, Response::json_array(200, rows).begun()?))
 }
 
 /// The same list from behind that id: the request's own target with another `after`.
 fn next(request: &Request, after: i64) -> String {
-    let query = request
-        .target
-        .split_once('?')
-        .map_or("", |(_, query)| query);
-    let kept = query
-        .split('&')
-        .filter(|pair| !pair.is_empty() && !names(pair, "after"));
+    let kept = request.query_pairs().filter(|pair| !names(pair, "after"));
     let pairs: Vec<&str> = kept.collect();
     format!("{}?{}&after={after}", request.path(), pairs.join("&")).replace('>', "%3E")
 }

@@ -1,15 +1,16 @@
-//! The limits of the edge: each a setting with a default, its unit in its name.
+//! The limits of the server: each a setting with a default, its unit in its name.
 
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::framing::{FramingLimits, HEADERS_MAX};
 use crate::env::{ConfigError, Vars};
+use crate::http::connection::ConnectionLimits;
+use crate::http::message::framing::{FramingLimits, HEADERS_MAX};
 
 /// What a client may do to a listener, and for how long.
 #[derive(Debug, Clone)]
-pub struct EdgeLimits {
+pub struct Limits {
     /// Connections at the same time; the next one is answered 503.
     pub connections: usize,
     /// Connections at the same time from one address.
@@ -32,16 +33,16 @@ pub struct EdgeLimits {
     pub idle_time: Duration,
     /// How long a client may take for a piece of its answer (32 KiB at most).
     pub send_time: Duration,
-    /// Requests that wait for a worker.
+    /// Requests that wait for a slot of one bulkhead.
     pub queue: usize,
-    /// How long one may wait for a worker.
+    /// How long one may wait for a slot.
     pub queue_time: Duration,
-    /// How long a worker may be silent over an answer. It is beyond every limit of its own, so
+    /// How long a handler may be silent over an answer. It is beyond every limit of its own, so
     /// it is for what has none: a database server that is stopped, but not gone.
     pub answer_time: Duration,
 }
 
-impl Default for EdgeLimits {
+impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 4096,
@@ -62,7 +63,7 @@ impl Default for EdgeLimits {
     }
 }
 
-impl EdgeLimits {
+impl Limits {
     /// From the `HTTP_…` variables; each is optional.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let default = Self::default();
@@ -95,12 +96,21 @@ impl EdgeLimits {
         })
     }
 
-    pub(crate) fn framing(&self) -> FramingLimits {
-        FramingLimits {
-            request_line_bytes: self.request_line_bytes,
-            head_bytes: self.head_bytes,
-            headers: self.headers,
-            body_bytes: self.body_bytes,
+    pub(crate) fn of_a_connection(&self, secure: bool) -> ConnectionLimits {
+        ConnectionLimits {
+            framing: FramingLimits {
+                request_line_bytes: self.request_line_bytes,
+                head_bytes: self.head_bytes,
+                headers: self.headers,
+                body_bytes: self.body_bytes,
+            },
+            idle: self.idle_time,
+            head: self.head_time,
+            body: self.body_time,
+            queue: self.queue_time,
+            answer: self.answer_time,
+            send: self.send_time,
+            secure,
         }
     }
 }

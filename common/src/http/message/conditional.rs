@@ -39,11 +39,10 @@ pub fn json_if_changed(request: &Request, value: &impl Serialize) -> Response<'s
     if_changed(request, Response::json(200, value))
 }
 
-/// An answer with its entity tag, or 304 where the client has it already; as it is where it is
-/// a stream.
+/// An answer with its entity tag, or 304 where the client has it already; a stream has none.
 #[must_use]
-pub fn if_changed(request: &Request, response: Response<'static>) -> Response<'static> {
-    let Body::Bytes(body) = response.body() else {
+pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a> {
+    let Body::Bytes(body) = &response.body else {
         return response;
     };
     let tag = entity_tag(body);
@@ -88,12 +87,7 @@ enum Comparison {
 
 /// Whether the header lists the tag, or any by `*`; None where there is no such header.
 fn lists(request: &Request, name: &str, tag: &str, comparison: Comparison) -> Option<bool> {
-    let mut values = request
-        .headers
-        .iter()
-        .filter(|(present, _)| present.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim())
-        .peekable();
+    let mut values = request.headers.values(name).map(str::trim).peekable();
     values.peek()?;
     Some(
         values
@@ -115,33 +109,17 @@ fn tags(value: &str) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
-    use std::cell::OnceCell;
-
+    use super::super::request::tests;
     use super::*;
 
     const TAG: &str = "\"1234\"";
 
-    fn request(method: Method, headers: &[(&str, &str)]) -> Request {
-        Request {
-            method,
-            target: "/api/movies/1".to_owned(),
-            headers: headers
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
-            body: Vec::new(),
-            request_id: String::new(),
-            client: IpAddr::from([127, 0, 0, 1]),
-            secure: false,
-            caller: OnceCell::new(),
-            params: Vec::new(),
-        }
+    fn request(method: &str, headers: &[(&str, &str)]) -> Request {
+        tests::request(method, "/api/movies/1", headers, b"")
     }
 
     fn may_change(headers: &[(&str, &str)]) -> bool {
-        require_unchanged(&request(Method::Put, headers), TAG).is_ok()
+        require_unchanged(&request("PUT", headers), TAG).is_ok()
     }
 
     #[test]
@@ -162,11 +140,11 @@ mod tests {
         };
 
         for value in [tag.as_str(), weak.as_str(), among.as_str(), "*"] {
-            assert_eq!(status(Method::Get, value), 304, "{value}");
-            assert_eq!(status(Method::Head, value), 304, "{value}");
+            assert_eq!(status("GET", value), 304, "{value}");
+            assert_eq!(status("HEAD", value), 304, "{value}");
         }
-        assert_eq!(status(Method::Get, "\"other\""), 200);
-        assert_eq!(status(Method::Put, &tag), 200);
+        assert_eq!(status("GET", "\"other\""), 200);
+        assert_eq!(status("PUT", &tag), 200);
     }
 
     #[test]

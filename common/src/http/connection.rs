@@ -1,0 +1,546 @@
+//! One client's connection as a value: bytes and times go in; requests, bytes to send and the
+//! next deadline come out. It has no socket, no lock and no clock, and every rule of RFC 9112
+//! about a connection stands here.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::message::framing::{
+    BodyFraming, Chunked, FramingLimits, HEADERS_MAX, HeadScan, Refusal, header_storage,
+    parse_head, values,
+};
+use super::message::problem::Problem;
+use super::message::request::{Head, Method, request_id};
+use super::message::response::{Body, Fill, Response, Stream};
+
+/// After its last answer a client's bytes are read on for so long and so far: were they left
+/// unread, closing would reset the connection and take the answer with it.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
+
+/// The minimum data rate is so much of an answer in each [`ConnectionLimits::send`].
+const SENT_BYTES: usize = 32 * 1024;
+
+/// A connection without a request is not closed for others' sake before it is so old.
+const GRACE: Duration = Duration::from_secs(1);
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a client may send, and how long each part may take.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectionLimits {
+    pub(crate) framing: FramingLimits,
+    pub(crate) idle: Duration,
+    pub(crate) head: Duration,
+    pub(crate) body: Duration,
+    /// In the queue of a bulkhead.
+    pub(crate) queue: Duration,
+    /// From there to the answer, and between two pieces of it.
+    pub(crate) answer: Duration,
+    pub(crate) send: Duration,
+    /// Whether the connection is one of TLS.
+    pub(crate) secure: bool,
+}
+
+/// What the owner of a connection does next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// A head is here: [`Connection::decide`] whether its request is taken.
+    Head,
+    /// The request that was not taken is to be answered so.
+    Decided(Decided),
+    /// A request is whole: its answer comes by [`Connection::respond`].
+    Request(Arc<Head>, Vec<u8>),
+    /// The client is to be told this.
+    Refused(Problem),
+    Read,
+    Write,
+    /// Shut down the sending side, then ask again.
+    EndOutput,
+    /// An answer, or its next piece, is being made.
+    Answer,
+    Close,
+    /// Close so that the client can tell that its answer is truncated.
+    Reset,
+}
+
+/// What a head alone decides: the methods that `Allow` lists, or what is wrong.
+pub(crate) type Decided = Result<String, Problem>;
+
+#[derive(Debug)]
+enum Phase {
+    Idle,
+    Head(HeadScan),
+    Decide(Box<Head>, BodyFraming),
+    Length(Box<Head>, usize),
+    Chunked(Box<Head>, Chunked, Vec<u8>),
+    Answering,
+    Streaming { chunked: bool, left: Option<u64> },
+    /// The last answer is in `output`; true where the client may still be sending.
+    Parting(bool),
+    Lingering(usize),
+    Closed,
+    Truncated,
+}
+
+/// What the answer depends on besides the handler.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    http_10: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    limits: Arc<ConnectionLimits>,
+    client: IpAddr,
+    phase: Phase,
+    terms: Terms,
+    /// Of the request that is being answered.
+    head: Option<Arc<Head>>,
+    /// The answer to the request whose body is passed over.
+    decided: Option<Decided>,
+    input: Vec<u8>,
+    /// The client sends nothing more.
+    ended: bool,
+    output: Vec<u8>,
+    sent: usize,
+    /// Of what was sent since the deadline was set.
+    sent_in_time: usize,
+    deadline: Instant,
+    opened: Instant,
+    has_asked: bool,
+    draining: bool,
+    /// The client may be in the middle of a request that is not read on.
+    lingers: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(limits: &Arc<ConnectionLimits>, client: IpAddr, now: Instant) -> Self {
+        Self {
+            deadline: now + limits.idle,
+            limits: Arc::clone(limits),
+            client,
+            phase: Phase::Idle,
+            terms: Terms { http_10: false, keep_alive: true, expects_continue: false },
+            head: None,
+            decided: None,
+            input: Vec::new(),
+            ended: false,
+            output: Vec::new(),
+            sent: 0,
+            sent_in_time: 0,
+            opened: now,
+            has_asked: false,
+            draining: false,
+            lingers: false,
+        }
+    }
+
+    pub(crate) fn on_bytes(&mut self, bytes: &[u8]) {
+        if let Phase::Lingering(discarded) = &mut self.phase {
+            *discarded += bytes.len();
+            if *discarded > LINGER_BYTES {
+                self.phase = Phase::Closed;
+            }
+        } else {
+            self.input.extend_from_slice(bytes);
+        }
+    }
+
+    /// The client sends nothing more.
+    pub(crate) fn on_end(&mut self) {
+        self.ended = true;
+    }
+
+    /// The socket is broken, or the client does not take its answer.
+    pub(crate) fn truncate(&mut self) {
+        self.phase = Phase::Truncated;
+        self.output = Vec::new();
+        self.sent = 0;
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// How many bytes of requests are held here.
+    pub(crate) fn held_input(&self) -> usize {
+        let body = if let Phase::Chunked(_, _, body) = &self.phase { body.len() } else { 0 };
+        self.input.len() + body
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.has_output() && self.input.is_empty()
+    }
+
+    /// Whether closing the connection loses nothing: not even a request that is on its way.
+    pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
+        self.is_idle() && (self.has_asked || now >= self.opened + GRACE)
+    }
+
+    /// Whether a next request is here, for which no event has to come.
+    pub(crate) fn has_input(&self) -> bool {
+        matches!(self.phase, Phase::Idle) && !self.has_output() && !self.input.is_empty()
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        matches!(self.phase, Phase::Streaming { .. })
+    }
+
+    /// The request that is being answered.
+    pub(crate) fn head(&self) -> Option<&Arc<Head>> {
+        self.head.as_ref()
+    }
+
+    /// The head that is to be decided about.
+    pub(crate) fn head_mut(&mut self) -> Option<&mut Head> {
+        if let Phase::Decide(head, _) = &mut self.phase { Some(head) } else { None }
+    }
+
+    fn has_output(&self) -> bool {
+        self.sent < self.output.len()
+    }
+
+    pub(crate) fn to_send(&self) -> &[u8] {
+        &self.output[self.sent..]
+    }
+
+    pub(crate) fn on_sent(&mut self, bytes: usize, now: Instant) {
+        self.sent += bytes;
+        self.sent_in_time += bytes;
+        if !self.has_output() {
+            self.output = Vec::new();
+            self.sent = 0;
+            if matches!(self.phase, Phase::Idle) {
+                self.deadline = now + self.limits.idle;
+            }
+        } else if self.sent_in_time >= SENT_BYTES && self.is_answered() {
+            self.expect_to_send(now);
+        }
+    }
+
+    /// Whether what is to be sent is an answer.
+    fn is_answered(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Streaming { .. } | Phase::Parting(_))
+    }
+
+    fn expect_to_send(&mut self, now: Instant) {
+        self.sent_in_time = 0;
+        self.deadline = now + self.limits.send;
+    }
+
+    /// From now on every answer is the last.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    pub(crate) fn next(&mut self, now: Instant) -> Next {
+        loop {
+            match self.phase {
+                Phase::Closed => return Next::Close,
+                Phase::Truncated => return Next::Reset,
+                _ if self.has_output() => return Next::Write,
+                _ => {}
+            }
+            match self.step(now) {
+                Ok(Some(next)) => return next,
+                Ok(None) => {}
+                Err(refusal) => return Next::Refused(self.refuse(refusal, now)),
+            }
+        }
+    }
+
+    /// One step; None where another may follow.
+    fn step(&mut self, now: Instant) -> Result<Option<Next>, Refusal> {
+        match &mut self.phase {
+            Phase::Idle => {
+                // Empty lines before a request are passed over (RFC 9112 §2.2).
+                let empty = 2 * self.input.chunks(2).take_while(|line| *line == b"\r\n").count();
+                self.input.drain(..empty);
+                if self.input.is_empty() || self.input == b"\r" {
+                    return Ok(self.more(now));
+                }
+                self.deadline = now + self.limits.head;
+                self.has_asked = true;
+                self.phase = Phase::Head(HeadScan::default());
+                Ok(None)
+            }
+            Phase::Head(scan) => match scan.scan(&self.input, &self.limits.framing)? {
+                Some(end) => self.on_head(end, now),
+                None => Ok(self.more(now)),
+            },
+            Phase::Decide(..) => Ok(Some(Next::Head)),
+            Phase::Length(_, left) if self.decided.is_some() => {
+                let passed = self.input.len().min(*left);
+                self.input.drain(..passed);
+                *left -= passed;
+                if *left > 0 { Ok(self.more(now)) } else { Ok(self.hand_out(Vec::new(), now)) }
+            }
+            Phase::Length(_, length) if self.input.len() < *length => Ok(self.more(now)),
+            Phase::Length(_, length) => {
+                let rest = self.input.split_off(*length);
+                let body = std::mem::replace(&mut self.input, rest);
+                Ok(self.hand_out(body, now))
+            }
+            Phase::Chunked(_, chunked, body) => {
+                let passed_over = self.decided.is_some();
+                let keep = |piece: &[u8]| {
+                    if !passed_over {
+                        body.extend_from_slice(piece);
+                    }
+                };
+                let used = chunked.read(&self.input, keep)?;
+                let body = if chunked.is_done() { Some(std::mem::take(body)) } else { None };
+                self.input.drain(..used);
+                match body {
+                    Some(body) => Ok(self.hand_out(body, now)),
+                    None => Ok(self.more(now)),
+                }
+            }
+            Phase::Answering | Phase::Streaming { .. } => Ok(Some(Next::Answer)),
+            Phase::Parting(lingers) => {
+                let lingers = *lingers;
+                self.input = Vec::new();
+                self.deadline = now + LINGER_TIME;
+                self.phase = if lingers { Phase::Lingering(0) } else { Phase::Closed };
+                Ok(Some(Next::EndOutput))
+            }
+            Phase::Lingering(_) => Ok(self.more(now)),
+            Phase::Closed => Ok(Some(Next::Close)),
+            Phase::Truncated => Ok(Some(Next::Reset)),
+        }
+    }
+
+    /// More bytes are needed.
+    fn more(&mut self, now: Instant) -> Option<Next> {
+        if self.ended || self.draining && self.may_be_closed(now) {
+            self.phase = Phase::Closed;
+            return Some(Next::Close);
+        }
+        Some(Next::Read)
+    }
+
+    fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Refusal> {
+        let limits = Arc::clone(&self.limits);
+        let mut storage = header_storage();
+        let head = parse_head(&self.input[..end], &mut storage, &limits.framing)?;
+        self.terms = Terms {
+            http_10: head.http_10,
+            keep_alive: head.keep_alive,
+            expects_continue: head.expects_continue,
+        };
+        let framing = head.framing;
+        let head = Box::new(Head::new(&head, self.client, limits.secure, now));
+        self.input.drain(..end);
+        self.deadline = now + limits.body;
+        self.phase = Phase::Decide(head, framing);
+        Ok(None)
+    }
+
+    /// After [`Next::Head`]: the request is read to its end. Where it is decided already, its body
+    /// is not kept; and whoever waits to be asked for it is answered, and asked no more.
+    pub(crate) fn decide(&mut self, decided: Option<Decided>) {
+        let (waits, phase) = match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Decide(head, BodyFraming::None) => (false, Phase::Length(head, 0)),
+            Phase::Decide(mut head, BodyFraming::Length(length)) => {
+                head.headers.push("content-length", length.to_string().as_bytes());
+                (self.input.len() < length, Phase::Length(head, length))
+            }
+            Phase::Decide(head, BodyFraming::Chunked) => {
+                let chunked = Chunked::new(&self.limits.framing);
+                (self.input.is_empty(), Phase::Chunked(head, chunked, Vec::new()))
+            }
+            other => (false, other),
+        };
+        self.phase = phase;
+        self.decided = decided;
+        if !waits || !self.terms.expects_continue {
+            return;
+        }
+        if self.decided.is_none() {
+            self.output.extend_from_slice(CONTINUE);
+        } else if let Phase::Length(head, _) | Phase::Chunked(head, ..) =
+            std::mem::replace(&mut self.phase, Phase::Closed)
+        {
+            self.be_the_last();
+            self.phase = Phase::Length(head, 0);
+        }
+    }
+
+    fn hand_out(&mut self, body: Vec<u8>, now: Instant) -> Option<Next> {
+        let (Phase::Length(mut head, _) | Phase::Chunked(mut head, ..)) =
+            std::mem::replace(&mut self.phase, Phase::Answering)
+        else {
+            return None;
+        };
+        // Chunks without content are passed on as if there had been no body.
+        if !body.is_empty() && head.header("content-length").is_none() {
+            head.headers.push("content-length", body.len().to_string().as_bytes());
+        }
+        head.arrived = now;
+        self.deadline = now + self.limits.queue + self.limits.answer;
+        let head = Arc::new(*head);
+        self.head = Some(Arc::clone(&head));
+        Some(match self.decided.take() {
+            Some(decided) => Next::Decided(decided),
+            None => Next::Request(head, body),
+        })
+    }
+
+    /// The request has left its queue.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.deadline = now + self.limits.answer;
+    }
+
+    fn be_the_last(&mut self) {
+        self.terms.keep_alive = false;
+        self.lingers = true;
+    }
+
+    /// Nobody knows where the next request would begin. What is returned is the answer.
+    pub(crate) fn refuse(&mut self, refusal: Refusal, now: Instant) -> Problem {
+        self.be_the_last();
+        let phase = std::mem::replace(&mut self.phase, Phase::Answering);
+        let head = match phase {
+            Phase::Decide(head, _) | Phase::Length(head, _) | Phase::Chunked(head, ..) => *head,
+            _ => {
+                self.terms.http_10 = false;
+                refused_head(&self.input, self.client, self.limits.secure, now)
+            }
+        };
+        self.input = Vec::new();
+        self.head = Some(Arc::new(head));
+        Problem::refused(refusal)
+    }
+
+    /// Takes the answer to the request that is out. Pieces of a stream follow by `push`; what is
+    /// returned makes them.
+    pub(crate) fn respond<'a>(
+        &mut self,
+        response: Response<'a>,
+        date: &str,
+        now: Instant,
+    ) -> Option<Fill<'a>> {
+        debug_assert!(matches!(self.phase, Phase::Answering));
+        let head = self.head.take();
+        let (id, head_only) = head
+            .as_ref()
+            .map_or(("", false), |head| (&*head.request_id, head.method == Method::Head));
+        let Terms { http_10, keep_alive, .. } = self.terms;
+        let chunked = matches!(&response.body, Body::Stream(Stream { length: None, .. }));
+        let closes = !keep_alive || self.draining || chunked && http_10;
+        let out = &mut self.output;
+        out.reserve(if let Body::Bytes(body) = &response.body { 512 + body.len() } else { 512 });
+        response.write_head(out, id, self.limits.secure, date);
+        match (closes, http_10) {
+            (true, _) => out.extend_from_slice(b"connection: close\r\n"),
+            (false, true) => out.extend_from_slice(b"connection: keep-alive\r\n"),
+            (false, false) => {}
+        }
+        let length = match &response.body {
+            Body::Empty => None,
+            Body::Bytes(body) => Some(body.len() as u64),
+            Body::Stream(stream) => stream.length,
+        };
+        if let Some(length) = length {
+            let _ = write!(out, "content-length: {length}\r\n\r\n");
+        } else if chunked && !http_10 {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
+        } else {
+            out.extend_from_slice(b"\r\n");
+        }
+        self.terms.keep_alive = !closes;
+        self.lingers |= self.draining || keep_alive || !self.input.is_empty();
+        self.expect_to_send(now);
+        match response.body {
+            Body::Stream(stream) if !head_only => {
+                self.phase = Phase::Streaming { chunked: chunked && !http_10, left: stream.length };
+                self.head = head;
+                return Some(stream.fill);
+            }
+            Body::Bytes(body) if !head_only => self.output.extend_from_slice(&body),
+            _ => {}
+        }
+        self.end_answer();
+        None
+    }
+
+    fn end_answer(&mut self) {
+        self.head = None;
+        self.phase =
+            if self.terms.keep_alive { Phase::Idle } else { Phase::Parting(self.lingers) };
+    }
+
+    /// The next piece of a stream is being made.
+    pub(crate) fn await_piece(&mut self, now: Instant) {
+        self.deadline = now + self.limits.answer;
+    }
+
+    /// The next piece of a stream; an empty one is its end. False where the answer is not as long
+    /// as it was said to be, and is truncated for it.
+    pub(crate) fn push(&mut self, piece: &[u8], now: Instant) -> bool {
+        let Phase::Streaming { chunked, left } = &mut self.phase else { return true };
+        let bytes = piece.len() as u64;
+        if left.is_some_and(|left| bytes > left || bytes == 0 && left > 0) {
+            self.truncate();
+            return false;
+        }
+        if let Some(left) = left {
+            *left -= bytes;
+        }
+        if *chunked {
+            let _ = write!(self.output, "{bytes:x}\r\n");
+            self.output.extend_from_slice(piece);
+            self.output.extend_from_slice(b"\r\n");
+        } else {
+            self.output.extend_from_slice(piece);
+        }
+        self.expect_to_send(now);
+        if piece.is_empty() {
+            self.end_answer();
+        }
+        true
+    }
+
+    /// The deadline has passed. What is returned is to be answered.
+    pub(crate) fn on_deadline(&mut self, now: Instant) -> Option<Problem> {
+        let late = |detail| Refusal::new(408, detail);
+        match &self.phase {
+            Phase::Streaming { .. } => self.truncate(),
+            _ if self.has_output() => self.truncate(),
+            Phase::Head(_) => {
+                return Some(self.refuse(late("the request line and headers take too long"), now));
+            }
+            Phase::Length(..) | Phase::Chunked(..) => {
+                return Some(self.refuse(late("the body takes too long"), now));
+            }
+            Phase::Answering => {
+                self.be_the_last();
+                let detail = "this takes too long; whether it is done is not known";
+                return Some(Problem::unavailable(detail, "nothing was heard of it"));
+            }
+            _ => self.phase = Phase::Closed,
+        }
+        None
+    }
+}
+
+/// What can be read of a head that is refused: enough for the answer and the log.
+#[cold]
+fn refused_head(input: &[u8], client: IpAddr, secure: bool, now: Instant) -> Head {
+    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut storage);
+    let complete = request.parse(input).is_ok_and(|status| status.is_complete());
+    let given = values(request.headers, "x-request-id").next().filter(|_| complete);
+    let id = request_id(given);
+    let method = Method::new(request.method.unwrap_or_default());
+    let target = request.path.unwrap_or_default().to_owned();
+    Head::bare(method, target, id, client, secure, now)
+}
+
+#[cfg(test)]
+mod tests;

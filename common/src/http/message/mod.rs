@@ -1,0 +1,10 @@
+//! What HTTP says: no sockets and no threads.
+
+pub(crate) mod framing;
+
+pub(crate) mod problem;
+pub(crate) mod request;
+pub(crate) mod response;
+
+pub(crate) mod conditional;
+pub(crate) mod page;

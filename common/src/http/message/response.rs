@@ -1,0 +1,296 @@
+//! What a handler gives back, and the head that goes before it.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::problem::Problem;
+
+/// RFC 6797: for a year the browser asks by HTTPS alone.
+const HSTS: &str = "max-age=31536000";
+
+/// A stream is made in pieces of about this size, and one that ends before it is sent like
+/// any other body, with its length.
+pub(crate) const PIECE_BYTES: usize = 32 * 1024;
+
+/// Whoever waits for the rest of such an answer would wait for ever.
+pub(crate) const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";
+
+/// An answer, or why there is none; the answer may still read from the state of its slot.
+pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
+
+/// An answer; `'a` is the state of the slot that a stream still reads from.
+pub struct Response<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    pub(crate) body: Body<'a>,
+}
+
+/// The content of an answer.
+pub enum Body<'a> {
+    /// No content and no Content-Length: 204, 304 and what an upstream sent without one.
+    Empty,
+    /// All of it, in memory.
+    Bytes(Vec<u8>),
+    /// Made while it is sent.
+    Stream(Stream<'a>),
+}
+
+/// Content that is made while it is sent.
+pub struct Stream<'a> {
+    /// How many bytes it will have, where that is known beforehand.
+    pub length: Option<u64>,
+    /// Appends the next piece to the buffer; appending nothing is the end. A problem before
+    /// the first piece was sent becomes the answer; a later one truncates the answer.
+    pub fill: Fill<'a>,
+}
+
+/// Makes the next piece of a [`Stream`].
+pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + 'a>;
+
+impl<'a> Response<'a> {
+    /// An answer with that body and no headers.
+    #[must_use]
+    pub fn new(status: u16, body: Body<'a>) -> Self {
+        Self { status, headers: Vec::new(), body }
+    }
+
+    /// An answer without content.
+    #[must_use]
+    pub fn empty(status: u16) -> Self {
+        Self::new(status, Body::Empty)
+    }
+
+    /// A value as JSON.
+    ///
+    /// # Panics
+    /// When the value has a map with keys that are not strings; ours have none.
+    #[must_use]
+    pub fn json(status: u16, value: &impl Serialize) -> Self {
+        let body = serde_json::to_vec(value).expect("our answers have string keys only");
+        Self::new(status, Body::Bytes(body)).with_header("content-type", "application/json")
+    }
+
+    /// The values of an iterator as a JSON array, made while it is sent.
+    pub fn json_array<T: Serialize, E: Into<Problem>>(
+        status: u16,
+        values: impl Iterator<Item = Result<T, E>> + 'a,
+    ) -> Self {
+        let mut values = values;
+        let mut opened = false;
+        let mut closed = false;
+        let fill = move |buffer: &mut Vec<u8>| {
+            let full = buffer.len() + PIECE_BYTES;
+            while !closed && buffer.len() < full {
+                let Some(value) = values.next().transpose().map_err(E::into)? else {
+                    buffer.extend_from_slice(if opened { b"]" } else { b"[]" });
+                    closed = true;
+                    break;
+                };
+                buffer.push(if opened { b',' } else { b'[' });
+                opened = true;
+                serde_json::to_writer(&mut *buffer, &value).map_err(Problem::internal)?;
+            }
+            Ok(())
+        };
+        let stream = Stream { length: None, fill: Box::new(fill) };
+        Self::new(status, Body::Stream(stream)).with_header("content-type", "application/json")
+    }
+
+    /// Plain text in a format that has a media type of its own.
+    #[must_use]
+    pub fn text(status: u16, media_type: &'static str, text: String) -> Self {
+        Self::new(status, Body::Bytes(text.into_bytes())).with_header("content-type", media_type)
+    }
+
+    /// What went wrong, as RFC 9457 has it.
+    pub(crate) fn of_problem(problem: Problem, request_id: &str) -> Response<'static> {
+        let body = ProblemJson {
+            r#type: "about:blank",
+            title: reason_phrase(problem.status),
+            status: problem.status,
+            detail: &problem.detail,
+            request_id,
+            dependencies: problem.dependencies.as_deref(),
+        };
+        let mut response = Response::json(problem.status, &body)
+            .with_header("content-type", "application/problem+json");
+        for (name, value) in problem.headers {
+            response = response.with_header(name, value);
+        }
+        response
+    }
+
+    /// Makes the first piece of a stream, which is all of it where it is short.
+    pub(crate) fn begun(mut self) -> Result<Self, Problem> {
+        let Body::Stream(Stream { length, mut fill }) = self.body else {
+            return Ok(self);
+        };
+        let mut begin = Vec::new();
+        while begin.len() < PIECE_BYTES {
+            let before = begin.len();
+            fill(&mut begin)?;
+            if begin.len() == before {
+                if length.is_some_and(|stated| stated != begin.len() as u64) {
+                    return Err(Problem::internal(WRONG_LENGTH));
+                }
+                self.body = Body::Bytes(begin);
+                return Ok(self);
+            }
+        }
+        let fill: Fill<'a> = Box::new(move |buffer| {
+            if begin.is_empty() {
+                return fill(buffer);
+            }
+            *buffer = std::mem::take(&mut begin);
+            Ok(())
+        });
+        self.body = Body::Stream(Stream { length, fill });
+        Ok(self)
+    }
+
+    /// Sets a header, in place of one of that name; names are written in lower case.
+    #[must_use]
+    pub fn with_header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        let name = name.into();
+        self.headers.retain(|(present, _)| *present != name);
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// Adds a header beside others of that name.
+    pub fn push_header(&mut self, name: String, value: String) {
+        self.headers.push((name.into(), value.into()));
+    }
+
+    /// Whether a header of that name, in lower case, is set.
+    #[must_use]
+    pub fn has_header(&self, name: &str) -> bool {
+        self.headers.iter().any(|(present, _)| present == name)
+    }
+
+    /// Writes the status line and the headers, with what browsers are to keep to. What frames the
+    /// content, and the empty line, follow.
+    pub(crate) fn write_head(&self, out: &mut Vec<u8>, request_id: &str, https: bool, date: &str) {
+        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
+        let https = if https { 1 } else { 0 };
+        let own = [
+            ("x-content-type-options", "nosniff"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("strict-transport-security", HSTS),
+        ];
+        let own = &own[..2 + https];
+        for (name, value) in &self.headers {
+            if own.iter().all(|(set, _)| set != name) {
+                push_header(out, name, value);
+            }
+        }
+        for (name, value) in [("date", date), ("x-request-id", request_id)] {
+            if !self.has_header(name) {
+                push_header(out, name, value);
+            }
+        }
+        for (name, value) in own {
+            push_header(out, name, value);
+        }
+    }
+}
+
+/// The members of RFC 9457, and extensions of ours.
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dependencies: Option<&'a Value>,
+}
+
+/// A line break in a value would end the header, and what follows would be the client's to
+/// misread (response splitting). Values are ISO 8859-1, as in requests.
+pub(crate) fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    if value.bytes().all(|byte| byte.is_ascii() && !b"\r\n\0".contains(&byte)) {
+        out.extend_from_slice(value.as_bytes());
+    } else {
+        out.extend(value.chars().map(|character| match u8::try_from(character) {
+            Ok(b'\r' | b'\n' | 0) => b' ',
+            Ok(octet) => octet,
+            Err(_) => b'?',
+        }));
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The reason phrase of a status, RFC 9110 §15 and RFC 6585.
+#[must_use]
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        201 => "Created",
+        204 => "No Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_before_the_first_piece_is_the_answer() {
+        let values = std::iter::once(Err::<(), _>(Problem::internal("the table is gone")));
+
+        let begun = Response::json_array(200, values).begun();
+
+        assert_eq!(begun.map(|begun| begun.status).unwrap_err().status, 500);
+    }
+
+    #[test]
+    fn a_line_break_in_a_header_value_does_not_reach_the_wire() {
+        let mut out = Vec::new();
+
+        Response::empty(204)
+            .with_header("location", "/a\r\nset-cookie: b")
+            .write_head(&mut out, "id", false, "now");
+
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "HTTP/1.1 204 No Content\r\nlocation: /a  set-cookie: b\r\ndate: now\r\n\
+             x-request-id: id\r\nx-content-type-options: nosniff\r\n\
+             cross-origin-resource-policy: same-origin\r\n"
+        );
+    }
+}

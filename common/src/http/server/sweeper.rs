@@ -1,0 +1,94 @@
+//! One thread that sees to every deadline, a few times a second, and to the end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, Peer};
+use super::poller::Interest;
+use super::table::{Owned, Parked};
+use super::worker::{accept, refuse};
+use crate::http::message::request::NoSlot;
+use crate::http::service::access_log::{self, Outcome};
+use crate::http::sync::atomic::Ordering;
+use crate::http::sync::lock;
+
+/// How often it looks around.
+pub(crate) const ROUND: Duration = Duration::from_millis(50);
+
+/// After so much of a drain, whoever waits for an answer is told that there is none: what is
+/// behind it is perhaps stopped, and the program ends soon.
+const LAST_ANSWERS_AFTER: Duration = Duration::from_millis(6500);
+
+/// How long connections may take to end after the shutdown was requested.
+const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
+
+/// Accepts no more; every answer from now on is its connection's last.
+pub(crate) fn drain(core: &Core) {
+    core.draining.store(true, Ordering::SeqCst);
+    // Whoever is connected already, but not yet accepted, is served too.
+    while let Some(last) = accept(core, usize::MAX) {
+        core.arm(last, Interest::Read);
+    }
+    *lock(&core.listener) = None;
+}
+
+/// One look around. `drained` is for how long the drain has lasted. False when all is done.
+pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> bool {
+    let at_last = drained.is_some_and(|drained| drained >= LAST_ANSWERS_AFTER);
+    let cut = drained.is_some_and(|drained| drained >= DRAIN_LIMIT);
+    core.cut.store(cut, Ordering::SeqCst);
+    for bulkhead in &core.router.bulkheads {
+        bulkhead.sweep(now);
+    }
+    let is_over = |parked, peer: &Peer| {
+        let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
+        cut || at_last && unanswered || peer.connection.deadline() <= now
+    };
+    core.table.sweep(is_over, |peer| end(core, peer, now, cut));
+    core.watches.sweep(
+        |_, watch| {
+            if cut || watch.deadline <= now {
+                // Its event comes at once, and a worker sees that it is too late.
+                watch.watched.socket.shut_down();
+            }
+            false
+        },
+        drop,
+    );
+    crate::log::flush();
+    if drained.is_none() {
+        if core.accept_paused.load(Ordering::SeqCst) {
+            core.arm_listener();
+        }
+        return true;
+    }
+    // A worker looks once more at each idle one before it closes it.
+    let may_go = |parked, peer: &Peer| parked == Parked::Armed && peer.may_be_closed(now);
+    core.table.sweep(may_go, |mut peer| {
+        peer.connection.drain();
+        core.arm(peer, Interest::Write);
+    });
+    core.table.used() > 0
+}
+
+/// The deadline of a connection has passed.
+fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
+    let head = peer.connection.head().map(Arc::clone);
+    if cut {
+        peer.connection.truncate();
+    }
+    let streaming = peer.connection.is_streaming();
+    let problem = peer.connection.on_deadline(now);
+    match (problem, head) {
+        (Some(problem), Some(head)) => core.answer(peer, &head, Err(problem), &NoSlot),
+        (Some(problem), None) => refuse(core, peer, problem),
+        (None, head) => {
+            if let Some(head) = head.filter(|_| streaming) {
+                let mut outcome = Outcome { status: 200, ..Outcome::default() };
+                outcome.truncate("an answer stopped midway, and was broken off");
+                access_log::tell(&core.metrics, &head, &outcome, now);
+            }
+            core.settle(peer);
+        }
+    }
+}

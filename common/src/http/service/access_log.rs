@@ -1,0 +1,71 @@
+//! What is said of each answered request: one line in the log, one count in the metrics.
+
+use std::time::Instant;
+
+use super::refusals;
+use crate::http::message::request::{Head, Method};
+use crate::log::logged_millis;
+use crate::metrics::Metrics;
+
+/// How much of a target stands in a line of the log.
+const LOGGED_TARGET_BYTES_MAX: usize = 256;
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) status: u16,
+    /// The client holds a part of an answer.
+    pub(crate) truncated: bool,
+    /// For the operator.
+    pub(crate) cause: Option<String>,
+}
+
+impl Outcome {
+    pub(crate) fn truncate(&mut self, cause: impl Into<String>) {
+        self.truncated = true;
+        self.cause = Some(cause.into());
+    }
+}
+
+/// Tells of a request that was answered.
+pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Instant) {
+    let elapsed = now.saturating_duration_since(head.arrived);
+    let method = match &head.method {
+        // What a client makes up must not make up new time series.
+        Method::Other(_) => "other",
+        known => known.as_str(),
+    };
+    let (route, status) = (head.matched.pattern, outcome.status.to_string());
+    metrics.http_requests.with_label_values(&[route, method, &status]).inc();
+    metrics.http_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    refusals::tell_when_due();
+    if (400..500).contains(&outcome.status) && !refusals::gets_line(head.client) {
+        return;
+    }
+    let level = match outcome.status {
+        500 => log::Level::Error,
+        502..=504 => log::Level::Warn,
+        _ if outcome.truncated => log::Level::Warn,
+        _ => log::Level::Info,
+    };
+    log::log!(
+        target: "access", level,
+        request_id = head.request_id.as_str(),
+        client = head.client.to_string().as_str(),
+        method = head.method.as_str(),
+        path = start_of(&head.target),
+        route = route,
+        status = outcome.status,
+        ms = logged_millis(elapsed),
+        message_id = head.message_id(),
+        caller = head.caller(),
+        broken_off = outcome.truncated,
+        cause = outcome.cause.as_deref();
+        "request"
+    );
+}
+
+/// As much of a target as a line of the log has.
+fn start_of(target: &str) -> &str {
+    &target[..target.floor_char_boundary(LOGGED_TARGET_BYTES_MAX)]
+}

@@ -1,0 +1,27 @@
+//! Locks, atomics and the clock of the server: std's, or shuttle's where its schedules
+//! are explored.
+
+#[cfg(not(feature = "shuttle"))]
+pub(crate) use std::{
+    sync::{Mutex, MutexGuard, atomic},
+    thread_local,
+};
+
+#[cfg(feature = "shuttle")]
+pub(crate) use shuttle::{
+    sync::{Mutex, MutexGuard, atomic},
+    thread_local,
+};
+
+#[cfg(feature = "shuttle")]
+pub(crate) use super::server::fake::now;
+
+#[cfg(not(feature = "shuttle"))]
+pub(crate) fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Nothing that happens under a lock can panic half way.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
