@@ -1,97 +1,74 @@
 //! What the gateway answers itself, and what it passes on.
 
-use std::sync::Arc;
-
-use common::http::Handler::One;
-use common::http::{HandlerResult, Problem, Request, Response, Route, Verb};
+use common::http::{Handler, Head, Method, Problem, Request, Route, Verb};
 use common::order::{NewOrder, ORDER_BYTES_MAX};
 use uuid::Uuid;
 
 use crate::access::Access;
-use crate::proxy::Proxy;
+use crate::forward::{Forwarder, forward};
 use crate::publisher::{Orders, Outgoing};
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 
-/// What a worker has for movies.
-pub(crate) struct Movies {
-    pub(crate) access: Arc<Access>,
-    pub(crate) inventory: Proxy,
-}
+pub(crate) const MOVIES: &[Route<Forwarder>] =
+    &[(Verb::Any, "/api/movies/*", Handler::Leased(forward))];
 
-/// What a worker has for recorded orders and for dead letters.
-pub(crate) struct RecordedOrders {
-    pub(crate) access: Arc<Access>,
-    pub(crate) billing: Proxy,
-}
+pub(crate) const BILLING: &[Route<Orders>] =
+    &[(Verb::Post, "/api/billing", Handler::Owned(place_order))];
 
-/// What a worker has for orders.
-#[derive(Clone)]
-pub(crate) struct Billing {
-    pub(crate) access: Arc<Access>,
-    pub(crate) orders: Orders,
-}
-
-pub(crate) const MOVIES: &[Route<Movies>] =
-    &[(Verb::Any, "/api/movies/*", One(forward_to_inventory))];
-
-pub(crate) const BILLING: &[Route<Billing>] = &[(Verb::Post, "/api/billing", One(place_order))];
-
-pub(crate) const DEAD_LETTERS: &[Route<RecordedOrders>] = &[
-    (Verb::Get, "/api/dead-letters", One(forward_to_billing)),
-    (Verb::Get, "/api/dead-letters/:id", One(forward_to_billing)),
+pub(crate) const DEAD_LETTERS: &[Route<Forwarder>] = &[
+    (Verb::Get, "/api/dead-letters", Handler::Leased(forward)),
+    (Verb::Get, "/api/dead-letters/:id", Handler::Leased(forward)),
 ];
 
-pub(crate) const RECORDED_ORDERS: &[Route<RecordedOrders>] = &[
-    (Verb::Get, "/api/orders", One(forward_to_billing)),
-    (Verb::Get, "/api/orders/:id", One(forward_to_billing)),
+pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
+    (Verb::Get, "/api/orders", Handler::Leased(forward)),
+    (Verb::Get, "/api/orders/:id", Handler::Leased(forward)),
 ];
 
-fn forward_to_inventory<'a>(movies: &'a mut Movies, request: &Request) -> HandlerResult<'a> {
-    movies.access.check(request)?;
-    movies.inventory.forward(request)
-}
-
-/// Who has placed what is for administrators, where there are any.
-fn forward_to_billing<'a>(orders: &'a mut RecordedOrders, request: &Request) -> HandlerResult<'a> {
-    orders.access.check_administrator(request)?;
-    orders.billing.forward(request)
+/// What the head of an order decides: who sends it, and whether an order can follow.
+pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Problem> {
+    access.check(head)?;
+    if head.method == Method::Post {
+        head.announces_json()?;
+        if let Some(key) = head.single_header("Idempotency-Key")? {
+            idempotency_key(key)?;
+        }
+    }
+    Ok(())
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.
-fn place_order<'a>(billing: &'a mut Billing, request: &Request) -> HandlerResult<'a> {
-    let caller = billing.access.check(request)?;
+fn place_order(orders: &mut Orders, request: Request) {
+    match outgoing(&request) {
+        Ok(order) => {
+            request.set_message_id(&order.message_id);
+            orders.place(order, request);
+        }
+        Err(problem) => request.respond(Err(problem)),
+    }
+}
+
+/// The order that a request becomes.
+fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
     request.require_json()?;
-    let key = match request.single_header("Idempotency-Key")? {
-        Some(key) => Some(idempotency_key(key)?),
-        None => None,
-    };
+    let key = request.single_header("Idempotency-Key")?.map(idempotency_key).transpose()?;
     if request.body.len() > ORDER_BYTES_MAX {
         return Err(Problem::content_too_large(ORDER_BYTES_MAX));
     }
     let (order, message) = NewOrder::with_message(&request.body)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let (message_id, keyed) = match key {
-        Some(key) => (message_id(caller, key), Some(order)),
+        Some(key) => (message_id(request.caller(), key), Some(order)),
         None => (Uuid::now_v7().to_string(), None),
     };
-    let order = Outgoing {
-        body: message,
-        message_id,
-        request_id: request.request_id.clone(),
-        keyed,
-    };
-    let orders = billing.orders.clone();
-    Ok(Response::later(move |mut exchange| {
-        exchange.set_message_id(&order.message_id);
-        orders.place(order, exchange);
-    }))
+    Ok(Outgoing { body: message, message_id, request_id: request.request_id.clone(), keyed })
 }
 
 /// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a
 /// space, so no two callers, and nobody without a name, come to the same id.
-fn message_id(caller: Option<String>, key: String) -> String {
+fn message_id(caller: Option<&str>, key: String) -> String {
     match caller {
         Some(caller) => format!("{caller} {key}"),
         None => key,

@@ -5,8 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::http::Handler::One;
-use common::http::{HandlerResult, Request, Response, Route, Verb, if_changed, json_if_changed};
+use common::http::{Handler, HandlerResult, Request, Response, Route, Verb, if_changed, json_if_changed};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -18,7 +17,7 @@ const PROGRAM: &str = include_str!("../console/console.js");
 const STYLE_LINK: &str = r#"<link rel="stylesheet" href="console.css">"#;
 const PROGRAM_LINK: &str = r#"<script src="console.js"></script>"#;
 
-pub(crate) const ROUTES: &[Route<Console>] = &[(Verb::Get, "/", One(get_console))];
+pub(crate) const ROUTES: &[Route<Console>] = &[(Verb::Get, "/", Handler::One(get_console))];
 
 /// The page as it is sent.
 #[derive(Clone)]
@@ -80,11 +79,8 @@ fn get_console<'a>(console: &'a mut Console, request: &Request) -> HandlerResult
 /// Whether the client would rather have a page than JSON (RFC 9110 §12.5.1): browsers name
 /// `text/html`, other clients take anything or say nothing.
 fn prefers_html(request: &Request) -> bool {
-    let named = request
-        .headers
-        .iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("accept"));
-    let accept: Vec<&str> = named.flat_map(|(_, value)| value.split(',')).collect();
+    let named = request.headers.values("accept");
+    let accept: Vec<&str> = named.flat_map(|value| value.split(',')).collect();
     quality(&accept, "text", "html") > quality(&accept, "application", "json")
 }
 

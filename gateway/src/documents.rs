@@ -1,8 +1,7 @@
 //! What the gateway says about itself: `docs/openapi.yaml`, as it was when this was built. Open to
 //! all, keys or none: whoever has to learn how to call cannot call yet.
 
-use common::http::Handler::One;
-use common::http::{HandlerResult, Request, Response, Route, Verb, if_changed};
+use common::http::{Handler, HandlerResult, Request, Response, Route, Verb, if_changed};
 
 const OPENAPI: &str = include_str!("../../docs/openapi.yaml");
 
@@ -11,7 +10,7 @@ const YAML: &str = "application/yaml";
 
 pub(crate) const OPENAPI_PATH: &str = "/openapi.yaml";
 
-pub(crate) const OPENAPI_ROUTES: &[Route<()>] = &[(Verb::Get, OPENAPI_PATH, One(get_openapi))];
+pub(crate) const OPENAPI_ROUTES: &[Route<()>] = &[(Verb::Get, OPENAPI_PATH, Handler::One(get_openapi))];
 
 #[expect(
     clippy::unnecessary_wraps,

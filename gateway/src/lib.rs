@@ -8,9 +8,10 @@ mod api;
 mod documents;
 mod keys;
 mod link;
+mod forward;
+mod probe;
 mod proxy;
 mod publisher;
-mod socket;
 mod upstreams;
 
 mod asker;
@@ -21,7 +22,7 @@ mod status;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use common::http::{Dependency, Hall, Server};
+use common::http::{Bulkhead, Dependency, Server, Submit};
 use common::metrics::Metrics;
 use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
@@ -30,11 +31,11 @@ pub use access::AccessConfig;
 pub use config::{Config, Limits};
 
 use access::Access;
-use api::{Billing, Movies, RecordedOrders};
 use console::Console;
-use proxy::Proxy;
+use forward::Forwarder;
+use probe::Probe;
 use publisher::Publishing;
-use status::{Onlookers, Services, Status};
+use status::{Services, Status};
 use upstreams::Upstreams;
 
 /// People who look on share what is asked for them once a second.
@@ -53,10 +54,9 @@ pub struct Gateway {
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
     let (orders, publishing) = publisher::start(&config.queue, &metrics)?;
-    let limits = config.limits;
     let upstreams = Upstreams::new("the inventory", &config.inventories);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    upstreams.watch(limits, shutdown).map_err(no_thread)?;
+    upstreams.watch(shutdown).map_err(no_thread)?;
     let billing_api = Upstreams::new("billing", &[config.billing_api]);
     let billing_consumer = Upstreams::new("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;
@@ -70,51 +70,59 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             billing_api: &billing_api,
             billing_consumer: &billing_consumer,
         },
-        limits,
         exposed,
     );
     let status = Arc::new(status.map_err(no_thread)?);
-    let workers = config.http.workers;
-    // A hall for each: a dead inventory does not stop orders, nor a blocked broker movies.
+    let (workers, limits) = (config.http.workers, &config.http.limits);
+    // A bulkhead for each: a dead inventory does not stop orders, nor a blocked broker movies.
     let access = Arc::new(Access::new(&config.access)?);
-    let movies = {
-        let (access, upstreams) = (Arc::clone(&access), Arc::clone(&upstreams));
-        Hall::new("/api/movies", workers, api::MOVIES, move || Movies {
-            access: Arc::clone(&access),
-            inventory: Proxy::new(&upstreams, limits),
+    let forwarding = |prefix, slots, routes, services: &Arc<Upstreams>| {
+        let (services, limits_behind) = (Arc::clone(services), config.limits);
+        Bulkhead::new(prefix, slots, routes, limits, move || {
+            Forwarder::new(&services, limits_behind)
         })
     };
+    let movies = forwarding("/api/movies", workers, api::MOVIES, &upstreams);
+    let movies = movies.with_guard({
+        let access = Arc::clone(&access);
+        move |head| access.check(head)
+    });
     let billing = {
-        let billing = Billing {
-            access: Arc::clone(&access),
-            orders: orders.clone(),
-        };
-        Hall::new("/api/billing", workers, api::BILLING, move || {
-            billing.clone()
-        })
+        let (orders, access) = (orders.clone(), Arc::clone(&access));
+        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || orders.clone())
+            .with_guard(move |head| api::may_place_order(&access, head))
     };
-    let status = {
-        let onlookers = Onlookers {
-            access: Arc::clone(&access),
-            status,
-        };
-        Hall::new("/api/status", STATUS_WORKERS, status::ROUTES, move || {
-            onlookers.clone()
-        })
-    };
+    let status = Bulkhead::new("/api/status", STATUS_WORKERS, status::ROUTES, limits, move || {
+        Arc::clone(&status)
+    });
+    let status = status.with_guard({
+        let access = Arc::clone(&access);
+        move |head| access.check_onlooker(head)
+    });
+    // Who has placed what is for administrators, where there are any.
     let read_from_billing = |prefix, routes| {
-        let (access, billing_api) = (Arc::clone(&access), Arc::clone(&billing_api));
-        Hall::new(prefix, RECORDED_ORDERS_WORKERS, routes, move || {
-            RecordedOrders {
-                access: Arc::clone(&access),
-                billing: Proxy::new(&billing_api, limits),
-            }
-        })
+        let access = Arc::clone(&access);
+        forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, &billing_api)
+            .with_guard(move |head| access.check_administrator(head))
     };
     let console = Console::new();
-    let console = Hall::new("/", 1, console::ROUTES, move || console.clone());
+    let console = Bulkhead::new("/", 1, console::ROUTES, limits, move || console.clone());
+    let documents =
+        Bulkhead::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, limits, || ());
+    let mut bulkheads: Vec<Arc<dyn Submit>> = vec![
+        Arc::new(movies),
+        Arc::new(billing),
+        Arc::new(status),
+        Arc::new(console),
+        Arc::new(documents),
+    ];
+    if exposed {
+        let dead_letters = read_from_billing("/api/dead-letters", api::DEAD_LETTERS);
+        bulkheads.push(Arc::new(read_from_billing("/api/orders", api::RECORDED_ORDERS)));
+        bulkheads.push(Arc::new(dead_letters));
+    }
     let dependencies = move || {
-        let (inventory, orders) = (Proxy::new(&upstreams, limits), orders.clone());
+        let (inventory, orders) = (Probe::new(&upstreams), orders.clone());
         move || {
             vec![
                 Dependency {
@@ -128,13 +136,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             ]
         }
     };
-    let openapi = Hall::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, || ());
-    let mut halls = vec![movies, billing, status, console, openapi];
-    if exposed {
-        halls.push(read_from_billing("/api/orders", api::RECORDED_ORDERS));
-        halls.push(read_from_billing("/api/dead-letters", api::DEAD_LETTERS));
-    }
-    let server = Server::start(&config.http, halls, dependencies, &metrics, shutdown)?;
+    let server = Server::start(&config.http, bulkheads, dependencies, &metrics, shutdown)?;
     Ok(Gateway { server, publishing })
 }
 

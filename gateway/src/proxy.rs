@@ -1,40 +1,18 @@
-//! Movies, and recorded orders, forwarded: what the client sent goes to the service behind as it
-//! is, and what that one answers comes back as it is. Only the headers that belong to one
-//! connection stay behind (RFC 9110 §7.6.1), and those that tell the service who asked are added.
+//! What a proxy changes: the client's request goes to the service behind as it is, and the answer
+//! comes back as it is. Only the headers that belong to one connection stay behind
+//! (RFC 9110 §7.6.1), and those that tell the service who asked are added.
 
-use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use common::http::{
-    Body, HandlerResult, Method, Problem, Request, Response, Stream, is_conditional,
-};
+use common::http::{Body, Method, Problem, Request, Response, is_conditional};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
-use ureq::{Agent, Timeout};
-
-use crate::config::Limits;
-use crate::socket::{Addresses, IDLE_LIMIT, Sockets};
-use crate::upstreams::Upstreams;
-
-/// What came of sending a request on.
-type Answer = Result<http::Response<ureq::Body>, ureq::Error>;
-
-/// How long a service may take to say that it lives.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
-
-/// How much of an answer is passed on at once.
-const PIECE_BYTES: usize = 16 * 1024;
-
-/// The longest head of an answer, and the longest line of a request's head.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// This gateway's name in `Via`.
 const VIA: &str = "1.1 crud-master";
 
 /// Headers that belong to one connection; so do those that `Connection` names. `Expect` is
-/// answered by us, and ureq writes `Host` and the length itself.
+/// answered by us, and `Host` and the length are written anew.
 const HOP_BY_HOP: [&str; 11] = [
     "connection",
     "keep-alive",
@@ -49,129 +27,8 @@ const HOP_BY_HOP: [&str; 11] = [
     "expect",
 ];
 
-/// The services of one kind, as one worker reaches them.
-pub(crate) struct Proxy {
-    upstreams: Arc<Upstreams>,
-    agent: Agent,
-}
-
-impl Proxy {
-    pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent("")
-            .accept("")
-            .accept_encoding("")
-            .allow_non_standard_methods(true)
-            .max_idle_connections(upstreams.len())
-            .max_idle_connections_per_host(1)
-            .max_idle_age(IDLE_LIMIT)
-            .input_buffer_size(HEAD_BYTES_MAX)
-            .output_buffer_size(HEAD_BYTES_MAX)
-            .timeout_connect(Some(limits.connect))
-            .timeout_send_request(Some(limits.send))
-            .timeout_send_body(Some(limits.send))
-            .timeout_recv_response(Some(limits.response))
-            .timeout_per_read(Some(limits.pause))
-            .build();
-        Self {
-            upstreams: Arc::clone(upstreams),
-            agent: Agent::with_parts(config, Sockets, Addresses),
-        }
-    }
-
-    /// Whether the process of one of them answers, now.
-    pub(crate) fn is_up(&self) -> bool {
-        self.ask("/health").is_some_and(|(status, _)| status == 200)
-    }
-
-    /// What one of them answers to a GET, soon: the status and the content. None where it does not
-    /// answer.
-    pub(crate) fn ask(&self, path: &str) -> Option<(u16, Vec<u8>)> {
-        self.probe(self.upstreams.choose(), path)
-    }
-
-    /// Whether that one can work, now.
-    pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
-        let ready = self.probe(address, "/ready");
-        ready.is_some_and(|(status, _)| status == 200)
-    }
-
-    fn probe(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
-        let probe = || {
-            self.agent
-                .get(format!("http://{address}{path}"))
-                .config()
-                .timeout_connect(Some(PROBE_LIMIT))
-                .timeout_recv_response(Some(PROBE_LIMIT))
-                .build()
-                .call()
-        };
-        // A connection that was closed while it was idle is no answer.
-        let answer = match probe() {
-            Err(error) if is_disconnect(&error) => probe(),
-            answer => answer,
-        };
-        let mut answer = answer.ok()?;
-        // Read to its end, so that the connection can be used again.
-        let body = answer.body_mut().read_to_vec().ok()?;
-        Some((answer.status().as_u16(), body))
-    }
-
-    /// Passes the request on and the answer back.
-    pub(crate) fn forward(&mut self, request: &Request) -> HandlerResult<'static> {
-        let address = self.upstreams.choose();
-        let answer = match self.send(request, address)? {
-            Err(error) => self.repeated(request, address, error)?,
-            answer => answer,
-        };
-        let service = self.upstreams.service();
-        let answer = answer.map_err(|error| problem(service, &error))?;
-        Ok(passed_back(service, answer, &request.method))
-    }
-
-    /// A second try, where one may help and can do no harm. A connection that the service
-    /// closed while it was idle shows only when it is used; a service that is gone has perhaps
-    /// a neighbour.
-    fn repeated(
-        &self,
-        request: &Request,
-        failed: SocketAddr,
-        error: ureq::Error,
-    ) -> Result<Answer, Problem> {
-        let stale = is_disconnect(&error);
-        if !stale {
-            self.upstreams.leave_out(failed);
-        }
-        let repeatable = stale && may_be_repeated(request) || never_sent(&error);
-        let next = self
-            .upstreams
-            .choose_other(failed)
-            .or(stale.then_some(failed));
-        let Some(next) = next.filter(|_| repeatable) else {
-            return Ok(Err(error));
-        };
-        let answer = self.send(request, next)?;
-        if answer.is_err() {
-            self.upstreams.leave_out(next);
-        }
-        Ok(answer)
-    }
-
-    fn send(&self, request: &Request, address: SocketAddr) -> Result<Answer, Problem> {
-        let outgoing = passed_on(request, address)?;
-        Ok(if has_body(request) {
-            self.agent.run(outgoing.map(|()| request.body.as_slice()))
-        } else {
-            self.agent.run(outgoing)
-        })
-    }
-}
-
 /// The request as the service behind gets it.
-fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>, Problem> {
+pub(crate) fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>, Problem> {
     // Its target names no resource but a host, which ureq would put in place of the path.
     if request.method.as_str() == "CONNECT" {
         return Err(Problem::bad_request(
@@ -195,32 +52,31 @@ fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>
         .body(());
     let mut outgoing = outgoing.map_err(cannot)?;
     *outgoing.headers_mut() = headers_passed_on(request).map_err(cannot)?;
+    if has_body(request) {
+        outgoing.headers_mut().insert("content-length", request.body.len().into());
+    }
     Ok(outgoing)
 }
 
-/// An empty body is one where it had a length. Where there is none, ureq puts an empty chunked
-/// one behind a POST, PUT or PATCH. One of a HEAD request has no meaning (RFC 9110 §9.3.2).
-fn has_body(request: &Request) -> bool {
+/// An empty body is one where it had a length. Where there is none, an empty chunked one is put
+/// behind a POST, PUT or PATCH. One of a HEAD request has no meaning (RFC 9110 §9.3.2).
+pub(crate) fn has_body(request: &Request) -> bool {
     let sent = !request.body.is_empty() || request.header("content-length").is_some();
     sent && request.method != Method::Head
 }
 
 /// The request's end-to-end headers, and those that say where it came from.
 fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
-    let listed = request
-        .headers
-        .iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("connection"));
-    let listed = listed_in(listed.map(|(_, value)| value.as_str()));
+    let listed = listed_in(request.headers.values("connection"));
     let client = request.client.to_string();
     let (mut forwarded_for, mut via, mut host) = (Vec::new(), Vec::new(), None);
     let mut headers = HeaderMap::with_capacity(request.headers.len() + 5);
-    for (name, value) in &request.headers {
+    for (name, value) in request.headers.iter() {
         let name = HeaderName::from_bytes(name.as_bytes())?;
         match name.as_str() {
             "host" => host = Some(value),
-            "x-forwarded-for" => forwarded_for.push(value.as_str()),
-            "via" => via.push(value.as_str()),
+            "x-forwarded-for" => forwarded_for.push(value),
+            "via" => via.push(value),
             "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host"
             // What a client shows to the gateway is for nobody else.
             | "authorization" | "cookie" => {}
@@ -264,28 +120,15 @@ fn characters(value: &HeaderValue) -> String {
     }
 }
 
-/// The service's answer as ours.
-fn passed_back(
-    service: &'static str,
-    answer: http::Response<ureq::Body>,
-    method: &Method,
+/// The head of the service's answer as ours.
+pub(crate) fn passed_back(
+    head: &http::Response<()>,
+    body: Body<'static>,
 ) -> Response<'static> {
-    let (head, body) = answer.into_parts();
-    let status = head.status.as_u16();
-    let bodiless = *method == Method::Head || status == 204 || status == 304;
-    let length = content_length(&head.headers);
-    let body = if bodiless {
-        Body::Empty
-    } else {
-        Body::Stream(stream(
-            service,
-            length,
-            body.into_with_config().limit(u64::MAX).reader(),
-        ))
-    };
-    let mut response = Response::new(status, body);
-    let listed = listed_in(head.headers.get_all("connection").iter().map(text));
-    for (name, value) in &head.headers {
+    let bodiless = matches!(body, Body::Empty);
+    let mut response = Response::new(head.status().as_u16(), body);
+    let listed = listed_in(head.headers().get_all("connection").iter().map(text));
+    for (name, value) in head.headers() {
         let stays_behind = match name.as_str() {
             // The length goes with the body, where there is one.
             "content-length" => !bodiless,
@@ -300,35 +143,8 @@ fn passed_back(
     response
 }
 
-fn stream(
-    service: &'static str,
-    length: Option<u64>,
-    mut reader: impl Read + 'static,
-) -> Stream<'static> {
-    let mut left = length;
-    let fill = move |buffer: &mut Vec<u8>| {
-        let begin = buffer.len();
-        // Even where nothing is left, to be told that this is the end.
-        let room = left.map_or(PIECE_BYTES, |left| {
-            usize::try_from(left).unwrap_or(PIECE_BYTES)
-        });
-        buffer.resize(begin + room.clamp(1, PIECE_BYTES), 0);
-        let read = reader
-            .read(&mut buffer[begin..])
-            .map_err(|error| problem(service, &error.into()));
-        let bytes = *read.as_ref().unwrap_or(&0);
-        buffer.truncate(begin + bytes);
-        left = left.map(|left| left.saturating_sub(bytes as u64));
-        read.map(|_| ())
-    };
-    Stream {
-        length,
-        fill: Box::new(fill),
-    }
-}
-
 /// None where chunks say it instead, which win over a length beside them (RFC 9112 §6.3).
-fn content_length(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key("transfer-encoding") {
         return None;
     }
@@ -352,40 +168,15 @@ fn is_hop_by_hop(name: &str, listed: &[String]) -> bool {
     HOP_BY_HOP.contains(&name) || listed.iter().any(|listed| listed == name)
 }
 
-/// Idempotent methods (RFC 9110 §9.2.2), where the first try cannot have made a precondition of the
-/// second one false.
-fn may_be_repeated(request: &Request) -> bool {
+/// Whether a request may be sent again where its connection ended before an answer began. Of
+/// idempotent methods (RFC 9110 §9.2.2) those that change something only where the connection was
+/// a kept one, which the service may have closed before it saw the request; and where the first
+/// try cannot have made a precondition of the second one false.
+pub(crate) fn may_be_repeated(request: &Request, connection_was_kept: bool) -> bool {
     match &request.method {
         Method::Get | Method::Head | Method::Options => true,
-        Method::Put | Method::Delete => !is_conditional(request),
+        Method::Put | Method::Delete => connection_was_kept && !is_conditional(request),
         Method::Post => false,
         Method::Other(name) => name == "TRACE",
-    }
-}
-
-/// Whether the connection ended before an answer began.
-fn is_disconnect(error: &ureq::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(error, ureq::Error::Io(error) if matches!(
-        error.kind(),
-        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
-    ))
-}
-
-/// Whether the service cannot have seen anything of the request.
-fn never_sent(error: &ureq::Error) -> bool {
-    match error {
-        ureq::Error::Io(error) => error.kind() == io::ErrorKind::ConnectionRefused,
-        ureq::Error::Timeout(Timeout::Connect) | ureq::Error::ConnectionFailed => true,
-        _ => false,
-    }
-}
-
-fn problem(service: &str, error: &ureq::Error) -> Problem {
-    match error {
-        ureq::Error::Timeout(timeout) if *timeout != Timeout::Connect => {
-            Problem::gateway_timeout(format!("{service} takes too long; try again"), error)
-        }
-        _ => Problem::bad_gateway(format!("{service} cannot be reached; try again"), error),
     }
 }

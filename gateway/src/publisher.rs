@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
 };
-use common::http::{DependencyState, Exchange, Problem, Response};
+use common::http::{DependencyState, Problem, Request, Response};
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
@@ -114,7 +114,7 @@ impl Refusal {
 struct Waiting {
     message: Outgoing,
     placed: Instant,
-    client: Exchange,
+    client: Request,
 }
 
 /// The workers' end; cheap to clone.
@@ -166,7 +166,7 @@ impl Orders {
 
     /// The client is answered when the broker has confirmed the message, or with a problem, at
     /// [`ANSWER_LIMIT`] at the latest.
-    pub(crate) fn place(&self, message: Outgoing, client: Exchange) {
+    pub(crate) fn place(&self, message: Outgoing, client: Request) {
         if let Some(refusal) = self.state.closed_by() {
             return self.counts.refuse(client, refusal);
         }
@@ -316,9 +316,9 @@ impl Counts {
         }
     }
 
-    fn refuse(&self, client: Exchange, refusal: Refusal) {
+    fn refuse(&self, client: Request, refusal: Refusal) {
         self.refused.with_label_values(&[refusal.texts().0]).inc();
-        client.answer(Err(refused(refusal)));
+        client.respond(Err(refused(refusal)));
     }
 
     /// Answers the client, unless they had another answer before.
@@ -331,12 +331,12 @@ impl Counts {
                 self.confirmed.inc();
                 let waited = sent.placed.elapsed();
                 self.seconds.observe(waited.as_secs_f64());
-                client.answer(Ok(confirmed(&sent.message_id)));
+                client.respond(Ok(confirmed(&sent.message_id)));
             }
             Outcome::Refused(refusal) => self.refuse(client, refusal),
             Outcome::Unknown(cause) => {
                 self.unknown.inc();
-                client.answer(Err(unknown(cause)));
+                client.respond(Err(unknown(cause)));
             }
         }
     }
@@ -535,7 +535,7 @@ impl Publisher {
         let keyed = message.keyed.take();
         let known = keyed.map(|order| self.keys.remember(&message.message_id, order));
         if known == Some(Known::Other) {
-            return client.answer(Err(Problem::unprocessable(
+            return client.respond(Err(Problem::unprocessable(
                 "this Idempotency-Key was used for another order; send that one again, or this one \
                  with a key of its own",
             )));
@@ -713,7 +713,7 @@ struct Sent {
     message_id: String,
     placed: Instant,
     /// Who waits for it; None where they have been answered.
-    client: Option<Exchange>,
+    client: Option<Request>,
     returned: bool,
     /// Its key was not known before.
     is_new_key: bool,

@@ -6,16 +6,13 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::http::Handler::One;
-use common::http::{DependencyState, HandlerResult, Request, Response, Route, Verb};
+use common::http::{DependencyState, Handler, HandlerResult, Request, Response, Route, Verb};
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::access::Access;
 use crate::asker::Asker;
-use crate::config::Limits;
-use crate::proxy::Proxy;
+use crate::probe::Probe;
 use crate::publisher::Orders;
 use crate::queues;
 use crate::upstreams::Upstreams;
@@ -29,18 +26,14 @@ const FRESH: Duration = Duration::from_secs(1);
 /// After so long without a question, what was needed to ask is given up.
 const REST_AFTER: Duration = Duration::from_secs(10);
 
-/// What a worker has for the status.
-#[derive(Clone)]
-pub(crate) struct Onlookers {
-    pub(crate) access: Arc<Access>,
-    pub(crate) status: Arc<Status>,
-}
+pub(crate) const ROUTES: &[Route<Arc<Status>>] = &[(Verb::Get, "/api/status", Handler::One(get_status))];
 
-pub(crate) const ROUTES: &[Route<Onlookers>] = &[(Verb::Get, "/api/status", One(get_status))];
-
-fn get_status<'a>(onlookers: &'a mut Onlookers, request: &Request) -> HandlerResult<'a> {
-    onlookers.access.check_onlooker(request)?;
-    let response = Response::json(200, &onlookers.status.report());
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn get_status<'a>(status: &'a mut Arc<Status>, _: &Request) -> HandlerResult<'a> {
+    let response = Response::json(200, &status.report());
     Ok(response.with_header("cache-control", "no-store"))
 }
 
@@ -82,10 +75,9 @@ impl Status {
         queue: &str,
         rabbitmq: Asker<Option<queues::Orders>>,
         services: &Services<'_>,
-        limits: Limits,
         orders_readable: bool,
     ) -> io::Result<Self> {
-        let service = |name, upstreams| asker(name, upstreams, limits, Service::asked);
+        let service = |name, upstreams| asker(name, upstreams, Service::asked);
         Ok(Self {
             orders: orders.clone(),
             queue: queue.to_owned(),
@@ -93,7 +85,7 @@ impl Status {
             inventory: service("ask-inventory", services.inventory)?,
             billing: service("ask-billing", services.billing_api)?,
             consumer: service("ask-consumer", services.billing_consumer)?,
-            dead_letters: asker("ask-dead", services.billing_api, limits, dead_letters)?,
+            dead_letters: asker("ask-dead", services.billing_api, dead_letters)?,
             rabbitmq,
             last: Mutex::default(),
         })
@@ -227,9 +219,9 @@ impl Service {
         postgresql: "unknown",
     };
 
-    fn asked(proxy: &Proxy) -> Self {
+    fn asked(probe: &Probe) -> Self {
         let asked = Instant::now();
-        match proxy.ask("/ready") {
+        match probe.ask("/ready") {
             Some((status, body)) => Self::of_answer(status, &body, asked.elapsed()),
             None => Self::DOWN,
         }
@@ -262,7 +254,7 @@ fn milliseconds(duration: Duration) -> f64 {
 }
 
 /// How many dead letters there are, as billing-api says.
-fn dead_letters(billing: &Proxy) -> Option<u64> {
+fn dead_letters(billing: &Probe) -> Option<u64> {
     let (status, body) = billing.ask("/api/dead-letters/count")?;
     let answer: Value = serde_json::from_slice(&body).ok()?;
     answer["count"].as_u64().filter(|_| status == 200)
@@ -272,17 +264,16 @@ fn dead_letters(billing: &Proxy) -> Option<u64> {
 fn asker<A: Send + 'static>(
     name: &str,
     upstreams: &Arc<Upstreams>,
-    limits: Limits,
-    ask: fn(&Proxy) -> A,
+    ask: fn(&Probe) -> A,
 ) -> io::Result<Asker<A>> {
     let upstreams = Arc::clone(upstreams);
     Asker::start(name, move |asked: &Receiver<Sender<A>>| {
         while let Ok(first) = asked.recv() {
-            let proxy = Proxy::new(&upstreams, limits);
+            let probe = Probe::new(&upstreams);
             let mut next = Ok(first);
             while let Ok(reply) = next {
                 // Whoever asked may have stopped waiting.
-                let _ = reply.send(ask(&proxy));
+                let _ = reply.send(ask(&probe));
                 next = asked.recv_timeout(REST_AFTER);
             }
         }

@@ -1,5 +1,5 @@
 //! The services that requests are forwarded to, those of one kind in turn. One that fails is
-//! left out until its `/ready` says that it is back, so that a dead one costs its callers one try
+//! marked down until its `/ready` says that it is back, so that a dead one costs its callers one try
 //! and not each of them a time-out.
 
 use std::io;
@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use common::shutdown::Shutdown;
 
-use crate::config::Limits;
-use crate::proxy::Proxy;
+use crate::probe::Probe;
 
-/// How often a service that was left out is asked whether it is back.
+/// How often a service that was marked down is asked whether it is back.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// All services of one kind, as all workers see them.
@@ -26,7 +25,7 @@ pub(crate) struct Upstreams {
 
 struct Upstream {
     address: SocketAddr,
-    left_out: AtomicBool,
+    down: AtomicBool,
 }
 
 impl Upstreams {
@@ -34,7 +33,7 @@ impl Upstreams {
     pub(crate) fn new(service: &'static str, addresses: &[SocketAddr]) -> Arc<Self> {
         let upstream = |address| Upstream {
             address,
-            left_out: AtomicBool::new(false),
+            down: AtomicBool::new(false),
         };
         Arc::new(Self {
             service,
@@ -58,7 +57,7 @@ impl Upstreams {
     pub(crate) fn choose(&self) -> SocketAddr {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..self.len()).map(|step| &self.all[(turn + step) % self.len()]);
-        let working = in_turn().find(|upstream| !upstream.left_out.load(Ordering::Relaxed));
+        let working = in_turn().find(|upstream| !upstream.down.load(Ordering::Relaxed));
         working
             .unwrap_or_else(|| &self.all[turn % self.len()])
             .address
@@ -70,12 +69,12 @@ impl Upstreams {
             .all
             .iter()
             .filter(|upstream| upstream.address != failed);
-        let mut working = others.filter(|upstream| !upstream.left_out.load(Ordering::Relaxed));
+        let mut working = others.filter(|upstream| !upstream.down.load(Ordering::Relaxed));
         working.next().map(|upstream| upstream.address)
     }
 
-    /// Leaves one out. The only one there is stays: there is nobody to turn to.
-    pub(crate) fn leave_out(&self, failed: SocketAddr) {
+    /// Marks one down. The only one there is stays: there is nobody to turn to.
+    pub(crate) fn mark_down(&self, failed: SocketAddr) {
         if self.len() < 2 {
             return;
         }
@@ -84,31 +83,33 @@ impl Upstreams {
             .iter()
             .filter(|upstream| upstream.address == failed)
         {
-            if !upstream.left_out.swap(true, Ordering::Relaxed) {
-                log::warn!(address = failed.to_string().as_str(); "inventory left out");
+            if !upstream.down.swap(true, Ordering::Relaxed) {
+                let address = failed.to_string();
+                log::warn!(service = self.service, address = address.as_str(); "marked down");
             }
         }
     }
 
-    /// Starts the thread that asks those left out whether they are back.
-    pub(crate) fn watch(self: &Arc<Self>, limits: Limits, shutdown: &Shutdown) -> io::Result<()> {
+    /// Starts the thread that asks those marked down whether they are back.
+    pub(crate) fn watch(self: &Arc<Self>, shutdown: &Shutdown) -> io::Result<()> {
         let (upstreams, shutdown) = (Arc::clone(self), shutdown.clone());
         thread::Builder::new()
             .name("upstreams".to_owned())
             .spawn(move || {
-                let proxy = Proxy::new(&upstreams, limits);
+                let probe = Probe::new(&upstreams);
                 while !shutdown.wait_at_most(ASK_AGAIN) {
-                    upstreams.bring_back(&proxy);
+                    upstreams.mark_up(&probe);
                 }
             })
             .map(drop)
     }
 
-    fn bring_back(&self, proxy: &Proxy) {
+    fn mark_up(&self, probe: &Probe) {
         for upstream in &self.all {
-            if upstream.left_out.load(Ordering::Relaxed) && proxy.is_ready(upstream.address) {
-                upstream.left_out.store(false, Ordering::Relaxed);
-                log::info!(address = upstream.address.to_string().as_str(); "inventory is back");
+            if upstream.down.load(Ordering::Relaxed) && probe.is_ready(upstream.address) {
+                upstream.down.store(false, Ordering::Relaxed);
+                let address = upstream.address.to_string();
+                log::info!(service = self.service, address = address.as_str(); "marked up");
             }
         }
     }
@@ -127,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn inventories_are_used_in_turn_and_one_that_failed_is_left_out() {
+    fn inventories_are_used_in_turn_and_one_that_failed_is_down() {
         let upstreams = Upstreams::new("the inventory", &[address(1), address(2), address(3)]);
         assert_eq!(ports(&upstreams, 4), [1, 2, 3, 1]);
 
-        upstreams.leave_out(address(2));
+        upstreams.mark_down(address(2));
 
         assert_eq!(ports(&upstreams, 3), [3, 3, 1]);
         assert_eq!(upstreams.choose_other(address(1)), Some(address(3)));
@@ -141,19 +142,19 @@ mod tests {
     fn where_all_have_failed_all_are_tried() {
         let upstreams = Upstreams::new("the inventory", &[address(1), address(2)]);
 
-        upstreams.leave_out(address(1));
-        upstreams.leave_out(address(2));
+        upstreams.mark_down(address(1));
+        upstreams.mark_down(address(2));
 
         assert_eq!(ports(&upstreams, 4), [1, 2, 1, 2]);
         assert_eq!(upstreams.choose_other(address(1)), None);
     }
 
     #[test]
-    fn the_only_one_is_never_left_out() {
+    fn the_only_one_is_never_down() {
         let upstreams = Upstreams::new("the inventory", &[address(1)]);
 
-        upstreams.leave_out(address(1));
+        upstreams.mark_down(address(1));
 
-        assert!(!upstreams.all[0].left_out.load(Ordering::Relaxed));
+        assert!(!upstreams.all[0].down.load(Ordering::Relaxed));
     }
 }

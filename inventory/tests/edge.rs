@@ -501,7 +501,7 @@ fn used_and_fresh(inventory: &Inventory) -> (Client, TcpStream) {
 fn at_the_cap_the_connection_that_is_idle_for_longest_makes_room() {
     for key in ["HTTP_CONNECTIONS_MAX", "HTTP_CONNECTIONS_PER_CLIENT_MAX"] {
         let inventory = Inventory::start(&[(key, "3")]);
-        let (_, mut fresh) = used_and_fresh(&inventory);
+        let (_used, mut fresh) = used_and_fresh(&inventory);
         let mut idle = inventory.connect();
         let health = request("GET /health");
         idle.write_all(health.as_bytes()).expect("it reads");

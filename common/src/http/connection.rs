@@ -346,8 +346,7 @@ impl Connection {
     pub(crate) fn decide(&mut self, decided: Option<Decided>) {
         let (waits, phase) = match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Decide(head, BodyFraming::None) => (false, Phase::Length(head, 0)),
-            Phase::Decide(mut head, BodyFraming::Length(length)) => {
-                head.headers.push("content-length", length.to_string().as_bytes());
+            Phase::Decide(head, BodyFraming::Length(length)) => {
                 (self.input.len() < length, Phase::Length(head, length))
             }
             Phase::Decide(head, BodyFraming::Chunked) => {

@@ -199,7 +199,7 @@ impl<'p> Target<'p> {
     /// When they do.
     pub fn withstands_large_bodies(&self) {
         let before = self.program.facts();
-        let head = format!("POST {} HTTP/1.1\r\nHost: h\r\n", self.path);
+        let head = format!("GET {} HTTP/1.1\r\nHost: h\r\n", self.path);
         let heads = [
             format!("{head}Content-Length: 1048576\r\n\r\n"),
             format!("{head}Transfer-Encoding: chunked\r\n\r\n100000\r\n"),

@@ -10,7 +10,7 @@ use std::time::Instant;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use super::framing::{self, tokens, values};
+use super::framing::{self, BodyFraming, tokens, values};
 use super::problem::Problem;
 use super::response::{HandlerResult, Response};
 
@@ -136,6 +136,8 @@ pub struct Head {
     pub client: IpAddr,
     /// Whether it came by HTTPS.
     pub secure: bool,
+    /// Whether a body, perhaps an empty one, follows.
+    announces_body: bool,
     /// When it was here, whole.
     pub(crate) arrived: Instant,
     pub(crate) matched: RouteMatch,
@@ -158,10 +160,14 @@ impl Head {
                 headers.push(header.name, header.value);
             }
         }
+        if let BodyFraming::Length(length) = head.framing {
+            headers.push("content-length", length.to_string().as_bytes());
+        }
         let request_id = request_id(head.header("x-request-id"));
         let target = head.target.to_owned();
         Self {
             headers,
+            announces_body: head.framing != BodyFraming::None,
             ..Self::bare(Method::new(head.method), target, request_id, client, secure, now)
         }
     }
@@ -182,6 +188,7 @@ impl Head {
             request_id,
             client,
             secure,
+            announces_body: false,
             arrived,
             matched: RouteMatch { pattern: "edge", ..RouteMatch::default() },
             caller: OnceLock::new(),
@@ -286,8 +293,12 @@ impl Head {
         }
     }
 
-    /// That a body is said to be JSON.
-    pub fn require_json_type(&self) -> Result<(), Problem> {
+    /// That a body is announced, and said to be JSON.
+    pub fn announces_json(&self) -> Result<(), Problem> {
+        if self.announces_body { self.require_json_type() } else { Err(Problem::length_required()) }
+    }
+
+    fn require_json_type(&self) -> Result<(), Problem> {
         let media_type = self.single_header("Content-Type")?.unwrap_or("");
         let essence = media_type.split(';').next().unwrap_or("").trim();
         if essence.eq_ignore_ascii_case("application/json") {

@@ -152,6 +152,12 @@ impl<'a> Response<'a> {
         Ok(self)
     }
 
+    /// The answer with another content.
+    #[must_use]
+    pub fn with_body<'b>(self, body: Body<'b>) -> Response<'b> {
+        Response { status: self.status, headers: self.headers, body }
+    }
+
     /// Sets a header, in place of one of that name; names are written in lower case.
     #[must_use]
     pub fn with_header(

@@ -60,7 +60,7 @@ impl Core {
         outcome.status = response.status;
         let fill = with_date(|date| peer.connection.respond(response, date, now()));
         let peer = match fill {
-            Some(fill) => self.stream(peer, fill, slot, &mut outcome),
+            Some(fill) => waiting(|| self.stream(peer, fill, slot, &mut outcome)),
             None => {
                 if let Err(cause) = peer.send() {
                     peer.connection.truncate();
@@ -158,7 +158,7 @@ impl Core {
             } else {
                 HOLD
             };
-            waiting(|| transport.socket.wait(Interest::Write, limit.min(left)));
+            transport.socket.wait(Interest::Write, limit.min(left));
         }
         Ok(())
     }

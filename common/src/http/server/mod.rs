@@ -158,14 +158,16 @@ impl Server {
         poller.arm_listener(&listener, true);
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let core = Arc::new_cyclic(|core: &Weak<Core>| {
-            let core = Weak::clone(core);
+            let (starting, calling) = (Weak::clone(core), Weak::clone(core));
+            let start = move || start_worker(&starting);
+            let call = move || calling.upgrade().iter().for_each(|core| core.poller.call());
             Core {
                 router,
                 metrics: metrics.clone(),
                 limits: Arc::new(limits.of_a_connection(config.tls.is_some())),
                 tls: config.tls.clone(),
                 budget: Budget::new(limits),
-                workers: Arc::new(Workers::new(cores, slots, move || start_worker(&core))),
+                workers: Arc::new(Workers::new(cores, slots, start, call)),
                 poller,
                 listener: sync::Mutex::new(Some(Arc::new(listener))),
                 table: Table::new(connections),

@@ -15,6 +15,7 @@ use super::table::Token;
 
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
+const CALL: u64 = u64::MAX - 2;
 /// Marks the tokens of watched sockets; no index is so large.
 const WATCH: u64 = 1 << 31;
 
@@ -36,6 +37,7 @@ pub enum Interest {
 
 pub(crate) enum Event {
     Wake,
+    Call,
     Listener,
     Peer(Token),
     Watch(Token),
@@ -53,6 +55,7 @@ impl Room {
 pub(crate) struct Poller {
     epoll: OwnedFd,
     wake: OwnedFd,
+    call: OwnedFd,
 }
 
 impl Poller {
@@ -60,7 +63,9 @@ impl Poller {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        Ok(Self { epoll, wake })
+        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &call, EventData::new_u64(CALL), EventFlags::IN | EventFlags::ONESHOT)?;
+        Ok(Self { epoll, wake, call })
     }
 
     /// Waits for one event; whatever it belongs to is disarmed.
@@ -74,6 +79,11 @@ impl Poller {
             return Ok(match event {
                 None => continue,
                 Some(WAKE) => Event::Wake,
+                Some(CALL) => {
+                    let _ = rustix::io::read(&self.call, &mut [0; 8]);
+                    self.set(&self.call, CALL, Interest::Read, false);
+                    Event::Call
+                }
                 Some(LISTENER) => Event::Listener,
                 Some(bits) if bits & WATCH != 0 => Event::Watch(Token(bits & !WATCH)),
                 Some(bits) => Event::Peer(Token(bits)),
@@ -84,6 +94,11 @@ impl Poller {
     /// Every wait returns from now on.
     pub(crate) fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// One wait returns.
+    pub(crate) fn call(&self) {
+        let _ = rustix::io::write(&self.call, &1_u64.to_ne_bytes());
     }
 
     pub(crate) fn arm_listener(&self, listener: &Listener, first: bool) {

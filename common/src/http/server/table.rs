@@ -69,7 +69,18 @@ impl<'t, P> Place<'t, P> {
     }
 }
 
-impl<P> Owned<'_, P> {
+impl<'t, P> Owned<'t, P> {
+    /// Closes the connection, and keeps its place for another.
+    pub(crate) fn vacate(mut self) -> Place<'t, P> {
+        self.peer = None;
+        let index = self.token.index();
+        let mut entry = lock(&self.table.entries[index]);
+        entry.generation = entry.generation.wrapping_add(1);
+        self.token = Token::new(index, entry.generation);
+        drop(entry);
+        Place(self)
+    }
+
     pub(crate) fn token(&self) -> Token {
         self.token
     }

@@ -10,7 +10,7 @@ use super::answer::Responder;
 use super::budget::Use;
 use super::core::{Core, Peer, with_date};
 use super::poller::{Event, Interest, Room, Socket};
-use super::table::{Owned, Parked};
+use super::table::{Owned, Parked, Place};
 use super::transport::Transport;
 use super::watch;
 use crate::http::connection::{Connection, Next};
@@ -44,9 +44,7 @@ pub(crate) fn work(core: &Arc<Core>) {
         };
         if catch_unwind(AssertUnwindSafe(|| take(core, &event, &mut buffer))).is_err() {
             // A slot may have been given back by nobody who works on what waits for it.
-            for bulkhead in &core.router.bulkheads {
-                Arc::clone(bulkhead).drain();
-            }
+            core.router.drain();
         }
     }
 }
@@ -74,6 +72,7 @@ fn take(core: &Arc<Core>, event: &Event, buffer: &mut [u8]) {
                 drive(core, last, buffer);
             }
         }
+        Event::Call => core.router.drain(),
         Event::Wake => {}
     }
 }
@@ -137,10 +136,7 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
     let mut last: Option<Owned<'_, Peer>> = None;
     for _ in 0..many {
         // The place first: a drain that still finds the listener open also finds this.
-        let place = core.table.insert().or_else(|| {
-            evict(core, None);
-            core.table.insert()
-        });
+        let place = core.table.insert();
         let Some(listener) = lock(&core.listener).clone() else { break };
         let accepted = listener.accept();
         drop(listener);
@@ -156,8 +152,9 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
                 break;
             }
         };
+        let place = place.or_else(|| evict(core, None));
         let reservation = core.budget.admit(client).or_else(|| {
-            evict(core, Some(client));
+            evict(core, Some(client))?;
             core.budget.admit(client)
         });
         let (Some(place), Some(reservation)) = (place, reservation) else {
@@ -194,8 +191,9 @@ impl Core {
     }
 }
 
-/// Closes those that were idle for longest, of all or of one client.
-fn evict(core: &Core, client: Option<IpAddr>) {
+/// Closes those that were idle for longest, of all or of one client; the place of the first is
+/// returned.
+fn evict(core: &Core, client: Option<IpAddr>) -> Option<Place<'_, Peer>> {
     let client = client.map(super::budget::network);
     let now = now();
     let may_go = |parked, peer: &Peer| {
@@ -212,7 +210,7 @@ fn evict(core: &Core, client: Option<IpAddr>) {
     };
     core.table.sweep(look, |_| {});
     if idle.is_empty() {
-        return;
+        return None;
     }
     let mut left = EVICTED.min(idle.len() / 8 + 1);
     let (_, latest, _) = idle.select_nth_unstable(left - 1);
@@ -222,7 +220,11 @@ fn evict(core: &Core, client: Option<IpAddr>) {
         left -= usize::from(chosen);
         chosen
     };
-    core.table.sweep(choose, drop);
+    let mut place = None;
+    core.table.sweep(choose, |peer| {
+        place.get_or_insert_with(|| peer.vacate());
+    });
+    place
 }
 
 /// Tells a client that there is no room for its connection, without reading a byte and without

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::limits::Limits;
 use super::router::{self, Submit, Verb};
-use super::workers::waiting;
+use super::workers::{call_another, waiting};
 use crate::http::connection::Decided;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{Head, Request, Slot};
@@ -116,6 +116,11 @@ impl<S: Send> Lease<S> {
         self.state.get_or_insert_with(|| (self.bulkhead.new_state)())
     }
 
+    /// Answers a request from the slot: a stream waits for its client here.
+    pub fn respond(&self, request: Request, result: HandlerResult<'_>) {
+        request.respond_from(result, &*self.bulkhead);
+    }
+
     /// Gives the slot to what waits, or back. For a thread of the server alone: it may work on
     /// other requests before it returns.
     pub fn release(self) {
@@ -195,7 +200,7 @@ impl<S: Send + 'static> Bulkhead<S> {
     /// Takes a slot and what waits for the longest time, if there is both.
     fn take(self: &Arc<Self>) -> Option<(Lease<S>, Vec<Request>)> {
         let mut queues = lock(&self.queues);
-        if queues.free.is_empty() && queues.unmade == 0 {
+        if !queues.has_free() {
             return None;
         }
         let number = queues.longest_waiting()?;
@@ -204,7 +209,11 @@ impl<S: Send + 'static> Bulkhead<S> {
         queues.busy += 1;
         let state = queues.free.pop();
         queues.unmade -= usize::from(state.is_none());
+        let is_more = queues.has_free() && queues.longest_waiting().is_some();
         drop(queues);
+        if is_more {
+            call_another();
+        }
         Some((Lease { bulkhead: Arc::clone(self), queue: number, state }, batch))
     }
 
@@ -236,15 +245,11 @@ impl<S: Send + 'static> Bulkhead<S> {
 
     fn serve_batch(&self, handler: &Batch<S>, lease: &mut Lease<S>, batch: Vec<Request>) {
         let answers = waiting(|| (handler.answer)(lease.state(), &batch));
-        let mut alone = Vec::new();
         for (request, answer) in batch.into_iter().zip(answers) {
             match answer {
                 Some(result) => request.respond_from(result, self),
-                None => alone.push(request),
+                None => lock(&self.queues).all[0].waiting.push_back((request, now())),
             }
-        }
-        for request in alone {
-            self.serve_one(handler.one, lease, request);
         }
     }
 }
@@ -262,6 +267,10 @@ impl<S> Queues<S> {
         };
         let all = self.all.iter().enumerate();
         all.filter_map(|(number, queue)| Some((eligible(queue)?, number))).min().map(|(_, n)| n)
+    }
+
+    fn has_free(&self) -> bool {
+        self.unmade > 0 || !self.free.is_empty()
     }
 
     fn waiting(&self) -> usize {
@@ -339,6 +348,7 @@ impl<S: Send> Slot for Bulkhead<S> {
     }
 
     fn is_wanted(&self) -> bool {
-        lock(&self.queues).longest_waiting().is_some()
+        let queues = lock(&self.queues);
+        !queues.has_free() && queues.longest_waiting().is_some()
     }
 }

@@ -34,7 +34,7 @@ pub trait Submit: Send + Sync {
     fn slots(&self) -> usize;
     /// Answers those that have waited too long for a slot.
     fn sweep(&self, now: Instant);
-    /// Works on what waits, where a slot was given back by nobody.
+    /// Works on what waits, where a slot is free.
     fn drain(self: Arc<Self>);
 }
 
@@ -55,6 +55,13 @@ impl Router {
         let Some(found) = found else { return Some(Err(nothing_at(head.path()))) };
         head.matched.bulkhead = found;
         self.bulkheads[found].admit(head)
+    }
+
+    /// Works on what waits wherever a slot is free.
+    pub(crate) fn drain(&self) {
+        for bulkhead in &self.bulkheads {
+            Arc::clone(bulkhead).drain();
+        }
     }
 
     pub(crate) fn submit(&self, request: Request) {

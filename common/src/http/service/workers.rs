@@ -18,15 +18,17 @@ pub(crate) struct Workers {
     spare: usize,
     max: usize,
     start: Box<dyn Fn() -> bool + Send + Sync>,
+    call: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Workers {
     /// `spare` workers that do not wait, and `waiting_max` that do; `start` starts a thread that
-    /// calls [`Workers::work`].
+    /// calls [`Workers::work`], and `call` has one of them look for what waits in the bulkheads.
     pub(crate) fn new(
         spare: usize,
         waiting_max: usize,
         start: impl Fn() -> bool + Send + Sync + 'static,
+        call: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
             live: AtomicUsize::new(0),
@@ -34,6 +36,7 @@ impl Workers {
             spare,
             max: spare + waiting_max,
             start: Box::new(start),
+            call: Box::new(call),
         }
     }
 
@@ -63,6 +66,15 @@ impl Workers {
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }
+}
+
+/// Has another worker look for what waits in the bulkheads.
+pub(crate) fn call_another() {
+    OWN.with(|own| {
+        if let Some(workers) = &*own.borrow() {
+            (workers.call)();
+        }
+    });
 }
 
 /// Runs what may wait for somebody else: PostgreSQL, or a slow client.

@@ -1,0 +1,551 @@
+//! A request passed on to a service behind, and its answer passed back. An exchange is a value:
+//! while the service works on it no thread waits, and a worker goes on when its socket is ready.
+//! Only an answer that is long keeps a worker, from its second piece on.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::http::{
+    Body, Interest, Lease, Problem, Request, Socket, Stream, Watched, watch,
+};
+use rustix::time::{ClockId, clock_gettime};
+use ureq_proto::BodyMode;
+use ureq_proto::client::state::{RecvBody, RecvResponse};
+use ureq_proto::client::{Call, RecvBodyResult, RecvResponseResult, SendRequestResult};
+
+use crate::config::Limits;
+use crate::proxy::{content_length, has_body, may_be_repeated, passed_back, passed_on};
+use crate::upstreams::Upstreams;
+
+/// A connection that was idle for longer is not used again.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// An answer of less is passed back in one piece.
+const PIECE_BYTES: usize = 32 * 1024;
+
+/// The longest head of an answer, and of a request.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// How much is read at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// What a slot has for requests to the services of one kind: a connection to each.
+pub(crate) struct Forwarder {
+    upstreams: Arc<Upstreams>,
+    limits: Limits,
+    kept: Vec<Kept>,
+}
+
+/// A connection for the next request.
+struct Kept {
+    address: SocketAddr,
+    watched: Watched,
+    /// By a clock that runs while the machine is suspended: of a peer that gave the connection up
+    /// meanwhile nothing need have arrived.
+    since: Duration,
+}
+
+impl Forwarder {
+    pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
+        Self { upstreams: Arc::clone(upstreams), limits, kept: Vec::new() }
+    }
+
+    /// The kept connection, if it is open: nothing is to be read there, not even the end. What
+    /// comes unasked belongs to no request.
+    fn take(&mut self, address: SocketAddr) -> Option<Watched> {
+        let place = self.kept.iter().position(|kept| kept.address == address)?;
+        let kept = self.kept.swap_remove(place);
+        let silent = || {
+            let read = kept.watched.socket.recv(&mut [0]);
+            read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+        };
+        let fresh = since_boot().saturating_sub(kept.since) <= IDLE_LIMIT;
+        (fresh && silent()).then_some(kept.watched)
+    }
+}
+
+/// The time since the machine was booted, suspensions included.
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
+}
+
+/// Passes the request on. The slot is free when the answer has been passed back.
+pub(crate) fn forward(
+    mut lease: Lease<Forwarder>,
+    request: Request,
+) -> Option<Lease<Forwarder>> {
+    let address = lease.state().upstreams.choose();
+    match Exchange::prepared(&request, address) {
+        Ok((head, call)) => {
+            let exchange = Exchange {
+                lease,
+                request,
+                address,
+                was_kept: false,
+                is_repeat: false,
+                stage: Stage::Connect,
+                deadline: Instant::now(),
+                head,
+                sent: 0,
+                call: Some(call),
+                input: Vec::new(),
+            };
+            exchange.begin()
+        }
+        Err(problem) => {
+            request.respond(Err(problem));
+            Some(lease)
+        }
+    }
+}
+
+/// A request that a service behind has, or gets.
+struct Exchange {
+    lease: Lease<Forwarder>,
+    request: Request,
+    address: SocketAddr,
+    /// Whether the connection has carried another request before.
+    was_kept: bool,
+    is_repeat: bool,
+    stage: Stage,
+    deadline: Instant,
+    /// What is sent before the body.
+    head: Vec<u8>,
+    /// How much of head and body is sent.
+    sent: usize,
+    call: Option<Call<RecvResponse>>,
+    /// What has arrived and is not used yet.
+    input: Vec<u8>,
+}
+
+enum Stage {
+    Connect,
+    Send,
+    Receive,
+    Body(Box<Answer>),
+}
+
+/// An answer whose head is here.
+struct Answer {
+    head: http::Response<()>,
+    /// None where the end of the connection was the end of the body.
+    call: Option<Call<RecvBody>>,
+    body: Vec<u8>,
+}
+
+/// Why an exchange came to nothing.
+enum Failure {
+    /// The service cannot have seen anything of the request.
+    NeverSent(io::Error),
+    /// The connection ended before any byte of an answer.
+    Disconnected(io::Error),
+    TimedOut(&'static str),
+    /// The answer is none, or ended in the middle.
+    Nonsense(String),
+}
+
+/// How far an exchange has come.
+enum Progress {
+    Waits(Interest),
+    /// Without content, or with all of it.
+    Whole(http::Response<()>, Body<'static>, bool),
+    Long,
+}
+
+impl Exchange {
+    /// What is sent before the body, and the protocol from there on.
+    fn prepared(
+        request: &Request,
+        address: SocketAddr,
+    ) -> Result<(Vec<u8>, Call<RecvResponse>), Problem> {
+        let cannot = |error: ureq_proto::Error| {
+            Problem::bad_request(format!("the request cannot be passed on: {error}"))
+        };
+        let mut call = Call::new(passed_on(request, address)?).map_err(cannot)?;
+        call.allow_non_standard_methods(true);
+        if has_body(request) {
+            call.force_send_body();
+        }
+        let mut call = call.proceed();
+        let mut head = vec![0; 1024];
+        let mut length = 0;
+        while !call.can_proceed() {
+            match call.write(&mut head[length..]) {
+                Ok(written) => length += written,
+                Err(ureq_proto::Error::OutputOverflow) if head.len() < HEAD_BYTES_MAX => {}
+                Err(error) => return Err(cannot(error)),
+            }
+            if !call.can_proceed() {
+                head.resize(2 * head.len(), 0);
+            }
+        }
+        head.truncate(length);
+        let call = match call.proceed().map_err(cannot)? {
+            Some(SendRequestResult::RecvResponse(call)) => Some(call),
+            Some(SendRequestResult::SendBody(mut call)) => {
+                if call.is_chunked() {
+                    // An empty body where the method asks for one.
+                    let mut end = [0; 16];
+                    let (_, written) = call.write(&[], &mut end).map_err(cannot)?;
+                    head.extend_from_slice(&end[..written]);
+                } else {
+                    call.consume_direct_write(request.body.len()).map_err(cannot)?;
+                }
+                call.proceed()
+            }
+            _ => None,
+        };
+        let call = call.ok_or_else(|| Problem::internal("a request has no end"))?;
+        Ok((head, call))
+    }
+
+    /// Sends the request over the kept connection, or over a new one.
+    fn begin(mut self) -> Option<Lease<Forwarder>> {
+        let address = self.address;
+        let kept = self.lease.state().take(address);
+        self.was_kept = kept.is_some();
+        let watched = match kept {
+            Some(watched) => {
+                self.enter(Stage::Send);
+                Ok(watched)
+            }
+            None => {
+                self.enter(Stage::Connect);
+                Socket::connect(address).map(Watched::new)
+            }
+        };
+        match watched {
+            Ok(watched) if self.was_kept => self.go_on(watched),
+            Ok(watched) => self.wait(watched, Interest::Write),
+            Err(error) => self.fail(Failure::NeverSent(error)),
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        let limits = self.lease.state().limits;
+        let limit = match &stage {
+            Stage::Connect => limits.connect,
+            Stage::Send => limits.send,
+            Stage::Receive => limits.response,
+            Stage::Body(_) => limits.pause,
+        };
+        self.deadline = Instant::now() + limit;
+        self.stage = stage;
+    }
+
+    fn wait(self, watched: Watched, interest: Interest) -> Option<Lease<Forwarder>> {
+        let deadline = self.deadline;
+        let watched = watch(watched, interest, deadline, move |watched| {
+            if let Some(lease) = self.go_on(watched) {
+                lease.release();
+            }
+        });
+        if let Err(error) = watched {
+            log::error!(cause = error.to_string().as_str(); "cannot wait for a service");
+        }
+        None
+    }
+
+    /// Does what can be done without waiting; the lease is returned when the exchange is over.
+    fn go_on(mut self, mut watched: Watched) -> Option<Lease<Forwarder>> {
+        match self.advance(&mut watched) {
+            Ok(Progress::Waits(interest)) => self.wait(watched, interest),
+            Ok(Progress::Whole(head, body, reusable)) => {
+                if reusable {
+                    self.keep(watched);
+                }
+                let Self { lease, request, .. } = self;
+                lease.respond(request, Ok(passed_back(&head, body)));
+                Some(lease)
+            }
+            Ok(Progress::Long) => Some(self.pass_back(watched)),
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    fn keep(&mut self, watched: Watched) {
+        let (address, since) = (self.address, since_boot());
+        self.lease.state().kept.push(Kept { address, watched, since });
+    }
+
+    fn advance(&mut self, watched: &mut Watched) -> Result<Progress, Failure> {
+        if Instant::now() >= self.deadline {
+            return Err(match self.stage {
+                Stage::Connect => Failure::NeverSent(ErrorKind::TimedOut.into()),
+                Stage::Send => Failure::TimedOut("it does not take the request"),
+                Stage::Receive => Failure::TimedOut("it does not answer"),
+                Stage::Body(_) => Failure::TimedOut("its answer stops"),
+            });
+        }
+        if let Stage::Connect = self.stage {
+            watched.socket.error().map_err(Failure::NeverSent)?;
+            self.enter(Stage::Send);
+        }
+        if let Stage::Send = self.stage {
+            if !self.send(&watched.socket)? {
+                return Ok(Progress::Waits(Interest::Write));
+            }
+            self.enter(Stage::Receive);
+            // There is hardly ever an answer yet.
+            return Ok(Progress::Waits(Interest::Read));
+        }
+        loop {
+            match receive(&watched.socket, &mut self.input) {
+                Ok(0) => return self.end(),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Ok(Progress::Waits(Interest::Read));
+                }
+                Err(error) => return Err(self.disconnected(error)),
+            }
+            if let Some(progress) = self.understand()? {
+                return Ok(progress);
+            }
+        }
+    }
+
+    /// Sends what the service takes of head and body; true where that was the last of it.
+    fn send(&mut self, socket: &Socket) -> Result<bool, Failure> {
+        let body = if has_body(&self.request) { &self.request.body[..] } else { &[] };
+        loop {
+            let left = match self.head.get(self.sent..) {
+                Some(left) if !left.is_empty() => left,
+                _ => &body[self.sent - self.head.len()..],
+            };
+            if left.is_empty() {
+                return Ok(true);
+            }
+            match socket.send(left) {
+                Ok(sent) => self.sent += sent,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(self.disconnected(error)),
+            }
+        }
+    }
+
+    fn disconnected(&self, error: io::Error) -> Failure {
+        match &self.stage {
+            Stage::Body(_) => Failure::Nonsense(error.to_string()),
+            _ if self.input.is_empty() => Failure::Disconnected(error),
+            _ => Failure::Nonsense(error.to_string()),
+        }
+    }
+
+    /// The service sends nothing more.
+    fn end(&mut self) -> Result<Progress, Failure> {
+        if let Stage::Body(answer) = &mut self.stage
+            && answer.ends_with_the_connection()
+        {
+            let body = Body::Bytes(std::mem::take(&mut answer.body));
+            let head = std::mem::take(&mut answer.head);
+            return Ok(Progress::Whole(head, body, false));
+        }
+        Err(self.disconnected(ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// Makes of what has arrived as much as can be made; None where more is needed.
+    fn understand(&mut self) -> Result<Option<Progress>, Failure> {
+        while let Some(call) = &mut self.call {
+            let (used, head) = call.try_response(&self.input, false).map_err(nonsense)?;
+            self.input.drain(..used);
+            match head {
+                Some(head) => {
+                    if let Some(progress) = self.on_head(head)? {
+                        return Ok(Some(progress));
+                    }
+                }
+                // Behind an interim answer there may be another.
+                None if used > 0 => {}
+                None if self.input.len() > HEAD_BYTES_MAX => {
+                    return Err(Failure::Nonsense("its head is too long".to_owned()));
+                }
+                None => return Ok(None),
+            }
+        }
+        let Stage::Body(answer) = &mut self.stage else { return Ok(None) };
+        answer.read(&mut self.input, PIECE_BYTES)?;
+        if answer.is_ended() {
+            let body = Body::Bytes(std::mem::take(&mut answer.body));
+            let head = std::mem::take(&mut answer.head);
+            let reusable = self.input.is_empty() && answer.may_be_followed();
+            return Ok(Some(Progress::Whole(head, body, reusable)));
+        }
+        Ok((answer.body.len() >= PIECE_BYTES).then_some(Progress::Long))
+    }
+
+    fn on_head(&mut self, head: http::Response<()>) -> Result<Option<Progress>, Failure> {
+        if head.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::Nonsense("it changes to a protocol that nobody asked for".into()));
+        }
+        match self.call.take().and_then(Call::<RecvResponse>::proceed) {
+            Some(RecvResponseResult::RecvBody(call)) => {
+                let call = Some(call);
+                self.enter(Stage::Body(Box::new(Answer { head, call, body: Vec::new() })));
+                Ok(None)
+            }
+            Some(RecvResponseResult::Cleanup(call)) => {
+                let reusable = self.input.is_empty() && !call.must_close_connection();
+                Ok(Some(Progress::Whole(head, Body::Empty, reusable)))
+            }
+            Some(RecvResponseResult::Redirect(call)) => {
+                let reusable = self.input.is_empty() && !call.proceed().must_close_connection();
+                Ok(Some(Progress::Whole(head, Body::Empty, reusable)))
+            }
+            None => Err(Failure::Nonsense("its answer has no end".to_owned())),
+        }
+    }
+
+    /// Passes a long answer back as it comes. This thread waits for the service and for the client.
+    fn pass_back(mut self, watched: Watched) -> Lease<Forwarder> {
+        let service = self.lease.state().upstreams.service();
+        let pause = self.lease.state().limits.pause;
+        let Stage::Body(mut answer) = std::mem::replace(&mut self.stage, Stage::Receive) else {
+            return self.lease;
+        };
+        let head = std::mem::take(&mut answer.head);
+        let length = content_length(head.headers());
+        let mut input = std::mem::take(&mut self.input);
+        let fill = |buffer: &mut Vec<u8>| {
+            let read = answer.next_piece(&watched.socket, &mut input, pause);
+            buffer.append(&mut answer.body);
+            read.map_err(|failure| failure.into_problem(service))
+        };
+        let response = passed_back(&head, Body::Bytes(Vec::new()))
+            .with_body(Body::Stream(Stream { length, fill: Box::new(fill) }));
+        let Self { mut lease, request, address, .. } = self;
+        lease.respond(request, Ok(response));
+        if answer.is_ended() && input.is_empty() && answer.may_be_followed() {
+            lease.state().kept.push(Kept { address, watched, since: since_boot() });
+        }
+        lease
+    }
+
+    /// Tries again, where that may help and can do no harm, or tells the client. A connection that
+    /// the service closed while it was idle shows only when it is used; a service that is gone
+    /// has perhaps a neighbour.
+    fn fail(mut self, failure: Failure) -> Option<Lease<Forwarder>> {
+        let upstreams = Arc::clone(&self.lease.state().upstreams);
+        let disconnected = matches!(failure, Failure::Disconnected(_));
+        if !disconnected || self.is_repeat {
+            upstreams.mark_down(self.address);
+        }
+        let repeatable = !self.is_repeat
+            && match &failure {
+                Failure::NeverSent(_) => true,
+                Failure::Disconnected(_) => may_be_repeated(&self.request, self.was_kept),
+                _ => false,
+            };
+        let other = upstreams.choose_other(self.address);
+        let next = other.or(disconnected.then_some(self.address)).filter(|_| repeatable);
+        let prepared = next.map(|next| (next, Self::prepared(&self.request, next)));
+        if let Some((next, Ok((head, call)))) = prepared {
+            (self.address, self.head, self.call) = (next, head, Some(call));
+            (self.sent, self.is_repeat) = (0, true);
+            return self.begin();
+        }
+        let Self { lease, request, .. } = self;
+        request.respond(Err(failure.into_problem(upstreams.service())));
+        Some(lease)
+    }
+}
+
+impl Answer {
+    /// Reads the body out of what has arrived, until there are so many bytes of it.
+    fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> Result<(), Failure> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        while self.body.len() < bytes_max {
+            let filled = self.body.len();
+            self.body.resize(filled + input.len().min(READ_BYTES), 0);
+            let read = call.read(input, &mut self.body[filled..]);
+            let (used, made) = read.map_err(nonsense)?;
+            self.body.truncate(filled + made);
+            input.drain(..used);
+            if used == 0 && made == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_piece(
+        &mut self,
+        socket: &Socket,
+        input: &mut Vec<u8>,
+        pause: Duration,
+    ) -> Result<(), Failure> {
+        let deadline = Instant::now() + pause;
+        loop {
+            self.read(input, READ_BYTES)?;
+            if !self.body.is_empty() || self.is_ended() {
+                return Ok(());
+            }
+            match receive(socket, input) {
+                Ok(0) if self.ends_with_the_connection() => {
+                    self.call = None;
+                    return Ok(());
+                }
+                Ok(0) => return Err(Failure::Nonsense("its answer ends in the middle".to_owned())),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if !socket.wait(Interest::Read, left) {
+                        return Err(Failure::TimedOut("its answer stops"));
+                    }
+                }
+                Err(error) => return Err(Failure::Nonsense(error.to_string())),
+            }
+        }
+    }
+
+    fn ends_with_the_connection(&self) -> bool {
+        let mode = self.call.as_ref().map(Call::<RecvBody>::body_mode);
+        mode == Some(BodyMode::CloseDelimited)
+    }
+
+    /// Whether all of it is here.
+    fn is_ended(&self) -> bool {
+        let ended = self.call.as_ref().is_none_or(Call::<RecvBody>::can_proceed);
+        ended && !self.ends_with_the_connection()
+    }
+
+    /// Whether another request may follow on the connection.
+    fn may_be_followed(&mut self) -> bool {
+        match self.call.take().and_then(Call::<RecvBody>::proceed) {
+            Some(RecvBodyResult::Cleanup(call)) => !call.must_close_connection(),
+            Some(RecvBodyResult::Redirect(call)) => !call.proceed().must_close_connection(),
+            None => false,
+        }
+    }
+}
+
+impl Failure {
+    fn into_problem(self, service: &str) -> Problem {
+        let detail = format!("{service} cannot be reached; try again");
+        match self {
+            Self::NeverSent(error) | Self::Disconnected(error) => {
+                Problem::bad_gateway(detail, error)
+            }
+            Self::TimedOut(cause) => {
+                Problem::gateway_timeout(format!("{service} takes too long; try again"), cause)
+            }
+            Self::Nonsense(cause) => Problem::bad_gateway(detail, cause),
+        }
+    }
+}
+
+fn nonsense(error: ureq_proto::Error) -> Failure {
+    Failure::Nonsense(error.to_string())
+}
+
+/// Reads what has arrived.
+fn receive(socket: &Socket, input: &mut Vec<u8>) -> io::Result<usize> {
+    let begin = input.len();
+    input.resize(begin + READ_BYTES, 0);
+    let read = socket.recv(&mut input[begin..]);
+    input.truncate(begin + *read.as_ref().unwrap_or(&0));
+    read
+}
