@@ -153,7 +153,7 @@ fn whoever_came_by_https_is_told_to_do_so_again() {
 }
 
 #[test]
-fn whoever_speaks_plainly_to_a_tls_port_harms_nobody() {
+fn whoever_speaks_plainly_to_a_tls_port_is_told_so_plainly() {
     let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
@@ -161,7 +161,8 @@ fn whoever_speaks_plainly_to_a_tls_port_harms_nobody() {
 
     let answer = testkit::exchange(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
 
-    assert!(!answer.contains("HTTP/1.1"), "{answer:?}");
+    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer:?}");
+    assert!(answer.contains("this port speaks HTTPS"), "{answer:?}");
     let health = curl(address, &certificate.cert(), "/health", &[]);
     assert_eq!(health.as_deref(), Some(r#"{"status":"ok"}"#));
 }

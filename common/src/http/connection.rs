@@ -156,7 +156,12 @@ impl Connection {
         self.ended = true;
     }
 
-    /// The socket is broken, or the client does not take its answer.
+    /// The socket is broken.
+    pub(crate) fn on_error(&mut self) {
+        self.phase = Phase::Closed;
+    }
+
+    /// The client holds a part of an answer, and must be able to tell.
     pub(crate) fn truncate(&mut self) {
         self.phase = Phase::Truncated;
         self.output = Vec::new();

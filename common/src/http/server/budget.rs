@@ -152,7 +152,8 @@ mod tests {
 
         assert!(reservations[1].grow(ALLOWANCE_BYTES + 50_000, Use::Answer));
         drop(reservations);
-        assert_eq!((lock(&budget.taken).bytes, lock(&budget.taken).clients.len()), (0, 0));
+        let taken = lock(&budget.taken);
+        assert_eq!((taken.bytes, taken.clients.len()), (0, 0));
     }
 
     #[test]

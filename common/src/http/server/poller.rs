@@ -203,6 +203,11 @@ impl Socket {
         }
     }
 
+    /// Looks at what has arrived, and leaves it there.
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.peek(buffer)
+    }
+
     /// Sends what the peer has room for.
     pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         loop {

@@ -16,6 +16,8 @@ pub(crate) struct Transport {
     session: Option<Box<ServerConnection>>,
     /// The session has more for us, of which no event will tell.
     pub(crate) has_unread: bool,
+    /// A byte has come.
+    has_begun: bool,
 }
 
 impl Transport {
@@ -29,12 +31,21 @@ impl Transport {
             }
             None => None,
         };
-        Ok(Self { socket, session, has_unread: false })
+        Ok(Self { socket, session, has_unread: false, has_begun: false })
     }
 
-    /// Reads what has arrived; 0 is the end.
+    /// Reads what has arrived; 0 is the end. Who speaks plainly where TLS is spoken is unmasked by
+    /// an error, and is spoken to plainly from then on.
     pub(crate) fn recv(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Self { socket, session, has_unread } = self;
+        if self.session.is_some() && !self.has_begun {
+            let mut first = [0];
+            self.has_begun = self.socket.peek(&mut first)? > 0;
+            if first[0].is_ascii_alphabetic() {
+                self.session = None;
+                return Err(ErrorKind::InvalidData.into());
+            }
+        }
+        let Self { socket, session, has_unread, .. } = self;
         let Some(session) = session else {
             let read = socket.recv(buffer);
             *has_unread = matches!(read, Ok(bytes) if bytes == buffer.len());

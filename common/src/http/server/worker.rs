@@ -92,7 +92,12 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                     Ok(0) => peer.connection.on_end(),
                     Ok(bytes) => peer.connection.on_bytes(&buffer[..bytes]),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(_) => peer.connection.truncate(),
+                    Err(error) if error.kind() == ErrorKind::InvalidData => {
+                        let refusal = Refusal::new(400, "this port speaks HTTPS");
+                        let problem = peer.connection.refuse(refusal, now());
+                        return refuse(core, peer, problem);
+                    }
+                    Err(_) => peer.connection.on_error(),
                 }
                 let held = peer.connection.held_input();
                 if !peer.reservation.grow(held, Use::Request) {
