@@ -293,9 +293,13 @@ impl Head {
         }
     }
 
-    /// That a body is announced, and said to be JSON.
+    /// That JSON may follow. Of chunks nobody knows yet whether there is anything in them.
     pub fn announces_json(&self) -> Result<(), Problem> {
-        if self.announces_body { self.require_json_type() } else { Err(Problem::length_required()) }
+        match (self.announces_body, self.header("content-length")) {
+            (false, _) => Err(Problem::length_required()),
+            (true, Some(_)) => self.require_json_type(),
+            (true, None) => Ok(()),
+        }
     }
 
     fn require_json_type(&self) -> Result<(), Problem> {

@@ -13,7 +13,7 @@ const HSTS: &str = "max-age=31536000";
 
 /// A stream is made in pieces of about this size, and one that ends before it is sent like
 /// any other body, with its length.
-pub(crate) const PIECE_BYTES: usize = 32 * 1024;
+pub(crate) const PIECE_BYTES: usize = if cfg!(feature = "shuttle") { 8 } else { 32 * 1024 };
 
 /// Whoever waits for the rest of such an answer would wait for ever.
 pub(crate) const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";

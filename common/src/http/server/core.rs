@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::budget::{Budget, Reservation, Use};
@@ -13,6 +13,7 @@ use super::table::{Owned, Parked, Table};
 use super::tls::Tls;
 use super::transport::Transport;
 use crate::http::connection::{Connection, ConnectionLimits, Next};
+use crate::http::service::limits::Limits;
 use crate::http::service::router::Router;
 use crate::http::service::workers::Workers;
 use crate::http::sync::atomic::{AtomicBool, Ordering};
@@ -119,6 +120,39 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// `spare` workers that do not wait are started by `start`, and more as they are needed.
+    pub(crate) fn new(
+        router: Router,
+        limits: Limits,
+        tls: Option<Tls>,
+        metrics: &Metrics,
+        (poller, listener): (Poller, Listener),
+        (spare, start): (usize, fn(Arc<Core>) -> bool),
+    ) -> Arc<Self> {
+        let slots = router.slots();
+        poller.arm_listener(&listener, true);
+        Arc::new_cyclic(|core: &Weak<Self>| {
+            let (starting, calling) = (Weak::clone(core), Weak::clone(core));
+            let start = move || starting.upgrade().is_some_and(start);
+            let call = move || calling.upgrade().iter().for_each(|core| core.poller.call());
+            Self {
+                router,
+                metrics: metrics.clone(),
+                limits: Arc::new(limits.of_a_connection(tls.is_some())),
+                tls,
+                budget: Budget::new(&limits),
+                workers: Arc::new(Workers::new(spare, slots, start, call)),
+                poller,
+                listener: Mutex::new(Some(Arc::new(listener))),
+                table: Table::new(limits.connections),
+                watches: Table::new(slots),
+                draining: AtomicBool::new(false),
+                cut: AtomicBool::new(false),
+                accept_paused: AtomicBool::new(false),
+            }
+        })
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }

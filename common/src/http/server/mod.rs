@@ -25,7 +25,7 @@ mod schedules;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,14 +37,11 @@ pub use self::poller::{Interest, Socket};
 pub use self::tls::Tls;
 pub use self::watch::watch;
 
-use self::budget::Budget;
 use self::core::Core;
 use self::poller::{Listener, Poller};
-use self::table::Table;
 use super::service::limits::Limits;
 use super::service::operations::{Dependencies, Dependency, Operations};
 use super::service::router::{Router, Submit};
-use super::service::workers::Workers;
 use super::sync;
 use crate::env::{ConfigError, Vars};
 use crate::metrics::Metrics;
@@ -152,31 +149,16 @@ impl Server {
         let limits = &config.limits;
         let listener = Listener::bind(config.address, config.reuse_port, limits.send_time)?;
         let address = listener.address()?;
-        let slots = router.bulkheads.iter().map(|bulkhead| bulkhead.slots()).sum();
-        let connections = most_connections(limits, slots);
-        let poller = Poller::new()?;
-        poller.arm_listener(&listener, true);
+        let slots = router.slots();
         let cores = thread::available_parallelism().map_or(2, usize::from);
-        let core = Arc::new_cyclic(|core: &Weak<Core>| {
-            let (starting, calling) = (Weak::clone(core), Weak::clone(core));
-            let start = move || start_worker(&starting);
-            let call = move || calling.upgrade().iter().for_each(|core| core.poller.call());
-            Core {
-                router,
-                metrics: metrics.clone(),
-                limits: Arc::new(limits.of_a_connection(config.tls.is_some())),
-                tls: config.tls.clone(),
-                budget: Budget::new(limits),
-                workers: Arc::new(Workers::new(cores, slots, start, call)),
-                poller,
-                listener: sync::Mutex::new(Some(Arc::new(listener))),
-                table: Table::new(connections),
-                watches: Table::new(slots),
-                draining: sync::atomic::AtomicBool::new(false),
-                cut: sync::atomic::AtomicBool::new(false),
-                accept_paused: sync::atomic::AtomicBool::new(false),
-            }
-        });
+        let core = Core::new(
+            router,
+            Limits { connections: most_connections(limits, slots), ..limits.clone() },
+            config.tls.clone(),
+            metrics,
+            (Poller::new()?, listener),
+            (cores, start_worker),
+        );
         if !core.workers.start_missing() {
             return Err(io::Error::other("no thread can be started"));
         }
@@ -212,8 +194,7 @@ impl Server {
     }
 }
 
-fn start_worker(core: &Weak<Core>) -> bool {
-    let Some(core) = core.upgrade() else { return false };
+fn start_worker(core: Arc<Core>) -> bool {
     let worker = thread::Builder::new()
         .name("worker".to_owned())
         .stack_size(THREAD_STACK_BYTES)

@@ -335,6 +335,13 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     fn drain(self: Arc<Self>) {
         self.work();
     }
+
+    #[cfg(feature = "shuttle")]
+    fn is_at_rest(&self) -> bool {
+        let queues = lock(&self.queues);
+        let free = queues.free.len() + queues.unmade == self.slots;
+        free && queues.busy == 0 && queues.waiting() == 0 && self.waits.load(Ordering::SeqCst) == 0
+    }
 }
 
 impl<S: Send> Slot for Bulkhead<S> {

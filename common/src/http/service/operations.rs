@@ -118,6 +118,11 @@ impl Submit for Operations {
     fn drain(self: Arc<Self>) {
         Arc::clone(&self.ready).drain();
     }
+
+    #[cfg(feature = "shuttle")]
+    fn is_at_rest(&self) -> bool {
+        self.ready.is_at_rest()
+    }
 }
 
 /// The answer that says that the process lives.

@@ -36,6 +36,9 @@ pub trait Submit: Send + Sync {
     fn sweep(&self, now: Instant);
     /// Works on what waits, where a slot is free.
     fn drain(self: Arc<Self>);
+    /// Whether no slot is taken and nothing waits.
+    #[cfg(feature = "shuttle")]
+    fn is_at_rest(&self) -> bool;
 }
 
 /// All that a program answers.
@@ -55,6 +58,11 @@ impl Router {
         let Some(found) = found else { return Some(Err(nothing_at(head.path()))) };
         head.matched.bulkhead = found;
         self.bulkheads[found].admit(head)
+    }
+
+    /// How many threads may wait at the same time.
+    pub(crate) fn slots(&self) -> usize {
+        self.bulkheads.iter().map(|bulkhead| bulkhead.slots()).sum()
     }
 
     /// Works on what waits wherever a slot is free.
