@@ -68,7 +68,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
         peer.connection.drain();
         core.arm(peer, Interest::Write);
     });
-    core.table.used() > 0
+    core.table.used() + core.watches.used() > 0
 }
 
 /// The deadline of a connection has passed.

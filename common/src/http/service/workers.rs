@@ -56,6 +56,7 @@ impl Workers {
     }
 
     /// Makes the calling thread a worker for as long as `work` lasts.
+    #[cfg_attr(feature = "tiny_http", expect(dead_code, reason = "its workers are others"))]
     pub(crate) fn work(self: &Arc<Self>, work: impl FnOnce()) {
         OWN.with(|own| *own.borrow_mut() = Some(Arc::clone(self)));
         work();
@@ -63,6 +64,7 @@ impl Workers {
         self.live.fetch_sub(1, Ordering::SeqCst);
     }
 
+    #[cfg_attr(feature = "tiny_http", expect(dead_code, reason = "its workers are others"))]
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }
