@@ -2,7 +2,7 @@
 
 use common::http::Handler::One;
 use common::http::{
-    HandlerResult, Page, Problem, Request, Route, Verb, health, json_if_changed, whole_list,
+    HandlerResult, Head, Page, Problem, Request, Response, Route, Verb, health, json_if_changed, whole_list,
 };
 
 use crate::store::{DeadLetterStore, Filter, OrderFilter, OrderStore};
@@ -25,6 +25,20 @@ pub(crate) const DEAD_LETTERS: &[Route<DeadLetterStore>] = &[
     (Verb::Get, "/api/dead-letters/:id", One(get_dead_letter)),
 ];
 
+/// What the query of each path may have.
+pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
+    head.require_query_of(match head.route() {
+        "/api/orders" => &["limit", "after", "order", "user_id", "message_id"],
+        "/api/dead-letters" => &["limit", "after", "order", "reason", "message_id"],
+        _ => &[],
+    })
+}
+
+/// Orders and dead letters are nothing to be kept by whoever passes them on.
+fn not_kept(response: Response<'_>) -> Response<'_> {
+    response.with_header("cache-control", "no-store")
+}
+
 /// A filter of a list. PostgreSQL has no text with NUL in it.
 fn filter(request: &Request, name: &str) -> Result<Option<String>, Problem> {
     let value = request.query(name)?;
@@ -41,14 +55,14 @@ fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResu
         message_id: filter(request, "message_id")?,
     };
     if page.limit.is_none() {
-        return whole_list(request, orders.list_all(&filter, page)?);
+        return whole_list(request, orders.list_all(&filter, page)?).map(not_kept);
     }
     let listed = orders.list(&filter, page)?;
     page.respond(
         listed,
         |order| order.id,
         request,
-        |orders| Ok(json_if_changed(request, &orders)),
+        |orders| Ok(not_kept(json_if_changed(request, &orders))),
     )
 }
 
@@ -65,7 +79,7 @@ fn list_dead_letters<'a>(letters: &'a mut DeadLetterStore, request: &Request) ->
         listed,
         |letter| letter.id,
         request,
-        |letters| Ok(json_if_changed(request, &letters)),
+        |letters| Ok(not_kept(json_if_changed(request, &letters))),
     )
 }
 
@@ -74,7 +88,7 @@ fn count_dead_letters<'a>(
     request: &Request,
 ) -> HandlerResult<'a> {
     let counts = letters.counts(&Filter::default())?;
-    Ok(json_if_changed(request, &counts))
+    Ok(not_kept(json_if_changed(request, &counts)))
 }
 
 fn get_dead_letter<'a>(letters: &'a mut DeadLetterStore, request: &Request) -> HandlerResult<'a> {
@@ -85,20 +99,16 @@ fn get_dead_letter<'a>(letters: &'a mut DeadLetterStore, request: &Request) -> H
         ))
     };
     let id = request.id_param("id").ok_or_else(no_such_letter)?;
-    Ok(json_if_changed(
-        request,
-        &letters.find(id)?.ok_or_else(no_such_letter)?,
-    ))
+    let letter = letters.find(id)?.ok_or_else(no_such_letter)?;
+    Ok(not_kept(json_if_changed(request, &letter)))
 }
 
 fn get_order<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
     let no_such_order =
         || Problem::not_found(format!("there is no order with id {}", request.param("id")));
     let id = request.id_param("id").ok_or_else(no_such_order)?;
-    Ok(json_if_changed(
-        request,
-        &orders.find(id)?.ok_or_else(no_such_order)?,
-    ))
+    let order = orders.find(id)?.ok_or_else(no_such_order)?;
+    Ok(not_kept(json_if_changed(request, &order)))
 }
 
 #[expect(

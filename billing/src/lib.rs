@@ -60,15 +60,23 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let limits = &config.http.limits;
     let orders = {
         let database = Arc::clone(&database);
-        Bulkhead::new("/api/orders", config.http.workers, api::ROUTES, limits, move || {
-            OrderStore::new(&database)
-        })
+        Bulkhead::new(
+            "/api/orders",
+            config.http.workers,
+            api::ROUTES,
+            limits,
+            move || OrderStore::new(&database),
+        )
     };
     let dead_letters = {
         let database = Arc::clone(&database);
-        Bulkhead::new("/api/dead-letters", 1, api::DEAD_LETTERS, limits, move || {
-            DeadLetterStore::new(&database)
-        })
+        Bulkhead::new(
+            "/api/dead-letters",
+            1,
+            api::DEAD_LETTERS,
+            limits,
+            move || DeadLetterStore::new(&database),
+        )
     };
     let health = Bulkhead::new("/api/health", 1, api::HEALTH, limits, || ());
     let dependencies = move || {
@@ -82,7 +90,11 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     };
     let server = Server::start(
         &config.http,
-        vec![Arc::new(orders), Arc::new(dead_letters), Arc::new(health)],
+        vec![
+            Arc::new(orders.with_guard(api::knows_query)),
+            Arc::new(dead_letters.with_guard(api::knows_query)),
+            Arc::new(health),
+        ],
         dependencies,
         &metrics,
         shutdown,

@@ -256,12 +256,7 @@ impl Access {
         self.check_for(needed_role(&request.method), Counted::Strangers, request)
     }
 
-    fn check_for(
-        &self,
-        needed: Role,
-        counted: Counted,
-        request: &Head,
-    ) -> Result<(), Problem> {
+    fn check_for(&self, needed: Role, counted: Counted, request: &Head) -> Result<(), Problem> {
         let keys = self.keys.as_ref();
         let keys = keys.map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner));
         let key = keys.as_ref().map(|keys| authenticated(keys, request));

@@ -1,6 +1,6 @@
 //! What the gateway answers itself, and what it passes on.
 
-use common::http::{Handler, Head, Method, Problem, Request, Route, Verb};
+use common::http::{Handler, Head, Method, Problem, Request, Route, Verb, require_no_tag};
 use common::order::{NewOrder, ORDER_BYTES_MAX};
 use uuid::Uuid;
 
@@ -30,7 +30,9 @@ pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
 /// What the head of an order decides: who sends it, and whether an order can follow.
 pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Problem> {
     access.check(head)?;
+    head.require_query_of(&[])?;
     if head.method == Method::Post {
+        require_no_tag(head)?;
         head.announces_json()?;
         if let Some(key) = head.single_header("Idempotency-Key")? {
             idempotency_key(key)?;
@@ -53,7 +55,10 @@ fn place_order(orders: &mut Orders, request: Request) {
 /// The order that a request becomes.
 fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
     request.require_json()?;
-    let key = request.single_header("Idempotency-Key")?.map(idempotency_key).transpose()?;
+    let key = request
+        .single_header("Idempotency-Key")?
+        .map(idempotency_key)
+        .transpose()?;
     if request.body.len() > ORDER_BYTES_MAX {
         return Err(Problem::content_too_large(ORDER_BYTES_MAX));
     }
@@ -63,7 +68,12 @@ fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
         Some(key) => (message_id(request.caller(), key), Some(order)),
         None => (Uuid::now_v7().to_string(), None),
     };
-    Ok(Outgoing { body: message, message_id, request_id: request.request_id.clone(), keyed })
+    Ok(Outgoing {
+        body: message,
+        message_id,
+        request_id: request.request_id.clone(),
+        keyed,
+    })
 }
 
 /// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a

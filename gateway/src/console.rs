@@ -5,7 +5,9 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::http::{Handler, HandlerResult, Request, Response, Route, Verb, if_changed, json_if_changed};
+use common::http::{
+    Handler, HandlerResult, Request, Response, Route, Verb, if_changed, json_if_changed,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -96,7 +98,7 @@ fn quality(accept: &[&str], main: &str, sub: &str) -> u16 {
             _ => return None,
         };
         let weight = parts
-            .find_map(|part| part.strip_prefix("q="))
+            .find_map(|part| part.strip_prefix(['q', 'Q'])?.strip_prefix('='))
             .unwrap_or("1");
         let (whole, places) = weight.split_once('.').unwrap_or((weight, ""));
         let thousandths = format!("{whole}{places:0<3}").parse().unwrap_or(0);
@@ -137,7 +139,7 @@ mod tests {
         for accept in [
             "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
             "text/html",
-            "TEXT/HTML ; q=0.5, application/json;q=0.4",
+            "TEXT/HTML ; Q=0.5, application/json;q=0.4",
             "text/*, */*;q=0.1",
         ] {
             assert!(html_is_better_than_json(accept), "{accept}");

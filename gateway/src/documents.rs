@@ -10,7 +10,8 @@ const YAML: &str = "application/yaml";
 
 pub(crate) const OPENAPI_PATH: &str = "/openapi.yaml";
 
-pub(crate) const OPENAPI_ROUTES: &[Route<()>] = &[(Verb::Get, OPENAPI_PATH, Handler::One(get_openapi))];
+pub(crate) const OPENAPI_ROUTES: &[Route<()>] =
+    &[(Verb::Get, OPENAPI_PATH, Handler::One(get_openapi))];
 
 #[expect(
     clippy::unnecessary_wraps,

@@ -7,16 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::http::{
-    Body, Interest, Lease, Problem, Request, Socket, Stream, Watched, watch,
-};
+use common::http::{Body, Interest, Lease, Problem, Request, Socket, Stream, Watched, watch};
 use rustix::time::{ClockId, clock_gettime};
 use ureq_proto::BodyMode;
 use ureq_proto::client::state::{RecvBody, RecvResponse};
 use ureq_proto::client::{Call, RecvBodyResult, RecvResponseResult, SendRequestResult};
 
 use crate::config::Limits;
-use crate::proxy::{content_length, has_body, may_be_repeated, passed_back, passed_on};
+use crate::proxy::{answered_here, content_length, has_body, may_be_repeated, passed_back, passed_on};
 use crate::upstreams::Upstreams;
 
 /// A connection that was idle for longer is not used again.
@@ -49,7 +47,11 @@ struct Kept {
 
 impl Forwarder {
     pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
-        Self { upstreams: Arc::clone(upstreams), limits, kept: Vec::new() }
+        Self {
+            upstreams: Arc::clone(upstreams),
+            limits,
+            kept: Vec::new(),
+        }
     }
 
     /// The kept connection, if it is open: nothing is to be read there, not even the end. What
@@ -74,10 +76,11 @@ fn since_boot() -> Duration {
 }
 
 /// Passes the request on. The slot is free when the answer has been passed back.
-pub(crate) fn forward(
-    mut lease: Lease<Forwarder>,
-    request: Request,
-) -> Option<Lease<Forwarder>> {
+pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) -> Option<Lease<Forwarder>> {
+    if let Some(answer) = answered_here(&request) {
+        request.respond(answer);
+        return Some(lease);
+    }
     let address = lease.state().upstreams.choose();
     match Exchange::prepared(&request, address) {
         Ok((head, call)) => {
@@ -193,7 +196,8 @@ impl Exchange {
                     let (_, written) = call.write(&[], &mut end).map_err(cannot)?;
                     head.extend_from_slice(&end[..written]);
                 } else {
-                    call.consume_direct_write(request.body.len()).map_err(cannot)?;
+                    call.consume_direct_write(request.body.len())
+                        .map_err(cannot)?;
                 }
                 call.proceed()
             }
@@ -269,7 +273,11 @@ impl Exchange {
 
     fn keep(&mut self, watched: Watched) {
         let (address, since) = (self.address, since_boot());
-        self.lease.state().kept.push(Kept { address, watched, since });
+        self.lease.state().kept.push(Kept {
+            address,
+            watched,
+            since,
+        });
     }
 
     fn advance(&mut self, watched: &mut Watched) -> Result<Progress, Failure> {
@@ -310,7 +318,11 @@ impl Exchange {
 
     /// Sends what the service takes of head and body; true where that was the last of it.
     fn send(&mut self, socket: &Socket) -> Result<bool, Failure> {
-        let body = if has_body(&self.request) { &self.request.body[..] } else { &[] };
+        let body = if has_body(&self.request) {
+            &self.request.body[..]
+        } else {
+            &[]
+        };
         loop {
             let left = match self.head.get(self.sent..) {
                 Some(left) if !left.is_empty() => left,
@@ -366,7 +378,9 @@ impl Exchange {
                 None => return Ok(None),
             }
         }
-        let Stage::Body(answer) = &mut self.stage else { return Ok(None) };
+        let Stage::Body(answer) = &mut self.stage else {
+            return Ok(None);
+        };
         answer.read(&mut self.input, PIECE_BYTES)?;
         if answer.is_ended() {
             let body = Body::Bytes(std::mem::take(&mut answer.body));
@@ -379,12 +393,18 @@ impl Exchange {
 
     fn on_head(&mut self, head: http::Response<()>) -> Result<Option<Progress>, Failure> {
         if head.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Failure::Nonsense("it changes to a protocol that nobody asked for".into()));
+            return Err(Failure::Nonsense(
+                "it changes to a protocol that nobody asked for".into(),
+            ));
         }
         match self.call.take().and_then(Call::<RecvResponse>::proceed) {
             Some(RecvResponseResult::RecvBody(call)) => {
                 let call = Some(call);
-                self.enter(Stage::Body(Box::new(Answer { head, call, body: Vec::new() })));
+                self.enter(Stage::Body(Box::new(Answer {
+                    head,
+                    call,
+                    body: Vec::new(),
+                })));
                 Ok(None)
             }
             Some(RecvResponseResult::Cleanup(call)) => {
@@ -414,12 +434,24 @@ impl Exchange {
             buffer.append(&mut answer.body);
             read.map_err(|failure| failure.into_problem(service))
         };
-        let response = passed_back(&head, Body::Bytes(Vec::new()))
-            .with_body(Body::Stream(Stream { length, fill: Box::new(fill) }));
-        let Self { mut lease, request, address, .. } = self;
+        let response =
+            passed_back(&head, Body::Bytes(Vec::new())).with_body(Body::Stream(Stream {
+                length,
+                fill: Box::new(fill),
+            }));
+        let Self {
+            mut lease,
+            request,
+            address,
+            ..
+        } = self;
         lease.respond(request, Ok(response));
         if answer.is_ended() && input.is_empty() && answer.may_be_followed() {
-            lease.state().kept.push(Kept { address, watched, since: since_boot() });
+            lease.state().kept.push(Kept {
+                address,
+                watched,
+                since: since_boot(),
+            });
         }
         lease
     }
@@ -440,7 +472,9 @@ impl Exchange {
                 _ => false,
             };
         let other = upstreams.choose_other(self.address);
-        let next = other.or(disconnected.then_some(self.address)).filter(|_| repeatable);
+        let next = other
+            .or(disconnected.then_some(self.address))
+            .filter(|_| repeatable);
         let prepared = next.map(|next| (next, Self::prepared(&self.request, next)));
         if let Some((next, Ok((head, call)))) = prepared {
             (self.address, self.head, self.call) = (next, head, Some(call));
@@ -456,7 +490,9 @@ impl Exchange {
 impl Answer {
     /// Reads the body out of what has arrived, until there are so many bytes of it.
     fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> Result<(), Failure> {
-        let Some(call) = &mut self.call else { return Ok(()) };
+        let Some(call) = &mut self.call else {
+            return Ok(());
+        };
         while self.body.len() < bytes_max {
             let filled = self.body.len();
             self.body.resize(filled + input.len().min(READ_BYTES), 0);
@@ -488,7 +524,11 @@ impl Answer {
                     self.call = None;
                     return Ok(());
                 }
-                Ok(0) => return Err(Failure::Nonsense("its answer ends in the middle".to_owned())),
+                Ok(0) => {
+                    return Err(Failure::Nonsense(
+                        "its answer ends in the middle".to_owned(),
+                    ));
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -524,15 +564,15 @@ impl Answer {
 
 impl Failure {
     fn into_problem(self, service: &str) -> Problem {
-        let detail = format!("{service} cannot be reached; try again");
+        let unreachable = format!("{service} cannot be reached; try again");
+        let invalid = format!("{service} gave no valid answer; try again");
         match self {
-            Self::NeverSent(error) | Self::Disconnected(error) => {
-                Problem::bad_gateway(detail, error)
-            }
+            Self::NeverSent(error) => Problem::bad_gateway(unreachable, error),
+            Self::Disconnected(error) => Problem::bad_gateway(invalid, error),
+            Self::Nonsense(cause) => Problem::bad_gateway(invalid, cause),
             Self::TimedOut(cause) => {
                 Problem::gateway_timeout(format!("{service} takes too long; try again"), cause)
             }
-            Self::Nonsense(cause) => Problem::bad_gateway(detail, cause),
         }
     }
 }

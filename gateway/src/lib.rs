@@ -6,9 +6,9 @@ mod config;
 mod access;
 mod api;
 mod documents;
+mod forward;
 mod keys;
 mod link;
-mod forward;
 mod probe;
 mod proxy;
 mod publisher;
@@ -89,15 +89,24 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     });
     let billing = {
         let (orders, access) = (orders.clone(), Arc::clone(&access));
-        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || orders.clone())
-            .with_guard(move |head| api::may_place_order(&access, head))
+        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || {
+            orders.clone()
+        })
+        .with_guard(move |head| api::may_place_order(&access, head))
     };
-    let status = Bulkhead::new("/api/status", STATUS_WORKERS, status::ROUTES, limits, move || {
-        Arc::clone(&status)
-    });
+    let status = Bulkhead::new(
+        "/api/status",
+        STATUS_WORKERS,
+        status::ROUTES,
+        limits,
+        move || Arc::clone(&status),
+    );
     let status = status.with_guard({
         let access = Arc::clone(&access);
-        move |head| access.check_onlooker(head)
+        move |head| {
+            access.check_onlooker(head)?;
+            head.require_query_of(&[])
+        }
     });
     // Who has placed what is for administrators, where there are any.
     let read_from_billing = |prefix, routes| {
@@ -107,8 +116,13 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     };
     let console = Console::new();
     let console = Bulkhead::new("/", 1, console::ROUTES, limits, move || console.clone());
-    let documents =
-        Bulkhead::new(documents::OPENAPI_PATH, 1, documents::OPENAPI_ROUTES, limits, || ());
+    let documents = Bulkhead::new(
+        documents::OPENAPI_PATH,
+        1,
+        documents::OPENAPI_ROUTES,
+        limits,
+        || (),
+    );
     let mut bulkheads: Vec<Arc<dyn Submit>> = vec![
         Arc::new(movies),
         Arc::new(billing),
@@ -118,7 +132,10 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     ];
     if exposed {
         let dead_letters = read_from_billing("/api/dead-letters", api::DEAD_LETTERS);
-        bulkheads.push(Arc::new(read_from_billing("/api/orders", api::RECORDED_ORDERS)));
+        bulkheads.push(Arc::new(read_from_billing(
+            "/api/orders",
+            api::RECORDED_ORDERS,
+        )));
         bulkheads.push(Arc::new(dead_letters));
     }
     let dependencies = move || {

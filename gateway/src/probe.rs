@@ -36,7 +36,10 @@ impl Probe {
             .timeout_recv_response(Some(LIMIT))
             .timeout_per_read(Some(LIMIT))
             .build();
-        Self { upstreams: Arc::clone(upstreams), agent: config.new_agent() }
+        Self {
+            upstreams: Arc::clone(upstreams),
+            agent: config.new_agent(),
+        }
     }
 
     /// Whether the process of one of them answers, now.
@@ -52,7 +55,8 @@ impl Probe {
 
     /// Whether that one can work, now.
     pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
-        self.ask_at(address, "/ready").is_some_and(|(status, _)| status == 200)
+        self.ask_at(address, "/ready")
+            .is_some_and(|(status, _)| status == 200)
     }
 
     fn ask_at(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {

@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use common::http::{Body, Method, Problem, Request, Response, is_conditional};
+use common::http::{Body, HandlerResult, Method, Problem, Request, Response, is_conditional};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
@@ -28,7 +28,10 @@ const HOP_BY_HOP: [&str; 11] = [
 ];
 
 /// The request as the service behind gets it.
-pub(crate) fn passed_on(request: &Request, address: SocketAddr) -> Result<http::Request<()>, Problem> {
+pub(crate) fn passed_on(
+    request: &Request,
+    address: SocketAddr,
+) -> Result<http::Request<()>, Problem> {
     // Its target names no resource but a host, which ureq would put in place of the path.
     if request.method.as_str() == "CONNECT" {
         return Err(Problem::bad_request(
@@ -53,7 +56,9 @@ pub(crate) fn passed_on(request: &Request, address: SocketAddr) -> Result<http::
     let mut outgoing = outgoing.map_err(cannot)?;
     *outgoing.headers_mut() = headers_passed_on(request).map_err(cannot)?;
     if has_body(request) {
-        outgoing.headers_mut().insert("content-length", request.body.len().into());
+        outgoing
+            .headers_mut()
+            .insert("content-length", request.body.len().into());
     }
     Ok(outgoing)
 }
@@ -77,6 +82,11 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
             "host" => host = Some(value),
             "x-forwarded-for" => forwarded_for.push(value),
             "via" => via.push(value),
+            // Counted down for those that it speaks of (RFC 9110 §7.6.2).
+            "max-forwards" if counts_forwards(request) => {
+                let left = value.parse::<u64>().unwrap_or(1).saturating_sub(1);
+                headers.insert("max-forwards", left.into());
+            }
             "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host"
             // What a client shows to the gateway is for nobody else.
             | "authorization" | "cookie" => {}
@@ -100,6 +110,20 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
     Ok(headers)
 }
 
+/// Of a request that is not to be passed on any more, the answer.
+pub(crate) fn answered_here(request: &Request) -> Option<HandlerResult<'static>> {
+    let is_last = counts_forwards(request) && request.header("max-forwards") == Some("0");
+    let allow = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
+    is_last.then(|| match request.method {
+        Method::Options => Ok(Response::empty(204).with_header("allow", allow)),
+        _ => Err(Problem::method_not_allowed(allow.to_owned())),
+    })
+}
+
+fn counts_forwards(request: &Request) -> bool {
+    matches!(request.method.as_str(), "OPTIONS" | "TRACE")
+}
+
 /// A header's value as it was sent: one octet for each character.
 fn octets(value: &str) -> http::Result<HeaderValue> {
     if value.is_ascii() {
@@ -121,17 +145,14 @@ fn characters(value: &HeaderValue) -> String {
 }
 
 /// The head of the service's answer as ours.
-pub(crate) fn passed_back(
-    head: &http::Response<()>,
-    body: Body<'static>,
-) -> Response<'static> {
+pub(crate) fn passed_back(head: &http::Response<()>, body: Body<'static>) -> Response<'static> {
     let bodiless = matches!(body, Body::Empty);
-    let mut response = Response::new(head.status().as_u16(), body);
+    let mut response = Response::new(head.status().as_u16(), body).passed_on();
     let listed = listed_in(head.headers().get_all("connection").iter().map(text));
     for (name, value) in head.headers() {
         let stays_behind = match name.as_str() {
             // The length goes with the body, where there is one.
-            "content-length" => !bodiless,
+            "content-length" => !bodiless || head.status() == http::StatusCode::NO_CONTENT,
             // The client gets the one that our log has.
             "x-request-id" => true,
             name => is_hop_by_hop(name, &listed),

@@ -26,7 +26,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// After so long without a question, what was needed to ask is given up.
 const REST_AFTER: Duration = Duration::from_secs(10);
 
-pub(crate) const ROUTES: &[Route<Arc<Status>>] = &[(Verb::Get, "/api/status", Handler::One(get_status))];
+pub(crate) const ROUTES: &[Route<Arc<Status>>] =
+    &[(Verb::Get, "/api/status", Handler::One(get_status))];
 
 #[expect(
     clippy::unnecessary_wraps,

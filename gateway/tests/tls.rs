@@ -161,7 +161,10 @@ fn whoever_speaks_plainly_to_a_tls_port_is_told_so_plainly() {
 
     let answer = testkit::exchange(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
 
-    assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer:?}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+        "{answer:?}"
+    );
     assert!(answer.contains("this port speaks HTTPS"), "{answer:?}");
     let health = curl(address, &certificate.cert(), "/health", &[]);
     assert_eq!(health.as_deref(), Some(r#"{"status":"ok"}"#));

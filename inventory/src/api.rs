@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use common::db::{ChangeError, DbError};
 use common::http::Handler;
 use common::http::{
-    Answers, Batch, BatchLimits, HandlerResult, Head, Page, Problem, Request, Response, Route, Verb,
-    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged, whole_list,
+    Answers, Batch, BatchLimits, HandlerResult, Head, Method, Page, Problem, Request, Response, Route,
+    Verb, entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
+    whole_list,
 };
 use serde_json::json;
 
@@ -23,7 +24,10 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
 ];
 
 const LIST_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits { slots: 2, requests_max: 16 },
+    limits: BatchLimits {
+        slots: 2,
+        requests_max: 16,
+    },
     filter: is_short_page,
     answer: list_pages,
     one: list_movies,
@@ -32,18 +36,30 @@ const LIST_MOVIES: Batch<MovieStore> = Batch {
 /// One commit for all, which share the wait for the disk. While one slot waits for it, what comes
 /// next gathers at the other, which is behind it in any case: movies are created in turn.
 const CREATE_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits { slots: 2, requests_max: 256 },
+    limits: BatchLimits {
+        slots: 2,
+        requests_max: 256,
+    },
     filter: |_| true,
     answer: create_movies,
     one: create_movie,
 };
 
 const GET_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits { slots: 2, requests_max: 64 },
+    limits: BatchLimits {
+        slots: 2,
+        requests_max: 64,
+    },
     filter: |_| true,
     answer: get_movies,
     one: get_movie,
 };
+
+/// What the query of each path may have.
+pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
+    let is_list = head.route() == "/api/movies" && matches!(head.method, Method::Get | Method::Head);
+    head.require_query_of(if is_list { &["title", "limit", "after"] } else { &[] })
+}
 
 /// Short pages of all movies can be read together.
 fn is_short_page(request: &Head) -> bool {
@@ -53,7 +69,10 @@ fn is_short_page(request: &Head) -> bool {
 }
 
 fn list_pages(movies: &mut MovieStore, requests: &[Request]) -> Answers {
-    let pages: Vec<_> = requests.iter().flat_map(|request| Page::from_query(request)).collect();
+    let pages: Vec<_> = requests
+        .iter()
+        .flat_map(|request| Page::from_query(request))
+        .collect();
     let lists = match movies.pages(&pages) {
         Ok(lists) => lists,
         Err(error) => {
@@ -100,6 +119,7 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
 
 fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
     let new_movies = requests.iter().map(|request| {
+        require_no_tag(request)?;
         let fields = request.json_object::<MovieFields<'_>>()?;
         Ok(NewMovie::try_from(fields)?)
     });
@@ -127,7 +147,9 @@ fn create_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
 }
 
 fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResult<'a> {
-    let answer = create_movies(movies, std::slice::from_ref(request)).pop().flatten();
+    let answer = create_movies(movies, std::slice::from_ref(request))
+        .pop()
+        .flatten();
     answer.unwrap_or_else(|| Err(Problem::internal("no answer came back")))
 }
 

@@ -35,9 +35,13 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let movies = {
         let database = Arc::clone(&database);
         let http = &config.http;
-        Bulkhead::new("/api/movies", http.workers, api::ROUTES, &http.limits, move || {
-            MovieStore::new(&database)
-        })
+        Bulkhead::new(
+            "/api/movies",
+            http.workers,
+            api::ROUTES,
+            &http.limits,
+            move || MovieStore::new(&database),
+        )
     };
     let dependencies = move || {
         let mut movies = MovieStore::new(&database);
@@ -48,7 +52,13 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
             }]
         }
     };
-    let server = Server::start(&config.http, vec![Arc::new(movies)], dependencies, &metrics, shutdown)?;
+    let server = Server::start(
+        &config.http,
+        vec![Arc::new(movies.with_guard(api::knows_query))],
+        dependencies,
+        &metrics,
+        shutdown,
+    )?;
     Ok(Inventory { server, bring_up })
 }
 

@@ -488,11 +488,17 @@ fn a_request_that_ends_after_sigterm_is_answered_and_its_connection_closed() {
 fn used_and_fresh(inventory: &Inventory) -> (Client, TcpStream) {
     let client = inventory.client();
     eventually("earlier ones are closed", || {
-        client.get("/metrics").text.contains("\nhttp_connections 1\n")
+        client
+            .get("/metrics")
+            .text
+            .contains("\nhttp_connections 1\n")
     });
     let fresh = inventory.connect();
     eventually("both are there", || {
-        client.get("/metrics").text.contains("\nhttp_connections 2\n")
+        client
+            .get("/metrics")
+            .text
+            .contains("\nhttp_connections 2\n")
     });
     (client, fresh)
 }
@@ -513,7 +519,9 @@ fn at_the_cap_the_connection_that_is_idle_for_longest_makes_room() {
         assert_eq!(next(&mut newcomer, 12), "HTTP/1.1 200", "{key}");
         // The one that was used first is gone, and the others are not.
         for stream in [&mut fresh, &mut idle] {
-            stream.write_all(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").expect("it reads");
+            stream
+                .write_all(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+                .expect("it reads");
         }
         assert_eq!(statuses(&rest(fresh)), ["200"], "{key}");
         assert!(rest(idle).contains("HTTP/1.1 200"), "{key}");
@@ -527,14 +535,20 @@ fn a_connection_too_many_is_turned_away_at_once() {
         let (client, fresh) = used_and_fresh(&inventory);
         let others = [fresh, inventory.connect()];
         for mut other in &others {
-            other.write_all(b"GET /health HTTP/1.1\r\n").expect("it reads");
+            other
+                .write_all(b"GET /health HTTP/1.1\r\n")
+                .expect("it reads");
         }
         eventually("all are there", || {
-            client.get("/metrics").text.contains("\nhttp_connections 3\n")
+            client
+                .get("/metrics")
+                .text
+                .contains("\nhttp_connections 3\n")
         });
         // For this one the connection that was used makes room.
         let mut last = inventory.connect();
-        last.write_all(b"GET /health HTTP/1.1\r\n").expect("it reads");
+        last.write_all(b"GET /health HTTP/1.1\r\n")
+            .expect("it reads");
         eventually("it is there", || {
             let reply = client.try_send("GET", "/health", &[], None);
             reply.map_or(true, |reply| reply.status == 503)

@@ -2,26 +2,21 @@
 //! next deadline come out. It has no socket, no lock and no clock, and every rule of RFC 9112
 //! about a connection stands here.
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::message::framing::{
-    BodyFraming, Chunked, FramingLimits, HEADERS_MAX, HeadScan, Refusal, header_storage,
-    parse_head, values,
+    BodyFraming, Chunked, FramingLimits, HeadScan, Refusal, header_storage, parse_head,
+    settle_version,
 };
+use super::message::head::Head;
 use super::message::problem::Problem;
-use super::message::request::{Head, Method, request_id};
-use super::message::response::{Body, Fill, Response, Stream};
 
 /// After its last answer a client's bytes are read on for so long and so far: were they left
 /// unread, closing would reset the connection and take the answer with it.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 8 * 1024 * 1024;
-
-/// The minimum data rate is so much of an answer in each [`ConnectionLimits::send`].
-const SENT_BYTES: usize = 32 * 1024;
 
 /// A connection without a request is not closed for others' sake before it is so old.
 const GRACE: Duration = Duration::from_secs(1);
@@ -77,7 +72,10 @@ enum Phase {
     Length(Box<Head>, usize),
     Chunked(Box<Head>, Chunked, Vec<u8>),
     Answering,
-    Streaming { chunked: bool, left: Option<u64> },
+    Streaming {
+        chunked: bool,
+        left: Option<u64>,
+    },
     /// The last answer is in `output`; true where the client may still be sending.
     Parting(bool),
     Lingering(usize),
@@ -125,7 +123,11 @@ impl Connection {
             limits: Arc::clone(limits),
             client,
             phase: Phase::Idle,
-            terms: Terms { http_10: false, keep_alive: true, expects_continue: false },
+            terms: Terms {
+                http_10: false,
+                keep_alive: true,
+                expects_continue: false,
+            },
             head: None,
             decided: None,
             input: Vec::new(),
@@ -161,20 +163,17 @@ impl Connection {
         self.phase = Phase::Closed;
     }
 
-    /// The client holds a part of an answer, and must be able to tell.
-    pub(crate) fn truncate(&mut self) {
-        self.phase = Phase::Truncated;
-        self.output = Vec::new();
-        self.sent = 0;
-    }
-
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// How many bytes of requests are held here.
     pub(crate) fn held_input(&self) -> usize {
-        let body = if let Phase::Chunked(_, _, body) = &self.phase { body.len() } else { 0 };
+        let body = if let Phase::Chunked(_, _, body) = &self.phase {
+            body.len()
+        } else {
+            0
+        };
         self.input.len() + body
     }
 
@@ -203,39 +202,11 @@ impl Connection {
 
     /// The head that is to be decided about.
     pub(crate) fn head_mut(&mut self) -> Option<&mut Head> {
-        if let Phase::Decide(head, _) = &mut self.phase { Some(head) } else { None }
-    }
-
-    fn has_output(&self) -> bool {
-        self.sent < self.output.len()
-    }
-
-    pub(crate) fn to_send(&self) -> &[u8] {
-        &self.output[self.sent..]
-    }
-
-    pub(crate) fn on_sent(&mut self, bytes: usize, now: Instant) {
-        self.sent += bytes;
-        self.sent_in_time += bytes;
-        if !self.has_output() {
-            self.output = Vec::new();
-            self.sent = 0;
-            if matches!(self.phase, Phase::Idle) {
-                self.deadline = now + self.limits.idle;
-            }
-        } else if self.sent_in_time >= SENT_BYTES && self.is_answered() {
-            self.expect_to_send(now);
+        if let Phase::Decide(head, _) = &mut self.phase {
+            Some(head)
+        } else {
+            None
         }
-    }
-
-    /// Whether what is to be sent is an answer.
-    fn is_answered(&self) -> bool {
-        matches!(self.phase, Phase::Idle | Phase::Streaming { .. } | Phase::Parting(_))
-    }
-
-    fn expect_to_send(&mut self, now: Instant) {
-        self.sent_in_time = 0;
-        self.deadline = now + self.limits.send;
     }
 
     /// From now on every answer is the last.
@@ -264,7 +235,11 @@ impl Connection {
         match &mut self.phase {
             Phase::Idle => {
                 // Empty lines before a request are passed over (RFC 9112 §2.2).
-                let empty = 2 * self.input.chunks(2).take_while(|line| *line == b"\r\n").count();
+                let empty = 2 * self
+                    .input
+                    .chunks(2)
+                    .take_while(|line| *line == b"\r\n")
+                    .count();
                 self.input.drain(..empty);
                 if self.input.is_empty() || self.input == b"\r" {
                     return Ok(self.more(now));
@@ -283,7 +258,11 @@ impl Connection {
                 let passed = self.input.len().min(*left);
                 self.input.drain(..passed);
                 *left -= passed;
-                if *left > 0 { Ok(self.more(now)) } else { Ok(self.hand_out(Vec::new(), now)) }
+                if *left > 0 {
+                    Ok(self.more(now))
+                } else {
+                    Ok(self.hand_out(Vec::new(), now))
+                }
             }
             Phase::Length(_, length) if self.input.len() < *length => Ok(self.more(now)),
             Phase::Length(_, length) => {
@@ -299,7 +278,11 @@ impl Connection {
                     }
                 };
                 let used = chunked.read(&self.input, keep)?;
-                let body = if chunked.is_done() { Some(std::mem::take(body)) } else { None };
+                let body = if chunked.is_done() {
+                    Some(std::mem::take(body))
+                } else {
+                    None
+                };
                 self.input.drain(..used);
                 match body {
                     Some(body) => Ok(self.hand_out(body, now)),
@@ -311,7 +294,11 @@ impl Connection {
                 let lingers = *lingers;
                 self.input = Vec::new();
                 self.deadline = now + LINGER_TIME;
-                self.phase = if lingers { Phase::Lingering(0) } else { Phase::Closed };
+                self.phase = if lingers {
+                    Phase::Lingering(0)
+                } else {
+                    Phase::Closed
+                };
                 Ok(Some(Next::EndOutput))
             }
             Phase::Lingering(_) => Ok(self.more(now)),
@@ -332,6 +319,7 @@ impl Connection {
     fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Refusal> {
         let limits = Arc::clone(&self.limits);
         let mut storage = header_storage();
+        settle_version(&mut self.input[..end]);
         let head = parse_head(&self.input[..end], &mut storage, &limits.framing)?;
         self.terms = Terms {
             http_10: head.http_10,
@@ -356,7 +344,10 @@ impl Connection {
             }
             Phase::Decide(head, BodyFraming::Chunked) => {
                 let chunked = Chunked::new(&self.limits.framing);
-                (self.input.is_empty(), Phase::Chunked(head, chunked, Vec::new()))
+                (
+                    self.input.is_empty(),
+                    Phase::Chunked(head, chunked, Vec::new()),
+                )
             }
             other => (false, other),
         };
@@ -383,7 +374,8 @@ impl Connection {
         };
         // Chunks without content are passed on as if there had been no body.
         if !body.is_empty() && head.header("content-length").is_none() {
-            head.headers.push("content-length", body.len().to_string().as_bytes());
+            head.headers
+                .push("content-length", body.len().to_string().as_bytes());
         }
         head.arrived = now;
         self.deadline = now + self.limits.queue + self.limits.answer;
@@ -400,151 +392,10 @@ impl Connection {
         self.deadline = now + self.limits.answer;
     }
 
-    fn be_the_last(&mut self) {
-        self.terms.keep_alive = false;
-        self.lingers = true;
-    }
-
-    /// Nobody knows where the next request would begin. What is returned is the answer.
-    pub(crate) fn refuse(&mut self, refusal: Refusal, now: Instant) -> Problem {
-        self.be_the_last();
-        let phase = std::mem::replace(&mut self.phase, Phase::Answering);
-        let head = match phase {
-            Phase::Decide(head, _) | Phase::Length(head, _) | Phase::Chunked(head, ..) => *head,
-            _ => {
-                self.terms.http_10 = false;
-                refused_head(&self.input, self.client, self.limits.secure, now)
-            }
-        };
-        self.input = Vec::new();
-        self.head = Some(Arc::new(head));
-        Problem::refused(refusal)
-    }
-
-    /// Takes the answer to the request that is out. Pieces of a stream follow by `push`; what is
-    /// returned makes them.
-    pub(crate) fn respond<'a>(
-        &mut self,
-        response: Response<'a>,
-        date: &str,
-        now: Instant,
-    ) -> Option<Fill<'a>> {
-        debug_assert!(matches!(self.phase, Phase::Answering));
-        let head = self.head.take();
-        let (id, head_only) = head
-            .as_ref()
-            .map_or(("", false), |head| (&*head.request_id, head.method == Method::Head));
-        let Terms { http_10, keep_alive, .. } = self.terms;
-        let chunked = matches!(&response.body, Body::Stream(Stream { length: None, .. }));
-        let closes = !keep_alive || self.draining || chunked && http_10;
-        let out = &mut self.output;
-        out.reserve(if let Body::Bytes(body) = &response.body { 512 + body.len() } else { 512 });
-        response.write_head(out, id, self.limits.secure, date);
-        match (closes, http_10) {
-            (true, _) => out.extend_from_slice(b"connection: close\r\n"),
-            (false, true) => out.extend_from_slice(b"connection: keep-alive\r\n"),
-            (false, false) => {}
-        }
-        let length = match &response.body {
-            Body::Empty => None,
-            Body::Bytes(body) => Some(body.len() as u64),
-            Body::Stream(stream) => stream.length,
-        };
-        if let Some(length) = length {
-            let _ = write!(out, "content-length: {length}\r\n\r\n");
-        } else if chunked && !http_10 {
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
-        } else {
-            out.extend_from_slice(b"\r\n");
-        }
-        self.terms.keep_alive = !closes;
-        self.lingers |= self.draining || keep_alive || !self.input.is_empty();
-        self.expect_to_send(now);
-        match response.body {
-            Body::Stream(stream) if !head_only => {
-                self.phase = Phase::Streaming { chunked: chunked && !http_10, left: stream.length };
-                self.head = head;
-                return Some(stream.fill);
-            }
-            Body::Bytes(body) if !head_only => self.output.extend_from_slice(&body),
-            _ => {}
-        }
-        self.end_answer();
-        None
-    }
-
-    fn end_answer(&mut self) {
-        self.head = None;
-        self.phase =
-            if self.terms.keep_alive { Phase::Idle } else { Phase::Parting(self.lingers) };
-    }
-
-    /// The next piece of a stream is being made.
-    pub(crate) fn await_piece(&mut self, now: Instant) {
-        self.deadline = now + self.limits.answer;
-    }
-
-    /// The next piece of a stream; an empty one is its end. False where the answer is not as long
-    /// as it was said to be, and is truncated for it.
-    pub(crate) fn push(&mut self, piece: &[u8], now: Instant) -> bool {
-        let Phase::Streaming { chunked, left } = &mut self.phase else { return true };
-        let bytes = piece.len() as u64;
-        if left.is_some_and(|left| bytes > left || bytes == 0 && left > 0) {
-            self.truncate();
-            return false;
-        }
-        if let Some(left) = left {
-            *left -= bytes;
-        }
-        if *chunked {
-            let _ = write!(self.output, "{bytes:x}\r\n");
-            self.output.extend_from_slice(piece);
-            self.output.extend_from_slice(b"\r\n");
-        } else {
-            self.output.extend_from_slice(piece);
-        }
-        self.expect_to_send(now);
-        if piece.is_empty() {
-            self.end_answer();
-        }
-        true
-    }
-
-    /// The deadline has passed. What is returned is to be answered.
-    pub(crate) fn on_deadline(&mut self, now: Instant) -> Option<Problem> {
-        let late = |detail| Refusal::new(408, detail);
-        match &self.phase {
-            Phase::Streaming { .. } => self.truncate(),
-            _ if self.has_output() => self.truncate(),
-            Phase::Head(_) => {
-                return Some(self.refuse(late("the request line and headers take too long"), now));
-            }
-            Phase::Length(..) | Phase::Chunked(..) => {
-                return Some(self.refuse(late("the body takes too long"), now));
-            }
-            Phase::Answering => {
-                self.be_the_last();
-                let detail = "this takes too long; whether it is done is not known";
-                return Some(Problem::unavailable(detail, "nothing was heard of it"));
-            }
-            _ => self.phase = Phase::Closed,
-        }
-        None
-    }
 }
 
-/// What can be read of a head that is refused: enough for the answer and the log.
-#[cold]
-fn refused_head(input: &[u8], client: IpAddr, secure: bool, now: Instant) -> Head {
-    let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut storage);
-    let complete = request.parse(input).is_ok_and(|status| status.is_complete());
-    let given = values(request.headers, "x-request-id").next().filter(|_| complete);
-    let id = request_id(given);
-    let method = Method::new(request.method.unwrap_or_default());
-    let target = request.path.unwrap_or_default().to_owned();
-    Head::bare(method, target, id, client, secure, now)
-}
+mod answering;
+mod refusing;
 
 #[cfg(test)]
 mod tests;

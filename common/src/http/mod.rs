@@ -15,12 +15,14 @@ mod server;
 pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
+pub use message::head::{Head, Headers, Method, is_request_id};
 pub use message::page::{Page, whole_list};
 pub use message::problem::Problem;
-pub use message::request::{Head, Headers, Method, Request, is_request_id};
+pub use message::request::Request;
 pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, Watched, network, watch};
-pub use service::bulkhead::{Answers, Batch, BatchLimits, Bulkhead, Handler, Lease, One, Route};
+pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
 pub use service::limits::Limits;
 pub use service::operations::{Dependency, DependencyState, health};
+pub use service::queues::BatchLimits;
 pub use service::router::{Submit, Verb};

@@ -23,5 +23,7 @@ pub(crate) fn now() -> std::time::Instant {
 
 /// Nothing that happens under a lock can panic half way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

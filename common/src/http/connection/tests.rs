@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::answering::SENT_BYTES;
 use super::*;
+use crate::http::message::response::{Body, Response, Stream};
+use std::io::Write;
 
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
@@ -48,7 +51,11 @@ struct Sent {
 impl Sent {
     fn head(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let _ = write!(bytes, "POST {} HTTP/1.1\r\nHost: a\r\nX-A: b\r\n", self.target);
+        let _ = write!(
+            bytes,
+            "POST {} HTTP/1.1\r\nHost: a\r\nX-A: b\r\n",
+            self.target
+        );
         if self.expects {
             bytes.extend(b"Expect: 100-continue\r\n");
         }
@@ -83,7 +90,12 @@ impl Sent {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        [b"\r\n".repeat(self.empty_lines), self.head(), self.framed_body()].concat()
+        [
+            b"\r\n".repeat(self.empty_lines),
+            self.head(),
+            self.framed_body(),
+        ]
+        .concat()
     }
 
     fn body(&self) -> Vec<u8> {
@@ -102,15 +114,20 @@ fn sent() -> impl Strategy<Value = Sent> {
         bytes().prop_map(Content::Length),
         proptest::collection::vec(bytes(), 0..3).prop_map(Content::Chunked),
     ];
-    ("/[a-z]{0,9}", content, any::<bool>(), prop::bool::weighted(0.1), 0..2_usize).prop_map(
-        |(target, content, expects, closes, empty_lines)| Sent {
+    (
+        "/[a-z]{0,9}",
+        content,
+        any::<bool>(),
+        prop::bool::weighted(0.1),
+        0..2_usize,
+    )
+        .prop_map(|(target, content, expects, closes, empty_lines)| Sent {
             target,
             content,
             expects,
             closes,
             empty_lines,
-        },
-    )
+        })
 }
 
 /// What the world does.
@@ -195,7 +212,9 @@ impl Model {
 
     /// The connection was asked what is next, with nothing left to send.
     fn on_next(&mut self, now: Instant) {
-        let Some(&(begin, head, end)) = self.bounds.get(self.request) else { return };
+        let Some(&(begin, head, end)) = self.bounds.get(self.request) else {
+            return;
+        };
         if self.stage == Stage::Idle && self.arrived > begin {
             (self.stage, self.deadline) = (Stage::Head, now + limits().head);
         }
@@ -304,7 +323,8 @@ impl World {
                 assert!(!self.ended, "output after its end");
                 let bytes = (*bytes).min(self.connection.to_send().len());
                 assert!(bytes > 0, "nothing to write");
-                self.output.extend_from_slice(&self.connection.to_send()[..bytes]);
+                self.output
+                    .extend_from_slice(&self.connection.to_send()[..bytes]);
                 self.connection.on_sent(bytes, self.now);
                 if let Some(model) = &mut self.model {
                     model.on_sent(bytes, self.connection.to_send().len(), self.now);
@@ -332,14 +352,24 @@ impl World {
         }
         self.next();
         let held = self.connection.held_input();
-        assert!(held <= 256 + 256 + 200 + 8, "{held} bytes of input are held");
+        assert!(
+            held <= 256 + 256 + 200 + 8,
+            "{held} bytes of input are held"
+        );
     }
 
     fn answer(&mut self, bytes: usize, pieces: bool) {
         let body = vec![b'x'; bytes];
         let length = (bytes % 2 == 0).then_some(bytes as u64);
-        let stream = Stream { length, fill: Box::new(|_| Ok(())) };
-        let content = if pieces { Body::Stream(stream) } else { Body::Bytes(body.clone()) };
+        let stream = Stream {
+            length,
+            fill: Box::new(|_| Ok(())),
+        };
+        let content = if pieces {
+            Body::Stream(stream)
+        } else {
+            Body::Bytes(body.clone())
+        };
         let streams = self.respond(Response::new(200, content));
         assert_eq!(streams, pieces);
         if pieces {
@@ -369,11 +399,19 @@ impl World {
             }
             statuses.push(status);
             let used = if head.contains("transfer-encoding: chunked") {
-                let limits = FramingLimits { body_bytes: usize::MAX, ..limits().framing };
+                let limits = FramingLimits {
+                    body_bytes: usize::MAX,
+                    ..limits().framing
+                };
                 Chunked::new(&limits).read(rest, |_| {}).expect("chunks")
             } else {
                 let length = head.split("content-length: ").nth(1).expect("a length");
-                length.lines().next().expect("a line").parse().expect("a number")
+                length
+                    .lines()
+                    .next()
+                    .expect("a line")
+                    .parse()
+                    .expect("a number")
             };
             rest = &rest[used.min(rest.len())..];
         }
@@ -512,7 +550,9 @@ fn numbers(count: usize) -> impl Iterator<Item = Result<usize, Problem>> {
 }
 
 fn array(count: usize) -> Response<'static> {
-    Response::json_array(200, numbers(count)).begun().expect("an answer")
+    Response::json_array(200, numbers(count))
+        .begun()
+        .expect("an answer")
 }
 
 #[test]
@@ -521,9 +561,19 @@ fn a_short_array_is_sent_with_its_length_and_head_gets_the_head_alone() {
                 x-request-id: id\r\nx-content-type-options: nosniff\r\n\
                 cross-origin-resource-policy: same-origin\r\ncontent-length: 7\r\n\r\n";
 
-    assert_eq!(answer_to(&ask("GET", "1.1"), array(3)), (format!("{head}[0,1,2]"), true));
-    assert_eq!(answer_to(&ask("HEAD", "1.1"), array(3)), (head.to_owned(), true));
-    assert!(answer_to(&ask("GET", "1.1"), array(0)).0.ends_with("\r\n\r\n[]"));
+    assert_eq!(
+        answer_to(&ask("GET", "1.1"), array(3)),
+        (format!("{head}[0,1,2]"), true)
+    );
+    assert_eq!(
+        answer_to(&ask("HEAD", "1.1"), array(3)),
+        (head.to_owned(), true)
+    );
+    assert!(
+        answer_to(&ask("GET", "1.1"), array(0))
+            .0
+            .ends_with("\r\n\r\n[]")
+    );
 }
 
 #[test]
@@ -531,12 +581,23 @@ fn a_long_array_is_sent_in_chunks() {
     let (text, whole) = answer_to(&ask("GET", "1.1"), array(50_000));
 
     let (head, chunks) = text.split_once("\r\n\r\n").expect("a head");
-    assert!(whole && head.ends_with("transfer-encoding: chunked"), "{head}");
-    let limits = FramingLimits { body_bytes: usize::MAX, ..limits().framing };
+    assert!(
+        whole && head.ends_with("transfer-encoding: chunked"),
+        "{head}"
+    );
+    let limits = FramingLimits {
+        body_bytes: usize::MAX,
+        ..limits().framing
+    };
     let (mut chunked, mut content) = (Chunked::new(&limits), Vec::new());
     let used = chunked.read(chunks.as_bytes(), |piece| content.extend_from_slice(piece));
     assert_eq!((used, chunked.is_done()), (Ok(chunks.len()), true));
-    assert_eq!(serde_json::from_slice::<Vec<usize>>(&content).expect("an array").len(), 50_000);
+    assert_eq!(
+        serde_json::from_slice::<Vec<usize>>(&content)
+            .expect("an array")
+            .len(),
+        50_000
+    );
 }
 
 #[test]
@@ -544,15 +605,25 @@ fn a_client_of_http_1_0_gets_no_chunks() {
     let (text, _) = answer_to(&ask("GET", "1.0"), array(50_000));
 
     let (head, content) = text.split_once("\r\n\r\n").expect("a head");
-    assert!(!head.contains("transfer-encoding") && !head.contains("content-length"), "{head}");
+    assert!(
+        !head.contains("transfer-encoding") && !head.contains("content-length"),
+        "{head}"
+    );
     assert!(head.contains("connection: close"), "{head}");
-    assert_eq!(serde_json::from_str::<Vec<usize>>(content).expect("an array").len(), 50_000);
+    assert_eq!(
+        serde_json::from_str::<Vec<usize>>(content)
+            .expect("an array")
+            .len(),
+        50_000
+    );
 }
 
 #[test]
 fn a_problem_midway_leaves_an_answer_that_cannot_be_taken_for_whole() {
     let values = numbers(50_000).chain([Err(Problem::internal("the server went away"))]);
-    let response = Response::json_array(200, values).begun().expect("an answer");
+    let response = Response::json_array(200, values)
+        .begun()
+        .expect("an answer");
 
     let (text, whole) = answer_to(&ask("GET", "1.1"), response);
 
@@ -569,7 +640,10 @@ fn a_stream_that_is_not_as_long_as_it_says_is_truncated() {
             left -= piece;
             Ok(())
         };
-        let stream = Stream { length: Some(said), fill: Box::new(fill) };
+        let stream = Stream {
+            length: Some(said),
+            fill: Box::new(fill),
+        };
 
         let (_, whole) = answer_to(&ask("GET", "1.1"), Response::new(200, Body::Stream(stream)));
 
@@ -581,7 +655,10 @@ fn a_stream_that_is_not_as_long_as_it_says_is_truncated() {
 fn what_is_decided_at_the_head_is_answered_without_a_body_and_without_asking_for_one() {
     let now = Instant::now();
     let decided = || Some(Err(Problem::not_found("nothing")));
-    for (expects, body, then) in [("", "hello", "read"), ("Expect: 100-continue\r\n", "", "end")] {
+    for (expects, body, then) in [
+        ("", "hello", "read"),
+        ("Expect: 100-continue\r\n", "", "end"),
+    ] {
         let mut connection = Connection::new(&Arc::new(limits()), CLIENT, now);
         let request =
             format!("POST / HTTP/1.1\r\nHost: a\r\n{expects}Content-Length: 5\r\n\r\n{body}");
@@ -590,7 +667,10 @@ fn what_is_decided_at_the_head_is_answered_without_a_body_and_without_asking_for
 
         connection.decide(decided());
 
-        assert!(matches!(connection.next(now), Next::Decided(Err(_))), "{then}");
+        assert!(
+            matches!(connection.next(now), Next::Decided(Err(_))),
+            "{then}"
+        );
         connection.respond(Response::empty(404), "now", now);
         let bytes = connection.to_send().len();
         connection.on_sent(bytes, now);

@@ -5,7 +5,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::problem::Problem;
-use super::request::{Method, Request};
+use super::head::{Head, Method};
+use super::request::Request;
 use super::response::{Body, Response};
 
 /// How many bytes of the hash make an entity tag: enough that no two bodies ever share one.
@@ -46,6 +47,9 @@ pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a>
         return response;
     };
     let tag = entity_tag(body);
+    if let Err(problem) = require_match(request, &tag) {
+        return Response::of_problem(problem, &request.request_id);
+    }
     let safe = matches!(request.method, Method::Get | Method::Head);
     if safe && lists(request, "if-none-match", &tag, Comparison::Weak) == Some(true) {
         return Response::empty(304).with_header("etag", tag);
@@ -55,27 +59,37 @@ pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a>
 
 /// Whether a request asks for the state of the resource before it is changed.
 #[must_use]
-pub fn is_conditional(request: &Request) -> bool {
+pub fn is_conditional(request: &Head) -> bool {
     request.header("if-match").is_some() || request.header("if-none-match").is_some()
 }
 
 /// Whether a resource with that tag may be changed by this request; a problem, 412, if not.
-pub fn require_unchanged(request: &Request, tag: &str) -> Result<(), Problem> {
-    let holds = lists(request, "if-match", tag, Comparison::Strong) != Some(false)
-        && lists(request, "if-none-match", tag, Comparison::Weak) != Some(true);
-    if holds {
-        Ok(())
-    } else {
-        Err(Problem::precondition_failed())
+pub fn require_unchanged(request: &Head, tag: &str) -> Result<(), Problem> {
+    require_match(request, tag)?;
+    if lists(request, "if-none-match", tag, Comparison::Weak) == Some(true) {
+        return Err(Problem::precondition_failed());
     }
+    Ok(())
 }
 
-/// For a change to a whole collection, which has no tag to compare: only `If-Match: *` holds.
-pub fn require_no_tag(request: &Request) -> Result<(), Problem> {
-    match request.header("if-match") {
-        Some(value) if value.trim() != "*" => Err(Problem::precondition_failed()),
-        _ => Ok(()),
+fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
+    if lists(request, "if-match", tag, Comparison::Strong) != Some(false) {
+        return Ok(());
     }
+    let mut values = request.headers.values("if-match");
+    let is_weak = values.any(|value| tags(value).any(|tag| tag.starts_with("W/")));
+    Err(if is_weak { Problem::weak_tag() } else { Problem::precondition_failed() })
+}
+
+/// For a change to a whole collection, which has no tag to compare: `If-Match: *` holds, and
+/// `If-None-Match: *` does not.
+pub fn require_no_tag(request: &Head) -> Result<(), Problem> {
+    require_match(request, "")?;
+    let mut none = request.headers.values("if-none-match");
+    if none.any(|value| value.trim() == "*") {
+        return Err(Problem::precondition_failed());
+    }
+    Ok(())
 }
 
 /// Weak tags are equal to others only where the comparison is weak (RFC 9110 §8.8.3.2).
@@ -86,7 +100,7 @@ enum Comparison {
 }
 
 /// Whether the header lists the tag, or any by `*`; None where there is no such header.
-fn lists(request: &Request, name: &str, tag: &str, comparison: Comparison) -> Option<bool> {
+fn lists(request: &Head, name: &str, tag: &str, comparison: Comparison) -> Option<bool> {
     let mut values = request.headers.values(name).map(str::trim).peekable();
     values.peek()?;
     Some(

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use httparse::Header;
 
@@ -109,7 +110,10 @@ pub(crate) enum BodyFraming {
 #[derive(Debug)]
 pub(crate) struct Head<'h, 'b> {
     pub(crate) method: &'b str,
+    /// In origin-form, or the asterisk of `OPTIONS *`.
     pub(crate) target: &'b str,
+    /// The host that an absolute-form target names, in place of that in `Host`.
+    pub(crate) authority: Option<&'b str>,
     pub(crate) headers: &'h [Header<'b>],
     pub(crate) framing: BodyFraming,
     pub(crate) http_10: bool,
@@ -132,6 +136,17 @@ pub(crate) const fn header_storage<'b>() -> HeaderStorage<'b> {
     [const { MaybeUninit::uninit() }; HEADERS_MAX]
 }
 
+/// A minor version of HTTP/1 that is not known counts as the highest that is (RFC 9110 §2.5).
+pub(crate) fn settle_version(head: &mut [u8]) {
+    let line = head.iter().position(|byte| *byte == b'\r').unwrap_or(0);
+    if let Some(version) = head[..line].last_chunk_mut::<9>()
+        && version.starts_with(b" HTTP/1.")
+        && (b'2'..=b'9').contains(&version[8])
+    {
+        version[8] = b'1';
+    }
+}
+
 /// Reads a complete head, as [`HeadScan`] found it.
 pub(crate) fn parse_head<'h, 'b>(
     head: &'b [u8],
@@ -152,20 +167,24 @@ pub(crate) fn parse_head<'h, 'b>(
         };
         (method, target, version, request.headers)
     };
-    check_target(target)?;
     let http_10 = version == 0;
-    check_host(headers, http_10)?;
+    let (target, authority) = target_of(method, target)?;
+    let host = host_of(headers, http_10)?;
+    if let Some(host) = authority.or(host) {
+        check_authority(host)?;
+    }
+    check_singles(headers)?;
     let framing = body_framing(headers, http_10, limits)?;
     let connection = || values(headers, "connection").flat_map(tokens);
-    let closes = connection().any(|token| token.eq_ignore_ascii_case(b"close"));
+    let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
     Ok(Head {
         method,
         target,
+        authority: authority.and_then(|authority| std::str::from_utf8(authority).ok()),
         headers,
         framing,
         http_10,
-        // HTTP/1.0 knows no chunks: the end of the connection is the end of a stream.
-        keep_alive: !closes && !http_10,
+        keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
         expects_continue: expects_continue(headers, http_10)?,
     })
 }
@@ -192,39 +211,116 @@ fn names_a_version(head: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit() && more.is_none())
 }
 
-/// The origin-form of RFC 9112 §3.2.1, without the characters that no URI may have and that
-/// some reader takes for its end. The other forms are for proxies that a client chose.
-fn check_target(target: &str) -> Result<(), Refusal> {
-    if !target.starts_with('/') {
-        return Err(Refusal::malformed(
-            "the request target must begin with a slash",
-        ));
-    }
-    if !target
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte))
-    {
+/// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2), without the
+/// characters that no URI may have and that some reader takes for its end.
+fn target_of<'b>(
+    method: &str,
+    target: &'b str,
+) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
+    let well_formed = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
+    if !target.bytes().all(well_formed) {
         return Err(Refusal::malformed(
             "the request target has characters that must be percent-encoded",
         ));
     }
-    Ok(())
+    if target.starts_with('/') || target == "*" && method == "OPTIONS" {
+        return Ok((target, None));
+    }
+    let scheme = target.find("://").map(|end| &target[..end]);
+    let known = |scheme: &str| ["http", "https"].iter().any(|s| s.eq_ignore_ascii_case(scheme));
+    let Some(scheme) = scheme.filter(|scheme| known(scheme)) else {
+        return Err(Refusal::malformed("the request target must begin with a slash"));
+    };
+    let rest = &target[scheme.len() + 3..];
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() {
+        return Err(Refusal::malformed("the request target names no host"));
+    }
+    match path {
+        // A URI without a path names the root (RFC 9110 §4.2.3).
+        "" if method == "OPTIONS" => Ok(("*", Some(authority.as_bytes()))),
+        "" => Ok(("/", Some(authority.as_bytes()))),
+        path if path.starts_with('/') => Ok((path, Some(authority.as_bytes()))),
+        _ => Err(Refusal::malformed("the request target has a query without a path")),
+    }
 }
 
 /// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2).
-fn check_host(headers: &[Header<'_>], http_10: bool) -> Result<(), Refusal> {
+fn host_of<'b>(headers: &[Header<'b>], http_10: bool) -> Result<Option<&'b [u8]>, Refusal> {
     let mut hosts = values(headers, "host");
-    let host = match (hosts.next(), hosts.next()) {
-        (None, _) if http_10 => return Ok(()),
-        (Some(host), None) => host,
-        _ => return Err(Refusal::malformed("there must be exactly one Host header")),
+    match (hosts.next(), hosts.next()) {
+        (None, _) if http_10 => Ok(None),
+        (Some(host), None) => {
+            // An empty one is allowed where the target has no authority.
+            if !host.is_empty() {
+                check_authority(host)?;
+            }
+            Ok(Some(host).filter(|host| !host.is_empty()))
+        }
+        _ => Err(Refusal::malformed("there must be exactly one Host header")),
+    }
+}
+
+/// `uri-host [ ":" port ]` of RFC 9110 §7.2 and RFC 3986 §3.2.
+fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
+    let malformed = || Refusal::malformed("Host is malformed");
+    let text = std::str::from_utf8(authority).map_err(|_| malformed())?;
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => {
+            let future = address.starts_with(['v', 'V']) && address.contains('.');
+            let known = address.parse::<Ipv6Addr>().is_ok();
+            if !(known || future && is_reg_name(&address.replace(':', ""))) {
+                return Err(malformed());
+            }
+            ("ip", port)
+        }
+        None => text.find(':').map_or((text, ""), |colon| text.split_at(colon)),
     };
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+,;=".contains(byte);
-    if host.iter().all(allowed) {
+    let port_is_digits = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
+        None => port.is_empty(),
+    };
+    if port_is_digits && !host.is_empty() && is_reg_name(host) {
         Ok(())
     } else {
-        Err(Refusal::malformed("Host is malformed"))
+        Err(malformed())
     }
+}
+
+/// Unreserved characters, sub-delims, and octets that are percent-encoded.
+fn is_reg_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    while let Some(byte) = bytes.next() {
+        let well_formed = match byte {
+            b'%' => (0..2).all(|_| bytes.next().is_some_and(|digit| digit.is_ascii_hexdigit())),
+            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+        };
+        if !well_formed {
+            return false;
+        }
+    }
+    true
+}
+
+/// Fields of which there may be one, since nobody could tell which of two was meant.
+fn check_singles(headers: &[Header<'_>]) -> Result<(), Refusal> {
+    const SINGLES: [&str; 9] = [
+        "authorization",
+        "content-type",
+        "idempotency-key",
+        "if-modified-since",
+        "if-range",
+        "if-unmodified-since",
+        "max-forwards",
+        "referer",
+        "user-agent",
+    ];
+    for name in SINGLES {
+        if values(headers, name).nth(1).is_some() {
+            return Err(Refusal::new(400, format!("the header {name} is given twice")));
+        }
+    }
+    Ok(())
 }
 
 /// RFC 9112 §6: one length of digits, or `chunked` and nothing else, never both.

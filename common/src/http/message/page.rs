@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::conditional::if_changed;
 use super::problem::Problem;
-use super::request::{Head, Request, names};
+use super::head::{Head, names};
+use super::request::Request;
 use super::response::{HandlerResult, Response};
 
 /// The most rows on one page.
@@ -94,7 +95,10 @@ pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
     request: &Request,
     rows: impl Iterator<Item = Result<T, E>> + 'a,
 ) -> HandlerResult<'a> {
-    Ok(if_changed(request, Response::json_array(200, rows).begun()?))
+    Ok(if_changed(
+        request,
+        Response::json_array(200, rows).begun()?,
+    ))
 }
 
 /// The same list from behind that id: the request's own target with another `after`.

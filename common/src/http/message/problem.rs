@@ -102,6 +102,16 @@ impl Problem {
         )
     }
 
+    /// 412 for a tag that matches nothing.
+    #[must_use]
+    pub(crate) fn weak_tag() -> Self {
+        Self::new(
+            412,
+            "If-Match has a weak tag (W/…), which never matches; a proxy that compresses weakens \
+             tags: read with Accept-Encoding: identity, and send that tag",
+        )
+    }
+
     /// 503: no slot for it, in time or at all.
     #[must_use]
     pub fn overloaded(cause: &'static str) -> Self {
@@ -127,6 +137,19 @@ impl Problem {
             415,
             "send the body as JSON, with Content-Type: application/json",
         )
+    }
+
+    /// 415: the body is compressed.
+    #[must_use]
+    pub fn unsupported_encoding() -> Self {
+        Self::new(415, "send the body as it is, without Content-Encoding")
+            .with_header("accept-encoding", "identity")
+    }
+
+    /// 421: the name is another's.
+    #[must_use]
+    pub(crate) fn misdirected() -> Self {
+        Self::new(421, "this service is not known by the name that Host has")
     }
 
     /// 413; `limit` is in bytes.

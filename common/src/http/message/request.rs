@@ -1,321 +1,13 @@
 //! A request, whole in memory, and the right to answer it once.
 
-use std::fmt;
-use std::net::IpAddr;
 use std::ops::Deref;
-use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use super::framing::{self, BodyFraming, tokens, values};
+use super::head::Head;
 use super::problem::Problem;
 use super::response::{HandlerResult, Response};
-
-/// The most that a request id taken from a client may have.
-const REQUEST_ID_BYTES_MAX: usize = 128;
-
-/// A request method; names are case-sensitive (RFC 9110 §9.1).
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the method of its name")]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    Put,
-    Delete,
-    Options,
-    Other(String),
-}
-
-impl Method {
-    pub(crate) fn new(name: &str) -> Self {
-        match name {
-            "GET" => Self::Get,
-            "HEAD" => Self::Head,
-            "POST" => Self::Post,
-            "PUT" => Self::Put,
-            "DELETE" => Self::Delete,
-            "OPTIONS" => Self::Options,
-            _ => Self::Other(name.to_owned()),
-        }
-    }
-
-    /// As it stands in the request line.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Put => "PUT",
-            Self::Delete => "DELETE",
-            Self::Options => "OPTIONS",
-            Self::Other(name) => name,
-        }
-    }
-}
-
-/// The header fields of a request in their order, in one piece of memory. Names are as the client
-/// wrote them, values are ISO 8859-1: one character for each octet.
-#[derive(Debug, Default)]
-pub struct Headers {
-    text: String,
-    /// Where each name begins, where its value begins, and where that ends.
-    fields: Vec<(usize, usize, usize)>,
-}
-
-impl Headers {
-    fn with_capacity(bytes: usize, fields: usize) -> Self {
-        Self {
-            text: String::with_capacity(bytes),
-            fields: Vec::with_capacity(fields),
-        }
-    }
-
-    pub(crate) fn push(&mut self, name: &str, value: &[u8]) {
-        let begin = self.text.len();
-        self.text.push_str(name);
-        let behind_name = self.text.len();
-        match std::str::from_utf8(value) {
-            Ok(ascii) if ascii.is_ascii() => self.text.push_str(ascii),
-            _ => self.text.extend(value.iter().copied().map(char::from)),
-        }
-        self.fields.push((begin, behind_name, self.text.len()));
-    }
-
-    /// Names and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let fields = self.fields.iter();
-        fields.map(|&(name, value, end)| (&self.text[name..value], &self.text[value..end]))
-    }
-
-    /// The values of all fields of that name, in any case.
-    pub fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h str> {
-        let named = self.iter().filter(move |(present, _)| present.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value)
-    }
-
-    /// How many fields there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.fields.len()
-    }
-
-    /// Whether there is no field.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
-    }
-}
-
-/// Where a request goes, and what the pattern of its route has found in its path.
-#[derive(Debug, Default)]
-pub(crate) struct RouteMatch {
-    /// The pattern: a label of the metrics, so never what a client made up.
-    pub(crate) pattern: &'static str,
-    pub(crate) bulkhead: usize,
-    pub(crate) route: usize,
-    pub(crate) params: Vec<(&'static str, String)>,
-}
-
-/// What a request says before its body.
-#[derive(Debug)]
-pub struct Head {
-    /// The method.
-    pub method: Method,
-    /// Path and query, byte for byte as the client sent them.
-    pub target: String,
-    /// The end-to-end header fields.
-    pub headers: Headers,
-    /// The id that answer, log lines and messages carry: the client's own, or made here.
-    pub request_id: String,
-    /// Who asked.
-    pub client: IpAddr,
-    /// Whether it came by HTTPS.
-    pub secure: bool,
-    /// Whether a body, perhaps an empty one, follows.
-    announces_body: bool,
-    /// When it was here, whole.
-    pub(crate) arrived: Instant,
-    pub(crate) matched: RouteMatch,
-    caller: OnceLock<String>,
-    message_id: OnceLock<String>,
-}
-
-impl Head {
-    pub(crate) fn new(
-        head: &framing::Head<'_, '_>,
-        client: IpAddr,
-        secure: bool,
-        now: Instant,
-    ) -> Self {
-        let listed: Vec<_> = values(head.headers, "connection").flat_map(tokens).collect();
-        let bytes = head.headers.iter().map(|header| header.name.len() + header.value.len());
-        let mut headers = Headers::with_capacity(bytes.sum(), head.headers.len() + 1);
-        for header in head.headers {
-            if !is_of_this_connection(header.name, &listed) {
-                headers.push(header.name, header.value);
-            }
-        }
-        if let BodyFraming::Length(length) = head.framing {
-            headers.push("content-length", length.to_string().as_bytes());
-        }
-        let request_id = request_id(head.header("x-request-id"));
-        let target = head.target.to_owned();
-        Self {
-            headers,
-            announces_body: head.framing != BodyFraming::None,
-            ..Self::bare(Method::new(head.method), target, request_id, client, secure, now)
-        }
-    }
-
-    /// A head without header fields.
-    pub(crate) fn bare(
-        method: Method,
-        target: String,
-        request_id: String,
-        client: IpAddr,
-        secure: bool,
-        arrived: Instant,
-    ) -> Self {
-        Self {
-            method,
-            target,
-            headers: Headers::default(),
-            request_id,
-            client,
-            secure,
-            announces_body: false,
-            arrived,
-            matched: RouteMatch { pattern: "edge", ..RouteMatch::default() },
-            caller: OnceLock::new(),
-            message_id: OnceLock::new(),
-        }
-    }
-
-    /// The path, without the query.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        path_of(&self.target)
-    }
-
-    /// Has the log tell by whose key the request came.
-    pub fn set_caller(&self, name: &str) {
-        let _ = self.caller.set(name.to_owned());
-    }
-
-    /// By whose key the request came.
-    pub fn caller(&self) -> Option<&str> {
-        self.caller.get().map(String::as_str)
-    }
-
-    /// Has the log tell which message the request became, so that both ends of the queue can be
-    /// found by it.
-    pub fn set_message_id(&self, message_id: &str) {
-        let _ = self.message_id.set(message_id.to_owned());
-    }
-
-    pub(crate) fn message_id(&self) -> Option<&str> {
-        self.message_id.get().map(String::as_str)
-    }
-
-    /// The first header of that name, in any case.
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(present, _)| present.eq_ignore_ascii_case(name)).map(|(_, v)| v)
-    }
-
-    /// A header that must not be given twice: which of two was meant, nobody can tell.
-    pub fn single_header(&self, name: &str) -> Result<Option<&str>, Problem> {
-        let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value.map(|(_, value)| value)),
-            _ => Err(Problem::bad_request(format!("the header {name} is given twice"))),
-        }
-    }
-
-    /// A segment of the path that the route's pattern names; empty where it names none such.
-    #[must_use]
-    pub fn param(&self, name: &str) -> &str {
-        let mut params = self.matched.params.iter();
-        params.find(|(present, _)| *present == name).map_or("", |(_, value)| value)
-    }
-
-    /// A segment of the path as the id of a row; None where no row can have it. `007` is not
-    /// another name for 7.
-    #[must_use]
-    pub fn id_param(&self, name: &str) -> Option<i64> {
-        let text = self.param(name);
-        let plain = is_digits(text) && (text == "0" || !text.starts_with('0'));
-        text.parse().ok().filter(|_| plain)
-    }
-
-    /// A parameter of the query, decoded. One that is given twice, or that is not UTF-8, is a
-    /// problem: guessing which was meant would answer another question.
-    pub fn query(&self, name: &str) -> Result<Option<String>, Problem> {
-        let mut found = None;
-        for pair in self.query_pairs().filter(|pair| names(pair, name)) {
-            let value = pair.split_once('=').map_or("", |(_, value)| value);
-            let value = form_decoded(value)
-                .ok_or_else(|| Problem::bad_request(format!("{name} is not UTF-8")))?;
-            if found.replace(value).is_some() {
-                return Err(Problem::bad_request(format!("{name} is given twice")));
-            }
-        }
-        Ok(found)
-    }
-
-    pub(crate) fn query_pairs(&self) -> impl Iterator<Item = &str> {
-        let query = self.target.split_once('?').map_or("", |(_, query)| query);
-        query.split('&').filter(|pair| !pair.is_empty())
-    }
-
-    /// A parameter of the query as a number in a range; the problem names it.
-    pub fn query_number<T: FromStr + PartialOrd + fmt::Display>(
-        &self,
-        name: &str,
-        range: std::ops::RangeInclusive<T>,
-    ) -> Result<Option<T>, Problem> {
-        let Some(text) = self.query(name)? else {
-            return Ok(None);
-        };
-        let number = text.parse().ok().filter(|number| range.contains(number));
-        match number {
-            Some(number) if is_digits(&text) => Ok(Some(number)),
-            _ => Err(Problem::bad_request(format!(
-                "{name} must be a whole number from {} to {}",
-                range.start(),
-                range.end()
-            ))),
-        }
-    }
-
-    /// That JSON may follow. Of chunks nobody knows yet whether there is anything in them.
-    pub fn announces_json(&self) -> Result<(), Problem> {
-        match (self.announces_body, self.header("content-length")) {
-            (false, _) => Err(Problem::length_required()),
-            (true, Some(_)) => self.require_json_type(),
-            (true, None) => Ok(()),
-        }
-    }
-
-    fn require_json_type(&self) -> Result<(), Problem> {
-        let media_type = self.single_header("Content-Type")?.unwrap_or("");
-        let essence = media_type.split(';').next().unwrap_or("").trim();
-        if essence.eq_ignore_ascii_case("application/json") {
-            Ok(())
-        } else {
-            Err(Problem::unsupported_media_type())
-        }
-    }
-}
-
-pub(crate) fn path_of(target: &str) -> &str {
-    target.split_once('?').map_or(target, |(path, _)| path)
-}
 
 /// How an engine answers a request.
 pub(crate) trait Respond: Send {
@@ -368,12 +60,18 @@ impl Deref for Request {
 
 impl Request {
     pub(crate) fn new(head: Arc<Head>, body: Vec<u8>, responder: Box<dyn Respond>) -> Self {
-        Self { head, body, responder: Some(responder) }
+        Self {
+            head,
+            body,
+            responder: Some(responder),
+        }
     }
 
     /// The request leaves its queue. False where its client has had an answer already.
     pub(crate) fn begin(&self) -> bool {
-        self.responder.as_ref().is_some_and(|responder| responder.begin())
+        self.responder
+            .as_ref()
+            .is_some_and(|responder| responder.begin())
     }
 
     /// Answers the client, from any thread. What is not a stream waits for nobody.
@@ -393,6 +91,11 @@ impl Request {
     /// The body, a JSON object, as a value of that type, which may borrow from it.
     pub fn json_object<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Problem> {
         self.require_json()?;
+        if self.body.starts_with(b"\xef\xbb\xbf") {
+            return Err(Problem::bad_request(
+                "the body begins with a byte order mark; send it without",
+            ));
+        }
         // Also what the type passes over has to be UTF-8.
         let text = std::str::from_utf8(&self.body)
             .map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
@@ -419,62 +122,24 @@ impl Drop for Request {
     fn drop(&mut self) {
         if let Some(responder) = self.responder.take() {
             let panicked = std::thread::panicking();
-            let cause = if panicked { "the handler panicked" } else { "nobody answered" };
+            let cause = if panicked {
+                "the handler panicked"
+            } else {
+                "nobody answered"
+            };
             responder.respond(&self.head, Err(Problem::internal(cause)), &NoSlot);
         }
     }
 }
 
-/// Framing, which the connection has read, and what the client's `Connection` lists.
-fn is_of_this_connection(name: &str, listed: &[&[u8]]) -> bool {
-    const OWN: [&str; 5] =
-        ["connection", "content-length", "transfer-encoding", "expect", "keep-alive"];
-    OWN.iter().any(|own| name.eq_ignore_ascii_case(own))
-        || listed.iter().any(|token| {
-            token.eq_ignore_ascii_case(name.as_bytes()) && !name.eq_ignore_ascii_case("host")
-        })
-}
-
-/// The client's request id where it is well-formed, else one made here.
-pub(crate) fn request_id(given: Option<&[u8]>) -> String {
-    match given.and_then(|id| std::str::from_utf8(id).ok()) {
-        Some(id) if is_request_id(id) => id.to_owned(),
-        // It keeps no secret, so the system need not be asked for its randomness.
-        _ => uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes())
-            .into_uuid()
-            .to_string(),
-    }
-}
-
-/// Whether an id from elsewhere is taken: only characters that stand unquoted in a log line are.
-#[must_use]
-pub fn is_request_id(id: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b);
-    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(plain)
-}
-
-/// Whether the text is one or more ASCII digits: `parse` alone would take `+1`.
-fn is_digits(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// Whether a pair of a query string gives that parameter, however its name is encoded.
-pub(super) fn names(pair: &str, name: &str) -> bool {
-    let key = pair.split_once('=').map_or(pair, |(key, _)| key);
-    form_decoded(key).as_deref() == Some(name)
-}
-
-/// A name or value of a query string: `+` is a space, `%41` an A; None where it is not UTF-8.
-pub(crate) fn form_decoded(text: &str) -> Option<String> {
-    let spaced = text.replace('+', " ");
-    percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::HashMap;
+    use std::net::IpAddr;
+    use std::time::Instant;
 
     use super::*;
+    use crate::http::message::head::{Headers, Method, request_id};
 
     #[derive(Debug, PartialEq, serde::Deserialize)]
     struct NoFields {}
@@ -522,7 +187,10 @@ pub(super) mod tests {
     fn query_parameters_are_decoded() {
         let request = get("/api/movies?title=caf%C3%A9+noir&limit=2");
 
-        assert_eq!(request.query("title").unwrap().as_deref(), Some("café noir"));
+        assert_eq!(
+            request.query("title").unwrap().as_deref(),
+            Some("café noir")
+        );
         assert_eq!(request.query("after"), Ok(None));
         assert_eq!(request.path(), "/api/movies");
     }
@@ -541,7 +209,13 @@ pub(super) mod tests {
 
         assert_eq!(limit("/"), Ok(None));
         assert_eq!(limit("/?limit=1000"), Ok(Some(1000)));
-        for target in ["/?limit=0", "/?limit=1001", "/?limit=+1", "/?limit=", "/?limit=1e2"] {
+        for target in [
+            "/?limit=0",
+            "/?limit=1001",
+            "/?limit=+1",
+            "/?limit=",
+            "/?limit=1e2",
+        ] {
             let problem = limit(target).unwrap_err();
             assert_eq!(
                 problem.detail, "limit must be a whole number from 1 to 1000",
@@ -559,12 +233,18 @@ pub(super) mod tests {
         let all: Vec<_> = headers.iter().collect();
         assert_eq!(all, [("X-Tag", "ü"), ("x-tag", "")]);
         assert_eq!(headers.values("X-TAG").collect::<Vec<_>>(), ["ü", ""]);
-        assert_eq!(all.into_iter().collect::<HashMap<_, _>>().len(), headers.len());
+        assert_eq!(
+            all.into_iter().collect::<HashMap<_, _>>().len(),
+            headers.len()
+        );
     }
 
     #[test]
     fn a_header_that_is_given_twice_is_refused_where_one_is_meant() {
-        let twice = [("Content-Type", "application/json"), ("content-type", "text/plain")];
+        let twice = [
+            ("Content-Type", "application/json"),
+            ("content-type", "text/plain"),
+        ];
         let request = request("POST", "/", &twice, b"{}");
 
         let problem = request.json_object::<NoFields>().unwrap_err();
@@ -578,10 +258,15 @@ pub(super) mod tests {
         for media_type in ["application/json", "Application/JSON; charset=utf-8"] {
             assert_eq!(with_content_type(media_type).json_object(), Ok(NoFields {}));
         }
-        for media_type in
-            ["", "text/json", "application/jsonp", "application/x-www-form-urlencoded"]
-        {
-            let problem = with_content_type(media_type).json_object::<NoFields>().unwrap_err();
+        for media_type in [
+            "",
+            "text/json",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+        ] {
+            let problem = with_content_type(media_type)
+                .json_object::<NoFields>()
+                .unwrap_err();
             assert_eq!(problem.status, 415, "{media_type}");
         }
     }
@@ -592,7 +277,10 @@ pub(super) mod tests {
             let request = with_body("application/json", body.as_bytes());
             let problem = request.json_object::<NoFields>().unwrap_err();
             assert_eq!(problem.status, 400, "{body}");
-            assert!(problem.detail.starts_with("the body is not a JSON object"), "{body}");
+            assert!(
+                problem.detail.starts_with("the body is not a JSON object"),
+                "{body}"
+            );
         }
     }
 

@@ -13,7 +13,11 @@ const HSTS: &str = "max-age=31536000";
 
 /// A stream is made in pieces of about this size, and one that ends before it is sent like
 /// any other body, with its length.
-pub(crate) const PIECE_BYTES: usize = if cfg!(feature = "shuttle") { 8 } else { 32 * 1024 };
+pub(crate) const PIECE_BYTES: usize = if cfg!(feature = "shuttle") {
+    8
+} else {
+    32 * 1024
+};
 
 /// Whoever waits for the rest of such an answer would wait for ever.
 pub(crate) const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";
@@ -27,6 +31,8 @@ pub struct Response<'a> {
     pub status: u16,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     pub(crate) body: Body<'a>,
+    /// Another's answer, to which only what belongs to the connection is added.
+    is_passed_on: bool,
 }
 
 /// The content of an answer.
@@ -55,7 +61,12 @@ impl<'a> Response<'a> {
     /// An answer with that body and no headers.
     #[must_use]
     pub fn new(status: u16, body: Body<'a>) -> Self {
-        Self { status, headers: Vec::new(), body }
+        Self {
+            status,
+            headers: Vec::new(),
+            body,
+            is_passed_on: false,
+        }
     }
 
     /// An answer without content.
@@ -96,7 +107,10 @@ impl<'a> Response<'a> {
             }
             Ok(())
         };
-        let stream = Stream { length: None, fill: Box::new(fill) };
+        let stream = Stream {
+            length: None,
+            fill: Box::new(fill),
+        };
         Self::new(status, Body::Stream(stream)).with_header("content-type", "application/json")
     }
 
@@ -152,10 +166,22 @@ impl<'a> Response<'a> {
         Ok(self)
     }
 
+    /// The answer is another's, and how it may be kept was said there.
+    #[must_use]
+    pub fn passed_on(mut self) -> Self {
+        self.is_passed_on = true;
+        self
+    }
+
     /// The answer with another content.
     #[must_use]
     pub fn with_body<'b>(self, body: Body<'b>) -> Response<'b> {
-        Response { status: self.status, headers: self.headers, body }
+        Response {
+            status: self.status,
+            headers: self.headers,
+            body,
+            is_passed_on: self.is_passed_on,
+        }
     }
 
     /// Sets a header, in place of one of that name; names are written in lower case.
@@ -185,7 +211,12 @@ impl<'a> Response<'a> {
     /// Writes the status line and the headers, with what browsers are to keep to. What frames the
     /// content, and the empty line, follow.
     pub(crate) fn write_head(&self, out: &mut Vec<u8>, request_id: &str, https: bool, date: &str) {
-        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
+        let _ = write!(
+            out,
+            "HTTP/1.1 {} {}\r\n",
+            self.status,
+            reason_phrase(self.status)
+        );
         let https = if https { 1 } else { 0 };
         let own = [
             ("x-content-type-options", "nosniff"),
@@ -205,6 +236,11 @@ impl<'a> Response<'a> {
         }
         for (name, value) in own {
             push_header(out, name, value);
+        }
+        if !self.is_passed_on && !self.has_header("cache-control") {
+            // What has a tag may be kept, and asked about.
+            let keep = if self.has_header("etag") { "no-cache" } else { "no-store" };
+            push_header(out, "cache-control", keep);
         }
     }
 }
@@ -226,14 +262,21 @@ struct ProblemJson<'a> {
 pub(crate) fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
-    if value.bytes().all(|byte| byte.is_ascii() && !b"\r\n\0".contains(&byte)) {
+    if value
+        .bytes()
+        .all(|byte| byte.is_ascii() && !b"\r\n\0".contains(&byte))
+    {
         out.extend_from_slice(value.as_bytes());
     } else {
-        out.extend(value.chars().map(|character| match u8::try_from(character) {
-            Ok(b'\r' | b'\n' | 0) => b' ',
-            Ok(octet) => octet,
-            Err(_) => b'?',
-        }));
+        out.extend(
+            value
+                .chars()
+                .map(|character| match u8::try_from(character) {
+                    Ok(b'\r' | b'\n' | 0) => b' ',
+                    Ok(octet) => octet,
+                    Err(_) => b'?',
+                }),
+        );
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -258,6 +301,7 @@ fn reason_phrase(status: u16) -> &'static str {
         414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         422 => "Unprocessable Content",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",

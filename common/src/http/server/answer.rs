@@ -9,7 +9,8 @@ use super::budget::Use;
 use super::core::{Core, Peer, with_date};
 use super::poller::Interest;
 use super::table::{Owned, Parked, Token};
-use crate::http::message::request::{Head, Respond, Slot};
+use crate::http::message::head::Head;
+use crate::http::message::request::{Respond, Slot};
 use crate::http::message::response::{Fill, HandlerResult, PIECE_BYTES, Response, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::workers::waiting;
@@ -29,7 +30,9 @@ pub(crate) struct Responder {
 
 impl Respond for Responder {
     fn begin(&self) -> bool {
-        self.core.table.with_waiting(self.token, |peer| peer.connection.begin(now()))
+        self.core
+            .table
+            .with_waiting(self.token, |peer| peer.connection.begin(now()))
     }
 
     fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: &dyn Slot) {
@@ -133,7 +136,12 @@ impl Core {
         }
         let mut wait = Wait(None);
         while !peer.connection.to_send().is_empty() {
-            let Peer { transport, connection, reservation, .. } = &mut *peer;
+            let Peer {
+                transport,
+                connection,
+                reservation,
+                ..
+            } = &mut *peer;
             match transport.send(connection.to_send()) {
                 Ok(bytes) => {
                     connection.on_sent(bytes, now());

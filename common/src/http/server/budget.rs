@@ -69,7 +69,11 @@ impl Budget {
             return None;
         }
         *connections += 1;
-        Some(Reservation { budget: Arc::clone(self), client, bytes: 0 })
+        Some(Reservation {
+            budget: Arc::clone(self),
+            client,
+            bytes: 0,
+        })
     }
 }
 
@@ -81,13 +85,18 @@ impl Reservation {
 
     /// Grows to so many bytes beyond the allowance; false where the budget does not reach.
     pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> bool {
-        let more = bytes.saturating_sub(ALLOWANCE_BYTES).saturating_sub(self.bytes);
+        let more = bytes
+            .saturating_sub(ALLOWANCE_BYTES)
+            .saturating_sub(self.bytes);
         if more == 0 {
             return true;
         }
         let all = self.budget.bytes_max / purpose as usize;
         let mut taken = lock(&self.budget.taken);
-        let of_client = taken.clients.get(&self.client).map_or(0, |(_, bytes)| *bytes);
+        let of_client = taken
+            .clients
+            .get(&self.client)
+            .map_or(0, |(_, bytes)| *bytes);
         if taken.bytes + more > all || of_client + more > all / 2 {
             return false;
         }
@@ -99,7 +108,9 @@ impl Reservation {
 
     /// Gives back what is more than so many bytes beyond the allowance.
     pub(crate) fn shrink(&mut self, bytes: usize) {
-        let less = self.bytes.saturating_sub(bytes.saturating_sub(ALLOWANCE_BYTES));
+        let less = self
+            .bytes
+            .saturating_sub(bytes.saturating_sub(ALLOWANCE_BYTES));
         if less > 0 {
             let mut taken = lock(&self.budget.taken);
             taken.bytes -= less;
@@ -127,7 +138,11 @@ mod tests {
     use super::*;
 
     fn budget(bytes: usize) -> Arc<Budget> {
-        let limits = Limits { buffer_bytes: bytes, connections_per_client: 2, ..Limits::default() };
+        let limits = Limits {
+            buffer_bytes: bytes,
+            connections_per_client: 2,
+            ..Limits::default()
+        };
         Budget::new(&limits)
     }
 
@@ -138,11 +153,15 @@ mod tests {
     #[test]
     fn bytes_are_bounded_together_and_for_each_client_and_given_back() {
         let budget = budget(200_000);
-        let mut reservations: Vec<_> =
-            (1..=3).map(|last| budget.admit(client(last)).expect("a connection")).collect();
+        let mut reservations: Vec<_> = (1..=3)
+            .map(|last| budget.admit(client(last)).expect("a connection"))
+            .collect();
 
         assert!(reservations[0].grow(ALLOWANCE_BYTES + 100_000, Use::Request));
-        assert!(!reservations[0].grow(ALLOWANCE_BYTES + 100_001, Use::Request), "its share");
+        assert!(
+            !reservations[0].grow(ALLOWANCE_BYTES + 100_001, Use::Request),
+            "its share"
+        );
         assert!(reservations[1].grow(ALLOWANCE_BYTES + 90_000, Use::Request));
         assert!(reservations[2].grow(ALLOWANCE_BYTES, Use::Answer));
         assert!(!reservations[2].grow(ALLOWANCE_BYTES + 1, Use::Answer));

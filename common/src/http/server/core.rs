@@ -58,7 +58,10 @@ impl Peer {
             match self.transport.send(self.connection.to_send()) {
                 Ok(bytes) => self.connection.on_sent(bytes, now()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return if self.reservation.grow(self.connection.to_send().len(), Use::Answer) {
+                    return if self
+                        .reservation
+                        .grow(self.connection.to_send().len(), Use::Answer)
+                    {
                         Ok(())
                     } else {
                         Err("there is no memory left for what the client has not read".to_owned())
@@ -88,7 +91,10 @@ impl Watched {
     /// A socket that was not waited for before.
     #[must_use]
     pub fn new(socket: Socket) -> Self {
-        Self { socket, registered: false }
+        Self {
+            socket,
+            registered: false,
+        }
     }
 }
 
@@ -172,7 +178,14 @@ impl Core {
                 Some((same, None)) => peer = same,
                 Some((same, Some(_))) => {
                     let unread = same.transport.has_unread;
-                    return self.arm(same, if unread { Interest::Write } else { Interest::Read });
+                    return self.arm(
+                        same,
+                        if unread {
+                            Interest::Write
+                        } else {
+                            Interest::Read
+                        },
+                    );
                 }
                 None => return,
             }
@@ -195,7 +208,11 @@ impl Core {
         }
         match peer.connection.next(now()) {
             Next::Write => {
-                let Peer { transport, connection, .. } = &mut *peer;
+                let Peer {
+                    transport,
+                    connection,
+                    ..
+                } = &mut *peer;
                 match transport.send(connection.to_send()) {
                     Ok(bytes) => connection.on_sent(bytes, now()),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -221,12 +238,16 @@ impl Core {
     }
 
     pub(crate) fn arm(&self, mut peer: Owned<'_, Peer>, interest: Interest) {
-        let held = peer.connection.held_input().max(peer.connection.to_send().len());
+        let held = peer
+            .connection
+            .held_input()
+            .max(peer.connection.to_send().len());
         peer.reservation.shrink(held);
         let first = !std::mem::replace(&mut peer.registered, true);
         let token = peer.token();
         peer.park(Parked::Armed, |peer| {
-            self.poller.arm(&peer.transport.socket, token, interest, first);
+            self.poller
+                .arm(&peer.transport.socket, token, interest, first);
         });
     }
 
@@ -240,10 +261,15 @@ impl Core {
     ) -> io::Result<()> {
         let place = self.watches.insert().ok_or(ErrorKind::OutOfMemory)?;
         let first = !std::mem::replace(&mut watched.registered, true);
-        let watch = place.fill(Watch { watched, deadline, then });
+        let watch = place.fill(Watch {
+            watched,
+            deadline,
+            then,
+        });
         let token = watch.token();
         watch.park(Parked::Armed, |watch| {
-            self.poller.arm_watch(&watch.watched.socket, token, interest, first);
+            self.poller
+                .arm_watch(&watch.watched.socket, token, interest, first);
         });
         Ok(())
     }

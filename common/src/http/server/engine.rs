@@ -49,7 +49,10 @@ impl Engine {
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let core = Core::new(
             router,
-            Limits { connections: most_connections(limits, slots), ..limits.clone() },
+            Limits {
+                connections: most_connections(limits, slots),
+                ..limits.clone()
+            },
             config.tls.clone(),
             metrics,
             (Poller::new()?, listener),
@@ -67,7 +70,11 @@ impl Engine {
             address = address.to_string().as_str(), workers = config.workers;
             "listening"
         );
-        Ok(Self { address, core, sweeper })
+        Ok(Self {
+            address,
+            core,
+            sweeper,
+        })
     }
 
     pub(crate) fn join(self) {
@@ -113,7 +120,10 @@ fn sweep_until_the_end(core: &Core, shutdown: &Shutdown) {
 fn most_connections(limits: &Limits, slots: usize) -> usize {
     let own = OTHER_DESCRIPTORS + slots * DESCRIPTORS_OF_A_SLOT;
     let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let left = usize::try_from(all).unwrap_or(usize::MAX).saturating_sub(own).max(1);
+    let left = usize::try_from(all)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(own)
+        .max(1);
     if left < limits.connections {
         log::warn!(
             wanted = limits.connections, possible = left;

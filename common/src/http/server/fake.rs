@@ -93,8 +93,15 @@ impl Kernel {
     /// The kernel of what follows on this thread.
     pub(crate) fn boot(room: usize) -> Arc<Self> {
         CLOCK.set(Duration::ZERO);
-        let state = Mutex::new(State { listening: true, ..State::default() });
-        let kernel = Arc::new(Self { state, changed: Condvar::new(), room });
+        let state = Mutex::new(State {
+            listening: true,
+            ..State::default()
+        });
+        let kernel = Arc::new(Self {
+            state,
+            changed: Condvar::new(),
+            room,
+        });
         KERNEL.set(Some(Arc::clone(&kernel)));
         kernel
     }
@@ -130,7 +137,10 @@ impl Kernel {
             state.pipes.push(Pipe::default());
             let pipe = state.pipes.len() - 1;
             state.backlog.push_back(pipe);
-            Some(Client { kernel: Arc::clone(self), pipe })
+            Some(Client {
+                kernel: Arc::clone(self),
+                pipe,
+            })
         })
     }
 
@@ -140,7 +150,10 @@ impl Kernel {
             None if state.woken => Some(None),
             dialled => dialled.map(Some),
         });
-        pipe.map(|pipe| Client { kernel: Arc::clone(self), pipe })
+        pipe.map(|pipe| Client {
+            kernel: Arc::clone(self),
+            pipe,
+        })
     }
 }
 
@@ -156,8 +169,15 @@ impl State {
 
     /// The lowest free descriptor, as the kernel gives them.
     fn open(&mut self, pipe: usize) -> usize {
-        let file = Some(File { pipe, registration: None });
-        let fd = self.files.iter().position(Option::is_none).unwrap_or(self.files.len());
+        let file = Some(File {
+            pipe,
+            registration: None,
+        });
+        let fd = self
+            .files
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.files.len());
         if fd == self.files.len() {
             self.files.push(file);
         } else {
@@ -174,7 +194,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn send(&self, bytes: &[u8]) {
-        self.kernel.with(|state| state.pipes[self.pipe].to_us.extend(bytes));
+        self.kernel
+            .with(|state| state.pipes[self.pipe].to_us.extend(bytes));
     }
 
     /// What arrives next; nothing at the end.
@@ -221,7 +242,10 @@ impl Poller {
                 ready.push(None);
             }
             for (fd, file) in state.files.iter().enumerate() {
-                if let Some(File { pipe, registration: Some((_, _, interest, true)) }) = file
+                if let Some(File {
+                    pipe,
+                    registration: Some((_, _, interest, true)),
+                }) = file
                     && state.is_ready(*pipe, *interest, room)
                 {
                     ready.push(Some(fd));
@@ -238,7 +262,11 @@ impl Poller {
             let file = state.files[fd].as_mut().expect("it is open");
             let (token, is_watch, _, armed) = file.registration.as_mut().expect("it is armed");
             *armed = false;
-            Some(if *is_watch { Event::Watch(*token) } else { Event::Peer(*token) })
+            Some(if *is_watch {
+                Event::Watch(*token)
+            } else {
+                Event::Peer(*token)
+            })
         }))
     }
 
@@ -287,7 +315,11 @@ impl Listener {
         self.0.with(|state| {
             let pipe = state.backlog.pop_front().ok_or(ErrorKind::WouldBlock)?;
             let fd = state.open(pipe);
-            let socket = Socket { kernel: Arc::clone(&self.0), fd, pipe };
+            let socket = Socket {
+                kernel: Arc::clone(&self.0),
+                fd,
+                pipe,
+            };
             Ok((socket, IpAddr::from([127, 0, 0, 1])))
         })
     }
@@ -325,7 +357,11 @@ impl Socket {
         Ok(Self { kernel, fd, pipe })
     }
 
-    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "as the real one")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        reason = "as the real one"
+    )]
     pub fn error(&self) -> io::Result<()> {
         Ok(())
     }
@@ -335,7 +371,11 @@ impl Socket {
             let pipe = &mut state.pipes[self.pipe];
             if pipe.to_us.is_empty() || pipe.shut_down {
                 let over = pipe.they_ended || pipe.shut_down;
-                return if over { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
+                return if over {
+                    Ok(0)
+                } else {
+                    Err(ErrorKind::WouldBlock.into())
+                };
             }
             let bytes = pipe.to_us.len().min(buffer.len());
             for (into, byte) in buffer.iter_mut().zip(pipe.to_us.drain(..bytes)) {
@@ -368,15 +408,18 @@ impl Socket {
 
     pub fn wait(&self, interest: Interest, _: Duration) -> bool {
         let room = self.kernel.room;
-        self.kernel.until(|state| state.is_ready(self.pipe, interest, room).then_some(true))
+        self.kernel
+            .until(|state| state.is_ready(self.pipe, interest, room).then_some(true))
     }
 
     pub(crate) fn end_output(&self) {
-        self.kernel.with(|state| state.pipes[self.pipe].we_ended = true);
+        self.kernel
+            .with(|state| state.pipes[self.pipe].we_ended = true);
     }
 
     pub(crate) fn shut_down(&self) {
-        self.kernel.with(|state| state.pipes[self.pipe].shut_down = true);
+        self.kernel
+            .with(|state| state.pipes[self.pipe].shut_down = true);
     }
 
     #[expect(clippy::unused_self, reason = "as the real one")]

@@ -1,14 +1,17 @@
 //! A listener with the bulkheads behind it, from its start to its end in good order.
 
-#![cfg_attr(feature = "tiny_http", allow(dead_code, reason = "it serves in place of what is here"))]
+#![cfg_attr(
+    feature = "tiny_http",
+    allow(dead_code, reason = "it serves in place of what is here")
+)]
 
 mod tls;
 
-mod table;
-#[cfg(not(feature = "shuttle"))]
-mod poller;
 #[cfg(feature = "shuttle")]
 pub(crate) mod fake;
+#[cfg(not(feature = "shuttle"))]
+mod poller;
+mod table;
 #[cfg(feature = "shuttle")]
 use fake as poller;
 
@@ -65,6 +68,8 @@ pub struct HttpConfig {
     pub limits: Limits,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// The names that clients may ask for in `Host`; any, where there are none.
+    pub hosts: Vec<String>,
 }
 
 impl HttpConfig {
@@ -83,6 +88,7 @@ impl HttpConfig {
             workers,
             limits: Limits::from_vars(vars)?,
             tls: Tls::from_vars(vars)?,
+            hosts: hosts(vars)?,
         })
     }
 
@@ -95,7 +101,21 @@ impl HttpConfig {
             workers,
             limits: Limits::default(),
             tls: None,
+            hosts: Vec::new(),
         }
+    }
+}
+
+/// From `ALLOWED_HOSTS`, a list of names.
+fn hosts(vars: &Vars) -> Result<Vec<String>, ConfigError> {
+    const HOSTS: &str = "ALLOWED_HOSTS";
+    let Some(list) = vars.guarding(HOSTS)? else { return Ok(Vec::new()) };
+    let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).collect();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    if names.iter().all(|name| !name.is_empty() && name.bytes().all(plain)) {
+        Ok(names)
+    } else {
+        Err(ConfigError::malformed(HOSTS, "a list of names such as movies.example,gateway-vm"))
     }
 }
 
@@ -120,8 +140,10 @@ impl Server {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
         let operations = Operations::new(metrics, &config.limits, dependencies);
         // It takes what no other does, so it is asked last.
-        let bulkheads = bulkheads.into_iter().chain([Arc::new(operations) as Arc<dyn Submit>]);
-        let router = Router { bulkheads: bulkheads.collect() };
+        let bulkheads = bulkheads
+            .into_iter()
+            .chain([Arc::new(operations) as Arc<dyn Submit>]);
+        let router = Router { bulkheads: bulkheads.collect(), hosts: config.hosts.clone() };
         let engine = Engine::start(config, router, metrics, shutdown).map_err(|error| {
             StartError::System(
                 format!("cannot listen on {}", config.address),

@@ -64,7 +64,12 @@ impl Poller {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &call, EventData::new_u64(CALL), EventFlags::IN | EventFlags::ONESHOT)?;
+        epoll::add(
+            &epoll,
+            &call,
+            EventData::new_u64(CALL),
+            EventFlags::IN | EventFlags::ONESHOT,
+        )?;
         Ok(Self { epoll, wake, call })
     }
 

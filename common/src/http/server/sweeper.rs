@@ -84,7 +84,10 @@ fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
         (Some(problem), None) => refuse(core, peer, problem),
         (None, head) => {
             if let Some(head) = head.filter(|_| streaming) {
-                let mut outcome = Outcome { status: 200, ..Outcome::default() };
+                let mut outcome = Outcome {
+                    status: 200,
+                    ..Outcome::default()
+                };
                 outcome.truncate("an answer stopped midway, and was broken off");
                 access_log::tell(&core.metrics, &head, &outcome, now);
             }

@@ -133,7 +133,12 @@ impl<P> Drop for Owned<'_, P> {
 
 impl<P> Table<P> {
     pub(crate) fn new(capacity: usize) -> Self {
-        let entry = || Mutex::new(Entry { generation: 0, state: State::Free });
+        let entry = || {
+            Mutex::new(Entry {
+                generation: 0,
+                state: State::Free,
+            })
+        };
         Self {
             entries: (0..capacity).map(|_| entry()).collect(),
             free: Mutex::new((0..capacity).rev().collect()),
@@ -154,7 +159,11 @@ impl<P> Table<P> {
         let mut entry = lock(&self.entries[index]);
         entry.state = State::Owned;
         let token = Token::new(index, entry.generation);
-        Some(Place(Owned { table: self, token, peer: None }))
+        Some(Place(Owned {
+            table: self,
+            token,
+            peer: None,
+        }))
     }
 
     /// Makes the caller the owner, if the connection is still there and was left for that.
@@ -168,12 +177,16 @@ impl<P> Table<P> {
 
     /// Looks at a connection that waits for its answer; false where it does so no more.
     pub(crate) fn with_waiting(&self, token: Token, look: impl FnOnce(&mut P)) -> bool {
-        let Some(entry) = self.entries.get(token.index()) else { return false };
+        let Some(entry) = self.entries.get(token.index()) else {
+            return false;
+        };
         let mut entry = lock(entry);
         if Token::new(token.index(), entry.generation) != token {
             return false;
         }
-        let State::Parked(Parked::Waiting, peer) = &mut entry.state else { return false };
+        let State::Parked(Parked::Waiting, peer) = &mut entry.state else {
+            return false;
+        };
         look(peer);
         true
     }
@@ -202,9 +215,11 @@ impl<P> Table<P> {
         wanted: impl FnOnce(Parked, &P) -> bool,
     ) -> Option<Owned<'_, P>> {
         match std::mem::replace(&mut entry.state, State::Owned) {
-            State::Parked(parked, peer) if wanted(parked, &peer) => {
-                Some(Owned { table: self, token, peer: Some(peer) })
-            }
+            State::Parked(parked, peer) if wanted(parked, &peer) => Some(Owned {
+                table: self,
+                token,
+                peer: Some(peer),
+            }),
             other => {
                 entry.state = other;
                 None

@@ -8,8 +8,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::HttpConfig;
+use crate::http::message::head::{Head, Method, request_id};
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Head, Method, NoSlot, Request, Respond, Slot, request_id};
+use crate::http::message::request::{NoSlot, Request, Respond, Slot};
 use crate::http::message::response::{Body, Fill, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::router::Router;
@@ -55,7 +56,13 @@ impl Engine {
         let workers = shared.router.slots() + 1;
         let spawn = |nth: usize| {
             let shared = Arc::clone(&shared);
-            let work = move || if nth < workers { shared.work() } else { shared.sweep() };
+            let work = move || {
+                if nth < workers {
+                    shared.work()
+                } else {
+                    shared.sweep()
+                }
+            };
             thread::Builder::new().name("worker".to_owned()).spawn(work)
         };
         let threads = (0..=workers).map(spawn).collect::<io::Result<_>>()?;
@@ -87,14 +94,22 @@ impl Shared {
 
     fn sweep(&self) {
         while !self.shutdown.wait_at_most(ROUND) {
-            self.router.bulkheads.iter().for_each(|bulkhead| bulkhead.sweep(now()));
+            self.router
+                .bulkheads
+                .iter()
+                .for_each(|bulkhead| bulkhead.sweep(now()));
             crate::log::flush();
         }
     }
 
     fn take(self: &Arc<Self>, mut from: tiny_http::Request) {
-        let client = from.remote_addr().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
-        let given = from.headers().iter().find(|header| header.field.equiv("x-request-id"));
+        let client = from
+            .remote_addr()
+            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
+        let given = from
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv("x-request-id"));
         let id = request_id(given.map(|header| header.value.as_str().as_bytes()));
         let (method, target) = (Method::new(from.method().as_str()), from.url().to_owned());
         let mut head = Head::bare(method, target, id, client.to_canonical(), false, now());
@@ -105,9 +120,15 @@ impl Shared {
         let decided = self.router.admit(&mut head);
         let mut body = Vec::new();
         let limit = self.body_bytes_max;
-        let read = from.as_reader().take(limit as u64 + 1).read_to_end(&mut body);
+        let read = from
+            .as_reader()
+            .take(limit as u64 + 1)
+            .read_to_end(&mut body);
         let head = Arc::new(head);
-        let responder = Box::new(Responder { from, shared: Arc::clone(self) });
+        let responder = Box::new(Responder {
+            from,
+            shared: Arc::clone(self),
+        });
         let answer = |allow| Response::empty(204).with_header("allow", allow);
         match (decided, read) {
             (Some(decided), _) => responder.respond(&head, decided.map(answer), &NoSlot),
@@ -153,7 +174,10 @@ impl Respond for Responder {
 fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> io::Result<()> {
     let mut lines = Vec::new();
     super::core::with_date(|date| response.write_head(&mut lines, request_id, false, date));
-    let lines = lines.split(|byte| *byte == b'\n').skip(1).map(<[u8]>::trim_ascii);
+    let lines = lines
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .map(<[u8]>::trim_ascii);
     let header = |line: &[u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
         tiny_http::Header::from_bytes(&line[..colon], line[colon + 1..].trim_ascii()).ok()
@@ -166,11 +190,26 @@ fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> i
             (Box::new(io::Cursor::new(bytes)), Some(length))
         }
         Body::Stream(stream) => {
-            let length = stream.length.and_then(|length| usize::try_from(length).ok());
-            (Box::new(Pieces { fill: stream.fill, piece: Vec::new(), at: 0 }), length)
+            let length = stream
+                .length
+                .and_then(|length| usize::try_from(length).ok());
+            (
+                Box::new(Pieces {
+                    fill: stream.fill,
+                    piece: Vec::new(),
+                    at: 0,
+                }),
+                length,
+            )
         }
     };
-    from.respond(tiny_http::Response::new(status.into(), headers, content, length, None))
+    from.respond(tiny_http::Response::new(
+        status.into(),
+        headers,
+        content,
+        length,
+        None,
+    ))
 }
 
 /// A stream's pieces, read one after another.

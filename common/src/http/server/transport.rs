@@ -31,7 +31,12 @@ impl Transport {
             }
             None => None,
         };
-        Ok(Self { socket, session, has_unread: false, has_begun: false })
+        Ok(Self {
+            socket,
+            session,
+            has_unread: false,
+            has_begun: false,
+        })
     }
 
     /// Reads what has arrived; 0 is the end. Who speaks plainly where TLS is spoken is unmasked by
@@ -45,7 +50,12 @@ impl Transport {
                 return Err(ErrorKind::InvalidData.into());
             }
         }
-        let Self { socket, session, has_unread, .. } = self;
+        let Self {
+            socket,
+            session,
+            has_unread,
+            ..
+        } = self;
         let Some(session) = session else {
             let read = socket.recv(buffer);
             *has_unread = matches!(read, Ok(bytes) if bytes == buffer.len());
@@ -106,7 +116,9 @@ impl Transport {
 
     /// Whether closing would interrupt a TLS handshake.
     pub(crate) fn is_handshaking(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| session.is_handshaking())
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.is_handshaking())
     }
 }
 

@@ -33,7 +33,9 @@ pub fn watch(
     if let Some(core) = core {
         return core.watch(watched, interest, deadline, Box::new(then));
     }
-    watched.socket.wait(interest, deadline.saturating_duration_since(now()));
+    watched
+        .socket
+        .wait(interest, deadline.saturating_duration_since(now()));
     then(watched);
     Ok(())
 }

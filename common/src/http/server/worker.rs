@@ -15,8 +15,9 @@ use super::transport::Transport;
 use super::watch;
 use crate::http::connection::{Connection, Next};
 use crate::http::message::framing::Refusal;
+use crate::http::message::head::request_id;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{NoSlot, Request, request_id};
+use crate::http::message::request::{NoSlot, Request};
 use crate::http::message::response::{Body, Response};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{lock, now};
@@ -81,7 +82,9 @@ fn take(core: &Arc<Core>, event: &Event, buffer: &mut [u8]) {
 fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
     let mut may_read = true;
     loop {
-        let Some((same, next)) = core.step(peer) else { return };
+        let Some((same, next)) = core.step(peer) else {
+            return;
+        };
         peer = same;
         match next {
             None => {}
@@ -108,19 +111,28 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
             }
             Some(Next::Read) => return core.arm(peer, Interest::Read),
             Some(Next::Head) => {
-                let Some(head) = peer.connection.head_mut() else { return };
+                let Some(head) = peer.connection.head_mut() else {
+                    return;
+                };
                 let decided = core.router.admit(head);
                 peer.connection.decide(decided);
             }
             Some(Next::Decided(decided)) => {
-                let Some(head) = peer.connection.head().cloned() else { return };
+                let Some(head) = peer.connection.head().cloned() else {
+                    return;
+                };
                 let answer = |allow| Response::empty(204).with_header("allow", allow);
                 return core.answer(peer, &head, decided.map(answer), &NoSlot);
             }
             Some(Next::Request(head, body)) => {
-                let responder = Responder { core: Arc::clone(core), token: peer.token() };
+                let responder = Responder {
+                    core: Arc::clone(core),
+                    token: peer.token(),
+                };
                 peer.park(Parked::Waiting, |_| {});
-                return core.router.submit(Request::new(head, body, Box::new(responder)));
+                return core
+                    .router
+                    .submit(Request::new(head, body, Box::new(responder)));
             }
             Some(Next::Refused(problem)) => return refuse(core, peer, problem),
             Some(_) => return,
@@ -130,7 +142,10 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
 
 /// Answers a request that is not taken.
 pub(crate) fn refuse(core: &Core, peer: Owned<'_, Peer>, problem: Problem) {
-    core.metrics.refused_requests.with_label_values(&[&problem.status.to_string()]).inc();
+    core.metrics
+        .refused_requests
+        .with_label_values(&[&problem.status.to_string()])
+        .inc();
     if let Some(head) = peer.connection.head().cloned() {
         core.answer(peer, &head, Err(problem), &NoSlot);
     }
@@ -142,7 +157,9 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
     for _ in 0..many {
         // The place first: a drain that still finds the listener open also finds this.
         let place = core.table.insert();
-        let Some(listener) = lock(&core.listener).clone() else { break };
+        let Some(listener) = lock(&core.listener).clone() else {
+            break;
+        };
         let accepted = listener.accept();
         drop(listener);
         let (socket, client) = match accepted {
@@ -185,7 +202,10 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 
 /// A client left before it was accepted.
 fn is_of_one_client(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted)
+    matches!(
+        kind,
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 impl Core {
@@ -242,7 +262,10 @@ fn reject(core: &Core, socket: &Socket) {
     let mut answer = Vec::new();
     with_date(|date| response.write_head(&mut answer, &id, core.tls.is_some(), date));
     if let Body::Bytes(body) = &response.body {
-        let end = format!("connection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let end = format!(
+            "connection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
         answer.extend_from_slice(end.as_bytes());
         answer.extend_from_slice(body);
     }

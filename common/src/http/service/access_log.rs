@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::refusals;
-use crate::http::message::request::{Head, Method};
+use crate::http::message::head::{Head, Method};
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
 
@@ -36,8 +36,14 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         known => known.as_str(),
     };
     let (route, status) = (head.matched.pattern, outcome.status.to_string());
-    metrics.http_requests.with_label_values(&[route, method, &status]).inc();
-    metrics.http_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    metrics
+        .http_requests
+        .with_label_values(&[route, method, &status])
+        .inc();
+    metrics
+        .http_seconds
+        .with_label_values(&[route])
+        .observe(elapsed.as_secs_f64());
     refusals::tell_when_due();
     if (400..500).contains(&outcome.status) && !refusals::gets_line(head.client) {
         return;

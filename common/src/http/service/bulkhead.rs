@@ -3,24 +3,21 @@
 //! handlers use, so a service has as many connections to its database as it has slots, and no pool.
 //! Whoever brings a request takes a slot if one is free, and works until nothing waits.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::Limits;
+use super::queues::{BatchLimits, Queues, Taken};
 use super::router::{self, Submit, Verb};
 use super::workers::{call_another, waiting};
 use crate::http::connection::Decided;
+use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Head, Request, Slot};
+use crate::http::message::request::{Request, Slot};
 use crate::http::message::response::HandlerResult;
 use crate::http::sync::atomic::{AtomicUsize, Ordering};
 use crate::http::sync::{Mutex, lock, now};
-
-/// The bodies of a batch of more than one request: they are held several times over while they
-/// are answered.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Who answers: plain functions over the state that their slot owns.
 pub enum Handler<S: Send + 'static> {
@@ -50,19 +47,6 @@ pub struct Batch<S> {
     pub one: One<S>,
 }
 
-/// How large batches are.
-#[derive(Debug, Clone, Copy)]
-pub struct BatchLimits {
-    /// In how many slots at the same time: the fewer, the more is together.
-    pub slots: usize,
-    /// How many requests there are at once, at most.
-    pub requests_max: usize,
-}
-
-impl BatchLimits {
-    const ONE_BY_ONE: Self = Self { slots: usize::MAX, requests_max: 1 };
-}
-
 /// Answers to requests, in their order. None is for one that had better be answered for itself.
 pub type Answers = Vec<Option<HandlerResult<'static>>>;
 
@@ -87,22 +71,6 @@ pub struct Bulkhead<S: Send + 'static> {
     waits: AtomicUsize,
 }
 
-struct Queues<S> {
-    /// The first is for what is answered one by one; each batch has one of its own.
-    all: Vec<Queue>,
-    free: Vec<S>,
-    /// Slots whose state is not made yet, or was lost in a panic.
-    unmade: usize,
-    busy: usize,
-}
-
-struct Queue {
-    waiting: VecDeque<(Request, Instant)>,
-    limits: BatchLimits,
-    /// How many slots work on its requests.
-    busy: usize,
-}
-
 /// A slot that is taken; dropping the lease gives it back.
 pub struct Lease<S: Send + 'static> {
     bulkhead: Arc<Bulkhead<S>>,
@@ -113,7 +81,8 @@ pub struct Lease<S: Send + 'static> {
 impl<S: Send> Lease<S> {
     /// What the slot owns.
     pub fn state(&mut self) -> &mut S {
-        self.state.get_or_insert_with(|| (self.bulkhead.new_state)())
+        self.state
+            .get_or_insert_with(|| (self.bulkhead.new_state)())
     }
 
     /// Answers a request from the slot: a stream waits for its client here.
@@ -134,13 +103,7 @@ impl<S: Send> Drop for Lease<S> {
     fn drop(&mut self) {
         // What a handler that panicked has left behind may be half done.
         let state = self.state.take().filter(|_| !std::thread::panicking());
-        let mut queues = lock(&self.bulkhead.queues);
-        queues.busy -= 1;
-        queues.all[self.queue].busy -= 1;
-        match state {
-            Some(state) => queues.free.push(state),
-            None => queues.unmade += 1,
-        }
+        lock(&self.bulkhead.queues).give_back(self.queue, state);
     }
 }
 
@@ -154,9 +117,7 @@ impl<S: Send + 'static> Bulkhead<S> {
         limits: &Limits,
         state: impl Fn() -> S + Send + Sync + 'static,
     ) -> Self {
-        let batches = routes.iter().filter_map(|route| batch(route).map(|batch| batch.limits));
-        let all = [BatchLimits::ONE_BY_ONE].into_iter().chain(batches);
-        let all = all.map(|limits| Queue { waiting: VecDeque::new(), limits, busy: 0 }).collect();
+        let batches = routes.iter().filter_map(batch).map(|batch| batch.limits);
         Self {
             prefix,
             routes,
@@ -165,7 +126,7 @@ impl<S: Send + 'static> Bulkhead<S> {
             slots,
             waiting_max: limits.queue,
             waiting_time: limits.queue_time,
-            queues: Mutex::new(Queues { all, free: Vec::new(), unmade: slots, busy: 0 }),
+            queues: Mutex::new(Queues::new(slots, batches)),
             waits: AtomicUsize::new(0),
         }
     }
@@ -186,35 +147,25 @@ impl<S: Send + 'static> Bulkhead<S> {
         if !batch(route).is_some_and(|batch| (batch.filter)(request)) {
             return 0;
         }
-        self.routes[..request.matched.route].iter().filter_map(batch).count() + 1
+        self.routes[..request.matched.route]
+            .iter()
+            .filter_map(batch)
+            .count()
+            + 1
     }
 
     /// Works until nothing waits that may be taken.
     fn work(self: &Arc<Self>) {
-        while let Some((lease, batch)) = self.take() {
+        loop {
+            let Some(taken) = lock(&self.queues).take() else { return };
+            if taken.is_more {
+                call_another();
+            }
+            let Taken { queue, state, batch, .. } = taken;
+            let lease = Lease { bulkhead: Arc::clone(self), queue, state };
             // A request that a panic left unanswered is answered when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, batch)));
         }
-    }
-
-    /// Takes a slot and what waits for the longest time, if there is both.
-    fn take(self: &Arc<Self>) -> Option<(Lease<S>, Vec<Request>)> {
-        let mut queues = lock(&self.queues);
-        if !queues.has_free() {
-            return None;
-        }
-        let number = queues.longest_waiting()?;
-        let batch = queues.all[number].take();
-        queues.all[number].busy += 1;
-        queues.busy += 1;
-        let state = queues.free.pop();
-        queues.unmade -= usize::from(state.is_none());
-        let is_more = queues.has_free() && queues.longest_waiting().is_some();
-        drop(queues);
-        if is_more {
-            call_another();
-        }
-        Some((Lease { bulkhead: Arc::clone(self), queue: number, state }, batch))
     }
 
     fn serve(&self, mut lease: Lease<S>, mut batch: Vec<Request>) {
@@ -248,46 +199,17 @@ impl<S: Send + 'static> Bulkhead<S> {
         for (request, answer) in batch.into_iter().zip(answers) {
             match answer {
                 Some(result) => request.respond_from(result, self),
-                None => lock(&self.queues).all[0].waiting.push_back((request, now())),
+                None => lock(&self.queues).push(0, request, now()),
             }
         }
     }
 }
 
 fn batch<S: Send>(route: &Route<S>) -> Option<&'static Batch<S>> {
-    if let Handler::Batch(batch) = &route.2 { Some(batch) } else { None }
-}
-
-impl<S> Queues<S> {
-    /// The queue whose first request waits for the longest time, of those that may have a slot.
-    fn longest_waiting(&self) -> Option<usize> {
-        let eligible = |queue: &Queue| {
-            let first = queue.waiting.front().filter(|_| queue.busy < queue.limits.slots)?;
-            Some(first.1)
-        };
-        let all = self.all.iter().enumerate();
-        all.filter_map(|(number, queue)| Some((eligible(queue)?, number))).min().map(|(_, n)| n)
-    }
-
-    fn has_free(&self) -> bool {
-        self.unmade > 0 || !self.free.is_empty()
-    }
-
-    fn waiting(&self) -> usize {
-        self.all.iter().map(|queue| queue.waiting.len()).sum()
-    }
-}
-
-impl Queue {
-    /// Takes the first requests, at least one.
-    fn take(&mut self) -> Vec<Request> {
-        let mut bytes = 0;
-        let fit = self.waiting.iter().take_while(|(request, _)| {
-            bytes += request.body.len();
-            bytes <= BATCH_BYTES_MAX
-        });
-        let count = fit.count().max(1).min(self.limits.requests_max).min(self.waiting.len());
-        self.waiting.drain(..count).map(|(request, _)| request).collect()
+    if let Handler::Batch(batch) = &route.2 {
+        Some(batch)
+    } else {
+        None
     }
 }
 
@@ -297,19 +219,22 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 
     fn admit(&self, head: &mut Head) -> Option<Decided> {
-        let routes = self.routes.iter().map(|(verb, pattern, _)| (*verb, *pattern));
+        let routes = self
+            .routes
+            .iter()
+            .map(|(verb, pattern, _)| (*verb, *pattern));
         router::find(routes, head).or_else(|| (self.guard)(head).err().map(Err))
     }
 
     fn submit(self: Arc<Self>, request: Request) {
         let number = self.queue_of(&request);
         let mut queues = lock(&self.queues);
-        if queues.waiting() + queues.busy >= self.slots + self.waiting_max {
+        if queues.under_way() >= self.slots + self.waiting_max {
             drop(queues);
             let problem = Problem::overloaded("as many requests wait as may wait");
             return request.respond(Err(problem));
         }
-        queues.all[number].waiting.push_back((request, now()));
+        queues.push(number, request, now());
         drop(queues);
         self.work();
     }
@@ -319,14 +244,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 
     fn sweep(&self, now: Instant) {
-        let mut expired = Vec::new();
-        for queue in &mut lock(&self.queues).all {
-            while let Some(first) =
-                queue.waiting.pop_front_if(|(_, since)| now >= *since + self.waiting_time)
-            {
-                expired.push(first.0);
-            }
-        }
+        let expired = lock(&self.queues).expire(now, self.waiting_time);
         for request in expired {
             request.respond(Err(Problem::overloaded("no slot came free in time")));
         }
@@ -338,16 +256,16 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
 
     #[cfg(feature = "shuttle")]
     fn is_at_rest(&self) -> bool {
-        let queues = lock(&self.queues);
-        let free = queues.free.len() + queues.unmade == self.slots;
-        free && queues.busy == 0 && queues.waiting() == 0 && self.waits.load(Ordering::SeqCst) == 0
+        lock(&self.queues).under_way() + self.waits.load(Ordering::SeqCst) == 0
     }
 }
 
 impl<S: Send> Slot for Bulkhead<S> {
     fn begin_wait(&self) -> bool {
         let more = |waits| (waits < self.slots / 2).then_some(waits + 1);
-        self.waits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+        self.waits
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
+            .is_ok()
     }
 
     fn end_wait(&self) {
@@ -355,7 +273,6 @@ impl<S: Send> Slot for Bulkhead<S> {
     }
 
     fn is_wanted(&self) -> bool {
-        let queues = lock(&self.queues);
-        !queues.has_free() && queues.longest_waiting().is_some()
+        lock(&self.queues).is_wanting()
     }
 }

@@ -5,6 +5,8 @@ pub(crate) mod workers;
 
 pub(crate) mod router;
 
+pub(crate) mod queues;
+
 pub(crate) mod bulkhead;
 pub(crate) mod operations;
 

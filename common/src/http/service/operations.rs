@@ -11,8 +11,9 @@ use super::bulkhead::{Bulkhead, Handler, Route};
 use super::limits::Limits;
 use super::router::{self, Submit, Verb};
 use crate::http::connection::Decided;
+use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Head, Request};
+use crate::http::message::request::Request;
 use crate::http::message::response::{HandlerResult, Response};
 use crate::metrics::Metrics;
 
@@ -60,8 +61,11 @@ impl DependencyState {
 /// Asks for the state of all dependencies of a service.
 pub(crate) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
 
-const ROUTES: [(Verb, &str); 3] =
-    [(Verb::Get, "/health"), (Verb::Get, "/metrics"), (Verb::Get, READY[0].1)];
+const ROUTES: [(Verb, &str); 3] = [
+    (Verb::Get, "/health"),
+    (Verb::Get, "/metrics"),
+    (Verb::Get, READY[0].1),
+];
 
 const READY: &[Route<Dependencies>] = &[(Verb::Get, "/ready", Handler::One(get_readiness))];
 
@@ -78,7 +82,10 @@ impl Operations {
         dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
     ) -> Self {
         let ready = Arc::new(Bulkhead::new("", 1, READY, limits, dependencies));
-        Self { metrics: metrics.clone(), ready }
+        Self {
+            metrics: metrics.clone(),
+            ready,
+        }
     }
 }
 
@@ -90,7 +97,11 @@ impl Submit for Operations {
     fn admit(&self, head: &mut Head) -> Option<Decided> {
         let decided = router::find(ROUTES.into_iter(), head);
         let is_ready = decided.is_none() && head.matched.pattern == READY[0].1;
-        if is_ready { self.ready.admit(head) } else { decided }
+        if is_ready {
+            self.ready.admit(head)
+        } else {
+            decided
+        }
     }
 
     /// Neither whether the process lives nor its metrics need a slot, so they are answered under

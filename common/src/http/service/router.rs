@@ -1,14 +1,16 @@
 //! From method and path to a route. What every resource answers alike (HEAD, OPTIONS, 404, 405)
 //! is decided here.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use percent_encoding::percent_decode_str;
 
 use crate::http::connection::Decided;
+use crate::http::message::head::{Head, Method, path_of};
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Head, Method, Request, path_of};
+use crate::http::message::request::Request;
 
 /// The methods that a table can name. HEAD and OPTIONS follow from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,19 +47,42 @@ pub trait Submit: Send + Sync {
 pub(crate) struct Router {
     /// The first that takes a path has it.
     pub(crate) bulkheads: Vec<Arc<dyn Submit>>,
+    /// The names that the service is known by; any, where there are none.
+    pub(crate) hosts: Vec<String>,
 }
 
 impl Router {
     pub(crate) fn admit(&self, head: &mut Head) -> Option<Decided> {
         head.matched.pattern = "none";
+        if !self.is_known(head.header("host")) {
+            return Some(Err(Problem::misdirected()));
+        }
+        if head.target == "*" {
+            return Some(Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS".to_owned()));
+        }
         let takes = |prefix: &str| {
             let rest = head.path().strip_prefix(prefix);
             rest.is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
         };
-        let found = self.bulkheads.iter().position(|bulkhead| takes(bulkhead.prefix()));
-        let Some(found) = found else { return Some(Err(nothing_at(head.path()))) };
+        let found = self
+            .bulkheads
+            .iter()
+            .position(|bulkhead| takes(bulkhead.prefix()));
+        let Some(found) = found else {
+            return Some(Err(nothing_at(head.path())));
+        };
         head.matched.bulkhead = found;
         self.bulkheads[found].admit(head)
+    }
+
+    /// Whether a request for that host is for us: a page elsewhere that has its own name lead here
+    /// (DNS rebinding) is not. An address is no name.
+    fn is_known(&self, host: Option<&str>) -> bool {
+        let Some(host) = host.filter(|_| !self.hosts.is_empty()) else { return true };
+        let (name, _) = host.rsplit_once(':').filter(|_| !host.ends_with(']')).unwrap_or((host, ""));
+        name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+            || name.eq_ignore_ascii_case("localhost")
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 
     /// How many threads may wait at the same time.
@@ -176,15 +201,23 @@ mod tests {
 
     fn destination(method: &str, path: &str) -> String {
         let (client, method) = ([127, 0, 0, 1].into(), Method::new(method));
-        let mut head =
-            Head::bare(method, path.to_owned(), String::new(), client, false, Instant::now());
+        let mut head = Head::bare(
+            method,
+            path.to_owned(),
+            String::new(),
+            client,
+            false,
+            Instant::now(),
+        );
         head.matched.pattern = "none";
         match find(ROUTES.iter().copied(), &mut head) {
             None => format!("{} {:?}", head.matched.pattern, head.matched.params),
             Some(Ok(allow)) => format!("204 {allow}"),
             Some(Err(problem)) => {
                 let allow = problem.detail.strip_prefix("this resource allows ");
-                format!("{} {}", problem.status, allow.unwrap_or("")).trim_end().to_owned()
+                format!("{} {}", problem.status, allow.unwrap_or(""))
+                    .trim_end()
+                    .to_owned()
             }
         }
     }

@@ -45,7 +45,11 @@ impl Workers {
         loop {
             let wanted = (self.spare + self.waiting.load(Ordering::SeqCst)).min(self.max);
             let more = |live| (live < wanted).then_some(live + 1);
-            if self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_err() {
+            if self
+                .live
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
+                .is_err()
+            {
                 return true;
             }
             if !(self.start)() {
@@ -56,7 +60,10 @@ impl Workers {
     }
 
     /// Makes the calling thread a worker for as long as `work` lasts.
-    #[cfg_attr(feature = "tiny_http", expect(dead_code, reason = "its workers are others"))]
+    #[cfg_attr(
+        feature = "tiny_http",
+        expect(dead_code, reason = "its workers are others")
+    )]
     pub(crate) fn work(self: &Arc<Self>, work: impl FnOnce()) {
         OWN.with(|own| *own.borrow_mut() = Some(Arc::clone(self)));
         work();
@@ -64,7 +71,10 @@ impl Workers {
         self.live.fetch_sub(1, Ordering::SeqCst);
     }
 
-    #[cfg_attr(feature = "tiny_http", expect(dead_code, reason = "its workers are others"))]
+    #[cfg_attr(
+        feature = "tiny_http",
+        expect(dead_code, reason = "its workers are others")
+    )]
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
     }
