@@ -2,7 +2,8 @@
 
 use common::http::Handler::One;
 use common::http::{
-    HandlerResult, Head, Page, Problem, Request, Response, Route, Verb, health, json_if_changed, whole_list,
+    HandlerResult, Head, Page, Problem, Request, Response, Route, Verb, health, json_if_changed,
+    whole_list,
 };
 
 use crate::store::{DeadLetterStore, Filter, OrderFilter, OrderStore};

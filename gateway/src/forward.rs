@@ -14,7 +14,9 @@ use ureq_proto::client::state::{RecvBody, RecvResponse};
 use ureq_proto::client::{Call, RecvBodyResult, RecvResponseResult, SendRequestResult};
 
 use crate::config::Limits;
-use crate::proxy::{answered_here, content_length, has_body, may_be_repeated, passed_back, passed_on};
+use crate::proxy::{
+    answered_here, content_length, has_body, may_be_repeated, passed_back, passed_on,
+};
 use crate::upstreams::Upstreams;
 
 /// A connection that was idle for longer is not used again.

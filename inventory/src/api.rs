@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use common::db::{ChangeError, DbError};
 use common::http::Handler;
 use common::http::{
-    Answers, Batch, BatchLimits, HandlerResult, Head, Method, Page, Problem, Request, Response, Route,
-    Verb, entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
+    Answers, Batch, BatchLimits, HandlerResult, Head, Method, Page, Problem, Request, Response,
+    Route, Verb, entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
     whole_list,
 };
 use serde_json::json;
@@ -57,8 +57,13 @@ const GET_MOVIES: Batch<MovieStore> = Batch {
 
 /// What the query of each path may have.
 pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
-    let is_list = head.route() == "/api/movies" && matches!(head.method, Method::Get | Method::Head);
-    head.require_query_of(if is_list { &["title", "limit", "after"] } else { &[] })
+    let is_list =
+        head.route() == "/api/movies" && matches!(head.method, Method::Get | Method::Head);
+    head.require_query_of(if is_list {
+        &["title", "limit", "after"]
+    } else {
+        &[]
+    })
 }
 
 /// Short pages of all movies can be read together.

@@ -391,7 +391,6 @@ impl Connection {
     pub(crate) fn begin(&mut self, now: Instant) {
         self.deadline = now + self.limits.answer;
     }
-
 }
 
 mod answering;

@@ -4,8 +4,8 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::problem::Problem;
 use super::head::{Head, Method};
+use super::problem::Problem;
 use super::request::Request;
 use super::response::{Body, Response};
 
@@ -78,7 +78,11 @@ fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
     }
     let mut values = request.headers.values("if-match");
     let is_weak = values.any(|value| tags(value).any(|tag| tag.starts_with("W/")));
-    Err(if is_weak { Problem::weak_tag() } else { Problem::precondition_failed() })
+    Err(if is_weak {
+        Problem::weak_tag()
+    } else {
+        Problem::precondition_failed()
+    })
 }
 
 /// For a change to a whole collection, which has no tag to compare: `If-Match: *` holds, and

@@ -213,10 +213,7 @@ fn names_a_version(head: &[u8]) -> bool {
 
 /// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2), without the
 /// characters that no URI may have and that some reader takes for its end.
-fn target_of<'b>(
-    method: &str,
-    target: &'b str,
-) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
+fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
     let well_formed = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
     if !target.bytes().all(well_formed) {
         return Err(Refusal::malformed(
@@ -227,9 +224,15 @@ fn target_of<'b>(
         return Ok((target, None));
     }
     let scheme = target.find("://").map(|end| &target[..end]);
-    let known = |scheme: &str| ["http", "https"].iter().any(|s| s.eq_ignore_ascii_case(scheme));
+    let known = |scheme: &str| {
+        ["http", "https"]
+            .iter()
+            .any(|s| s.eq_ignore_ascii_case(scheme))
+    };
     let Some(scheme) = scheme.filter(|scheme| known(scheme)) else {
-        return Err(Refusal::malformed("the request target must begin with a slash"));
+        return Err(Refusal::malformed(
+            "the request target must begin with a slash",
+        ));
     };
     let rest = &target[scheme.len() + 3..];
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
@@ -241,7 +244,9 @@ fn target_of<'b>(
         "" if method == "OPTIONS" => Ok(("*", Some(authority.as_bytes()))),
         "" => Ok(("/", Some(authority.as_bytes()))),
         path if path.starts_with('/') => Ok((path, Some(authority.as_bytes()))),
-        _ => Err(Refusal::malformed("the request target has a query without a path")),
+        _ => Err(Refusal::malformed(
+            "the request target has a query without a path",
+        )),
     }
 }
 
@@ -274,7 +279,9 @@ fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
             }
             ("ip", port)
         }
-        None => text.find(':').map_or((text, ""), |colon| text.split_at(colon)),
+        None => text
+            .find(':')
+            .map_or((text, ""), |colon| text.split_at(colon)),
     };
     let port_is_digits = match port.strip_prefix(':') {
         Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
@@ -317,7 +324,10 @@ fn check_singles(headers: &[Header<'_>]) -> Result<(), Refusal> {
     ];
     for name in SINGLES {
         if values(headers, name).nth(1).is_some() {
-            return Err(Refusal::new(400, format!("the header {name} is given twice")));
+            return Err(Refusal::new(
+                400,
+                format!("the header {name} is given twice"),
+            ));
         }
     }
     Ok(())

@@ -298,7 +298,10 @@ impl Head {
         let name = form_decoded(name).unwrap_or_else(|| name.to_owned());
         Err(Problem::bad_request(match known {
             [] => format!("there is no parameter {name}: this path has none"),
-            _ => format!("there is no parameter {name}: this path has {}", known.join(", ")),
+            _ => format!(
+                "there is no parameter {name}: this path has {}",
+                known.join(", ")
+            ),
         }))
     }
 

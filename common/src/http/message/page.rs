@@ -5,8 +5,8 @@
 use serde::Serialize;
 
 use super::conditional::if_changed;
-use super::problem::Problem;
 use super::head::{Head, names};
+use super::problem::Problem;
 use super::request::Request;
 use super::response::{HandlerResult, Response};
 

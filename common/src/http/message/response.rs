@@ -239,7 +239,11 @@ impl<'a> Response<'a> {
         }
         if !self.is_passed_on && !self.has_header("cache-control") {
             // What has a tag may be kept, and asked about.
-            let keep = if self.has_header("etag") { "no-cache" } else { "no-store" };
+            let keep = if self.has_header("etag") {
+                "no-cache"
+            } else {
+                "no-store"
+            };
             push_header(out, "cache-control", keep);
         }
     }

@@ -109,13 +109,21 @@ impl HttpConfig {
 /// From `ALLOWED_HOSTS`, a list of names.
 fn hosts(vars: &Vars) -> Result<Vec<String>, ConfigError> {
     const HOSTS: &str = "ALLOWED_HOSTS";
-    let Some(list) = vars.guarding(HOSTS)? else { return Ok(Vec::new()) };
+    let Some(list) = vars.guarding(HOSTS)? else {
+        return Ok(Vec::new());
+    };
     let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).collect();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-    if names.iter().all(|name| !name.is_empty() && name.bytes().all(plain)) {
+    if names
+        .iter()
+        .all(|name| !name.is_empty() && name.bytes().all(plain))
+    {
         Ok(names)
     } else {
-        Err(ConfigError::malformed(HOSTS, "a list of names such as movies.example,gateway-vm"))
+        Err(ConfigError::malformed(
+            HOSTS,
+            "a list of names such as movies.example,gateway-vm",
+        ))
     }
 }
 
@@ -143,7 +151,10 @@ impl Server {
         let bulkheads = bulkheads
             .into_iter()
             .chain([Arc::new(operations) as Arc<dyn Submit>]);
-        let router = Router { bulkheads: bulkheads.collect(), hosts: config.hosts.clone() };
+        let router = Router {
+            bulkheads: bulkheads.collect(),
+            hosts: config.hosts.clone(),
+        };
         let engine = Engine::start(config, router, metrics, shutdown).map_err(|error| {
             StartError::System(
                 format!("cannot listen on {}", config.address),

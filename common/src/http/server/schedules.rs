@@ -15,9 +15,7 @@ use super::fake::{Client, Kernel, Listener, Poller, advance, now};
 use super::{Interest, Socket, Watched, sweeper, watch, worker};
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};
-use crate::http::service::bulkhead::{
-    Answers, Batch, Bulkhead, Handler, Lease, Route,
-};
+use crate::http::service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, Route};
 use crate::http::service::limits::Limits;
 use crate::http::service::queues::BatchLimits;
 use crate::http::service::router::{Router, Verb};
@@ -206,7 +204,10 @@ impl Setup {
             }
         };
         let bulkhead = Bulkhead::new("", random.gen_range(1..3), ROUTES, &limits, state);
-        let router = Router { bulkheads: vec![Arc::new(bulkhead)], hosts: Vec::new() };
+        let router = Router {
+            bulkheads: vec![Arc::new(bulkhead)],
+            hosts: Vec::new(),
+        };
         let poller = Poller::new().expect("a kernel");
         let listener = Listener::bind(([127, 0, 0, 1], 1).into(), false, Duration::ZERO);
         let sockets = (poller, listener.expect("a kernel"));

@@ -157,12 +157,23 @@ impl<S: Send + 'static> Bulkhead<S> {
     /// Works until nothing waits that may be taken.
     fn work(self: &Arc<Self>) {
         loop {
-            let Some(taken) = lock(&self.queues).take() else { return };
+            let Some(taken) = lock(&self.queues).take() else {
+                return;
+            };
             if taken.is_more {
                 call_another();
             }
-            let Taken { queue, state, batch, .. } = taken;
-            let lease = Lease { bulkhead: Arc::clone(self), queue, state };
+            let Taken {
+                queue,
+                state,
+                batch,
+                ..
+            } = taken;
+            let lease = Lease {
+                bulkhead: Arc::clone(self),
+                queue,
+                state,
+            };
             // A request that a panic left unanswered is answered when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, batch)));
         }

@@ -45,15 +45,32 @@ pub(super) struct Taken<S> {
 
 impl<S> Queues<S> {
     pub(super) fn new(slots: usize, batches: impl Iterator<Item = BatchLimits>) -> Self {
-        let one_by_one = BatchLimits { slots: usize::MAX, requests_max: 1 };
-        let queue = |limits| Queue { waiting: VecDeque::new(), limits, busy: 0 };
+        let one_by_one = BatchLimits {
+            slots: usize::MAX,
+            requests_max: 1,
+        };
+        let queue = |limits| Queue {
+            waiting: VecDeque::new(),
+            limits,
+            busy: 0,
+        };
         let all = [one_by_one].into_iter().chain(batches).map(queue);
-        Self { all: all.collect(), slots, free: Vec::new(), busy: 0 }
+        Self {
+            all: all.collect(),
+            slots,
+            free: Vec::new(),
+            busy: 0,
+        }
     }
 
     /// How many requests wait or are worked on, where each slot has one.
     pub(super) fn under_way(&self) -> usize {
-        self.busy + self.all.iter().map(|queue| queue.waiting.len()).sum::<usize>()
+        self.busy
+            + self
+                .all
+                .iter()
+                .map(|queue| queue.waiting.len())
+                .sum::<usize>()
     }
 
     pub(super) fn push(&mut self, queue: usize, request: Request, now: Instant) {
@@ -69,7 +86,12 @@ impl<S> Queues<S> {
         let batch = queue.take();
         let state = self.free.pop();
         let is_more = self.busy < self.slots && self.longest_waiting().is_some();
-        Some(Taken { queue: number, state, batch, is_more })
+        Some(Taken {
+            queue: number,
+            state,
+            batch,
+            is_more,
+        })
     }
 
     pub(super) fn give_back(&mut self, queue: usize, state: Option<S>) {
@@ -82,7 +104,10 @@ impl<S> Queues<S> {
     pub(super) fn expire(&mut self, now: Instant, limit: Duration) -> Vec<Request> {
         let mut expired = Vec::new();
         for queue in &mut self.all {
-            while let Some(first) = queue.waiting.pop_front_if(|(_, since)| now >= *since + limit) {
+            while let Some(first) = queue
+                .waiting
+                .pop_front_if(|(_, since)| now >= *since + limit)
+            {
                 expired.push(first.0);
             }
         }
@@ -112,7 +137,14 @@ impl Queue {
             bytes += request.body.len();
             bytes <= BATCH_BYTES_MAX
         });
-        let count = fit.count().max(1).min(self.limits.requests_max).min(self.waiting.len());
-        self.waiting.drain(..count).map(|(request, _)| request).collect()
+        let count = fit
+            .count()
+            .max(1)
+            .min(self.limits.requests_max)
+            .min(self.waiting.len());
+        self.waiting
+            .drain(..count)
+            .map(|(request, _)| request)
+            .collect()
     }
 }

@@ -78,11 +78,19 @@ impl Router {
     /// Whether a request for that host is for us: a page elsewhere that has its own name lead here
     /// (DNS rebinding) is not. An address is no name.
     fn is_known(&self, host: Option<&str>) -> bool {
-        let Some(host) = host.filter(|_| !self.hosts.is_empty()) else { return true };
-        let (name, _) = host.rsplit_once(':').filter(|_| !host.ends_with(']')).unwrap_or((host, ""));
+        let Some(host) = host.filter(|_| !self.hosts.is_empty()) else {
+            return true;
+        };
+        let (name, _) = host
+            .rsplit_once(':')
+            .filter(|_| !host.ends_with(']'))
+            .unwrap_or((host, ""));
         name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
             || name.eq_ignore_ascii_case("localhost")
-            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
+            || self
+                .hosts
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(name))
     }
 
     /// How many threads may wait at the same time.
