@@ -10,7 +10,7 @@ use common::env::Vars;
 use common::http::HttpConfig;
 use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
-use testkit::{Client, Program, Reply, Service, Upstream, eventually};
+use testkit::{Client, Program, RawReply, Reply, Service, Upstream, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -50,8 +50,16 @@ impl Drop for KeysFile {
 /// A gateway before an inventory that answers all with 204. Nobody is where its broker is said
 /// to be, so an order that is let in gets 503.
 fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gateway> {
+    gateway_with(HttpConfig::on_loopback(2), vars, inventory)
+}
+
+fn gateway_with(
+    http: HttpConfig,
+    vars: Vec<(String, String)>,
+    inventory: SocketAddr,
+) -> Service<Gateway> {
     let config = gateway::Config {
-        http: HttpConfig::on_loopback(2),
+        http,
         inventories: vec![inventory],
         billing_api: ([127, 0, 0, 1], 1).into(),
         billing_consumer: ([127, 0, 0, 1], 1).into(),
@@ -296,4 +304,78 @@ fn an_open_gateway_says_so_at_its_start() {
         "{}",
         program.log()
     );
+}
+
+#[test]
+fn what_the_head_of_an_order_decides_is_answered_without_asking_for_its_body() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let gateway = gateway(keys.vars(), inventory.address());
+    let ask = |lines: &str| {
+        let head = format!(
+            "POST /api/billing HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\
+             Content-Length: 80\r\n{lines}\r\n"
+        );
+        let answer = testkit::exchange(gateway.client.address(), head.as_bytes());
+        answer.lines().next().unwrap_or_default().to_owned()
+    };
+    let json = "Content-Type: application/json\r\n";
+    let key = "Authorization: Bearer writer-key\r\n";
+
+    let stranger = ask(json);
+    let reader = ask(&format!("{json}Authorization: Bearer reader-key\r\n"));
+    let text = ask(&format!("{key}Content-Type: text/plain\r\n"));
+    let bad_key = ask(&format!("{key}{json}Idempotency-Key: a b\r\n"));
+    let compressed = ask(&format!("{key}{json}Content-Encoding: gzip\r\n"));
+    let good = ask(&format!("{key}{json}"));
+
+    let lines = [stranger, reader, text, bad_key, compressed, good];
+    let statuses: Vec<_> = lines.iter().filter_map(|line| line.get(9..12)).collect();
+    assert_eq!(statuses, ["401", "403", "415", "400", "415", "100"]);
+}
+
+#[test]
+fn a_body_in_chunks_of_somebody_without_a_key_is_passed_over_and_the_connection_kept() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let keys = KeysFile::with(KEYS);
+    let gateway = gateway(keys.vars(), inventory.address());
+    let requests = "PUT /api/movies/1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+                    5\r\nhello\r\n0\r\n\r\n\
+                    GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+
+    let answers = testkit::exchange(gateway.client.address(), requests.as_bytes());
+
+    let statuses: Vec<_> = answers
+        .split("HTTP/1.1 ")
+        .skip(1)
+        .map(|answer| &answer[..3])
+        .collect();
+    assert_eq!(statuses, ["401", "200"], "{answers}");
+    assert_eq!(inventory.requests(), []);
+}
+
+#[test]
+fn a_name_that_is_not_ours_is_refused_where_names_are_given() {
+    let inventory = Upstream::answering(NO_CONTENT);
+    let mut config = HttpConfig::on_loopback(1);
+    config.hosts = vec!["movies.example".to_owned()];
+    let gateway = gateway_with(config, Vec::new(), inventory.address());
+    let status = |host: &str| {
+        let request =
+            format!("GET /api/movies HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        RawReply::to(gateway.client.address(), request.as_bytes()).status()
+    };
+
+    for host in [
+        "movies.example",
+        "MOVIES.example:5000",
+        "127.0.0.1",
+        "[::1]:5000",
+        "localhost",
+    ] {
+        assert_eq!(status(host), 204, "{host}");
+    }
+    for host in ["evil.example", "movies.example.evil", "127.0.0.1.evil:5000"] {
+        assert_eq!(status(host), 421, "{host}");
+    }
 }

@@ -896,3 +896,64 @@ fn only_movies_are_forwarded() {
     }
     assert_eq!(gateway.upstream.requests(), []);
 }
+
+#[test]
+fn the_host_of_an_absolute_target_takes_the_place_of_host() {
+    let gateway = Gateway::before(Upstream::answering(OK));
+
+    let reply = gateway.send("GET http://other.example:81/api/movies?a=b", &[], "");
+
+    assert_eq!(reply.status(), 200);
+    let received = gateway.received();
+    assert_eq!(received.line, "GET /api/movies?a=b HTTP/1.1");
+    assert_eq!(received.values("x-forwarded-host"), ["other.example:81"]);
+}
+
+#[test]
+fn options_and_trace_go_as_far_as_max_forwards_says() {
+    let gateway = Gateway::before(Upstream::answering(OK));
+
+    let last = gateway.send("OPTIONS /api/movies", &["Max-Forwards: 0"], "");
+    let next = gateway.send("OPTIONS /api/movies", &["Max-Forwards: 5"], "");
+    let get = gateway.send("GET /api/movies", &["Max-Forwards: 0"], "");
+
+    assert_eq!(
+        (last.status(), next.status(), get.status()),
+        (204, 200, 200)
+    );
+    assert!(!last.values("allow").is_empty());
+    let received = gateway.upstream.requests();
+    let left: Vec<_> = received
+        .iter()
+        .map(|request| request.values("max-forwards"))
+        .collect();
+    assert_eq!(left, [["4"], ["0"]]);
+}
+
+#[test]
+fn a_204_has_no_length_whatever_the_inventory_says() {
+    let answer = "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n";
+    let gateway = Gateway::before(Upstream::answering(answer));
+
+    let reply = gateway.get();
+
+    assert_eq!(
+        (reply.status(), reply.values("content-length")),
+        (204, Vec::new())
+    );
+}
+
+#[test]
+fn what_changes_something_is_not_repeated_where_its_connection_was_new() {
+    for (method, asked) in [("PUT", 1), ("DELETE", 1), ("GET", 2)] {
+        let gateway = Gateway::before(Upstream::start(|_| Play::Last(Vec::new())));
+
+        let reply = gateway.send(&format!("{method} /api/movies/1"), &[], "");
+
+        assert_eq!(
+            (reply.status(), gateway.upstream.requests().len()),
+            (502, asked),
+            "{method}"
+        );
+    }
+}

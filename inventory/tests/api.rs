@@ -856,3 +856,74 @@ fn a_search_at_100_000_movies_uses_the_index() {
     );
     assert_eq!(inventory.titles("/api/movies").len(), 100_001);
 }
+
+#[test]
+fn a_query_parameter_that_a_path_does_not_know_is_refused_with_those_that_it_does() {
+    let inventory = Inventory::start();
+    for (target, known) in [
+        ("/api/movies?page=2", "this path has title, limit, after"),
+        (
+            "/api/movies?limit=2&Title=a",
+            "this path has title, limit, after",
+        ),
+        ("/api/movies/1?limit=1", "this path has none"),
+    ] {
+        let reply = inventory.get(target);
+
+        assert_eq!(reply.status, 400, "{target}");
+        assert!(
+            reply.text.contains("there is no parameter"),
+            "{}",
+            reply.text
+        );
+        assert!(reply.text.contains(known), "{}", reply.text);
+    }
+    assert_eq!(inventory.get("/api/movies?&&l%69mit=1&").status, 200);
+}
+
+#[test]
+fn a_body_that_is_compressed_or_begins_with_a_byte_order_mark_is_told_so() {
+    let inventory = Inventory::start();
+    let json = ("content-type", "application/json");
+    let body = r#"{"title":"Alien","description":"x"}"#;
+
+    let gzip = [json, ("content-encoding", "gzip")];
+    let compressed = inventory
+        .service
+        .client
+        .send("POST", "/api/movies", &gzip, Some(body));
+    let marked = format!("\u{feff}{body}");
+    let marked = inventory
+        .service
+        .client
+        .send("POST", "/api/movies", &[json], Some(&marked));
+
+    assert_eq!(
+        (compressed.status, compressed.header("accept-encoding")),
+        (415, "identity")
+    );
+    assert_eq!(marked.status, 400);
+    assert!(marked.text.contains("byte order mark"), "{}", marked.text);
+}
+
+#[test]
+fn every_answer_says_how_it_may_be_kept() {
+    let inventory = Inventory::start();
+    inventory.create("Alien");
+    for (target, keep) in [
+        ("/api/movies/1", "no-cache"),
+        ("/api/movies?limit=1", "no-cache"),
+        ("/api/movies", "no-cache"),
+        ("/api/movies/7", "no-store"),
+        ("/ready", "no-store"),
+        ("/health", "no-store"),
+        ("/metrics", "no-store"),
+        ("/nothing", "no-store"),
+    ] {
+        assert_eq!(
+            inventory.get(target).header("cache-control"),
+            keep,
+            "{target}"
+        );
+    }
+}

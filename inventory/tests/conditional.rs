@@ -247,3 +247,57 @@ fn a_condition_on_a_movie_that_is_not_there_is_not_found() {
         404
     );
 }
+
+#[test]
+fn a_precondition_is_evaluated_whatever_the_method() {
+    let inventory = Inventory::start();
+    let tag = inventory.create("Alien").header("etag").to_owned();
+    let client = &inventory.service.client;
+    let other = ("if-match", "\"0\"");
+    let body = r#"{"title":"Brazil","description":"x"}"#;
+
+    for (method, target) in [
+        ("GET", "/api/movies/1"),
+        ("HEAD", "/api/movies/1"),
+        ("GET", "/api/movies"),
+    ] {
+        let reply = client.send(method, target, &[other], None);
+        assert_eq!(reply.status, 412, "{method} {target}");
+    }
+    assert_eq!(
+        inventory.get("/api/movies/1", ("if-match", &tag)).status,
+        200
+    );
+    assert_eq!(
+        inventory.get("/api/movies/1", ("if-match", "*")).status,
+        200
+    );
+    for condition in [other, ("if-none-match", "*")] {
+        let created = client.send("POST", "/api/movies", &[JSON, condition], Some(body));
+        let deleted = inventory.delete("/api/movies", condition);
+        assert_eq!(
+            (created.status, deleted.status),
+            (412, 412),
+            "{condition:?}"
+        );
+    }
+    assert_eq!(
+        client.get("/api/movies").json.as_array().map(Vec::len),
+        Some(1)
+    );
+}
+
+#[test]
+fn a_weak_tag_is_told_what_to_do() {
+    let inventory = Inventory::start();
+    let weak = format!("W/{}", inventory.create("Alien").header("etag"));
+
+    let reply = inventory.put(
+        "/api/movies/1",
+        &json!({ "title": "Aliens" }),
+        ("if-match", &weak),
+    );
+
+    assert_eq!(reply.status, 412);
+    assert!(reply.text.contains("weak tag"), "{}", reply.text);
+}

@@ -559,7 +559,8 @@ fn array(count: usize) -> Response<'static> {
 fn a_short_array_is_sent_with_its_length_and_head_gets_the_head_alone() {
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ndate: now\r\n\
                 x-request-id: id\r\nx-content-type-options: nosniff\r\n\
-                cross-origin-resource-policy: same-origin\r\ncontent-length: 7\r\n\r\n";
+                cross-origin-resource-policy: same-origin\r\ncache-control: no-store\r\n\
+                content-length: 7\r\n\r\n";
 
     assert_eq!(
         answer_to(&ask("GET", "1.1"), array(3)),

@@ -173,7 +173,6 @@ pub(crate) fn parse_head<'h, 'b>(
     if let Some(host) = authority.or(host) {
         check_authority(host)?;
     }
-    check_singles(headers)?;
     let framing = body_framing(headers, http_10, limits)?;
     let connection = || values(headers, "connection").flat_map(tokens);
     let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
@@ -307,30 +306,6 @@ fn is_reg_name(name: &str) -> bool {
         }
     }
     true
-}
-
-/// Fields of which there may be one, since nobody could tell which of two was meant.
-fn check_singles(headers: &[Header<'_>]) -> Result<(), Refusal> {
-    const SINGLES: [&str; 9] = [
-        "authorization",
-        "content-type",
-        "idempotency-key",
-        "if-modified-since",
-        "if-range",
-        "if-unmodified-since",
-        "max-forwards",
-        "referer",
-        "user-agent",
-    ];
-    for name in SINGLES {
-        if values(headers, name).nth(1).is_some() {
-            return Err(Refusal::new(
-                400,
-                format!("the header {name} is given twice"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// RFC 9112 §6: one length of digits, or `chunked` and nothing else, never both.

@@ -14,6 +14,19 @@ use super::problem::Problem;
 /// The most that a request id taken from a client may have.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// Headers of which there may be one: of two nobody could tell which was meant.
+const SINGLES: [&str; 9] = [
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Modified-Since",
+    "If-Range",
+    "If-Unmodified-Since",
+    "Max-Forwards",
+    "Referer",
+    "User-Agent",
+];
+
 /// A request method; names are case-sensitive (RFC 9110 §9.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the method of its name")]
@@ -262,6 +275,13 @@ impl Head {
                 "the header {name} is given twice"
             ))),
         }
+    }
+
+    /// That no header is given twice of which there may be one.
+    pub(crate) fn require_singles(&self) -> Result<(), Problem> {
+        SINGLES
+            .iter()
+            .try_for_each(|name| self.single_header(name).map(drop))
     }
 
     /// A segment of the path that the route's pattern names; empty where it names none such.

@@ -344,7 +344,7 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "HTTP/1.1 204 No Content\r\nlocation: /a  set-cookie: b\r\ndate: now\r\n\
              x-request-id: id\r\nx-content-type-options: nosniff\r\n\
-             cross-origin-resource-policy: same-origin\r\n"
+             cross-origin-resource-policy: same-origin\r\ncache-control: no-store\r\n"
         );
     }
 }

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::Use;
 use super::core::{Core, Peer, with_date};
 use super::poller::Interest;
 use super::table::{Owned, Parked, Token};
@@ -65,7 +64,7 @@ impl Core {
         let peer = match fill {
             Some(fill) => waiting(|| self.stream(peer, fill, slot, &mut outcome)),
             None => {
-                if let Err(cause) = peer.send() {
+                if let Err(cause) = self.send(&mut peer) {
                     peer.connection.truncate();
                     outcome.truncate(cause);
                 }
@@ -136,21 +135,15 @@ impl Core {
         }
         let mut wait = Wait(None);
         while !peer.connection.to_send().is_empty() {
-            let Peer {
-                transport,
-                connection,
-                reservation,
-                ..
-            } = &mut *peer;
-            match transport.send(connection.to_send()) {
+            match peer.transport.send(peer.connection.to_send()) {
                 Ok(bytes) => {
-                    connection.on_sent(bytes, now());
+                    peer.connection.on_sent(bytes, now());
                     continue;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(format!("the client went away: {error}")),
             }
-            let left = connection.deadline().saturating_duration_since(now());
+            let left = peer.connection.deadline().saturating_duration_since(now());
             if left.is_zero() || self.is_cut() {
                 return Err("the client takes too long to read".to_owned());
             }
@@ -159,14 +152,14 @@ impl Core {
             }
             let limit = if wait.0.is_some() {
                 LONG_HOLD
-            } else if reservation.grow(connection.to_send().len(), Use::Answer) {
+            } else if self.keep(peer) {
                 return Ok(());
             } else if slot.is_wanted() {
                 return Err("the client reads slowly, and others wait".to_owned());
             } else {
                 HOLD
             };
-            transport.socket.wait(Interest::Write, limit.min(left));
+            peer.transport.socket.wait(Interest::Write, limit.min(left));
         }
         Ok(())
     }

@@ -32,6 +32,14 @@ pub(crate) enum Use {
     Answer = 2,
 }
 
+/// What there is no more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exhausted {
+    /// The part of one client.
+    Share(IpAddr),
+    Budget,
+}
+
 /// The part of a connection; given back when it is dropped.
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
@@ -83,13 +91,13 @@ impl Reservation {
         self.client
     }
 
-    /// Grows to so many bytes beyond the allowance; false where the budget does not reach.
-    pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> bool {
+    /// Grows to so many bytes beyond the allowance, as far as the budget reaches.
+    pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
         let more = bytes
             .saturating_sub(ALLOWANCE_BYTES)
             .saturating_sub(self.bytes);
         if more == 0 {
-            return true;
+            return Ok(());
         }
         let all = self.budget.bytes_max / purpose as usize;
         let mut taken = lock(&self.budget.taken);
@@ -97,13 +105,21 @@ impl Reservation {
             .clients
             .get(&self.client)
             .map_or(0, |(_, bytes)| *bytes);
-        if taken.bytes + more > all || of_client + more > all / 2 {
-            return false;
+        if of_client + more > all / 2 {
+            return Err(Exhausted::Share(self.client));
+        }
+        if taken.bytes + more > all {
+            return Err(Exhausted::Budget);
         }
         taken.bytes += more;
         taken.clients.entry(self.client).or_default().1 += more;
         self.bytes += more;
-        true
+        Ok(())
+    }
+
+    /// Whether there is more than the allowance.
+    pub(crate) fn is_used(&self) -> bool {
+        self.bytes > 0
     }
 
     /// Gives back what is more than so many bytes beyond the allowance.
@@ -157,19 +173,21 @@ mod tests {
             .map(|last| budget.admit(client(last)).expect("a connection"))
             .collect();
 
-        assert!(reservations[0].grow(ALLOWANCE_BYTES + 100_000, Use::Request));
-        assert!(
-            !reservations[0].grow(ALLOWANCE_BYTES + 100_001, Use::Request),
-            "its share"
-        );
-        assert!(reservations[1].grow(ALLOWANCE_BYTES + 90_000, Use::Request));
-        assert!(reservations[2].grow(ALLOWANCE_BYTES, Use::Answer));
-        assert!(!reservations[2].grow(ALLOWANCE_BYTES + 1, Use::Answer));
-        assert!(!reservations[2].grow(ALLOWANCE_BYTES + 10_001, Use::Request));
+        let all = Err(Exhausted::Budget);
+        let share = Err(Exhausted::Share(client(1)));
+        let mut grow =
+            |nth: usize, bytes, purpose| reservations[nth].grow(ALLOWANCE_BYTES + bytes, purpose);
+        assert_eq!(grow(0, 100_000, Use::Request), Ok(()));
+        assert_eq!(grow(0, 100_001, Use::Request), share);
+        assert_eq!(grow(1, 90_000, Use::Request), Ok(()));
+        assert_eq!(grow(2, 0, Use::Answer), Ok(()));
+        assert_eq!(grow(2, 1, Use::Answer), all);
+        assert_eq!(grow(2, 10_001, Use::Request), all);
         reservations[0].shrink(ALLOWANCE_BYTES);
         reservations.remove(1);
 
-        assert!(reservations[1].grow(ALLOWANCE_BYTES + 50_000, Use::Answer));
+        let grown = reservations[1].grow(ALLOWANCE_BYTES + 50_000, Use::Answer);
+        assert_eq!(grown, Ok(()));
         drop(reservations);
         let taken = lock(&budget.taken);
         assert_eq!((taken.bytes, taken.clients.len()), (0, 0));

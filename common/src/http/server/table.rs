@@ -151,6 +151,15 @@ impl<P> Table<P> {
         self.used.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many places are free.
+    pub(crate) fn left(&self) -> usize {
+        self.capacity() - self.used()
+    }
+
     /// A place for a new connection; None where all are taken.
     pub(crate) fn insert(&self) -> Option<Place<'_, P>> {
         let index = lock(&self.free).pop()?;

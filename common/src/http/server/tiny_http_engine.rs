@@ -2,28 +2,30 @@
 //! networks where nobody is a stranger: one request can end its process.
 
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::HttpConfig;
+use tiny_http::{Header, StatusCode};
+
+use super::{HttpConfig, core::with_date};
 use crate::http::message::head::{Head, Method, request_id};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{NoSlot, Request, Respond, Slot};
-use crate::http::message::response::{Body, Fill, HandlerResult, Response};
+use crate::http::message::response::{Body, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::router::Router;
 use crate::http::sync::now;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often a worker looks up whether the program ends, and the log is written.
+/// How often a worker looks up from `recv`.
 const ROUND: Duration = Duration::from_millis(50);
 
 pub(crate) struct Engine {
     pub(crate) address: SocketAddr,
-    threads: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -31,7 +33,6 @@ struct Shared {
     router: Router,
     metrics: Metrics,
     body_bytes_max: usize,
-    shutdown: Shutdown,
 }
 
 impl Engine {
@@ -44,60 +45,43 @@ impl Engine {
         if config.tls.is_some() {
             return Err(io::Error::other("tiny_http is built without TLS"));
         }
-        let listener = std::net::TcpListener::bind(config.address)?;
+        let listener = TcpListener::bind(config.address)?;
         let address = listener.local_addr()?;
+        let workers = router.slots() + 1;
         let shared = Arc::new(Shared {
             server: tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?,
             router,
             metrics: metrics.clone(),
             body_bytes_max: config.limits.body_bytes,
-            shutdown: shutdown.clone(),
         });
-        let workers = shared.router.slots() + 1;
-        let spawn = |nth: usize| {
-            let shared = Arc::clone(&shared);
-            let work = move || {
-                if nth < workers {
-                    shared.work()
-                } else {
-                    shared.sweep()
-                }
-            };
-            thread::Builder::new().name("worker".to_owned()).spawn(work)
+        let spawn = |_| {
+            let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
+            thread::Builder::new().spawn(move || shared.work(&shutdown))
         };
-        let threads = (0..=workers).map(spawn).collect::<io::Result<_>>()?;
-        log::info!(address = address.to_string().as_str(), workers = workers; "listening");
-        Ok(Self { address, threads })
+        let workers = (0..workers).map(spawn).collect::<io::Result<Vec<_>>>()?;
+        log::info!(address = address.to_string().as_str(), workers = workers.len(); "listening");
+        Ok(Self { address, workers })
     }
 
     pub(crate) fn join(self) {
-        for thread in self.threads {
-            let _ = thread.join();
-        }
+        self.workers
+            .into_iter()
+            .for_each(|worker| drop(worker.join()));
     }
 }
 
 impl Shared {
-    fn work(self: &Arc<Self>) {
-        loop {
-            match self.server.recv_timeout(ROUND) {
-                Ok(Some(from)) => self.take(from),
-                Ok(None) if self.shutdown.is_requested() => return,
-                Ok(None) => {}
-                Err(error) => {
-                    log::error!(cause = error.to_string().as_str(); "cannot accept");
-                    return;
-                }
+    fn work(self: &Arc<Self>, shutdown: &Shutdown) {
+        while let Ok(received) = self.server.recv_timeout(ROUND) {
+            match received {
+                Some(from) => self.take(from),
+                None if shutdown.is_requested() => return,
+                None => self
+                    .router
+                    .bulkheads
+                    .iter()
+                    .for_each(|bulkhead| bulkhead.sweep(now())),
             }
-        }
-    }
-
-    fn sweep(&self) {
-        while !self.shutdown.wait_at_most(ROUND) {
-            self.router
-                .bulkheads
-                .iter()
-                .for_each(|bulkhead| bulkhead.sweep(now()));
             crate::log::flush();
         }
     }
@@ -105,21 +89,27 @@ impl Shared {
     fn take(self: &Arc<Self>, mut from: tiny_http::Request) {
         let client = from
             .remote_addr()
-            .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), SocketAddr::ip);
+            .map_or(Ipv4Addr::LOCALHOST.into(), SocketAddr::ip);
         let given = from
             .headers()
             .iter()
             .find(|header| header.field.equiv("x-request-id"));
         let id = request_id(given.map(|header| header.value.as_str().as_bytes()));
         let (method, target) = (Method::new(from.method().as_str()), from.url().to_owned());
-        let mut head = Head::bare(method, target, id, client.to_canonical(), false, now());
-        for header in from.headers() {
-            let (name, value) = (header.field.as_str().as_str(), header.value.as_str());
-            head.headers.push(name, value.as_bytes());
+        let mut head = Head::bare(
+            method,
+            target,
+            id,
+            IpAddr::to_canonical(&client),
+            false,
+            now(),
+        );
+        for Header { field, value } in from.headers() {
+            head.headers
+                .push(field.as_str().as_str(), value.as_str().as_bytes());
         }
         let decided = self.router.admit(&mut head);
-        let mut body = Vec::new();
-        let limit = self.body_bytes_max;
+        let (mut body, limit) = (Vec::new(), self.body_bytes_max);
         let read = from
             .as_reader()
             .take(limit as u64 + 1)
@@ -129,20 +119,16 @@ impl Shared {
             from,
             shared: Arc::clone(self),
         });
-        let answer = |allow| Response::empty(204).with_header("allow", allow);
-        match (decided, read) {
-            (Some(decided), _) => responder.respond(&head, decided.map(answer), &NoSlot),
+        let problem = match (decided, read) {
             (None, Ok(bytes)) if bytes <= limit => {
-                self.router.submit(Request::new(head, body, responder));
+                return self.router.submit(Request::new(head, body, responder));
             }
-            (None, Ok(_)) => {
-                responder.respond(&head, Err(Problem::content_too_large(limit)), &NoSlot);
-            }
-            (None, Err(_)) => {
-                let problem = Problem::bad_request("the body cannot be read");
-                responder.respond(&head, Err(problem), &NoSlot);
-            }
-        }
+            (Some(decided), _) => decided,
+            (None, Ok(_)) => Err(Problem::content_too_large(limit)),
+            (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
+        };
+        let options = |allow| Response::empty(204).with_header("allow", allow);
+        responder.respond(&head, problem.map(options), &NoSlot);
     }
 }
 
@@ -157,77 +143,67 @@ impl Respond for Responder {
     }
 
     fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: &dyn Slot) {
-        let mut outcome = Outcome::default();
-        let response = result.unwrap_or_else(|problem| {
-            outcome.cause.clone_from(&problem.cause);
-            Response::of_problem(problem, &head.request_id)
-        });
-        outcome.status = response.status;
-        let Self { from, shared } = *self;
-        if let Err(error) = send(from, response, &head.request_id) {
+        let cause = result
+            .as_ref()
+            .err()
+            .and_then(|problem| problem.cause.clone());
+        let response = result.unwrap_or_else(|p| Response::of_problem(p, &head.request_id));
+        let mut outcome = Outcome {
+            status: response.status,
+            truncated: false,
+            cause,
+        };
+        if let Err(error) = send(self.from, response, &head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));
         }
-        access_log::tell(&shared.metrics, head, &outcome, now());
+        access_log::tell(&self.shared.metrics, head, &outcome, now());
     }
 }
 
 fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> io::Result<()> {
     let mut lines = Vec::new();
-    super::core::with_date(|date| response.write_head(&mut lines, request_id, false, date));
-    let lines = lines
-        .split(|byte| *byte == b'\n')
-        .skip(1)
-        .map(<[u8]>::trim_ascii);
+    with_date(|date| response.write_head(&mut lines, request_id, false, date));
     let header = |line: &[u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
-        tiny_http::Header::from_bytes(&line[..colon], line[colon + 1..].trim_ascii()).ok()
+        Header::from_bytes(&line[..colon], line[colon + 1..].trim_ascii()).ok()
     };
-    let (status, headers) = (response.status, lines.filter_map(header).collect());
+    let headers = lines
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .filter_map(header)
+        .collect();
     let (content, length): (Box<dyn Read>, _) = match response.body {
         Body::Empty => (Box::new(io::empty()), Some(0)),
-        Body::Bytes(bytes) => {
-            let length = bytes.len();
-            (Box::new(io::Cursor::new(bytes)), Some(length))
-        }
-        Body::Stream(stream) => {
+        Body::Bytes(bytes) => (Box::new(io::Cursor::new(bytes.clone())), Some(bytes.len())),
+        Body::Stream(mut stream) => {
             let length = stream
                 .length
                 .and_then(|length| usize::try_from(length).ok());
-            (
-                Box::new(Pieces {
-                    fill: stream.fill,
-                    piece: Vec::new(),
-                    at: 0,
-                }),
-                length,
-            )
+            let piece = move |piece: &mut Vec<u8>| {
+                (stream.fill)(piece).map_err(|problem| io::Error::other(problem.detail))
+            };
+            (Box::new(Pieces(piece, io::Cursor::default())), length)
         }
     };
+    let status = StatusCode(response.status);
     from.respond(tiny_http::Response::new(
-        status.into(),
-        headers,
-        content,
-        length,
-        None,
+        status, headers, content, length, None,
     ))
 }
 
-/// A stream's pieces, read one after another.
-struct Pieces<'a> {
-    fill: Fill<'a>,
-    piece: Vec<u8>,
-    at: usize,
-}
+/// What makes the pieces of a stream, and the one at hand.
+struct Pieces<F>(F, io::Cursor<Vec<u8>>);
 
-impl Read for Pieces<'_> {
+impl<F: FnMut(&mut Vec<u8>) -> io::Result<()>> Read for Pieces<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.piece.len() {
-            self.piece.clear();
-            self.at = 0;
-            (self.fill)(&mut self.piece).map_err(|problem| io::Error::other(problem.detail))?;
+        match self.1.read(buffer)? {
+            0 => {
+                let mut piece = Vec::new();
+                (self.0)(&mut piece)?;
+                self.1 = io::Cursor::new(piece);
+                self.1.read(buffer)
+            }
+            bytes => Ok(bytes),
         }
-        let bytes = (&self.piece[self.at..]).read(buffer)?;
-        self.at += bytes;
-        Ok(bytes)
     }
 }

@@ -27,6 +27,9 @@ const READ_BYTES: usize = 32 * 1024;
 /// How many connections one event of the listener may bring.
 const ACCEPTS: usize = 8;
 
+/// So many places are for clients of this machine.
+const OPERATORS: usize = 8;
+
 /// How many idle connections make room at once where there are too many.
 const EVICTED: usize = 32;
 
@@ -103,7 +106,7 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                     Err(_) => peer.connection.on_error(),
                 }
                 let held = peer.connection.held_input();
-                if !peer.reservation.grow(held, Use::Request) {
+                if peer.reservation.grow(held, Use::Request).is_err() {
                     let detail = "too many large requests at the same time; try again";
                     let problem = peer.connection.refuse(Refusal::new(503, detail), now());
                     return refuse(core, peer, problem);
@@ -174,6 +177,9 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
                 break;
             }
         };
+        let reserved = OPERATORS.min(core.table.capacity() / 16);
+        // The last places are for whoever sits at this machine and has to see what is wrong.
+        let place = place.filter(|_| client.is_loopback() || core.table.left() >= reserved);
         let place = place.or_else(|| evict(core, None));
         let reservation = core.budget.admit(client).or_else(|| {
             evict(core, Some(client))?;

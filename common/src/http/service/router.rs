@@ -54,6 +54,9 @@ pub(crate) struct Router {
 impl Router {
     pub(crate) fn admit(&self, head: &mut Head) -> Option<Decided> {
         head.matched.pattern = "none";
+        if let Err(problem) = head.require_singles() {
+            return Some(Err(problem));
+        }
         if !self.is_known(head.header("host")) {
             return Some(Err(Problem::misdirected()));
         }

@@ -207,9 +207,17 @@ fn a_target_is_a_path_without_characters_that_no_uri_has() {
         ("//a", 200),
         ("/%00%0d%0a", 200),
         ("/[]{}|\\^", 200),
-        ("*", 400),
+        ("*", 200),
+        ("**", 400),
         ("h:80", 400),
-        ("http://h/", 400),
+        ("http://h/", 200),
+        ("HTTPS://h:80/a?b", 200),
+        ("http://h", 200),
+        ("http://h?a", 400),
+        ("http:///a", 400),
+        ("http://user@h/", 400),
+        ("http://h:a/", 400),
+        ("ftp://h/", 400),
         ("a", 400),
         ("?a", 400),
         ("/#a", 400),
@@ -316,6 +324,14 @@ fn there_is_one_host_of_which_only_http_1_0_may_know_nothing() {
         ("1.1\r\nHost: h/path", 400),
         ("1.1\r\nHost: user@h", 400),
         ("1.1\r\nHost: h\\", 400),
+        ("1.1\r\nHost: a:1:2", 400),
+        ("1.1\r\nHost: a:", 200),
+        ("1.1\r\nHost: :80", 400),
+        ("1.1\r\nHost: [v1.a:b]", 200),
+        ("1.1\r\nHost: [1.2.3.4]", 400),
+        ("1.1\r\nHost: [::1]a", 400),
+        ("1.1\r\nHost: %zz", 400),
+        ("1.1\r\nHost: %2d", 200),
         ("1.1\r\nHost: h#", 400),
         ("1.1\r\nHost: \u{fc}", 400),
         ("1.0", 200),
@@ -455,7 +471,7 @@ fn the_only_expectation_is_100_continue() {
 }
 
 #[test]
-fn a_connection_is_kept_until_a_client_says_close_or_speaks_http_1_0() {
+fn a_connection_is_kept_until_a_client_says_close_and_in_http_1_0_where_it_says_so() {
     for (lines, kept) in [
         ("1.1\r\nHost: h", true),
         ("1.1\r\nHost: h\r\nConnection: keep-alive", true),
@@ -469,7 +485,8 @@ fn a_connection_is_kept_until_a_client_says_close_or_speaks_http_1_0() {
             false,
         ),
         ("1.0", false),
-        ("1.0\r\nConnection: keep-alive", false),
+        ("1.0\r\nConnection: keep-alive", true),
+        ("1.0\r\nConnection: keep-alive, close", false),
     ] {
         let head = format!("GET / HTTP/{lines}\r\n\r\n");
 
