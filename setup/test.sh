@@ -50,6 +50,8 @@ all_checks() {
     check 'Clippy' cargo clippy --workspace --all-targets --locked -- -D warnings
     check 'Each service alone' each_alone
     check 'Tests' run_tests
+    check 'The schedules of the server' schedules
+    check 'The API on tiny_http' on_tiny_http
     check 'Dependencies' dependencies
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
@@ -160,6 +162,19 @@ each_alone() {
 
 run_tests() {
     cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$folder/tests.log"
+}
+
+# schedules: the server's threads on a kernel in memory, by 100,000 random schedules and by as many of PCT,
+# a quarter of them for each scenario.
+schedules() {
+    SCHEDULES=25000 cargo test --locked --package common --lib --profile schedules \
+        --features shuttle -- http::server::schedules
+}
+
+# on_tiny_http: the handlers lean on no server of ours.
+on_tiny_http() {
+    cargo test --locked --package inventory --features tiny_http --test api
+    cargo test --locked --package billing --features tiny_http --test api
 }
 
 # dependencies: the list of known vulnerabilities is fetched anew. Not to get hold of it is no

@@ -214,19 +214,13 @@ impl Exchange {
         let address = self.address;
         let kept = self.lease.state().take(address);
         self.was_kept = kept.is_some();
-        let watched = match kept {
-            Some(watched) => {
-                self.enter(Stage::Send);
-                Ok(watched)
-            }
-            None => {
-                self.enter(Stage::Connect);
-                Socket::connect(address).map(Watched::new)
-            }
-        };
-        match watched {
-            Ok(watched) if self.was_kept => self.go_on(watched),
-            Ok(watched) => self.wait(watched, Interest::Write),
+        if let Some(watched) = kept {
+            self.enter(Stage::Send);
+            return self.go_on(watched);
+        }
+        self.enter(Stage::Connect);
+        match Socket::connect(address) {
+            Ok(socket) => self.wait(Watched::new(socket), Interest::Write),
             Err(error) => self.fail(Failure::NeverSent(error)),
         }
     }
@@ -364,7 +358,9 @@ impl Exchange {
     /// Makes of what has arrived as much as can be made; None where more is needed.
     fn understand(&mut self) -> Result<Option<Progress>, Failure> {
         while let Some(call) = &mut self.call {
-            let (used, head) = call.try_response(&self.input, false).map_err(nonsense)?;
+            let (used, head) = call
+                .try_response(&self.input, false)
+                .map_err(|error| nonsense(&error))?;
             self.input.drain(..used);
             match head {
                 Some(head) => {
@@ -499,7 +495,7 @@ impl Answer {
             let filled = self.body.len();
             self.body.resize(filled + input.len().min(READ_BYTES), 0);
             let read = call.read(input, &mut self.body[filled..]);
-            let (used, made) = read.map_err(nonsense)?;
+            let (used, made) = read.map_err(|error| nonsense(&error))?;
             self.body.truncate(filled + made);
             input.drain(..used);
             if used == 0 && made == 0 {
@@ -579,7 +575,7 @@ impl Failure {
     }
 }
 
-fn nonsense(error: ureq_proto::Error) -> Failure {
+fn nonsense(error: &ureq_proto::Error) -> Failure {
     Failure::Nonsense(error.to_string())
 }
 

@@ -34,7 +34,7 @@ use access::Access;
 use console::Console;
 use forward::Forwarder;
 use probe::Probe;
-use publisher::Publishing;
+use publisher::{Orders, Publishing};
 use status::{Services, Status};
 use upstreams::Upstreams;
 
@@ -73,71 +73,14 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         exposed,
     );
     let status = Arc::new(status.map_err(no_thread)?);
-    let (workers, limits) = (config.http.workers, &config.http.limits);
-    // A bulkhead for each: a dead inventory does not stop orders, nor a blocked broker movies.
     let access = Arc::new(Access::new(&config.access)?);
-    let forwarding = |prefix, slots, routes, services: &Arc<Upstreams>| {
-        let (services, limits_behind) = (Arc::clone(services), config.limits);
-        Bulkhead::new(prefix, slots, routes, limits, move || {
-            Forwarder::new(&services, limits_behind)
-        })
-    };
-    let movies = forwarding("/api/movies", workers, api::MOVIES, &upstreams);
-    let movies = movies.with_guard({
-        let access = Arc::clone(&access);
-        move |head| access.check(head)
-    });
-    let billing = {
-        let (orders, access) = (orders.clone(), Arc::clone(&access));
-        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || {
-            orders.clone()
-        })
-        .with_guard(move |head| api::may_place_order(&access, head))
-    };
-    let status = Bulkhead::new(
-        "/api/status",
-        STATUS_WORKERS,
-        status::ROUTES,
-        limits,
-        move || Arc::clone(&status),
+    let bulkheads = bulkheads(
+        config,
+        &access,
+        &orders,
+        &status,
+        [&upstreams, &billing_api],
     );
-    let status = status.with_guard({
-        let access = Arc::clone(&access);
-        move |head| {
-            access.check_onlooker(head)?;
-            head.require_query_of(&[])
-        }
-    });
-    // Who has placed what is for administrators, where there are any.
-    let read_from_billing = |prefix, routes| {
-        let access = Arc::clone(&access);
-        forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, &billing_api)
-            .with_guard(move |head| access.check_administrator(head))
-    };
-    let console = Console::new();
-    let console = Bulkhead::new("/", 1, console::ROUTES, limits, move || console.clone());
-    let documents = Bulkhead::new(
-        documents::OPENAPI_PATH,
-        1,
-        documents::OPENAPI_ROUTES,
-        limits,
-        || (),
-    );
-    let mut bulkheads: Vec<Arc<dyn Submit>> = vec![
-        Arc::new(movies),
-        Arc::new(billing),
-        Arc::new(status),
-        Arc::new(console),
-        Arc::new(documents),
-    ];
-    if exposed {
-        let dead_letters = read_from_billing("/api/dead-letters", api::DEAD_LETTERS);
-        bulkheads.push(Arc::new(read_from_billing(
-            "/api/orders",
-            api::RECORDED_ORDERS,
-        )));
-        bulkheads.push(Arc::new(dead_letters));
-    }
     let dependencies = move || {
         let (inventory, orders) = (Probe::new(&upstreams), orders.clone());
         move || {
@@ -155,6 +98,82 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     };
     let server = Server::start(&config.http, bulkheads, dependencies, &metrics, shutdown)?;
     Ok(Gateway { server, publishing })
+}
+
+/// A bulkhead for each kind of request: a dead inventory does not stop orders, nor a blocked broker
+/// movies.
+fn bulkheads(
+    config: &Config,
+    access: &Arc<Access>,
+    orders: &Orders,
+    status: &Arc<Status>,
+    [inventory, billing]: [&Arc<Upstreams>; 2],
+) -> Vec<Arc<dyn Submit>> {
+    let (workers, limits) = (config.http.workers, &config.http.limits);
+    let forwarding = |prefix, slots, routes, services: &Arc<Upstreams>| {
+        let (services, limits_behind) = (Arc::clone(services), config.limits);
+        Bulkhead::new(prefix, slots, routes, limits, move || {
+            Forwarder::new(&services, limits_behind)
+        })
+    };
+    let movies = forwarding("/api/movies", workers, api::MOVIES, inventory);
+    let movies = movies.with_guard({
+        let access = Arc::clone(access);
+        move |head| access.check(head)
+    });
+    let placing = {
+        let (orders, access) = (orders.clone(), Arc::clone(access));
+        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || {
+            orders.clone()
+        })
+        .with_guard(move |head| api::may_place_order(&access, head))
+    };
+    let status = Arc::clone(status);
+    let status = Bulkhead::new(
+        "/api/status",
+        STATUS_WORKERS,
+        status::ROUTES,
+        limits,
+        move || Arc::clone(&status),
+    );
+    let status = status.with_guard({
+        let access = Arc::clone(access);
+        move |head| {
+            access.check_onlooker(head)?;
+            head.require_query_of(&[])
+        }
+    });
+    // Who has placed what is for administrators, where there are any.
+    let read_from_billing = |prefix, routes| {
+        let access = Arc::clone(access);
+        forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, billing)
+            .with_guard(move |head| access.check_administrator(head))
+    };
+    let console = Console::new();
+    let console = Bulkhead::new("/", 1, console::ROUTES, limits, move || console.clone());
+    let documents = Bulkhead::new(
+        documents::OPENAPI_PATH,
+        1,
+        documents::OPENAPI_ROUTES,
+        limits,
+        || (),
+    );
+    let mut bulkheads: Vec<Arc<dyn Submit>> = vec![
+        Arc::new(movies),
+        Arc::new(placing),
+        Arc::new(status),
+        Arc::new(console),
+        Arc::new(documents),
+    ];
+    if config.expose_orders {
+        let dead_letters = read_from_billing("/api/dead-letters", api::DEAD_LETTERS);
+        bulkheads.push(Arc::new(read_from_billing(
+            "/api/orders",
+            api::RECORDED_ORDERS,
+        )));
+        bulkheads.push(Arc::new(dead_letters));
+    }
+    bulkheads
 }
 
 impl Gateway {

@@ -343,10 +343,6 @@ impl Counts {
 }
 
 /// Something that the publisher's thread waits for.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, and most are orders"
-)]
 enum Event {
     Order(Waiting),
     Link(LinkEvent),

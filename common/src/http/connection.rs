@@ -109,8 +109,8 @@ pub(crate) struct Connection {
     /// Of what was sent since the deadline was set.
     sent_in_time: usize,
     deadline: Instant,
-    opened: Instant,
-    has_asked: bool,
+    /// Since when it is open, until something was asked.
+    unasked_since: Option<Instant>,
     draining: bool,
     /// The client may be in the middle of a request that is not read on.
     lingers: bool,
@@ -135,8 +135,7 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             sent_in_time: 0,
-            opened: now,
-            has_asked: false,
+            unasked_since: Some(now),
             draining: false,
             lingers: false,
         }
@@ -183,7 +182,7 @@ impl Connection {
 
     /// Whether closing the connection loses nothing: not even a request that is on its way.
     pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
-        self.is_idle() && (self.has_asked || now >= self.opened + GRACE)
+        self.is_idle() && self.unasked_since.is_none_or(|since| now >= since + GRACE)
     }
 
     /// Whether a next request is here, for which no event has to come.
@@ -242,16 +241,16 @@ impl Connection {
                     .count();
                 self.input.drain(..empty);
                 if self.input.is_empty() || self.input == b"\r" {
-                    return Ok(self.more(now));
+                    return Ok(Some(self.more(now)));
                 }
                 self.deadline = now + self.limits.head;
-                self.has_asked = true;
+                self.unasked_since = None;
                 self.phase = Phase::Head(HeadScan::default());
                 Ok(None)
             }
             Phase::Head(scan) => match scan.scan(&self.input, &self.limits.framing)? {
                 Some(end) => self.on_head(end, now),
-                None => Ok(self.more(now)),
+                None => Ok(Some(self.more(now))),
             },
             Phase::Decide(..) => Ok(Some(Next::Head)),
             Phase::Length(_, left) if self.decided.is_some() => {
@@ -259,12 +258,12 @@ impl Connection {
                 self.input.drain(..passed);
                 *left -= passed;
                 if *left > 0 {
-                    Ok(self.more(now))
+                    Ok(Some(self.more(now)))
                 } else {
                     Ok(self.hand_out(Vec::new(), now))
                 }
             }
-            Phase::Length(_, length) if self.input.len() < *length => Ok(self.more(now)),
+            Phase::Length(_, length) if self.input.len() < *length => Ok(Some(self.more(now))),
             Phase::Length(_, length) => {
                 let rest = self.input.split_off(*length);
                 let body = std::mem::replace(&mut self.input, rest);
@@ -286,7 +285,7 @@ impl Connection {
                 self.input.drain(..used);
                 match body {
                     Some(body) => Ok(self.hand_out(body, now)),
-                    None => Ok(self.more(now)),
+                    None => Ok(Some(self.more(now))),
                 }
             }
             Phase::Answering | Phase::Streaming { .. } => Ok(Some(Next::Answer)),
@@ -301,19 +300,19 @@ impl Connection {
                 };
                 Ok(Some(Next::EndOutput))
             }
-            Phase::Lingering(_) => Ok(self.more(now)),
+            Phase::Lingering(_) => Ok(Some(self.more(now))),
             Phase::Closed => Ok(Some(Next::Close)),
             Phase::Truncated => Ok(Some(Next::Reset)),
         }
     }
 
     /// More bytes are needed.
-    fn more(&mut self, now: Instant) -> Option<Next> {
+    fn more(&mut self, now: Instant) -> Next {
         if self.ended || self.draining && self.may_be_closed(now) {
             self.phase = Phase::Closed;
-            return Some(Next::Close);
+            return Next::Close;
         }
-        Some(Next::Read)
+        Next::Read
     }
 
     fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Refusal> {

@@ -360,7 +360,7 @@ impl World {
 
     fn answer(&mut self, bytes: usize, pieces: bool) {
         let body = vec![b'x'; bytes];
-        let length = (bytes % 2 == 0).then_some(bytes as u64);
+        let length = bytes.is_multiple_of(2).then_some(bytes as u64);
         let stream = Stream {
             length,
             fill: Box::new(|_| Ok(())),
@@ -524,15 +524,13 @@ fn answer_to(request: &str, response: Response<'_>) -> (String, bool) {
     if let Some(mut fill) = connection.respond(response, "now", now) {
         while connection.is_streaming() {
             let mut piece = Vec::new();
-            match fill(&mut piece) {
-                Ok(()) => drop(connection.push(&piece, now)),
-                Err(_) => {
-                    let sent = String::from_utf8(connection.to_send().to_vec()).expect("text");
-                    connection.truncate();
-                    assert!(matches!(connection.next(now), Next::Reset));
-                    return (sent, false);
-                }
+            if fill(&mut piece).is_err() {
+                let sent = String::from_utf8(connection.to_send().to_vec()).expect("text");
+                connection.truncate();
+                assert!(matches!(connection.next(now), Next::Reset));
+                return (sent, false);
             }
+            let _ = connection.push(&piece, now);
         }
     }
     let sent = String::from_utf8(connection.to_send().to_vec()).expect("text");

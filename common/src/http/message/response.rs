@@ -175,7 +175,7 @@ impl<'a> Response<'a> {
 
     /// The answer with another content.
     #[must_use]
-    pub fn with_body<'b>(self, body: Body<'b>) -> Response<'b> {
+    pub fn with_body(self, body: Body<'_>) -> Response<'_> {
         Response {
             status: self.status,
             headers: self.headers,
@@ -217,13 +217,12 @@ impl<'a> Response<'a> {
             self.status,
             reason_phrase(self.status)
         );
-        let https = if https { 1 } else { 0 };
         let own = [
             ("x-content-type-options", "nosniff"),
             ("cross-origin-resource-policy", "same-origin"),
             ("strict-transport-security", HSTS),
         ];
-        let own = &own[..2 + https];
+        let own = &own[..2 + usize::from(https)];
         for (name, value) in &self.headers {
             if own.iter().all(|(set, _)| set != name) {
                 push_header(out, name, value);

@@ -61,15 +61,14 @@ impl Core {
         });
         outcome.status = response.status;
         let fill = with_date(|date| peer.connection.respond(response, date, now()));
-        let peer = match fill {
-            Some(fill) => waiting(|| self.stream(peer, fill, slot, &mut outcome)),
-            None => {
-                if let Err(cause) = self.send(&mut peer) {
-                    peer.connection.truncate();
-                    outcome.truncate(cause);
-                }
-                Some(peer)
+        let peer = if let Some(fill) = fill {
+            waiting(|| self.stream(peer, fill, slot, &mut outcome))
+        } else {
+            if let Err(cause) = self.send(&mut peer) {
+                peer.connection.truncate();
+                outcome.truncate(cause);
             }
+            Some(peer)
         };
         if let Some(peer) = peer {
             access_log::tell(&self.metrics, head, &outcome, now());
@@ -159,7 +158,7 @@ impl Core {
             } else {
                 HOLD
             };
-            peer.transport.socket.wait(Interest::Write, limit.min(left));
+            let _ = peer.transport.socket.wait(Interest::Write, limit.min(left));
         }
         Ok(())
     }

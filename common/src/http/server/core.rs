@@ -111,7 +111,7 @@ impl Core {
     /// `spare` workers that do not wait are started by `start`, and more as they are needed.
     pub(crate) fn new(
         router: Router,
-        limits: Limits,
+        limits: &Limits,
         tls: Option<Tls>,
         metrics: &Metrics,
         (poller, listener): (Poller, Listener),
@@ -128,7 +128,7 @@ impl Core {
                 metrics: metrics.clone(),
                 limits: Arc::new(limits.of_a_connection(tls.is_some())),
                 tls,
-                budget: Budget::new(&limits),
+                budget: Budget::new(limits),
                 workers: Arc::new(Workers::new(spare, slots, start, call)),
                 poller,
                 listener: Mutex::new(Some(Arc::new(listener))),
@@ -180,7 +180,7 @@ impl Core {
     }
 
     fn make_room(&self, exhausted: Exhausted) -> bool {
-        let set_before = now() + self.limits.send - SILENCE;
+        let set_before = now() + self.limits.send.saturating_sub(SILENCE);
         let helps = |parked, peer: &Peer| {
             let client = peer.reservation.client();
             parked == Parked::Armed

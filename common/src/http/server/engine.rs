@@ -49,7 +49,7 @@ impl Engine {
         let cores = thread::available_parallelism().map_or(2, usize::from);
         let core = Core::new(
             router,
-            Limits {
+            &Limits {
                 connections: most_connections(limits, slots),
                 ..limits.clone()
             },

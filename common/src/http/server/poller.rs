@@ -224,6 +224,7 @@ impl Socket {
     }
 
     /// Waits on this thread; false where the socket was not ready in time.
+    #[must_use]
     pub fn wait(&self, interest: Interest, limit: Duration) -> bool {
         let flags = match interest {
             Interest::Read => PollFlags::IN,

@@ -216,7 +216,7 @@ impl Setup {
             start_worker as fn(Arc<Core>) -> bool,
         );
         let metrics = METRICS.with(Metrics::clone);
-        let core = Core::new(router, limits, None, &metrics, sockets, workers);
+        let core = Core::new(router, &limits, None, &metrics, sockets, workers);
         assert!(core.workers.start_missing());
         let (publisher, service) = (Arc::clone(&later), Arc::clone(&kernel));
         let threads = vec![

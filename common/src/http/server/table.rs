@@ -209,10 +209,10 @@ impl<P> Table<P> {
         for index in 0..self.high.load(Ordering::SeqCst) {
             let mut entry = lock(&self.entries[index]);
             let token = Token::new(index, entry.generation);
-            let taken = self.take_if(&mut entry, token, &mut wanted);
+            let found = self.take_if(&mut entry, token, &mut wanted);
             drop(entry);
-            if let Some(taken) = taken {
-                owner(taken);
+            if let Some(found) = found {
+                owner(found);
             }
         }
     }

@@ -33,7 +33,7 @@ pub fn watch(
     if let Some(core) = core {
         return core.watch(watched, interest, deadline, Box::new(then));
     }
-    watched
+    let _ = watched
         .socket
         .wait(interest, deadline.saturating_duration_since(now()));
     then(watched);
