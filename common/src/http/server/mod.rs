@@ -28,6 +28,9 @@ mod sweeper;
 #[cfg(all(test, feature = "shuttle"))]
 mod schedules;
 
+#[cfg(all(test, not(any(feature = "shuttle", feature = "tiny_http"))))]
+mod tests;
+
 #[cfg(not(feature = "tiny_http"))]
 mod engine;
 #[cfg(feature = "tiny_http")]
