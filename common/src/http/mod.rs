@@ -15,10 +15,12 @@ mod server;
 pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
-pub use message::head::{Head, Headers, Method, is_request_id};
+pub use message::head::{Head, Method};
+pub use message::headers::Headers;
 pub use message::page::{Page, whole_list};
 pub use message::problem::Problem;
 pub use message::request::Request;
+pub use message::request_id::is_request_id;
 pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, Watched, network, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::{Connection, Phase};
 use crate::http::message::framing::{HEADERS_MAX, Refusal, values};
-use crate::http::message::head::{Head, Method, request_id};
+use crate::http::message::head::{Head, Method};
 use crate::http::message::problem::Problem;
+use crate::http::message::request_id::request_id;
 
 impl Connection {
     pub(super) fn be_the_last(&mut self) {

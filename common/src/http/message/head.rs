@@ -9,10 +9,9 @@ use std::time::Instant;
 use percent_encoding::percent_decode_str;
 
 use super::framing::{self, BodyFraming, tokens, values};
+use super::headers::Headers;
 use super::problem::Problem;
-
-/// The most that a request id taken from a client may have.
-const REQUEST_ID_BYTES_MAX: usize = 128;
+use super::request_id::request_id;
 
 /// Headers of which there may be one: of two nobody could tell which was meant.
 const SINGLES: [&str; 9] = [
@@ -65,61 +64,6 @@ impl Method {
             Self::Options => "OPTIONS",
             Self::Other(name) => name,
         }
-    }
-}
-
-/// The header fields of a request in their order, in one piece of memory. Names are as the client
-/// wrote them, values are ISO 8859-1: one character for each octet.
-#[derive(Debug, Default)]
-pub struct Headers {
-    text: String,
-    /// Where each name begins, where its value begins, and where that ends.
-    fields: Vec<(usize, usize, usize)>,
-}
-
-impl Headers {
-    fn with_capacity(bytes: usize, fields: usize) -> Self {
-        Self {
-            text: String::with_capacity(bytes),
-            fields: Vec::with_capacity(fields),
-        }
-    }
-
-    pub(crate) fn push(&mut self, name: &str, value: &[u8]) {
-        let begin = self.text.len();
-        self.text.push_str(name);
-        let behind_name = self.text.len();
-        match std::str::from_utf8(value) {
-            Ok(ascii) if ascii.is_ascii() => self.text.push_str(ascii),
-            _ => self.text.extend(value.iter().copied().map(char::from)),
-        }
-        self.fields.push((begin, behind_name, self.text.len()));
-    }
-
-    /// Names and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let fields = self.fields.iter();
-        fields.map(|&(name, value, end)| (&self.text[name..value], &self.text[value..end]))
-    }
-
-    /// The values of all fields of that name, in any case.
-    pub fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h str> {
-        let named = self
-            .iter()
-            .filter(move |(present, _)| present.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value)
-    }
-
-    /// How many fields there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.fields.len()
-    }
-
-    /// Whether there is no field.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
     }
 }
 
@@ -405,24 +349,6 @@ fn is_of_this_connection(name: &str, listed: &[&[u8]]) -> bool {
         || listed.iter().any(|token| {
             token.eq_ignore_ascii_case(name.as_bytes()) && !name.eq_ignore_ascii_case("host")
         })
-}
-
-/// The client's request id where it is well-formed, else one made here.
-pub(crate) fn request_id(given: Option<&[u8]>) -> String {
-    match given.and_then(|id| std::str::from_utf8(id).ok()) {
-        Some(id) if is_request_id(id) => id.to_owned(),
-        // It keeps no secret, so the system need not be asked for its randomness.
-        _ => uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes())
-            .into_uuid()
-            .to_string(),
-    }
-}
-
-/// Whether an id from elsewhere is taken: only characters that stand unquoted in a log line are.
-#[must_use]
-pub fn is_request_id(id: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/+@".contains(&b);
-    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.bytes().all(plain)
 }
 
 /// Whether the text is one or more ASCII digits: `parse` alone would take `+1`.

@@ -139,7 +139,9 @@ pub(super) mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::http::message::head::{Headers, Method, request_id};
+    use crate::http::message::head::Method;
+    use crate::http::message::headers::Headers;
+    use crate::http::message::request_id::request_id;
 
     #[derive(Debug, PartialEq, serde::Deserialize)]
     struct NoFields {}

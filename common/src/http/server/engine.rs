@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
 
+use super::config::HttpConfig;
 use super::core::Core;
 use super::poller::{Listener, Poller};
-use super::{HttpConfig, sweeper, worker};
+use super::{sweeper, worker};
 use crate::http::service::limits::Limits;
 use crate::http::service::router::Router;
 use crate::http::sync;

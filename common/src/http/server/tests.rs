@@ -9,6 +9,7 @@ use super::*;
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};
 use crate::http::service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, Route};
+use crate::http::service::limits::Limits;
 use crate::http::service::queues::BatchLimits;
 use crate::http::service::router::Verb;
 use crate::shutdown::{self, ShutdownTrigger};

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use tiny_http::{Header, StatusCode};
 
-use super::{HttpConfig, core::with_date};
-use crate::http::message::head::{Head, Method, request_id};
+use super::config::HttpConfig;
+use super::core::with_date;
+use crate::http::message::head::{Head, Method};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{NoSlot, Request, Respond, Slot};
+use crate::http::message::request_id::request_id;
 use crate::http::message::response::{Body, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::router::Router;

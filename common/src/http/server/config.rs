@@ -1,0 +1,79 @@
+//! Where a server listens, and what it puts up with.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::tls::Tls;
+use crate::env::{ConfigError, Vars};
+use crate::http::service::limits::Limits;
+
+/// Where a server listens, with how many slots, and what it puts up with.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// Port 0 lets the system choose.
+    pub address: SocketAddr,
+    /// Whether another process may listen there too, to take over without a gap.
+    pub reuse_port: bool,
+    /// How many requests of one kind are worked on at the same time.
+    pub workers: usize,
+    /// What clients may do.
+    pub limits: Limits,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+    /// The names that clients may ask for in `Host`; any, where there are none.
+    pub hosts: Vec<String>,
+}
+
+impl HttpConfig {
+    /// From `LISTEN_ADDRESS`, the port that `port_key` names, and the optional `HTTP_…`
+    /// variables.
+    pub fn from_vars(vars: &Vars, port_key: &str, workers: usize) -> Result<Self, ConfigError> {
+        let address: IpAddr = vars.parsed("LISTEN_ADDRESS", "an IP address such as 0.0.0.0")?;
+        let expected = "a whole number from 1 to 1024";
+        let workers: usize = vars.parsed_or("HTTP_WORKERS", expected, workers)?;
+        if !(1..=1024).contains(&workers) {
+            return Err(ConfigError::malformed("HTTP_WORKERS", expected));
+        }
+        Ok(Self {
+            address: SocketAddr::new(address, vars.port(port_key)?),
+            reuse_port: vars.parsed_or("HTTP_REUSE_PORT", "true or false", false)?,
+            workers,
+            limits: Limits::from_vars(vars)?,
+            tls: Tls::from_vars(vars)?,
+            hosts: hosts(vars)?,
+        })
+    }
+
+    /// On a loopback port that the system chooses, for tests.
+    #[must_use]
+    pub fn on_loopback(workers: usize) -> Self {
+        Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            reuse_port: false,
+            workers,
+            limits: Limits::default(),
+            tls: None,
+            hosts: Vec::new(),
+        }
+    }
+}
+
+/// From `ALLOWED_HOSTS`, a list of names.
+fn hosts(vars: &Vars) -> Result<Vec<String>, ConfigError> {
+    const HOSTS: &str = "ALLOWED_HOSTS";
+    let Some(list) = vars.guarding(HOSTS)? else {
+        return Ok(Vec::new());
+    };
+    let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).collect();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    if names
+        .iter()
+        .all(|name| !name.is_empty() && name.bytes().all(plain))
+    {
+        Ok(names)
+    } else {
+        Err(ConfigError::malformed(
+            HOSTS,
+            "a list of names such as movies.example,gateway-vm",
+        ))
+    }
+}
