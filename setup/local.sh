@@ -255,6 +255,7 @@ choose_settings() {
 choose_guards() {
     local file
     require_guards
+    allow_hosts
     [[ ! -v SETTINGS[TLS_CERT_FILE] && ! -v SETTINGS[TLS_KEY_FILE] ]] ||
         die 'TLS_CERT_FILE and TLS_KEY_FILE are not for setup/local.sh, which speaks HTTP: leave them out of .env.local and of the environment'
     [[ -v SETTINGS[API_KEYS_FILE] ]] || return 0

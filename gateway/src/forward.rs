@@ -306,6 +306,9 @@ impl Exchange {
                 }
                 Err(error) => return Err(self.disconnected(error)),
             }
+            if let Stage::Body(_) = self.stage {
+                self.deadline = Instant::now() + self.lease.state().limits.pause;
+            }
             if let Some(progress) = self.understand()? {
                 return Ok(progress);
             }

@@ -2,7 +2,9 @@
 //! upstream in the inventory's place that plays whatever an inventory might, or should not.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
 use std::time::Duration;
 
 use common::http::HttpConfig;
@@ -956,4 +958,30 @@ fn what_changes_something_is_not_repeated_where_its_connection_was_new() {
             "{method}"
         );
     }
+}
+
+/// The limit is for a pause, and not for all of the answer.
+#[test]
+fn an_answer_that_comes_in_many_small_pieces_comes_back_whole() {
+    const PIECES: usize = 12;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let limit = Duration::from_millis(800);
+    let gateway = forwarding_to(address, limits(limit));
+
+    let reply = thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {PIECES}\r\n\r\n");
+            stream.write_all(head.as_bytes()).expect("it reads");
+            for _ in 0..PIECES {
+                // What is tested is a service that takes its time.
+                thread::sleep(limit / 8);
+                stream.write_all(b"x").expect("it reads");
+            }
+        });
+        gateway.client.get("/api/movies")
+    });
+
+    assert_eq!((reply.status, reply.text), (200, "x".repeat(PIECES)));
 }

@@ -198,6 +198,7 @@ make_users() {
 # write_app_settings: for their programs to read, and root's: backup.sh and restore.sh go by them too.
 write_app_settings() {
     local app left_out
+    allow_hosts gateway-vm
     [[ " ${apps[*]} " != *' api-gateway '* ]] || provide_guarding_files api-gateway
     for app in "${apps[@]}"; do
         mapfile -t left_out < <(left_out_for "$app")

@@ -10,7 +10,7 @@ declare -ga SETTING_KEYS=()
 # What the programs know beside what .env has; the Vagrantfile has the same list.
 # shellcheck disable=SC2034 # for those who read the environment
 optional_settings=(
-    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE
+    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE ALLOWED_HOSTS
     RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST TLS_CERT_FILE TLS_KEY_FILE HTTP_WORKERS HTTP_CONNECTIONS_MAX
     HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX
     HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
@@ -19,7 +19,7 @@ optional_settings=(
 )
 # Those that keep somebody out, and so must not get lost: the gateway's.
 guarding_files=(API_KEYS_FILE TLS_CERT_FILE TLS_KEY_FILE)
-guarding_settings=("${guarding_files[@]}" RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
+guarding_settings=("${guarding_files[@]}" ALLOWED_HOSTS RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
 
 # set_setting KEY VALUE
 set_setting() {
@@ -128,6 +128,16 @@ require_guards() {
     for key in "${guarding_settings[@]}"; do
         [[ ! -v SETTINGS[$key] || -n ${SETTINGS[$key]} ]] || die "$key is set and empty: give it a value, or leave it out of .env.local and of the environment"
     done
+}
+
+# allow_hosts NAME…: these and the name of this machine are what clients may ask for, unless it is set.
+allow_hosts() {
+    local name names=localhost
+    [[ ! -v SETTINGS[ALLOWED_HOSTS] ]] || return 0
+    for name in "$@" "$(uname -n)"; do
+        [[ ! $name =~ ^[A-Za-z0-9._-]+$ ]] || names+=,$name
+    done
+    set_setting ALLOWED_HOSTS "$names"
 }
 
 # guarding_file KEY: the file that the setting names; a relative path begins at the project's folder.

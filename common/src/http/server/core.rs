@@ -206,7 +206,10 @@ impl Core {
                 peer.park(Parked::Waiting, |_| {});
                 return None;
             }
-            Next::Close => return None,
+            Next::Close => {
+                peer.transport.say_farewell();
+                return None;
+            }
             Next::Reset => {
                 peer.transport.socket.reset_on_close();
                 return None;

@@ -106,11 +106,15 @@ impl Transport {
     }
 
     /// Tells the client that this is the end, so that it can tell it from a cut.
-    pub(crate) fn end_output(&mut self) {
+    pub(crate) fn say_farewell(&mut self) {
         if let Some(session) = &mut self.session {
             session.send_close_notify();
             let _ = flush(session, &self.socket);
         }
+    }
+
+    pub(crate) fn end_output(&mut self) {
+        self.say_farewell();
         self.socket.end_output();
     }
 

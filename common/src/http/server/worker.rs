@@ -49,6 +49,7 @@ pub(crate) fn work(core: &Arc<Core>) {
         if catch_unwind(AssertUnwindSafe(|| take(core, &event, &mut buffer))).is_err() {
             // A slot may have been given back by nobody who works on what waits for it.
             core.router.drain();
+            core.arm_listener_unless_paused();
         }
     }
 }
