@@ -6,7 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use testkit::{Client, Program, RawReply, Relay, TestDatabase, eventually, exchange};
+use testkit::{
+    Client, Program, RawReply, Relay, TestDatabase, eventually, eventually_some, exchange,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
 
@@ -545,13 +547,15 @@ fn a_connection_too_many_is_turned_away_at_once() {
                 .text
                 .contains("\nhttp_connections 3\n")
         });
-        // For this one the connection that was used makes room.
-        let mut last = inventory.connect();
-        last.write_all(b"GET /health HTTP/1.1\r\n")
-            .expect("it reads");
-        eventually("it is there", || {
+        // For this one the connection that was used makes room, as soon as it is idle.
+        let last = eventually_some("it is there", || {
+            let mut last = inventory.connect();
+            last.write_all(b"GET /health HTTP/1.1\r\n")
+                .expect("it reads");
             let reply = client.try_send("GET", "/health", &[], None);
-            reply.map_or(true, |reply| reply.status == 503)
+            reply
+                .map_or(true, |reply| reply.status == 503)
+                .then_some(last)
         });
 
         let answer = rest(inventory.connect());

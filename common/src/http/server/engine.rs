@@ -63,10 +63,11 @@ impl Engine {
             return Err(io::Error::other("no thread can be started"));
         }
         let (swept, shutdown) = (Arc::clone(&core), shutdown.clone());
+        let reuse_port = config.reuse_port;
         let sweeper = thread::Builder::new()
             .name("sweeper".to_owned())
             .stack_size(THREAD_STACK_BYTES)
-            .spawn(move || sweep_until_the_end(&swept, &shutdown))?;
+            .spawn(move || sweep_until_the_end(&swept, &shutdown, reuse_port))?;
         log::info!(
             address = address.to_string().as_str(), workers = config.workers;
             "listening"
@@ -101,10 +102,13 @@ fn start_worker(core: Arc<Core>) -> bool {
     worker.is_ok()
 }
 
-fn sweep_until_the_end(core: &Core, shutdown: &Shutdown) {
+fn sweep_until_the_end(core: &Core, shutdown: &Shutdown, reuse_port: bool) {
     let mut began = None;
     loop {
         if began.is_none() && shutdown.wait_at_most(sweeper::ROUND) {
+            if reuse_port {
+                sweeper::hand_over(core);
+            }
             began = Some(Instant::now());
             sweeper::drain(core);
         } else if began.is_some() {

@@ -311,6 +311,15 @@ impl Listener {
         Err(ErrorKind::Unsupported.into())
     }
 
+    #[expect(
+        clippy::unnecessary_wraps,
+        clippy::unused_self,
+        reason = "as the real one"
+    )]
+    pub(crate) fn ignore_newcomers(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     pub(crate) fn accept(&self) -> io::Result<(Socket, IpAddr)> {
         self.0.with(|state| {
             let pipe = state.backlog.pop_front().ok_or(ErrorKind::WouldBlock)?;

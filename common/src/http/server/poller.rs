@@ -9,7 +9,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags, EventVec};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
-use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, TcpKeepalive, Type};
 
 use super::table::Token;
 
@@ -159,6 +159,19 @@ impl Listener {
 
     pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
+    }
+
+    /// Takes no new connection any more: who asks for one asks again a second later, and another
+    /// process that listens here has it. Handshakes that have begun go on.
+    pub(crate) fn ignore_newcomers(&self) -> io::Result<()> {
+        // Load the byte of TCP's flags; where there is no ACK, which a SYN has not, drop the packet.
+        let filter = [
+            SockFilter::new(0x30, 0, 0, 13),
+            SockFilter::new(0x45, 1, 0, 0x10),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        SockRef::from(&self.0).attach_filter(&filter)
     }
 
     pub(crate) fn accept(&self) -> io::Result<(Socket, IpAddr)> {

@@ -1,6 +1,7 @@
 //! One thread that sees to every deadline, a few times a second, and to the end.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, Peer};
@@ -15,12 +16,27 @@ use crate::http::sync::lock;
 /// How often it looks around.
 pub(crate) const ROUND: Duration = Duration::from_millis(50);
 
+/// How long handshakes that have begun may take.
+const HANDSHAKES: Duration = Duration::from_millis(300);
+
 /// After so much of a drain, whoever waits for an answer is told that there is none: what is
 /// behind it is perhaps stopped, and the program ends soon.
 const LAST_ANSWERS_AFTER: Duration = Duration::from_millis(6500);
 
 /// How long connections may take to end after the shutdown was requested.
 const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
+
+/// Another process listens on the port: whoever connects is for it from now on, and whoever is about to
+/// be connected here still comes in.
+pub(crate) fn hand_over(core: &Core) {
+    let ignored = lock(&core.listener)
+        .as_ref()
+        .map(|listener| listener.ignore_newcomers());
+    if let Some(Err(error)) = ignored {
+        log::warn!(cause = error.to_string().as_str(); "a connection may be lost");
+    }
+    thread::sleep(HANDSHAKES);
+}
 
 /// Accepts no more; every answer from now on is its connection's last.
 pub(crate) fn drain(core: &Core) {
