@@ -568,8 +568,9 @@ impl Failure {
         let unreachable = format!("{service} cannot be reached; try again");
         let invalid = format!("{service} gave no valid answer; try again");
         match self {
-            Self::NeverSent(error) => Problem::bad_gateway(unreachable, error),
-            Self::Disconnected(error) => Problem::bad_gateway(invalid, error),
+            Self::NeverSent(error) | Self::Disconnected(error) => {
+                Problem::bad_gateway(unreachable, error)
+            }
             Self::Nonsense(cause) => Problem::bad_gateway(invalid, cause),
             Self::TimedOut(cause) => {
                 Problem::gateway_timeout(format!("{service} takes too long; try again"), cause)

@@ -730,7 +730,12 @@ fn an_inventory_that_hangs_up_or_does_not_speak_http_is_a_502() {
 
         let reply = gateway.get();
 
-        let expected = bad_gateway("the inventory gave no valid answer; try again");
+        let what = if answer.is_empty() {
+            "cannot be reached"
+        } else {
+            "gave no valid answer"
+        };
+        let expected = bad_gateway(&format!("the inventory {what}; try again"));
         assert_eq!(problem(&reply), expected, "{answer}");
     }
 }
