@@ -32,6 +32,7 @@ std::thread_local! {
 struct State {
     used: bool,
     later: Arc<Later>,
+    meeting: Arc<Meeting>,
 }
 
 impl State {
@@ -64,6 +65,22 @@ fn batch(state: &mut State, requests: &[Request]) -> Answers {
         (!alone).then(|| Ok(echo(request)))
     };
     state.used(|| requests.iter().map(answer).collect())
+}
+
+/// All had better be answered for themselves.
+fn batch_of_none(_: &mut State, requests: &[Request]) -> Answers {
+    requests.iter().map(|_| None).collect()
+}
+
+/// Waits for the other one.
+fn meet<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
+    let mut here = lock(&state.meeting.here);
+    *here += 1;
+    state.meeting.changed.notify_all();
+    while *here < 2 {
+        here = state.meeting.changed.wait(here).expect("no poison");
+    }
+    Ok(echo(request))
 }
 
 /// Its answer is made in three pieces.
@@ -129,7 +146,14 @@ const ROUTES: &[Route<State>] = &[
     (Verb::Get, "/long/:id", Handler::One(long)),
     (Verb::Get, "/later/:id", Handler::Owned(later)),
     (Verb::Get, "/behind/:id", Handler::Leased(behind)),
+    (Verb::Get, "/meet/:id", Handler::Batch(&MEET)),
 ];
+
+const MEET: Batch<State> = Batch {
+    answer: batch_of_none,
+    one: meet,
+    ..BATCH
+};
 
 const BATCH: Batch<State> = Batch {
     limits: BatchLimits {
@@ -140,6 +164,13 @@ const BATCH: Batch<State> = Batch {
     answer: batch,
     one,
 };
+
+/// Two requests that wait for each other.
+#[derive(Default)]
+struct Meeting {
+    here: Mutex<usize>,
+    changed: Condvar,
+}
 
 /// Requests that another thread answers.
 #[derive(Default)]
@@ -184,11 +215,10 @@ impl Setup {
         } else {
             10_000
         };
-        Self::start_with_room(connections, room)
+        Self::start_with(connections, room, random.gen_range(1..3))
     }
 
-    fn start_with_room(connections: usize, room: usize) -> Self {
-        let mut random = thread_rng();
+    fn start_with(connections: usize, room: usize, slots: usize) -> Self {
         HANDLED.with_borrow_mut(HashMap::clear);
         let kernel = Kernel::boot(room);
         let later = Arc::new(Later::default());
@@ -197,13 +227,14 @@ impl Setup {
             ..Limits::default()
         };
         let state = {
-            let later = Arc::clone(&later);
+            let (later, meeting) = (Arc::clone(&later), Arc::new(Meeting::default()));
             move || State {
                 used: false,
                 later: Arc::clone(&later),
+                meeting: Arc::clone(&meeting),
             }
         };
-        let bulkhead = Bulkhead::new("", random.gen_range(1..3), ROUTES, &limits, state);
+        let bulkhead = Bulkhead::new("", slots, ROUTES, &limits, state);
         let router = Router {
             bulkheads: vec![Arc::new(bulkhead)],
             hosts: Vec::new(),
@@ -212,7 +243,7 @@ impl Setup {
         let listener = Listener::bind(([127, 0, 0, 1], 1).into(), false, Duration::ZERO);
         let sockets = (poller, listener.expect("a kernel"));
         let workers = (
-            random.gen_range(1..3),
+            thread_rng().gen_range(1..3),
             start_worker as fn(Arc<Core>) -> bool,
         );
         let metrics = METRICS.with(Metrics::clone);
@@ -352,7 +383,7 @@ fn every_request_is_answered_once_and_in_its_turn() {
 #[test]
 fn an_answer_meets_the_sweepers_503() {
     explore(|| {
-        let setup = Setup::start_with_room(1, 10_000);
+        let setup = Setup::start_with(1, 10_000, thread_rng().gen_range(1..3));
         let path = ["later", "behind"][thread_rng().gen_range(0..2)];
         let client = setup.kernel.connect().expect("a listener");
         let first = thread::spawn(move || {
@@ -437,6 +468,29 @@ fn newcomers_are_served_at_the_cap() {
                         }
                         thread::yield_now();
                     }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.join().expect("no panic");
+        }
+        setup.finish();
+    });
+}
+
+/// A slot is not free while a request waits that may have it: these two are answered only where both
+/// have one.
+#[test]
+fn what_a_batch_leaves_alone_is_answered_in_all_slots() {
+    explore(|| {
+        let setup = Setup::start_with(4, 10_000, 2);
+        let clients: Vec<_> = (0..2)
+            .map(|nth: usize| {
+                let client = setup.kernel.connect().expect("a listener");
+                thread::spawn(move || {
+                    let id = nth.to_string();
+                    client.send(&get("meet", &id));
+                    assert_eq!(answers(&client, 1), [(200, id)]);
                 })
             })
             .collect();
