@@ -23,7 +23,7 @@ use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
 use crate::message::{Message, REASONS, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{Fate, MIGRATIONS, Patience, RecordStore};
+use crate::store::{Fate, MIGRATIONS, RecordStore};
 
 /// At most so many messages in one commit.
 const BATCH_MAX: usize = 1000;
@@ -31,13 +31,12 @@ const BATCH_MAX: usize = 1000;
 /// How long a batch that is not full waits for more: a commit costs as much.
 const BATCH_LINGER: Duration = Duration::from_millis(3);
 
-/// At most so many messages here that are not acknowledged: the next batch arrives while this
-/// one is committed. What they may weigh is bounded by the [`Link`].
-const PREFETCH: u16 = 2000;
+/// At most so many messages here that are not acknowledged: those that are held, the batch that is
+/// committed, and the next one. What they may weigh is bounded by the [`Link`].
+const PREFETCH: u16 = 20_000;
 
-/// With so many messages held the session ends, and all of them wait in the queue: the rest of the
-/// prefetch is left for one more batch.
-const HELD_MAX: usize = 1000;
+/// With so many messages held the session ends, and all of them wait in the queue.
+const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);
@@ -323,6 +322,7 @@ impl Consumer {
             deliveries: &deliveries,
             ledger: Ledger::default(),
             held: VecDeque::new(),
+            progressed: false,
         };
         let mut ticked = Instant::now();
         // A select takes any that is ready: orders that keep coming would put the end off.
@@ -332,7 +332,7 @@ impl Consumer {
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
                     self.counts.consumed.inc_by(batch.len() as u64);
-                    self.settle(&mut hand, batch, Patience::Usual)?;
+                    self.settle(&mut hand, batch)?;
                 }
                 default(TICK) => {}
             }
@@ -364,20 +364,9 @@ impl Consumer {
         match probed {
             // What was tried may be refused where an order in the queue is not.
             Err(DbError::Unavailable(_) | DbError::Locked(_)) => probed?,
-            Err(_) if !failed => probed?,
             _ => {}
         }
         Ok(link?)
-    }
-
-    /// Finds out whether orders could be recorded; by more, where they could not be before.
-    fn probe(&mut self) -> Result<(), DbError> {
-        let failed = self.health.state().recording == Recording::Fails;
-        if failed {
-            self.store.dry_run(&[])
-        } else {
-            self.store.check()
-        }
     }
 
     /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
@@ -386,18 +375,18 @@ impl Consumer {
         &mut self,
         hand: &mut Hand<'_>,
         batch: Vec<Message>,
-        patience: Patience,
     ) -> Result<(), Interruption> {
         let since = Instant::now();
         hand.show(&self.health, Some(since));
         let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, batch, patience, &mut settled);
+        let outcome = settle(&mut self.store, batch, &mut settled);
         let progress = settled
             .iter()
             .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
         self.counts.note(&settled);
         self.lines.note(&settled, since);
         if progress {
+            hand.progressed = true;
             self.health.state().committed_at = Some(SystemTime::now());
             self.note_success();
         }
@@ -412,8 +401,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tries held messages again, and, where nothing else is in hand, finds out whether orders could
-    /// be recorded.
+    /// Tries held messages again, and, where nothing was settled since the last tick, finds out whether
+    /// orders can be recorded.
     fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
         self.lines.begin_second_when_due();
         let since = Instant::now();
@@ -422,18 +411,27 @@ impl Consumer {
             let Some(message) = hand.held.pop_front() else {
                 break;
             };
-            self.settle(hand, vec![message], Patience::Short)?;
+            self.settle(hand, vec![message])?;
             if since.elapsed() >= RETRIES_LIMIT {
                 break;
             }
         }
-        if hand.is_idle() {
+        if !std::mem::take(&mut hand.progressed) {
             hand.show(&self.health, Some(Instant::now()));
             self.probe()?;
             hand.show(&self.health, None);
             self.note_success();
         }
         Ok(())
+    }
+
+    /// Finds out whether orders can be recorded; by a dry run where that is in doubt.
+    fn probe(&mut self) -> Result<(), DbError> {
+        if self.health.state().is_in_doubt() {
+            self.store.dry_run()
+        } else {
+            self.store.check()
+        }
     }
 
     /// Orders are recorded, or could be.
@@ -452,6 +450,8 @@ struct Hand<'a> {
     deliveries: &'a Receiver<ConsumerMessage>,
     ledger: Ledger,
     held: VecDeque<Message>,
+    /// Whether a message was settled since the last tick.
+    progressed: bool,
 }
 
 impl Hand<'_> {
@@ -500,11 +500,6 @@ impl Hand<'_> {
         }
         let mut alone = acknowledgements.alone.into_iter();
         alone.try_for_each(|delivery| delivery.ack(self.channel))
-    }
-
-    /// Whether everything that was delivered is settled or held.
-    fn is_idle(&self) -> bool {
-        self.deliveries.is_empty() && self.ledger.len() == self.held.len()
     }
 
     /// Whether what is held leaves no room for anything else.

@@ -19,7 +19,7 @@ use crate::config::dead_letters_bytes_max;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, REASONS, Reason, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, Patience, RecordStore};
+use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, RecordStore};
 
 /// Its name, also on RabbitMQ's management page.
 pub const PROGRAM: &str = "billing-dead-letters";
@@ -277,7 +277,7 @@ fn replay(
             });
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], Patience::Usual, &mut settled)
+        settle(&mut records, vec![message], &mut settled)
             .map_err(|error| failed(&error))?;
         for (_, fate) in settled {
             match fate {
@@ -384,7 +384,7 @@ fn import(
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], Patience::Usual, &mut settled)
+            settle(&mut store, vec![message], &mut settled)
                 .map_err(|error| failed(&error))?;
             if let Some((_, Fate::Held(cause))) = settled.pop() {
                 return Err(CommandError::Failed(cause));

@@ -60,6 +60,11 @@ impl State {
         };
     }
 
+    /// Whether something that should be recorded was not.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.recording == Recording::Fails || self.held > 0
+    }
+
     fn records(&self) -> bool {
         self.recording == Recording::Works && !self.is_slow()
     }

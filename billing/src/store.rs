@@ -9,7 +9,7 @@ use common::db::Migrations;
 
 pub(crate) use dead_letters::{COUNT_MAX, DeadLetterStore, Filter};
 pub(crate) use orders::{OrderFilter, OrderStore};
-pub(crate) use record::{Fate, Patience, RecordStore};
+pub(crate) use record::{Fate, RecordStore};
 
 pub(crate) const MIGRATIONS: Migrations = &[
     ("0001_orders", include_str!("../migrations/0001_orders.sql")),

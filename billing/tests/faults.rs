@@ -260,7 +260,7 @@ fn orders_wait_for_ids_that_lag_behind_the_rows() {
     let billing = Billing::start();
     billing.database.execute(
         "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-         SELECT 'old-' || n, 'old', 1, 1 FROM generate_series(1, 40) n; \
+         SELECT 'old-' || n, 'old', 1, 1 FROM generate_series(1, 400) n; \
          SELECT setval('orders_id_seq', 1, false)",
     );
 
