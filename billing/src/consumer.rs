@@ -42,6 +42,10 @@ const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 const TICK: Duration = Duration::from_secs(1);
 const RETRIES_LIMIT: Duration = Duration::from_millis(200);
 
+/// At most so many are tried again together, and one alone after one that is held again: each waits
+/// for its lock.
+const RETRIES_MAX: usize = 64;
+
 /// Starts the thread that owns the link to the broker and the connection to the database. The
 /// channel closes when the thread has ended.
 pub(crate) fn start(
@@ -361,21 +365,16 @@ impl Consumer {
             state.recording = Recording::Works;
         }
         drop(state);
-        match probed {
-            // What was tried may be refused where an order in the queue is not.
-            Err(DbError::Unavailable(_) | DbError::Locked(_)) => probed?,
-            _ => {}
+        // What was tried otherwise may be refused where an order in the queue is not.
+        if let Err(error @ (DbError::Unavailable(_) | DbError::Locked(_))) = probed {
+            return Err(error.into());
         }
         Ok(link?)
     }
 
     /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
     /// settled as far as it got.
-    fn settle(
-        &mut self,
-        hand: &mut Hand<'_>,
-        batch: Vec<Message>,
-    ) -> Result<(), Interruption> {
+    fn settle(&mut self, hand: &mut Hand<'_>, batch: Vec<Message>) -> Result<(), Interruption> {
         let since = Instant::now();
         hand.show(&self.health, Some(since));
         let mut settled = Settled::new();
@@ -406,15 +405,19 @@ impl Consumer {
     fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
         self.lines.begin_second_when_due();
         let since = Instant::now();
-        for _ in 0..hand.held.len() {
+        let (mut left, mut together) = (hand.held.len(), 1);
+        while left > 0 && since.elapsed() < RETRIES_LIMIT {
             // One that is held again goes behind the others.
-            let Some(message) = hand.held.pop_front() else {
-                break;
+            let batch: Vec<_> = hand.held.drain(..together.min(left)).collect();
+            left -= batch.len();
+            let others = hand.held.len();
+            self.settle(hand, batch)?;
+            let all_settled = hand.held.len() == others;
+            together = if all_settled {
+                RETRIES_MAX.min(2 * together)
+            } else {
+                1
             };
-            self.settle(hand, vec![message])?;
-            if since.elapsed() >= RETRIES_LIMIT {
-                break;
-            }
         }
         if !std::mem::take(&mut hand.progressed) {
             hand.show(&self.health, Some(Instant::now()));

@@ -277,8 +277,7 @@ fn replay(
             });
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], &mut settled)
-            .map_err(|error| failed(&error))?;
+        settle(&mut records, vec![message], &mut settled).map_err(|error| failed(&error))?;
         for (_, fate) in settled {
             match fate {
                 Fate::Recorded(_) | Fate::Duplicate => recorded += 1,
@@ -384,8 +383,7 @@ fn import(
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], &mut settled)
-                .map_err(|error| failed(&error))?;
+            settle(&mut store, vec![message], &mut settled).map_err(|error| failed(&error))?;
             if let Some((_, Fate::Held(cause))) = settled.pop() {
                 return Err(CommandError::Failed(cause));
             }

@@ -15,7 +15,10 @@ struct Billing {
 
 impl Billing {
     fn start() -> Self {
-        let database = TestDatabase::create();
+        Self::start_on(TestDatabase::create())
+    }
+
+    fn start_on(database: TestDatabase) -> Self {
         let config = billing::ApiConfig {
             http: HttpConfig::on_loopback(WORKERS),
             database: database.config(),
@@ -550,4 +553,22 @@ fn dead_letters_are_listed_counted_and_shown_whole() {
     eventually("the metrics tell it", || {
         billing.get("/metrics").text.contains("\ndead_letters ")
     });
+}
+
+#[test]
+fn a_filter_that_the_database_has_no_characters_for_is_refused_and_the_next_is_answered() {
+    let billing = Billing::start_on(TestDatabase::create_in_latin1());
+
+    for target in [
+        "/api/orders?user_id=%D0%96",
+        "/api/orders?message_id=%D0%96&limit=1",
+        "/api/dead-letters?message_id=%D0%96",
+        "/api/dead-letters?reason=%D0%96",
+    ] {
+        let reply = billing.get(target);
+
+        assert_eq!(reply.status, 400, "{target}: {}", reply.text);
+        assert!(reply.text.contains("no characters"), "{}", reply.text);
+    }
+    assert_eq!(billing.get("/api/orders?user_id=%C3%A4").text, "[]");
 }

@@ -910,3 +910,80 @@ fn the_first_order_waits_for_the_user_that_somebody_wants_to_know() {
         placed("good"),
     );
 }
+
+#[test]
+fn a_message_id_is_itself_and_no_other_to_whatever_collation() {
+    let billing = Billing::start();
+    billing.publish(&[placed("k"), garbage("g")]);
+    billing.await_settled();
+    let retype = |collation: &str| {
+        for table in ["orders", "dead_letters"] {
+            billing.database.execute(&format!(
+                "ALTER TABLE {table} ALTER message_id TYPE text COLLATE {collation}"
+            ));
+        }
+    };
+    billing.database.execute(
+        "CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    );
+    retype("any_case");
+
+    billing.publish(&[(order("k"), with_id("K")), garbage("G"), placed("a")]);
+    billing.await_recorded(&["a", "k"]);
+    eventually("those that look like others are held", || {
+        gauge(&billing.consumers[0], "orders_held") == 2
+    });
+    retype("\"default\"");
+
+    billing.await_recorded(&["K", "a", "k"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 2);
+}
+
+#[test]
+fn orders_do_not_wait_for_thousands_of_dead_letters_that_cannot_be_stored() {
+    let billing = Billing::start();
+    let mut holder = billing.database.connect();
+    let mut lock = holder.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE dead_letters")
+        .expect("a lock");
+
+    let garbage: Vec<_> = (0..5000)
+        .map(|number| garbage(&format!("g-{number}")))
+        .collect();
+    billing.publish(&garbage);
+    billing.publish(&[placed("a"), placed("b")]);
+    billing.await_recorded(&["a", "b"]);
+    assert!(billing.is_ready());
+    lock.rollback().expect("the table is free");
+
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 5000);
+}
+
+#[test]
+fn orders_that_keep_coming_and_are_all_refused_are_said_not_to_be_recorded() {
+    let billing = Billing::start();
+    billing.publish(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    billing
+        .database
+        .execute("ALTER TABLE orders ADD CONSTRAINT closed CHECK (false) NOT VALID");
+
+    let (mut expected, down) = (vec!["before".to_owned()], json!("down"));
+    eventually("/ready says so while they come", || {
+        let id = format!("m-{:05}", expected.len());
+        billing.publish(&[placed(&id)]);
+        expected.push(id);
+        billing.ready().1["postgresql"] == down
+    });
+    billing
+        .database
+        .execute("ALTER TABLE orders DROP CONSTRAINT closed");
+
+    eventually("all are recorded, each once", || {
+        billing.recorded() == expected
+    });
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 0);
+}

@@ -207,11 +207,14 @@ impl From<DbError> for Problem {
                 Problem::unavailable("the database is away; try again", error)
             }
             DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
-            // Whatever a client may not send was refused before it came here.
-            DbError::BadData(_)
-            | DbError::Unencodable(_)
-            | DbError::Violated(_)
-            | DbError::Refused(_) => Problem::internal(error),
+            // A database that was made with another encoding than UTF-8.
+            DbError::Unencodable(_) => {
+                Problem::bad_request("the database has no characters for what was sent")
+            }
+            // Whatever else a client may not send was refused before it came here.
+            DbError::BadData(_) | DbError::Violated(_) | DbError::Refused(_) => {
+                Problem::internal(error)
+            }
         }
     }
 }
