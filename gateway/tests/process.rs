@@ -329,6 +329,46 @@ fn nobody_fills_the_log_by_what_is_refused() {
 }
 
 #[test]
+fn large_and_nested_bodies_from_many_clients_take_little_memory() {
+    const LIMIT_KIB: usize = 300 * 1024;
+    const CLIENTS: usize = 16;
+    let (queue, inventory) = (TestQueue::create(), Upstream::answering(OK));
+    let program = Program::start(PROGRAM, vars(&queue, &inventory));
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+    let (order_bytes, movie_bytes) = (16_000, 1_048_000);
+
+    for (path, bytes, expected) in [
+        ("/api/billing", order_bytes, 400),
+        ("/api/billing", movie_bytes, 413),
+        ("/api/movies", movie_bytes, 200),
+    ] {
+        for (begin, filling, end) in [
+            (r#"{"user_id":[0"#, ",{}", "]}"),
+            (r#"{"user_id":{"a":1"#, r#","a":1"#, "}}"),
+            (r#"{"user_id":"#, "9", "}"),
+            (r#"{"user_id":""#, r"\u0041", r#""}"#),
+            (r#"{"a":1"#, r#","a":[]"#, "}"),
+            ("", "[", ""),
+        ] {
+            let count = (bytes - begin.len() - end.len()) / filling.len();
+            let body = format!("{begin}{}{end}", filling.repeat(count));
+            let headers = [("content-type", "application/json")];
+            let ask = || client.send("POST", path, &headers, Some(&body)).status;
+            let statuses: Vec<u16> = thread::scope(|scope| {
+                let asking: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+                let answers = asking.into_iter().map(|one| one.join().expect("an answer"));
+                answers.collect()
+            });
+
+            assert_eq!(statuses, [expected; CLIENTS], "{path} {body:.40}");
+        }
+    }
+    let most = program.facts().most_resident_kib;
+    assert!(most < LIMIT_KIB, "{most} KiB");
+}
+
+#[test]
 fn help_and_version_are_answered_and_other_arguments_refused() {
     let run = |argument: &str| {
         std::process::Command::new(PROGRAM)
