@@ -86,12 +86,13 @@ start_nodes() {
     done
 }
 
-start_node() {
-    local amqp
+start_node() (
     amqp=$(amqp_port "$1")
+    # A second epmd ends at once, since the port is taken.
+    (($1 == 1)) || rabbitmq_start_epmd() { :; }
     rabbitmq_start "$folder/node$1" "$amqp" $((amqp + 1)) $((amqp + 2)) "$(port 1)" \
         "node$1@localhost"
-}
+)
 
 join_nodes() {
     for node in 2 3; do
