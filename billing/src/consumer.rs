@@ -38,6 +38,9 @@ const PREFETCH: u16 = 20_000;
 /// With so many messages held the session ends, and all of them wait in the queue.
 const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 
+/// How long a batch that is refused is divided.
+const DIVISION_LIMIT: Duration = Duration::from_secs(1);
+
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);
 const RETRIES_LIMIT: Duration = Duration::from_millis(200);
@@ -326,7 +329,6 @@ impl Consumer {
             deliveries: &deliveries,
             ledger: Ledger::default(),
             held: VecDeque::new(),
-            progressed: false,
         };
         let mut ticked = Instant::now();
         // A select takes any that is ready: orders that keep coming would put the end off.
@@ -336,7 +338,7 @@ impl Consumer {
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
                     self.counts.consumed.inc_by(batch.len() as u64);
-                    self.settle(&mut hand, batch)?;
+                    self.settle(&mut hand, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
             }
@@ -353,44 +355,47 @@ impl Consumer {
     fn connect(&mut self) -> Result<Link, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
         self.health.state().trying_since = Some(Instant::now());
-        let probed = self.probe();
+        let checked = self.store.check();
         self.health.state().trying_since = None;
         let link = Link::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
-        if probed.is_err() {
+        if checked.is_err() {
             state.recording = Recording::Fails;
         } else if !failed || link.is_err() {
             // What failed before has to succeed first where there is something to record.
             state.recording = Recording::Works;
         }
         drop(state);
-        // What was tried otherwise may be refused where an order in the queue is not.
-        if let Err(error @ (DbError::Unavailable(_) | DbError::Locked(_))) = probed {
-            return Err(error.into());
-        }
+        checked?;
         Ok(link?)
     }
 
     /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
     /// settled as far as it got.
-    fn settle(&mut self, hand: &mut Hand<'_>, batch: Vec<Message>) -> Result<(), Interruption> {
+    fn settle(
+        &mut self,
+        hand: &mut Hand<'_>,
+        batch: Vec<Message>,
+        limit: Duration,
+    ) -> Result<(), Interruption> {
         let since = Instant::now();
-        hand.show(&self.health, Some(since));
+        let held = batch.iter().filter(|message| message.held).count();
+        hand.show(&self.health, held, Some(since));
         let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, batch, &mut settled);
+        let outcome = settle(&mut self.store, batch, since + limit, &mut settled);
         let progress = settled
             .iter()
             .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
+        self.health.state().note(&settled, since);
         self.counts.note(&settled);
         self.lines.note(&settled, since);
         if progress {
-            hand.progressed = true;
             self.health.state().committed_at = Some(SystemTime::now());
             self.note_success();
         }
         let put_down = hand.put_down(settled);
-        hand.show(&self.health, None);
+        hand.show(&self.health, 0, None);
         outcome?;
         put_down?;
         if hand.holds_too_much() {
@@ -400,8 +405,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tries held messages again, and, where nothing was settled since the last tick, finds out whether
-    /// orders can be recorded.
+    /// Tries held messages again, and finds out whether orders can be recorded.
     fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
         self.lines.begin_second_when_due();
         let since = Instant::now();
@@ -411,7 +415,7 @@ impl Consumer {
             let batch: Vec<_> = hand.held.drain(..together.min(left)).collect();
             left -= batch.len();
             let others = hand.held.len();
-            self.settle(hand, batch)?;
+            self.settle(hand, batch, RETRIES_LIMIT)?;
             let all_settled = hand.held.len() == others;
             together = if all_settled {
                 RETRIES_MAX.min(2 * together)
@@ -419,22 +423,11 @@ impl Consumer {
                 1
             };
         }
-        if !std::mem::take(&mut hand.progressed) {
-            hand.show(&self.health, Some(Instant::now()));
-            self.probe()?;
-            hand.show(&self.health, None);
-            self.note_success();
-        }
+        hand.show(&self.health, 0, Some(Instant::now()));
+        self.store.check()?;
+        hand.show(&self.health, 0, None);
+        self.note_success();
         Ok(())
-    }
-
-    /// Finds out whether orders can be recorded; by a dry run where that is in doubt.
-    fn probe(&mut self) -> Result<(), DbError> {
-        if self.health.state().is_in_doubt() {
-            self.store.dry_run()
-        } else {
-            self.store.check()
-        }
     }
 
     /// Orders are recorded, or could be.
@@ -453,8 +446,6 @@ struct Hand<'a> {
     deliveries: &'a Receiver<ConsumerMessage>,
     ledger: Ledger,
     held: VecDeque<Message>,
-    /// Whether a message was settled since the last tick.
-    progressed: bool,
 }
 
 impl Hand<'_> {
@@ -511,11 +502,15 @@ impl Hand<'_> {
         self.held.len() >= HELD_MAX || (all && self.link.is_full())
     }
 
-    fn show(&self, health: &Health, trying_since: Option<Instant>) {
+    /// Shows what is in hand, with so many that are held and tried again.
+    fn show(&self, health: &Health, tried_again: usize, trying_since: Option<Instant>) {
         let mut state = health.state();
         state.in_hand = self.ledger.len() + self.deliveries.len();
         state.oldest = self.ledger.oldest();
-        state.held = self.held.len();
+        state.held = self.held.len() + tried_again;
+        if state.held == 0 {
+            state.unrecorded_since = None;
+        }
         state.trying_since = trying_since;
     }
 }

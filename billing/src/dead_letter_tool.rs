@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use amiquip::AmqpValue;
 use common::db::{Database, DatabaseConfig, DbError};
@@ -277,7 +278,8 @@ fn replay(
             });
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], &mut settled).map_err(|error| failed(&error))?;
+        settle(&mut records, vec![message], Instant::now(), &mut settled)
+            .map_err(|error| failed(&error))?;
         for (_, fate) in settled {
             match fate {
                 Fate::Recorded(_) | Fate::Duplicate => recorded += 1,
@@ -383,7 +385,8 @@ fn import(
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], &mut settled).map_err(|error| failed(&error))?;
+            settle(&mut store, vec![message], Instant::now(), &mut settled)
+                .map_err(|error| failed(&error))?;
             if let Some((_, Fate::Held(cause))) = settled.pop() {
                 return Err(CommandError::Failed(cause));
             }

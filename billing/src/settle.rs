@@ -3,6 +3,8 @@
 //! until somebody has mended what is in its way. Only what the database has no characters for can never
 //! be recorded.
 
+use std::time::Instant;
+
 use common::db::DbError;
 
 use crate::message::{Message, Reason};
@@ -12,11 +14,13 @@ use crate::store::{Fate, RecordStore};
 pub(crate) type Settled = Vec<(Message, Fate)>;
 
 /// Writes a batch, and adds each message with its fate to `settled`. A batch that is refused is divided
-/// until each message that is refused stands alone. An error means that no order can be written now; the
-/// messages that are not in `settled` then have no fate.
+/// until each message that is refused stands alone; after the deadline all of it is held, to be tried
+/// again. An error means that no order can be written now; the messages that are not in `settled` then
+/// have no fate.
 pub(crate) fn settle(
     store: &mut RecordStore,
     mut batch: Vec<Message>,
+    deadline: Instant,
     settled: &mut Settled,
 ) -> Result<(), DbError> {
     let refusal = match store.record(&batch)? {
@@ -28,7 +32,9 @@ pub(crate) fn settle(
     };
     let orders = batch.iter().filter(|message| message.content.is_ok());
     let orders = orders.count();
-    let rest = if 0 < orders && orders < batch.len() {
+    let rest = if Instant::now() >= deadline {
+        Vec::new()
+    } else if 0 < orders && orders < batch.len() {
         // Orders do not wait for dead letters.
         batch
             .extract_if(.., |message| message.content.is_err())
@@ -40,18 +46,18 @@ pub(crate) fn settle(
         batch.split_off(batch.len().div_ceil(2))
     };
     if !rest.is_empty() {
-        settle(store, batch, settled)?;
-        return settle(store, rest, settled);
+        settle(store, batch, deadline, settled)?;
+        return settle(store, rest, deadline, settled);
     }
     for mut message in batch {
-        if store.has_characters_for(&message)? {
-            settled.push((message, Fate::Held(refusal.to_string())));
-        } else {
+        if matches!(refusal, DbError::Unencodable(_)) && !store.has_characters_for(&message)? {
             message.content = Err(Reason {
                 word: "database",
                 text: format!("the database refused it: {refusal}"),
             });
-            settle(store, vec![message], settled)?;
+            settle(store, vec![message], deadline, settled)?;
+        } else {
+            settled.push((message, Fate::Held(refusal.to_string())));
         }
     }
     Ok(())

@@ -11,37 +11,32 @@ use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{Message, Reason, properties_json};
 
-/// Statements are prepared without a long wait for a lock; a commit is waited for as long as it takes. A
-/// program that is suspended in the midst of a transaction does not keep its locks. What was acknowledged
-/// must be on disk, whatever a role has by default.
-const SESSION: &str = "SET lock_timeout = '10ms'; SET statement_timeout = 0; \
+/// Statements are prepared without a long wait for a lock. A program that is suspended in the midst of
+/// a transaction does not keep its locks. What was acknowledged must be on disk, whatever a role has by
+/// default.
+const SESSION: &str = "SET lock_timeout = '10ms'; SET statement_timeout = '5s'; \
      SET idle_in_transaction_session_timeout = '5s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Consumers take turns, so that rows become visible in the order of their ids. The table's own
 /// number is the lock's, so other schemas have other locks. A turn is waited for as long as the commits
-/// of the others take. Whoever has locked the whole table, or made it impossible to write to, is met by
-/// the statement that writes nothing; who is met later is in the way of a single row.
-const BEGIN: &str = "SET LOCAL lock_timeout = 0; \
+/// of the others take. Whoever has locked the whole table is met here; who is met later is in the way of
+/// a single row.
+const BEGIN: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
      SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint); \
-     SET LOCAL lock_timeout = '2s'; \
-     INSERT INTO orders (user_id, number_of_items, total_amount) SELECT '', 0, 0 WHERE false; \
-     SET LOCAL lock_timeout = '10ms'";
+     SET LOCAL lock_timeout = '2s'; LOCK TABLE orders IN ROW EXCLUSIVE MODE; \
+     SET LOCAL lock_timeout = '10ms'; SET LOCAL statement_timeout = '5s'";
 
-/// An order like the last one, or where there is none, the least that an order may be.
-const DRY_RUN: &str = "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-     SELECT gen_random_uuid()::text, user_id, number_of_items, total_amount \
-     FROM ((SELECT id, user_id, number_of_items, total_amount FROM orders ORDER BY id DESC LIMIT 1) \
-           UNION ALL SELECT -1, '1', 1, 0) AS good \
-     ORDER BY id DESC LIMIT 1 \
-     ON CONFLICT (message_id) DO NOTHING";
+/// A commit is waited for as long as it takes: to give it up would not undo it. The locks that triggers
+/// take at its end are held for moments, as that of NOTIFY is.
+const BEFORE_COMMIT: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = 0";
 
 /// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
 /// is made while there are few orders and kept when there are many. To a collation of somebody `K` may
-/// be equal to `k`; to a message id it is not.
+/// be equal to `k`.
 const COMPARE: &str = "SELECT new.place, \
-         (there.user_id, there.number_of_items, there.total_amount) \
+         (there.user_id COLLATE \"C\", there.number_of_items, there.total_amount) \
          IS NOT DISTINCT FROM (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
      FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
           AS new (message_id, user_id, number_of_items, total_amount, place) \
@@ -166,26 +161,9 @@ impl RecordStore {
         }
     }
 
-    /// Finds out, by writing nothing, whether orders can be written.
+    /// Finds out whether a transaction of orders can begin.
     pub(crate) fn check(&mut self) -> Result<(), DbError> {
         self.connection.run(|client, _| begin(client)?.rollback())
-    }
-
-    /// Finds out whether orders can be written by writing one and taking it back, but for the id that
-    /// is drawn. Nothing is decided by it: somebody may forbid that order and no other.
-    pub(crate) fn dry_run(&mut self) -> Result<(), DbError> {
-        let written = self.connection.run(|client, _| {
-            let mut transaction = begin(client)?;
-            let written = transaction.execute(DRY_RUN, &[])?;
-            // What would only be said at the commit.
-            transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
-            transaction.rollback()?;
-            Ok(written)
-        })?;
-        if written == 0 {
-            return Err(DbError::Refused("orders are passed over".to_owned()));
-        }
-        Ok(())
     }
 
     /// Whether the encoding of the database has the characters of an order. Something that somebody else
@@ -228,6 +206,7 @@ impl RecordStore {
                 return Ok(None);
             }
             end_replays(&mut transaction, statements.texts, batch, &fates)?;
+            transaction.batch_execute(BEFORE_COMMIT)?;
             transaction.commit()?;
             Ok(Some(fates))
         });
