@@ -346,54 +346,6 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
 }
 
 #[test]
-fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
-    let (single, type_) = ("x-single-active-consumer", "x-queue-type");
-    for (arguments, queue_type, effect) in [
-        (
-            vec![(single, AmqpValue::Boolean(true))],
-            "classic",
-            "one consumer records all orders, and another only when that one is gone",
-        ),
-        (
-            vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
-            "classic",
-            "orders that wait for longer are deleted",
-        ),
-        (
-            vec![(type_, AmqpValue::LongString("classic".to_owned()))],
-            "quorum",
-            "orders are kept as that type keeps them",
-        ),
-    ] {
-        let queue = TestQueue::create();
-        queue.declare_with(&arguments);
-        let relay = queue.relay_up();
-        let inventory = Upstream::answering(OK);
-        let port = relay.address().port().to_string();
-        let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port);
-        let program = Program::start(PROGRAM, with(vars, "BILLING_QUEUE_TYPE", queue_type));
-        let client = Client::new(program.address());
-
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-        // Another link finds it as it was.
-        relay.cut();
-        eventually("the link is gone", || client.get("/ready").status == 503);
-        relay.restore();
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-
-        let log = program.log();
-        let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
-        assert_eq!(told.len(), 1, "{told:?}");
-        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
-        for part in [effect, &asked, arguments[0].0] {
-            assert!(told[0].contains(part), "{part} in {told:?}");
-        }
-    }
-}
-
-#[test]
 fn a_password_that_rabbitmq_does_not_know_is_one_error() {
     let queue = TestQueue::create();
     let vars = with(

@@ -146,6 +146,21 @@ require_settings() {
     done
 }
 
+# require_roles: the roles of PostgreSQL and the users of RabbitMQ, who are neither the administrators nor
+# each other.
+require_roles() {
+    local server who
+    require_settings {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_{USER,PASSWORD}
+    for who in POSTGRES{,_READER}_USER=postgres RABBITMQ{,_CONSUMER}_USER=setup; do
+        [[ ${SETTINGS[${who%=*}]} != "${who#*=}" ]] ||
+            die "$who is the administrator: set another in .env.local or in the environment"
+    done
+    for server in 'POSTGRES_USER POSTGRES_READER_USER' 'RABBITMQ_USER RABBITMQ_CONSUMER_USER'; do
+        [[ ${SETTINGS[${server% *}]} != "${SETTINGS[${server#* }]}" ]] ||
+            die "${server/ / and } are the same, and are to be two: set another in .env.local or in the environment"
+    done
+}
+
 # require_ports KEY…: each is a port, and no two are the same.
 require_ports() {
     local key port
