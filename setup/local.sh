@@ -422,9 +422,11 @@ answers_ok() {
     ask --fail --max-time 5 --output /dev/null "$1"
 }
 
-# ask ARGUMENT…
+# ask ARGUMENT…: our own programs, with the key by which they tell more than whether they are ready. It is on no
+# command line.
 ask() {
-    curl --disable --noproxy '*' --globoff --silent "$@"
+    local key=${SETTINGS[OPERATIONS_KEY]:-}
+    curl --disable --noproxy '*' --globoff --silent --header @<(printf '%s\n' "${key:+Authorization: Bearer $key}") "$@"
 }
 
 server_state() {

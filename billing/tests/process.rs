@@ -684,3 +684,24 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
         assert_eq!(run("--verbose").status.code(), Some(2));
     }
 }
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_the_metrics_of_either_program() {
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+    let queue = TestQueue::create();
+    for (name, path) in PROGRAMS {
+        let with_key = with(vars(&database, &queue), "OPERATIONS_KEY", "a-key");
+        let program = Program::start(path, with_key);
+        let client = Client::new(program.address());
+        let header = [("authorization", "Bearer a-key")];
+
+        eventually("it is ready", || client.get("/ready").status == 200);
+
+        assert_eq!(client.get("/ready").json, json!({ "status": "ready" }));
+        assert_eq!(client.get("/metrics").status, 401, "{name}");
+        let ready = client.send("GET", "/ready", &header, None);
+        assert_eq!(ready.json["dependencies"]["postgresql"], "up", "{name}");
+        let metrics = client.send("GET", "/metrics", &header, None);
+        assert!(metrics.text.contains("\nprocess_threads "), "{name}");
+    }
+}

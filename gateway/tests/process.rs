@@ -527,3 +527,41 @@ fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_re
     let detail = "this takes too long; whether it is done is not known";
     assert_eq!(reply.problem(), (503, detail));
 }
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_the_metrics_and_the_services_are_asked_with_it() {
+    let bearer = "Bearer a-key";
+    let inventory = Upstream::start(move |request| {
+        let known = request.values("authorization") == [bearer];
+        let up = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
+        let body = if known { up } else { "{}" };
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        Play::Answer((head + body).into_bytes())
+    });
+    let queue = TestQueue::create();
+    let program = Program::start(
+        PROGRAM,
+        with(vars(&queue, &inventory), "OPERATIONS_KEY", "a-key"),
+    );
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+
+    assert_eq!(client.get("/ready").json, json!({ "status": "ready" }));
+    assert_eq!(client.get("/metrics").status, 401);
+    let header = [("authorization", bearer)];
+    let ready = client.send("GET", "/ready", &header, None);
+    let up = json!({ "inventory": "up", "rabbitmq": "up" });
+    assert_eq!(ready.json["dependencies"], up);
+    let metrics = client.send("GET", "/metrics", &header, None);
+    assert!(metrics.text.contains("\nprocess_threads "));
+    // Whoever may look on is told by the gateway, which has the key; it is not a client's, nor is a
+    // client's sent on.
+    let status = client.get("/api/status").json;
+    assert_eq!(status["inventory"]["postgresql"], "up");
+    let _ = client.send("GET", "/api/movies", &header, None);
+    let requests = inventory.requests();
+    let movies = requests.iter().find(|r| r.line.contains("/api/movies"));
+    let none: [&str; 0] = [];
+    assert_eq!(movies.expect("it came").values("authorization"), none);
+}

@@ -224,7 +224,7 @@ left_out_for() {
     local key
     for key in "${SETTING_KEYS[@]}"; do
         if [[ $key == *_PASSWORD && " ${app_secrets[$1]} " != *" $key "* ]] ||
-            [[ $1 != api-gateway && " ${guarding_settings[*]} " == *" $key "* ]]; then
+            [[ $1 != api-gateway && " ${gateway_guards[*]} " == *" $key "* ]]; then
             echo "$key"
         fi
     done

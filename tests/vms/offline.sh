@@ -524,11 +524,23 @@ guards() {
     is 'with keys the services are not forwarded' '[["API_GATEWAY_PORT"]]' guarded \
         "API_KEYS_FILE=$scratch/outside/keys" -- 'p MACHINES.map { |m| forwarded_ports(m) }.reject(&:empty?)'
     is 'without keys they are' 4 guarded -- 'p MACHINES.sum { |m| forwarded_ports(m).size }'
-    for key in "${guarding_settings[@]}"; do
+    is 'the key of operations comes from a file alone' \
+        'Vagrantfile: OPERATIONS_KEY does not travel from the environment: set it in .env.local, and there alone' guarded \
+        OPERATIONS_KEY=hunter2 -- 'p 1'
+    echo 'OPERATIONS_KEY=hunter2' >"$project/.env.local"
+    is 'where it is said once more there, it is no other' '{}' guarded OPERATIONS_KEY=hunter2 -- 'p FROM_ENVIRONMENT'
+    rm "$project/.env.local"
+    for key in "${gateway_guards[@]}"; do
         is "$key that is empty is refused by the Vagrantfile" \
             "Vagrantfile: $key is set and empty: give it a value, or leave it out of .env.local and of the environment" guarded "$key=" -- 'p 1'
         is 'and by the scripts' 1 exit_of refused_by_scripts "$key"
     done
+    echo 'OPERATIONS_KEY=' >"$project/.env.local"
+    is 'OPERATIONS_KEY that is empty is refused by the Vagrantfile' \
+        'Vagrantfile: OPERATIONS_KEY is set and empty: give it a value, or leave it out of .env.local and of the environment' guarded -- 'p 1'
+    rm "$project/.env.local"
+    is 'and by the scripts' 1 exit_of refused_by_scripts OPERATIONS_KEY
+    is 'every program is told the key of operations' 4 programs_told OPERATIONS_KEY
     is 'what guards the gateway is none of the others'"'"' business' 'POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
 
     ((EUID == 0)) || return 0
@@ -553,6 +565,15 @@ guarded() {
 refused_by_scripts() (
     set_setting "$1" ''
     require_guards
+)
+
+# programs_told KEY: how many.
+programs_told() (
+    read_project_settings "$repo"
+    set_setting "$1" x
+    for app in "${apps[@]}"; do
+        left_out_for "$app" | grep -qx "$1" || echo "$app"
+    done | wc -l
 )
 
 kept_from_inventory() (
