@@ -4,6 +4,7 @@
 
 pub mod drill;
 pub mod faults;
+pub mod flood;
 pub mod history;
 mod moviegoers;
 mod orders;

@@ -89,6 +89,7 @@ metrics_with() {
     local app address=127.0.0.2
     for app in "${apps[@]}"; do
         status "http://$address:$(port_of "$app")/metrics" --header "Authorization: Bearer $1"
+        echo
         address=127.0.0.1
     done | paste -sd ' '
 }
