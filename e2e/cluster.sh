@@ -119,6 +119,8 @@ BILLING_VM_IP=127.0.0.1
 RABBITMQ_HOST=${hosts//$'\n'/,}
 RABBITMQ_USER=setup
 RABBITMQ_PASSWORD=$(<"$folder/node1/administrator")
+RABBITMQ_CONSUMER_USER=setup
+RABBITMQ_CONSUMER_PASSWORD=$(<"$folder/node1/administrator")
 BILLING_QUEUE_TYPE=quorum
 SETTINGS
     for program in api-gateway billing-consumer; do

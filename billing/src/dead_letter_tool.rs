@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use amiquip::AmqpValue;
-use common::db::{Database, DatabaseConfig, DbError};
+use common::db::{Database, DatabaseConfig, DbError, Role};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
-use common::queue::{Link, LinkError, QueueConfig};
+use common::queue::{Link, LinkError, Purpose, QueueConfig};
 use common::shutdown::Shutdown;
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
     let database = Database::new(
-        &DatabaseConfig::from_vars(vars, "BILLING_DB_NAME")?,
+        &DatabaseConfig::from_vars(vars, Role::Owner, "BILLING_DB_NAME")?,
         MIGRATIONS,
     );
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -79,7 +79,12 @@ pub fn run(
         ["export", file, ref words @ ..] => export(start(words)?, Path::new(file), out),
         ["import"] => {
             let store = RecordStore::new(&database, dead_letters_bytes_max(vars)?);
-            import(store, &QueueConfig::from_vars(vars)?, shutdown, out)
+            import(
+                store,
+                &QueueConfig::from_vars(vars, Purpose::Consume)?,
+                shutdown,
+                out,
+            )
         }
         _ => Err(wrong("list, show, replay, drop, export or import?")),
     }

@@ -19,17 +19,26 @@ impl Billing {
     }
 
     fn start_on(database: TestDatabase) -> Self {
+        let billing = Self::on(database.migrated(billing::MIGRATIONS));
+        billing.await_ready();
+        billing
+    }
+
+    /// Returns before it is ready.
+    fn on(database: TestDatabase) -> Self {
         let config = billing::ApiConfig {
             http: HttpConfig::on_loopback(WORKERS),
-            database: database.config(),
+            database: database.reader(),
         };
         let service = Service::start(
             |shutdown| billing::start_api(&config, shutdown),
             billing::BillingApi::address,
         );
-        let billing = Self { service, database };
-        eventually("the table is there", || billing.get("/ready").status == 200);
-        billing
+        Self { service, database }
+    }
+
+    fn await_ready(&self) {
+        eventually("the tables are there", || self.get("/ready").status == 200);
     }
 
     /// With one order for each user, in that order.
@@ -498,6 +507,24 @@ fn an_order_is_found_by_the_id_of_its_message() {
     assert_eq!(ids("message_id=m"), [0_i64; 0]);
     let reply = billing.get("/api/orders?message_id=a%00b");
     assert_eq!(reply.problem(), (400, "message_id must not contain NUL"));
+}
+
+#[test]
+fn the_api_waits_for_the_schema_which_its_owner_makes() {
+    let billing = Billing::on(TestDatabase::create());
+    let said = || billing.get("/api/orders");
+    assert_eq!(said().problem(), (503, "the database is away; try again"));
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()";
+    assert_eq!(billing.database.count(tables), 0);
+
+    let Billing { service, database } = billing;
+    let billing = Billing {
+        service,
+        database: database.migrated(billing::MIGRATIONS),
+    };
+
+    billing.await_ready();
+    assert_eq!(billing.get("/api/orders").text, "[]");
 }
 
 #[test]

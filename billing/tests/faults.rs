@@ -1007,7 +1007,7 @@ fn an_order_like_the_last_one_that_waits_holds_up_no_other() {
     let held = |count| {
         eventually("it is held", || {
             gauge(&billing.consumers[0], "orders_held") == count
-        })
+        });
     };
 
     billing.publish(&[(order("mallory"), with_id("x-2"))]);

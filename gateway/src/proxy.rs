@@ -101,8 +101,11 @@ impl Proxy {
 
     fn probe(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
         let probe = || {
-            self.agent
-                .get(format!("http://{address}{path}"))
+            let mut request = self.agent.get(format!("http://{address}{path}"));
+            if let Some(key) = self.upstreams.operations_key() {
+                request = request.header("authorization", key.authorization());
+            }
+            request
                 .config()
                 .timeout_connect(Some(PROBE_LIMIT))
                 .timeout_recv_response(Some(PROBE_LIMIT))

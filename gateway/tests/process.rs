@@ -386,54 +386,6 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
 }
 
 #[test]
-fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
-    let (single, type_) = ("x-single-active-consumer", "x-queue-type");
-    for (arguments, queue_type, effect) in [
-        (
-            vec![(single, AmqpValue::Boolean(true))],
-            "classic",
-            "one consumer records all orders, and another only when that one is gone",
-        ),
-        (
-            vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
-            "classic",
-            "orders that wait for longer are deleted",
-        ),
-        (
-            vec![(type_, AmqpValue::LongString("classic".to_owned()))],
-            "quorum",
-            "orders are kept as that type keeps them",
-        ),
-    ] {
-        let queue = TestQueue::create();
-        queue.declare_with(&arguments);
-        let relay = queue.relay_up();
-        let inventory = Upstream::answering(OK);
-        let port = relay.address().port().to_string();
-        let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port);
-        let program = Program::start(PROGRAM, with(vars, "BILLING_QUEUE_TYPE", queue_type));
-        let client = Client::new(program.address());
-
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-        // Another link finds it as it was.
-        relay.cut();
-        eventually("the link is gone", || client.get("/ready").status == 503);
-        relay.restore();
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-
-        let log = program.log();
-        let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
-        assert_eq!(told.len(), 1, "{told:?}");
-        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
-        for part in [effect, &asked, arguments[0].0] {
-            assert!(told[0].contains(part), "{part} in {told:?}");
-        }
-    }
-}
-
-#[test]
 fn a_password_that_rabbitmq_does_not_know_is_one_error() {
     let queue = TestQueue::create();
     let vars = with(
@@ -614,4 +566,42 @@ fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_re
 
     let detail = "this takes too long; whether it is done is not known";
     assert_eq!(reply.problem(), (503, detail));
+}
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_the_metrics_and_the_services_are_asked_with_it() {
+    let bearer = "Bearer a-key";
+    let inventory = Upstream::start(move |request| {
+        let known = request.values("authorization") == [bearer];
+        let up = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
+        let body = if known { up } else { "{}" };
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        Play::Answer((head + body).into_bytes())
+    });
+    let queue = TestQueue::create();
+    let program = Program::start(
+        PROGRAM,
+        with(vars(&queue, &inventory), "OPERATIONS_KEY", "a-key"),
+    );
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+
+    assert_eq!(client.get("/ready").json, json!({ "status": "ready" }));
+    assert_eq!(client.get("/metrics").status, 401);
+    let header = [("authorization", bearer)];
+    let ready = client.send("GET", "/ready", &header, None);
+    let up = json!({ "inventory": "up", "rabbitmq": "up" });
+    assert_eq!(ready.json["dependencies"], up);
+    let metrics = client.send("GET", "/metrics", &header, None);
+    assert!(metrics.text.contains("\nprocess_threads "));
+    // Whoever may look on is told by the gateway, which has the key; it is not a client's, nor is a
+    // client's sent on.
+    let status = client.get("/api/status").json;
+    assert_eq!(status["inventory"]["postgresql"], "up");
+    let _ = client.send("GET", "/api/movies", &header, None);
+    let requests = inventory.requests();
+    let movies = requests.iter().find(|r| r.line.contains("/api/movies"));
+    let none: [&str; 0] = [];
+    assert_eq!(movies.expect("it came").values("authorization"), none);
 }

@@ -26,8 +26,8 @@ tools=$home/tools
 declare -A app_secrets=(
     [api-gateway]=RABBITMQ_PASSWORD
     [inventory-api]=POSTGRES_PASSWORD
-    [billing-api]=POSTGRES_PASSWORD
-    [billing-consumer]='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
+    [billing-api]=POSTGRES_READER_PASSWORD
+    [billing-consumer]='POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD'
 )
 
 # begin_machine ROLE APP…: what must hold before anything is changed. The names of the programs
@@ -63,13 +63,11 @@ choose_machine_settings() {
     require_guards
     [[ ${SETTINGS[MONITORING_IP]:-} =~ ^([0-9]+(\.[0-9]+){3})?$ ]] ||
         die 'MONITORING_IP must be an IPv4 address, as 192.168.56.1, or be left out'
-    require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
-        RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
+    require_settings INVENTORY_DB_NAME BILLING_DB_NAME RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
+    require_roles
     require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
-    [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
-        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: choose others'
-    [[ ${SETTINGS[RABBITMQ_USER]} != guest ]] ||
-        die 'RABBITMQ_USER=guest is refused across machines: choose another'
+    [[ ${SETTINGS[RABBITMQ_USER]} != guest && ${SETTINGS[RABBITMQ_CONSUMER_USER]} != guest ]] ||
+        die 'the user guest of RabbitMQ is refused across machines: choose another'
 }
 
 warn_of_development_passwords() {
@@ -226,7 +224,7 @@ left_out_for() {
     local key
     for key in "${SETTING_KEYS[@]}"; do
         if [[ $key == *_PASSWORD && " ${app_secrets[$1]} " != *" $key "* ]] ||
-            [[ $1 != api-gateway && " ${guarding_settings[*]} " == *" $key "* ]]; then
+            [[ $1 != api-gateway && " ${gateway_guards[*]} " == *" $key "* ]]; then
             echo "$key"
         fi
     done

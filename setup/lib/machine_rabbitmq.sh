@@ -8,7 +8,7 @@ broker_home=${state:?}/rabbitmq
 
 provide_rabbitmq() {
     step 'Set up RabbitMQ (its first start takes some time)' configure_broker
-    step 'Make the queue and its user' provide_queue
+    step 'Make the queue and its users' provide_queue
 }
 
 configure_broker() {
@@ -90,9 +90,7 @@ wait_for_broker() {
 provide_queue() {
     foreign_guest | stop_at_foreign || exit
     broker_api GET whoami || take_over_broker
-    rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
-        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" \
-        "${SETTINGS[RABBITMQ_QUEUE]}" "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
+    rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
     ! broker_api GET users/guest || broker_api DELETE users/guest
 }
 

@@ -202,6 +202,28 @@ COMMIT;
 SQL
 }
 
+# sql_may_read DATABASE OWNER READER: prints the SQL that lets a role read the owner's tables in the schema
+# of the programs, those that the owner makes later included, and do nothing else. Before PostgreSQL 15
+# everybody may make tables in "public".
+sql_may_read() {
+    local owner reader schema
+    owner=$(sql_text "$2") reader=$(sql_text "$3") schema=$(sql_text "${SETTINGS[POSTGRES_SCHEMA]:-public}")
+    cat <<SQL
+GRANT CONNECT ON DATABASE $(sql_name "$1") TO $(sql_name "$3");
+\connect $(sql_name "$1")
+SELECT format('GRANT CREATE ON SCHEMA %1\$I TO %2\$I; REVOKE CREATE ON SCHEMA %1\$I FROM PUBLIC', nspname, $owner)
+  FROM pg_namespace WHERE nspname = $schema
+   AND EXISTS (SELECT FROM aclexplode(nspacl) WHERE grantee = 0 AND privilege_type = 'CREATE') \gexec
+SELECT format('GRANT USAGE ON SCHEMA %1\$I TO %3\$I; '
+              'ALTER DEFAULT PRIVILEGES FOR ROLE %2\$I IN SCHEMA %1\$I GRANT SELECT ON TABLES TO %3\$I',
+              nspname, $owner, $reader)
+  FROM pg_namespace WHERE nspname = $schema \gexec
+SELECT format('GRANT SELECT ON TABLE %I.%I TO %I', nspname, relname, $reader)
+  FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+ WHERE nspname = $schema AND relkind IN ('r', 'p') AND pg_get_userbyid(relowner) = $owner \gexec
+SQL
+}
+
 # sql_nobody_else: prints the SQL that closes the databases every cluster comes with.
 sql_nobody_else() {
     echo 'REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;'

@@ -102,7 +102,7 @@ settings() {
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
-    is 'it makes two strong passwords' 2 grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'it makes four strong passwords' 4 grep -cE '^(POSTGRES|RABBITMQ)(_[A-Z]+)?_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     is 'and leaves alone what was there' RUST_LOG=debug grep RUST_LOG "$scratch/project/.env.local"
     is 'for its owner alone' 600 stat -c %a "$scratch/project/.env.local"
     before=$(<"$scratch/project/.env.local")
@@ -113,21 +113,38 @@ settings() {
 
     cp "$repo/.env" "$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" >/dev/null
-    is 'a copy of .env gets strong ones in the place of the well-known ones' 2 \
-        grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'a copy of .env gets strong ones in the place of the well-known ones' 4 \
+        grep -cE '^(POSTGRES|RABBITMQ)(_[A-Z]+)?_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     printf '%s\r\n' 'export POSTGRES_PASSWORD = "password" # x' "RABBITMQ_PASSWORD='own \\'" >"$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" >/dev/null
     is 'one that everybody knows is replaced however it is written' 1 grep -cE '^POSTGRES_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     is 'and one of their own stays' 1 grep -cF "RABBITMQ_PASSWORD='own \\'" "$scratch/project/.env.local"
 
-    is 'the gateway is told no password of PostgreSQL' POSTGRES_PASSWORD secrets_kept_from api-gateway
-    is 'nor the inventory that of RabbitMQ' RABBITMQ_PASSWORD secrets_kept_from inventory-api
-    is 'the consumer is told both' '' secrets_kept_from billing-consumer
+    is 'the gateway is told one password, to publish' RABBITMQ_PASSWORD secrets_told_to api-gateway
+    is 'the inventory that of the owner' POSTGRES_PASSWORD secrets_told_to inventory-api
+    is 'billing-api that of who can only read' POSTGRES_READER_PASSWORD secrets_told_to billing-api
+    is 'the consumer those of the owner, and to consume' 'POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD' secrets_told_to billing-consumer
+    is 'roles with one name are refused' 1 exit_of roles_with POSTGRES_READER_USER=crud_master
+    is 'and users' 1 exit_of roles_with RABBITMQ_CONSUMER_USER=crud_master
+    is 'and administrators' 1 exit_of roles_with POSTGRES_READER_USER=postgres
+    is 'and one without a password' 1 exit_of roles_with RABBITMQ_CONSUMER_PASSWORD=
+    is 'those of .env are not' 0 exit_of roles_with RABBITMQ_CONSUMER_USER=other
 }
 
-secrets_kept_from() (
+# secrets_told_to APP: the passwords in its file.
+secrets_told_to() (
+    local left_out
     read_project_settings "$repo"
-    left_out_for "$1"
+    mapfile -t left_out < <(left_out_for "$1")
+    write_settings "$scratch/told.env" "${left_out[@]}"
+    sed -n 's/^\([A-Z_]*_PASSWORD\)=.*/\1/p' "$scratch/told.env" | paste -sd ' '
+)
+
+# roles_with KEY=VALUE
+roles_with() (
+    read_project_settings "$repo"
+    set_setting "${1%%=*}" "${1#*=}"
+    require_roles
 )
 
 # Where the programs come from
@@ -312,7 +329,7 @@ what_pm2_gets() {
     local key
     install -d "$scratch/state"
     read_project_settings "$repo"
-    for key in POSTGRES_PASSWORD RABBITMQ_PASSWORD; do
+    for key in {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_PASSWORD; do
         set_setting "$key" hunter2
     done
     for app in "${apps[@]}"; do
@@ -507,12 +524,24 @@ guards() {
     is 'with keys the services are not forwarded' '[["API_GATEWAY_PORT"]]' guarded \
         "API_KEYS_FILE=$scratch/outside/keys" -- 'p MACHINES.map { |m| forwarded_ports(m) }.reject(&:empty?)'
     is 'without keys they are' 4 guarded -- 'p MACHINES.sum { |m| forwarded_ports(m).size }'
-    for key in "${guarding_settings[@]}"; do
+    is 'the key of operations comes from a file alone' \
+        'Vagrantfile: OPERATIONS_KEY does not travel from the environment: set it in .env.local, and there alone' guarded \
+        OPERATIONS_KEY=hunter2 -- 'p 1'
+    echo 'OPERATIONS_KEY=hunter2' >"$project/.env.local"
+    is 'where it is said once more there, it is no other' '{}' guarded OPERATIONS_KEY=hunter2 -- 'p FROM_ENVIRONMENT'
+    rm "$project/.env.local"
+    for key in "${gateway_guards[@]}"; do
         is "$key that is empty is refused by the Vagrantfile" \
             "Vagrantfile: $key is set and empty: give it a value, or leave it out of .env.local and of the environment" guarded "$key=" -- 'p 1'
         is 'and by the scripts' 1 exit_of refused_by_scripts "$key"
     done
-    is 'what guards the gateway is none of the others'"'"' business' 'RABBITMQ_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
+    echo 'OPERATIONS_KEY=' >"$project/.env.local"
+    is 'OPERATIONS_KEY that is empty is refused by the Vagrantfile' \
+        'Vagrantfile: OPERATIONS_KEY is set and empty: give it a value, or leave it out of .env.local and of the environment' guarded -- 'p 1'
+    rm "$project/.env.local"
+    is 'and by the scripts' 1 exit_of refused_by_scripts OPERATIONS_KEY
+    is 'every program is told the key of operations' 4 programs_told OPERATIONS_KEY
+    is 'what guards the gateway is none of the others'"'"' business' 'POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
 
     ((EUID == 0)) || return 0
     install -d "$scratch/state"
@@ -536,6 +565,15 @@ guarded() {
 refused_by_scripts() (
     set_setting "$1" ''
     require_guards
+)
+
+# programs_told KEY: how many.
+programs_told() (
+    read_project_settings "$repo"
+    set_setting "$1" x
+    for app in "${apps[@]}"; do
+        left_out_for "$app" | grep -qx "$1" || echo "$app"
+    done | wc -l
 )
 
 kept_from_inventory() (

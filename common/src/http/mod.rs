@@ -20,7 +20,7 @@ pub use conditional::{
 pub use edge::{EdgeLimits, Tls};
 pub use exchange::{Exchange, is_request_id};
 pub use hall::Hall;
-pub use operations::{Dependency, DependencyState, health};
+pub use operations::{Dependency, DependencyState, OperationsKey, health};
 pub use page::{Page, whole_list};
 pub use problem::Problem;
 pub use request::{Method, Request};

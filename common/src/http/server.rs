@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::edge::{self, Acceptor, Edge, EdgeLimits, Feed, Tls};
 use super::hall::Hall;
-use super::operations::{self, Dependencies, Dependency};
+use super::operations::{self, Dependency, OperationsKey, Readiness};
 use crate::env::{ConfigError, Vars};
 use crate::metrics::Metrics;
 use crate::process::StartError;
@@ -40,6 +40,8 @@ pub struct HttpConfig {
     pub limits: EdgeLimits,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// Who may see the metrics and the dependencies; without it, all.
+    pub operations_key: Option<OperationsKey>,
 }
 
 impl HttpConfig {
@@ -58,6 +60,7 @@ impl HttpConfig {
             workers,
             limits: EdgeLimits::from_vars(vars)?,
             tls: Tls::from_vars(vars)?,
+            operations_key: OperationsKey::from_vars(vars)?,
         })
     }
 
@@ -70,6 +73,7 @@ impl HttpConfig {
             workers,
             limits: EdgeLimits::default(),
             tls: None,
+            operations_key: None,
         }
     }
 }
@@ -94,8 +98,10 @@ impl Server {
     where
         D: FnMut() -> Vec<Dependency> + Send + 'static,
     {
-        let operations = Hall::new("", 1, operations::ROUTES, move || {
-            Box::new(dependencies()) as Dependencies
+        let key = config.operations_key.clone();
+        let operations = Hall::new("", 1, operations::ROUTES, move || Readiness {
+            key: key.clone(),
+            dependencies: Box::new(dependencies()),
         });
         Self::try_start(config, halls, operations, metrics, shutdown).map_err(|error| {
             StartError::System(
@@ -123,7 +129,14 @@ impl Server {
             .map(|hall| hall.open(&limits))
             .collect::<io::Result<_>>()?;
         let feeds = halls.iter().map(|hall| Arc::clone(&hall.feed)).collect();
-        let edge = Edge::new(limits, config.tls.clone(), halls, metrics, shutdown);
+        let edge = Edge::new(
+            limits,
+            config.tls.clone(),
+            config.operations_key.clone(),
+            halls,
+            metrics,
+            shutdown,
+        );
         let acceptor = Acceptor::start(config.address, config.reuse_port, edge)?;
         log::info!(
             address = acceptor.address.to_string().as_str(), workers = config.workers;

@@ -394,7 +394,7 @@ impl Connection<'_> {
             self.input.shrink_to(READ_BYTES);
         }
         let path = request.path();
-        if let Some(result) = operations::answer(self.edge, request.method.as_str(), path) {
+        if let Some(result) = operations::answer(self.edge, &request) {
             return exchange.answer(result);
         }
         let Some(hall) = self.edge.halls.iter().find(|hall| hall.takes(path)) else {

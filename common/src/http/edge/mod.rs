@@ -37,6 +37,7 @@ pub use settings::EdgeLimits;
 pub use tls::Tls;
 use wire::Wire;
 
+use super::operations::OperationsKey;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
@@ -50,6 +51,7 @@ const THREAD_STACK_BYTES: usize = 512 * 1024;
 pub(super) struct Edge {
     pub(super) limits: EdgeLimits,
     tls: Option<Tls>,
+    pub(super) operations_key: Option<OperationsKey>,
     pub(super) halls: Vec<Hall>,
     pub(super) metrics: Metrics,
     pub(super) shutdown: Shutdown,
@@ -73,6 +75,7 @@ impl Edge {
     pub(super) fn new(
         limits: EdgeLimits,
         tls: Option<Tls>,
+        operations_key: Option<OperationsKey>,
         halls: Vec<Hall>,
         metrics: &Metrics,
         shutdown: &Shutdown,
@@ -81,6 +84,7 @@ impl Edge {
             memory: Memory::new(limits.buffer_bytes),
             limits,
             tls,
+            operations_key,
             halls,
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
