@@ -1044,9 +1044,12 @@ fn thousands_of_orders_that_wait_for_a_transaction_hold_up_no_other() {
     open.execute(update, &[]).expect("orders");
 
     billing.publish(&locked);
+    eventually("they are held", || {
+        gauge(&billing.consumers[0], "orders_held") == 3000
+    });
     billing.publish(&[placed("a")]);
     eventually("the other is recorded", || billing.recorded().len() == 3001);
-    assert!(gauge(&billing.consumers[0], "orders_held") > 2000);
+    assert_eq!(gauge(&billing.consumers[0], "orders_held"), 3000);
     open.rollback().expect("the orders are free");
 
     billing.await_settled();

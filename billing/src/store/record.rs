@@ -14,7 +14,7 @@ use crate::message::{Message, Reason, properties_json};
 /// Statements are prepared without a long wait for a lock. A program that is suspended in the midst of
 /// a transaction does not keep its locks. What was acknowledged must be on disk, whatever a role has by
 /// default.
-const SESSION: &str = "SET lock_timeout = '10ms'; SET statement_timeout = '5s'; \
+const SESSION: &str = "SET lock_timeout = '1ms'; SET statement_timeout = '5s'; \
      SET idle_in_transaction_session_timeout = '5s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') = 'off'";
@@ -26,7 +26,7 @@ const SESSION: &str = "SET lock_timeout = '10ms'; SET statement_timeout = '5s'; 
 const BEGIN: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
      SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint); \
      SET LOCAL lock_timeout = '2s'; LOCK TABLE orders IN ROW EXCLUSIVE MODE; \
-     SET LOCAL lock_timeout = '10ms'; SET LOCAL statement_timeout = '5s'";
+     SET LOCAL lock_timeout = '1ms'; SET LOCAL statement_timeout = '5s'";
 
 /// A commit is waited for as long as it takes: to give it up would not undo it. The locks that triggers
 /// take at its end are held for moments, as that of NOTIFY is.
