@@ -378,30 +378,6 @@ fn an_order_that_comes_again_when_somebody_has_removed_its_user_holds_up_no_othe
 }
 
 #[test]
-fn a_message_id_that_looks_like_one_of_the_consumer_holds_up_no_order() {
-    let billing = Billing::start();
-    let pids = billing
-        .database
-        .query("SELECT pid FROM pg_stat_activity", &[]);
-    let pids = pids.iter().map(|row| row.get::<_, i32>(0));
-    let mut messages: Vec<_> = pids.map(|pid| placed(&format!("dry run {pid}"))).collect();
-    messages.push(placed("k"));
-    billing.publish(&messages);
-    billing.await_settled();
-    let mut holder = billing.database.connect();
-    let mut open = holder.transaction().expect("a transaction");
-    let delete = "DELETE FROM orders WHERE message_id = 'k'";
-    open.execute(delete, &[]).expect("an order");
-
-    billing.publish(&[placed("a"), placed("k"), placed("b")]);
-
-    eventually("the others are recorded", || {
-        let sql = "SELECT count(*) FROM orders WHERE message_id IN ('a', 'b')";
-        billing.database.count(sql) == 2
-    });
-}
-
-#[test]
 fn an_order_that_the_database_has_no_characters_for_is_a_dead_letter() {
     let billing = Billing::start_on(TestDatabase::create_in_latin1(), 1, 1 << 30);
 
