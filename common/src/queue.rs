@@ -304,7 +304,7 @@ impl<T> Unconfirmed<T> {
         self.waiting.values()
     }
 
-    /// The same, to be changed.
+    /// The messages that wait, oldest first, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.waiting.values_mut()
     }
