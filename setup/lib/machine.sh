@@ -176,6 +176,16 @@ write_unit_part() {
     systemctl daemon-reload
 }
 
+# server_output: Debian's units may have root open a file in a folder of the server's user, who could put a link
+# there. To the journal, then.
+server_output() {
+    cat <<'UNIT'
+[Service]
+StandardOutput=journal
+StandardError=journal
+UNIT
+}
+
 # provide_apps: users, settings, and the programs running with them.
 provide_apps() {
     step 'Make the users of the programs' make_users

@@ -24,7 +24,7 @@ configure_cluster() {
     own_folders /etc/postgresql "/etc/postgresql/$version" "$folder" "$folder/conf.d"
     foreign_hba "$folder/pg_hba.conf" | stop_at_foreign || exit
     cluster_settings | write_if_new "$folder/conf.d/crud-master.conf" 644 && restart=true
-    cluster_restarts | write_unit_part postgresql@.service || true
+    { cluster_restarts && server_output; } | write_unit_part postgresql@.service || true
     systemctl enable --quiet postgresql
     if $restart; then
         systemctl restart "postgresql@$version-$name"

@@ -325,6 +325,21 @@ secrets_show_nowhere() {
     is 'no password in dumps, logs, process lists or output' '' secrets_found "${secrets[@]}"
 }
 
+# What root opens
+
+# files_opened_by_systemd MACHINE: for what the servers say; their users own the folders of logs.
+files_opened_by_systemd() {
+    on "$1" bash -c 'systemctl show --property=StandardOutput,StandardError rabbitmq-server "postgresql@*" epmd pm2-root' |
+        grep -E '=(file|append|truncate)'
+}
+
+root_opens_no_file_for_a_server() {
+    local machine
+    for machine in "${machines[@]}"; do
+        is "$machine-vm: root opens no file for what a server says" '' files_opened_by_systemd "$machine"
+    done
+}
+
 # Memory
 
 # memory: a line per machine, and nobody was ended for want of it.
@@ -354,5 +369,6 @@ all_checks() {
     the_role_owns_its_database_and_nothing_else
     the_broker_knows_its_queue_alone
     programs_run_as_nobody_else
+    root_opens_no_file_for_a_server
     secrets_show_nowhere
 }

@@ -20,6 +20,7 @@ main() {
     programs
     nobody_tries_programs
     folders_of_services
+    outputs_of_services
     what_others_have_made
     what_a_guest_says
     what_pm2_gets
@@ -211,6 +212,41 @@ folders_of_services() {
     is 'a link in the place of a folder is refused' 1 exit_of in_own_shell own_folders "$scratch/linked"
     is 'and what it leads to stays' 'root 755' stat -c '%U %a' "$scratch/elsewhere"
 }
+
+# outputs_of_services: a package's unit may have root open files in a folder of the service's.
+outputs_of_services() {
+    local unit
+    for unit in rabbitmq-server.service postgresql@.service epmd.service; do
+        is "root opens no file for what $unit says" '' files_opened_for "$unit"
+    done
+}
+
+# files_opened_for UNIT: as Debian's package has it, with what provisioning adds.
+files_opened_for() (
+    part=$(part_of "$1")
+    cat "/lib/systemd/system/$1" "$part" 2>/dev/null |
+        awk -F = '/^Standard(Output|Error)=/ { output[$1] = $2 } END { for (name in output) print name, output[name] }' |
+        grep -E ' (file|append|truncate):'
+)
+
+# part_of UNIT: a file with what provisioning adds to it. Nothing is started here.
+# shellcheck disable=SC2030,SC2317 # for this shell, where setup/ calls them
+part_of() (
+    state=$scratch/state broker_home=$scratch/broker
+    install -d "$broker_home" "$scratch/units"
+    systemctl() { :; }
+    own_folders() { :; }
+    wait_for_broker() { :; }
+    pg_lsclusters() { echo '15 main'; }
+    foreign_hba() { :; }
+    foreign_broker() { :; }
+    write_if_new() { cat >/dev/null; }
+    write_unit_part() { cat >"$scratch/units/$1"; }
+    read_project_settings "$repo"
+    configure_broker
+    configure_cluster
+    echo "$scratch/units/$1"
+)
 
 # write_in FILE MODE [GROUP]
 write_in() {
