@@ -3,8 +3,9 @@
 # nothing there fits. What was built lies in /var/lib/crud-master/dist, from where the
 # Vagrantfile brings it to dist/ on the host, so that the next machine need not build.
 #
-# A file built-from beside the programs says from which sources they are. Programs without one,
-# put into dist/ by hand or from a release, are taken as they are.
+# A file built-from beside the programs says from which sources they are; of other sources than there are
+# now, the Vagrantfile removes them from dist/. Programs without one, put into dist/ by hand or from a
+# release, are taken as they are.
 
 # provide_programs PROGRAM… [-- OPTIONAL…]: installed in /opt/crud-master/bin. The optional ones
 # only where they exist.

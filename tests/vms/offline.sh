@@ -304,19 +304,40 @@ told_to_stop() {
 
 # what_a_guest_says: to the Vagrantfile, which keeps what it has built.
 what_a_guest_says() {
-    local said source
+    local said source all
     if ! command -v ruby >/dev/null; then
         note 'NOTE: Ruby is not to be had here: what the Vagrantfile believes of a guest is not checked'
         return
     fi
-    source=$(printf '%064d' 1)
-    is 'what a guest has built is kept' "dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api" \
-        kept_of "x86_64\n$source\n"
+    all='dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api'
+    new_project
+    source=$(sources_fingerprint "$scratch/kept")
+    is 'the Vagrantfile knows the sources as the scripts do' "$source" in_project 'puts sources_fingerprint'
+    is 'what a guest has built is kept' "$all" kept_of "x86_64\n$source\n"
     is 'with the sources it is of' "$source" cat "$scratch/kept/dist/x86_64/built-from"
+    is 'as it was, to be executed, and no more than that' '755 a program' echo \
+        "$(stat -c %a "$scratch/kept/dist/x86_64/api-gateway") $(<"$scratch/kept/dist/x86_64/api-gateway")"
+    is 'what another guest says later replaces nothing' 'a program' in_place_of "x86_64\n$source\n" 'evil'
+    echo 'pub fn new() {}' >"$scratch/kept/common/src/new.rs"
+    is 'nor with the sources of tomorrow, as long as those are not here' 'a program' in_place_of \
+        "x86_64\n$(printf '%064d' 1)\n" 'evil'
+    in_project forget_stale_programs
+    is 'with other sources here, what was kept goes' '' kept_files
+    is 'and a guest with those of yesterday gives nothing' '' in_place_of "x86_64\n$source\n" 'old'
+    source=$(sources_fingerprint "$scratch/kept")
+    is 'but one that has built these' 'a new program' in_place_of "x86_64\n$source\n" 'a new program'
+    in_project forget_stale_programs
+    is 'which stays' "$all" kept_files
+    rm "$scratch/kept/dist/x86_64/built-from"
+    in_project forget_stale_programs
+    is 'programs put there by hand are replaced by none' 'a new program' in_place_of "x86_64\n$source\n" 'evil'
+    new_project
     for said in "../../home\n$source\n" "x86_64/..\n$source\n" "x86_64\n../../etc/passwd\n" "x86_64\n" '' \
-        "..\n$source\n" "$source\n"; do
-        is "nothing is kept of a guest that says ${said@Q}" '' kept_of "$said"
+        "..\n$source\n" "$source\n" "x86_64\n$(printf '%064d' 1)\n" "x86\xff\n$source\n" "$(printf '%02000d' 1)"; do
+        is "nothing is kept of a guest that says ${said::70}" '' kept_of "$said"
     done
+    is 'nor of one that has a program without end' '' in_place_of "x86_64\n$source\n" endless
+    is 'nor of one that lacks some' '' in_place_of "x86_64\n$source\n" ''
     is 'the names are those of setup/lib/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
 }
 
@@ -326,37 +347,64 @@ ruby_says() {
     ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/Vagrantfile.rb" "$@"
 }
 
-# kept_of TEXT: the files that a project has afterwards, where a guest answers with that text.
-kept_of() {
-    rm -rf "$scratch/kept" "$scratch/asked"
-    install -d "$scratch/kept"
+# new_project: without programs.
+new_project() {
+    rm -rf "$scratch/kept"
+    copy_sources "$scratch/kept"
     sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/kept/Vagrantfile"
     cp "$repo/.env" "$scratch/kept"
+}
+
+# in_project PROGRAM [ARGUMENT…]: with the Vagrantfile's functions.
+in_project() {
+    ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/kept/Vagrantfile" "$@"
+}
+
+# kept_of TEXT [PROGRAM]: the files that the project has in dist/ afterwards, where a guest answers with that text
+# and has built such programs.
+kept_of() {
     # shellcheck disable=SC2016 # Ruby's
-    ruby -e 'load ARGV[0]
-        Guest = Struct.new(:said, :asked) do
+    in_project 'PROGRAM_BYTES_MAX = 1000
+        Guest = Struct.new(:said, :program) do
             def communicate = self
             def ui = self
             def info(_) = nil
-            def execute(*) = yield(:stdout, said)
-            def download(from, to)
-                File.write(asked, "#{from}\n", mode: "a")
-                File.write(to, "a program")
+            def warn(_) = nil
+            def execute(command, **)
+                return yield(:stdout, said) if command.start_with?("uname")
+                loop { yield(:stdout, "eHh4\n") } if program == "endless"
+                yield(:stdout, [program].pack("m"))
             end
+            def download(_, to) = File.write(to, program)
         end
-        keep_programs(Guest.new(ARGV[1].gsub("\\n", "\n"), ARGV[2]))' "$scratch/kept/Vagrantfile" "$1" "$scratch/asked"
-    (cd "$scratch/kept" && find . -type f ! -name Vagrantfile ! -name .env -printf '%P\n' | LC_ALL=C sort | paste -sd ' ')
+        keep_programs(Guest.new(ARGV[2].gsub("\\n", "\n").gsub("\\xff", "\xff"), ARGV[3]))' "$1" "${2-a program}" 2>/dev/null
+    kept_files
+}
+
+# in_place_of TEXT PROGRAM: what the gateway is in dist/ afterwards.
+in_place_of() {
+    kept_of "$@" >/dev/null
+    cat "$scratch/kept/dist/x86_64/api-gateway" 2>/dev/null
+}
+
+kept_files() {
+    [[ ! -d $scratch/kept/dist ]] || (cd "$scratch/kept" && find dist -type f | LC_ALL=C sort | paste -sd ' ')
 }
 
 # fingerprint_with FILE: as it would be with a change in that file.
-fingerprint_with() (
-    rm -rf "$scratch/copy"
-    install -d "$scratch/copy"
-    cd "$repo"
-    cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$scratch/copy"
-    install -D --target-directory "$scratch/copy/docs" docs/openapi.yaml
+fingerprint_with() {
+    copy_sources "$scratch/copy"
     echo >>"$scratch/copy/$1"
     sources_fingerprint "$scratch/copy"
+}
+
+# copy_sources FOLDER: of the programs.
+copy_sources() (
+    rm -rf "$1"
+    install -d "$1"
+    cd "$repo"
+    cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$1"
+    install -D --target-directory "$1/docs" docs/openapi.yaml
 )
 
 # What PM2 gets
