@@ -31,7 +31,7 @@ app_settings() {
 run_pm2() {
     local colours=()
     [[ -t 1 && -n ${bold:-} ]] || colours=(FORCE_COLOR=0)
-    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" "${colours[@]}" \
+    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" "${colours[@]}" NODE_DISABLE_COMPILE_CACHE=1 \
         PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \
         node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
 }

@@ -41,6 +41,7 @@ begin_machine() {
     require_debian
     # Whoever calls: what is written down below must not differ from one run to the next.
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    cd /
     heading "Provision $(hostname) as the $role machine"
     choose_machine_settings
     address=${role^^}_VM_IP
