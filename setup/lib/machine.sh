@@ -246,12 +246,13 @@ left_out_for() {
 provide_operator_program() {
     [[ -x $home/bin/$1 ]] || return 0
     write_if_new "/usr/local/bin/$1" 755 <<COMMAND || true
-#!/bin/sh
+#!/bin/bash -p
 # Made by setup/lib/machine.sh of crud-master.
-[ "\$(id -u)" = 0 ] || exec sudo "\$0" "\$@"
+[[ \$EUID == 0 ]] || exec sudo "\$0" "\$@"
 umask 077 # for exports
-exec setpriv --reuid=$2 --regid=$2 --clear-groups -- \\
-    env -i PATH=/usr/bin:/bin LANG=C.UTF-8 ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
+PATH=/usr/bin:/bin
+$(declare -f as_user)
+as_user $2 env ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
 COMMAND
 }
 

@@ -21,17 +21,22 @@ postgres_programs() {
 
 # as_postgres COMMAND…: PostgreSQL refuses to run as root; root runs it as the user postgres.
 as_postgres() {
-    bare "${user_postgres[@]}" "$@"
+    if ((EUID == 0)); then
+        as_user postgres "$@"
+    else
+        bare "$@"
+    fi
 }
 
 # with_environment_as_postgres COMMAND…: with the caller's variables, for a password that is to be on no
 # command line.
 with_environment_as_postgres() {
-    "${user_postgres[@]}" "$@"
+    if ((EUID == 0)); then
+        as_user --with-environment postgres "$@"
+    else
+        "$@"
+    fi
 }
-
-user_postgres=()
-((EUID != 0)) || user_postgres=(setpriv --reuid=postgres --regid=postgres --init-groups --)
 
 # postgres_place HOME: makes the folder. A checkout below /root, say, is closed to the user
 # postgres: then the data lies in /var/lib, and HOME is a link to it.

@@ -51,10 +51,10 @@ programs_fit() {
 # program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
 # the right to execute; and by nobody, since it may be what a hostile crate has made.
 program_runs() {
-    local trial=${home:?}/trial status=0 nobody=()
-    ((EUID != 0)) || nobody=(setpriv --reuid=nobody --regid=nogroup --clear-groups --no-new-privs --)
+    local trial=${home:?}/trial status=0 as=(bare)
+    ((EUID != 0)) || as=(as_user nobody)
     install -m 755 "$1" "$trial"
-    (cd / && bare "${nobody[@]}" timeout --kill-after=1 10 "$trial" --version) >/dev/null 2>&1 </dev/null || status=$?
+    (cd / && "${as[@]}" timeout --kill-after=1 10 "$trial" --version) >/dev/null 2>&1 </dev/null || status=$?
     rm -f "$trial"
     return "$status"
 }
@@ -107,18 +107,17 @@ provide_builder() {
     # Not in place: the shared folder is closed to this user, knows no locks, and holds secrets.
     tar -C "$repo" -cf - --exclude=./.git --exclude=./.vagrant --exclude=./.local --exclude=./target \
         --exclude=./dist --exclude='./.env*' . |
-        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- tar -C "$workshop/source" -xf -
+        as_user "$builder" tar -C "$workshop/source" -xf -
 }
 
 # end_builder: ends what the build has left running, all at once.
 end_builder() {
-    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c 'kill -KILL -1' 2>/dev/null || true
+    as_user "$builder" bash -c 'kill -KILL -1' 2>/dev/null || true
 }
 
 # as_builder FUNCTION
 as_builder() {
-    setpriv --reuid="$builder" --regid="$builder" --init-groups -- \
-        env -i "PATH=$PATH" LANG=C.UTF-8 "HOME=$workshop/home" "workshop=$workshop" \
+    as_user "$builder" env "HOME=$workshop/home" "workshop=$workshop" \
         "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
 }
 
@@ -175,8 +174,7 @@ keep_built() {
     rm -rf "$state/dist"
     install -d "$state/dist"
     for program in "${built_programs[@]}"; do
-        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- \
-            cat "$workshop/target/release/$program" >"$state/dist/$program"
+        as_user "$builder" cat "$workshop/target/release/$program" >"$state/dist/$program"
         chmod 755 "$state/dist/$program"
     done
     echo "$1" >"$state/dist/built-from"

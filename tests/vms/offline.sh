@@ -21,6 +21,7 @@ main() {
     nobody_tries_programs
     folders_of_services
     outputs_of_services
+    nobody_types_for_root
     what_others_have_made
     what_a_guest_says
     what_pm2_gets
@@ -152,7 +153,7 @@ roles_with() (
 
 programs() {
     local here_runs=$scratch/dist
-    install -d "$here_runs" "$scratch/opt"
+    install -d "$here_runs" "$scratch/opt/bin"
     home=$scratch/opt
     printf '#!/bin/sh\n' >"$here_runs/api-gateway"
     is 'programs put there by hand are taken' 0 exit_of programs_fit "$here_runs" abc api-gateway
@@ -247,6 +248,62 @@ part_of() (
     configure_cluster
     echo "$scratch/units/$1"
 )
+
+# nobody_types_for_root: what root starts as another user, on a terminal of its own.
+nobody_types_for_root() {
+    ((EUID == 0)) || return 0
+    install -d -m 1777 "$scratch/typed"
+    # shellcheck disable=SC2016 # for another shell
+    is 'whoever has the terminal could type there' opened on_terminal \
+        'setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c ": </dev/tty && echo opened"' ''
+    # shellcheck disable=SC2016 # for another shell
+    is 'what runs as another user has none, and where it writes to one it cannot read' $'1\n1\nhas none' on_terminal \
+        "as_user nobody bash -c '(: </dev/tty) 2>/dev/null && echo opened
+            for fd in 0 1 2; do [[ ! -t \$fd ]] || sed -n \"s/^flags:.*\\(.\\)\$/\\1/p\" /proc/\$\$/fdinfo/\$fd; done; echo has none'" ''
+    is 'says what it has to, and how it ended' 'said 7' on_terminal 'as_user nobody sh -c "printf said; exit 7" || echo " $?"' ''
+    is 'reads what it is given' given on_terminal 'as_user nobody cat <<<given' ''
+    is 'has none of the variables' '' on_terminal 'SECRET=x as_user nobody printenv SECRET || true' ''
+    is 'unless they are meant for it' x on_terminal 'SECRET=x as_user --with-environment nobody printenv SECRET' ''
+    # shellcheck disable=SC2016 # for another shell
+    is 'and ends where the terminal says so' $'begun\n^Cended' on_terminal \
+        'as_user nobody bash -c "trap \"echo ended; exit\" TERM; echo begun; while :; do sleep 0.1; done"; echo goes on' begun
+    is 'as the commands of operators do' 'nobody has none' on_terminal_of_operator
+}
+
+# on_terminal COMMANDS TEXT: what a shell with the functions of setup/ shows on a terminal of its own, at which
+# Ctrl-C is pressed when it shows TEXT, if that is one.
+on_terminal() {
+    python3 -I -c 'import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp("bash", ["bash", "-p", "-c", sys.argv[1], "bash", sys.argv[3]])
+shown, pressed = b"", not sys.argv[2]
+while True:
+    try:
+        shown += os.read(terminal, 4096)
+    except OSError:
+        break
+    if not pressed and sys.argv[2].encode() in shown:
+        os.write(terminal, b"\x03")
+        pressed = True
+os.waitpid(pid, 0)
+print(shown.decode().replace("\r\n", "\n").strip())' \
+        "set -euo pipefail; repo=\$1; source \"\$repo/setup/lib/users.sh\"; $1" "$2" "$repo"
+}
+
+on_terminal_of_operator() {
+    # shellcheck disable=SC2016 # for another shell
+    printf '#!/bin/sh\nid -un; (: </dev/tty) 2>/dev/null && echo opened; echo has none\n' >"$scratch/opt/bin/operate"
+    chmod 755 "$scratch/opt/bin/operate"
+    (
+        # shellcheck disable=SC2317 # provide_operator_program calls it
+        write_if_new() { cat >"$scratch/operate"; }
+        # shellcheck disable=SC2030 # for this shell
+        home=$scratch/opt
+        provide_operator_program operate nobody
+    )
+    on_terminal "bash -p $scratch/operate" '' | paste -sd ' '
+}
 
 # write_in FILE MODE [GROUP]
 write_in() {
