@@ -103,6 +103,7 @@ provide_basics() {
     install_machine_packages "${missing[@]}"
     install_pm2
     step 'Let nobody in over SSH by a password' close_ssh_to_passwords
+    step 'Take away the passwords that boxes come with' take_known_passwords
 }
 
 # close_ssh_to_passwords: boxes come with one that everybody knows. Where nobody has a key, it would close
@@ -116,6 +117,21 @@ KbdInteractiveAuthentication no
 SETTINGS
     sshd -t
     systemctl try-reload-or-restart ssh
+}
+
+# take_known_passwords: a service that was lost would become who has one, and by sudo root. Keys stay, and so
+# does a password where there are none.
+take_known_passwords() {
+    local account
+    has_ssh_key || return 0
+    for account in $(accounts_with_known_password /etc/shadow); do
+        usermod --password '*' "$account"
+    done
+}
+
+# accounts_with_known_password FILE: "vagrant" it is in boxes, whoever has it.
+accounts_with_known_password() {
+    perl -F: -ane 'print "$F[0]\n" if length $F[1] > 2 && (crypt("vagrant", $F[1]) // "") eq $F[1]' "$1"
 }
 
 has_ssh_key() {

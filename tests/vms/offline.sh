@@ -22,6 +22,7 @@ main() {
     folders_of_services
     outputs_of_services
     nobody_types_for_root
+    known_passwords
     what_others_have_made
     what_a_guest_says
     what_pm2_gets
@@ -304,6 +305,28 @@ on_terminal_of_operator() {
     )
     on_terminal "bash -p $scratch/operate" '' | paste -sd ' '
 }
+
+# known_passwords: those of boxes, in all forms that Debian has had.
+known_passwords() {
+    # shellcheck disable=SC2016 # Perl's
+    perl -e 'my %salts = (yescrypt => q($y$j9T$abcdefghijklmnop), sha512 => q($6$abcdefgh$), md5 => q($1$abcdefgh$));
+        print "$_:", crypt("vagrant", $salts{$_}), ":19000:0:99999:7:::\n" for sort keys %salts;
+        print "own:", crypt("strong", $salts{sha512}), ":19000::::::\nlocked:!", crypt("vagrant", $salts{sha512}), ":19000::::::\n";
+        print "none:*:19000::::::\nclosed:!:19000::::::\nempty::19000::::::\n"' >"$scratch/shadow"
+    is 'accounts with the password of boxes are known' 'md5 sha512 yescrypt' words_of accounts_with_known_password "$scratch/shadow"
+    is 'and lose it' 'usermod --password * sha512' words_of passwords_taken 'ssh-ed25519 AAAA'
+    is 'but not where nobody would get in any more' '' words_of passwords_taken ''
+}
+
+# passwords_taken KEY: what is done to an account with that password, where there is such a key.
+# shellcheck disable=SC2317 # called by take_known_passwords
+passwords_taken() (
+    key=$1
+    has_ssh_key() { [[ -n $key ]]; }
+    accounts_with_known_password() { echo sha512; }
+    usermod() { echo usermod "$@"; }
+    take_known_passwords
+)
 
 # write_in FILE MODE [GROUP]
 write_in() {
