@@ -82,48 +82,82 @@ install_programs() {
 # build_programs SOURCE: all of them, for the other machines too, by a user who may do nothing
 # else: building runs code of every crate.
 build_programs() {
+    local built=true
     say 'There are no programs that fit in dist/, so they are built here'
     require_executable "$state" 'mount that disk without noexec'
-    provide_compiler
+    trap end_build EXIT
     provide_builder
+    provide_compiler
     free_memory_to_build
     say 'Build the programs (this takes some minutes)'
-    as_builder build_in_copy || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
-    end_builder
+    # A terminal would obey what a crate says.
+    as_builder build_in_copy 2>&1 | tr -cd '[:print:]\n' || built=false
+    $built || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
+    clear_builder
     step 'Keep the programs for the other machines' keep_built "$1"
+    trap - EXIT
+    end_build
 }
 
 builder=crud-master-builder
 workshop=$state/build
+builder_path=$PATH
 
+# What building takes. Whatever else lies in the project may be a secret.
+build_sources=(Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
+    {common,inventory,gateway,billing,testkit,e2e}/{Cargo.toml,src} {inventory,billing}/migrations gateway/console)
+
+# provide_builder: with empty folders, since what one build has left could command the next.
 provide_builder() {
-    id "$builder" >/dev/null 2>&1 ||
-        useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
-    end_builder
+    make_builder
+    clear_builder
+    rm -rf "$workshop"
     # Folders of the builder's in one of root's: within them root does nothing.
-    own_folders "$workshop"
-    rm -rf "$workshop/source"
-    install -d -o "$builder" -g "$builder" "$workshop"/{home,source,target}
-    # Not in place: the shared folder is closed to this user, knows no locks, and holds secrets.
-    tar -C "$repo" -cf - --exclude=./.git --exclude=./.vagrant --exclude=./.local --exclude=./target \
-        --exclude=./dist --exclude='./.env*' . |
-        as_user "$builder" tar -C "$workshop/source" -xf -
+    install -d -m 755 "$workshop"
+    install -d -m 700 -o "$builder" -g "$builder" "$workshop"/{home,home/tmp,source,target}
+    # Not in place: the shared folder is closed to this user, and knows no locks.
+    tar -C "${repo:?}" -cf - "${build_sources[@]}" | as_user "$builder" tar -C "$workshop/source" -xf -
 }
 
-# end_builder: ends what the build has left running, all at once.
-end_builder() {
+make_builder() {
+    id "$builder" >/dev/null 2>&1 ||
+        useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
+}
+
+# clear_builder: removes what a build has left to be run later, ends what it has left running, and removes
+# what it has left where others look for files.
+clear_builder() {
+    rm -f "/var/lib/systemd/linger/$builder"
+    remove_of_builder /var/spool/cron
+    # All at once.
     as_user "$builder" bash -c 'kill -KILL -1' 2>/dev/null || true
+    remove_of_builder /tmp /var/tmp /dev/shm
+}
+
+# remove_of_builder FOLDER…: what is the builder's in there.
+remove_of_builder() {
+    local folder
+    for folder in "$@"; do
+        [[ ! -d $folder ]] || find "$folder" -xdev -user "$builder" -delete
+    done
+}
+
+# end_build: nothing of it stays but what was kept.
+end_build() {
+    clear_builder
+    remove_swap
+    rm -rf "$workshop"
 }
 
 # as_builder FUNCTION
-as_builder() {
-    as_user "$builder" env "HOME=$workshop/home" "workshop=$workshop" \
-        "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
-}
+as_builder() (
+    cd "$workshop"
+    as_user "$builder" env "PATH=$builder_path" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
+        "workshop=$workshop" "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
+)
 
 build_in_copy() {
     cd "$workshop/source" || exit
-    PATH=$HOME/.cargo/bin:$PATH
     # Most of what cargo says is one line per crate.
     CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"
 }
@@ -144,7 +178,6 @@ free_memory_to_build() {
     local kilobytes
     kilobytes=$(awk '$1 ~ /^(MemAvailable|SwapFree):$/ { sum += $2 } END { print sum }' /proc/meminfo)
     ((kilobytes < 1800000)) && ! systemd-detect-virt --quiet --container || return 0
-    trap remove_swap EXIT
     step 'Make a swap file for the build' make_swap
 }
 
@@ -178,8 +211,6 @@ keep_built() {
         chmod 755 "$state/dist/$program"
     done
     echo "$1" >"$state/dist/built-from"
-    rm -rf "$workshop/source"
-    remove_swap
 }
 
 # provide_compiler: Debian's own, where it is new enough for this workspace, else the very
@@ -191,7 +222,9 @@ provide_compiler() {
         missing+=("${package/cargo/rustc}" "$package")
     fi
     install_machine_packages "${missing[@]}"
-    new_enough_cargo || step 'Install Rust, by rustup' install_rust_for_builder
+    new_enough_cargo && return
+    step 'Install Rust, by rustup' as_builder run_rustup
+    builder_path=$workshop/home/.cargo/bin:$PATH
 }
 
 # new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.
@@ -214,9 +247,4 @@ cargo_package() {
         fi
     done
     return 1
-}
-
-install_rust_for_builder() {
-    provide_builder
-    as_builder run_rustup
 }

@@ -19,6 +19,7 @@ main() {
     settings
     programs
     nobody_tries_programs
+    a_build_leaves_nothing
     folders_of_services
     outputs_of_services
     nobody_types_for_root
@@ -183,10 +184,59 @@ nobody_tries_programs() {
     POSTGRES_PASSWORD=x is 'a program that was built is tried' 0 exit_of program_runs "$scratch/dist/malicious"
     is 'as nobody' nobody cat "$place/by"
     is 'with nothing of the environment' '' cat "$place/with"
-    local builder=54321
-    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c '(trap "" TERM HUP; exec sleep 611) & (exec sleep 611) &' >/dev/null 2>&1
-    end_builder
-    is 'what a build has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
+}
+
+# a_build_leaves_nothing: a project with secrets in it, and a crate that wants to command later builds.
+a_build_leaves_nothing() {
+    # Where clear_builder does not look.
+    local builder=54321 workshop=/run/crud-master-offline-$$ builder_path=$PATH
+    ((EUID == 0)) || return 0
+    install -d "$scratch/to_build"
+    (cd "$repo" && tar -cf - "${build_sources[@]}") | tar -C "$scratch/to_build" -xf -
+    install -d "$scratch/to_build/tls"
+    touch "$scratch/to_build"/{tls/key.pem,keys,gateway/key.pem,.env.local,env.bak,.git}
+    provide_scratch_builder
+    is 'who builds gets the sources and no secrets' "$(words_of ls_all "$repo" "${build_sources[@]}")" \
+        words_of ls_all "$workshop/source" .
+    is 'which are a workspace' 0 exit_of cargo metadata --offline --no-deps --locked --format-version=1 \
+        --manifest-path "$workshop/source/Cargo.toml"
+    is 'a crate does what it likes' 0 exit_of as_builder hostile_crate
+    is 'which is there now' 0 exit_of test -x "$workshop/home/.cargo/bin/cargo"
+    clear_builder
+    is 'what it has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
+    is 'and what it has left for others is gone' '' find /tmp /var/tmp /dev/shm -maxdepth 1 -user "$builder"
+    provide_scratch_builder
+    is 'and the next build finds nothing of it' "$workshop/home/tmp" find "$workshop"/{home,target} -mindepth 1
+    is 'and calls nothing of its own' 1 exit_of grep "$workshop" <(as_builder show_path)
+    rm -rf "$workshop"
+}
+
+# provide_scratch_builder: a user without a name.
+provide_scratch_builder() {
+    local repo=$scratch/to_build
+    make_builder() { :; }
+    provide_builder
+}
+
+# ls_all FOLDER PATH…: files below it.
+ls_all() (
+    cd "$1"
+    find "${@:2}" -type f -printf '%p\n' | sed 's|^\./||' | sort
+)
+
+hostile_crate() {
+    mkdir -p "$HOME/.cargo/bin" "$workshop/target/release"
+    printf '#!/bin/sh\n' >"$HOME/.cargo/bin/cargo"
+    chmod 755 "$HOME/.cargo/bin/cargo"
+    printf '[build]\nrustc-wrapper = "evil"\n' >"$HOME/.cargo/config.toml"
+    touch /tmp/of-a-build-$$ /dev/shm/of-a-build-$$
+    # shellcheck disable=SC2064
+    (trap "" TERM HUP; exec setsid sleep 611) >/dev/null 2>&1 &
+    (exec sleep 611) >/dev/null 2>&1 &
+}
+
+show_path() {
+    echo "$PATH"
 }
 
 # folders_of_services: a service has put links where root writes.
