@@ -556,7 +556,32 @@ what_pm2_gets() {
     is 'each is told where its own settings are' True \
         of_list 'all(app["env"]["ENV_FILE"] == "'"$scratch"'/state/" + app["name"] + ".env" for app in apps)'
     is 'the settings are for their owner alone' '600 600 600 600' modes_of_settings
+    ((EUID != 0)) || {
+        is 'a program is its user without the descriptor of PM2' 'games without 1' with_descriptor_of_pm2
+        is 'which is closed before the user is switched' True python3 -I -c 'import json, sys
+entry = json.load(open(sys.argv[1]))
+print("uid" not in entry and entry["args"][1].index("exec 3>&-") < entry["args"][1].index("setpriv"))' "$scratch/started/entry.json"
+    }
     is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
+}
+
+# with_descriptor_of_pm2: what a program of the list is, started as PM2 does, with a descriptor 3.
+with_descriptor_of_pm2() {
+    local folder=$scratch/started
+    install -d "$folder/programs"
+    # shellcheck disable=SC2016 # for another shell
+    printf '#!/bin/sh\nid -un; (echo garbage >&3) 2>/dev/null || echo without; grep NoNewPrivs /proc/self/status | tr -dc 1\n' >"$folder/programs/talker"
+    chmod 755 "$folder/programs/talker"
+    install -m 640 -g games /dev/null "$folder/talker.env"
+    app_entry "$folder" talker '' >"$folder/entry.json"
+    python3 -I -c 'import json, os, sys
+entry = json.load(open(sys.argv[1]))
+read, write = os.pipe()
+os.dup2(write, 3)
+if "uid" in entry:
+    import pwd
+    os.setuid(pwd.getpwnam("nobody").pw_uid)
+os.execv(entry["script"], [entry["script"], *entry["args"]])' "$folder/entry.json" | paste -sd ' '
 }
 
 of_list() {
