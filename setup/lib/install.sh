@@ -278,7 +278,7 @@ make_tool() {
     require_writable "$tools" "${own_copy:?}"
     require_executable "$tools" "$own_copy"
     install -d "$tools"
-    exec {lock}<"$tools"
+    open_lock lock "$tools"
     flock "$lock"
     ! has_tool "$1" "$2" || return 0
     rm -rf "$new"

@@ -54,7 +54,7 @@ begin_machine() {
     require_executable "$home" 'mount that disk without noexec'
     install -d "$home" "$home/bin" "$state"
     # Two runs at the same time would meet half of each other's work.
-    exec {machine_lock}<"$state"
+    open_lock machine_lock "$state"
     flock "$machine_lock"
 }
 

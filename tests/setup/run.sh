@@ -116,7 +116,33 @@ python_and_tools() {
     echo "open('$scratch/ran', 'w')" | tee "$scratch/called/pip/__main__.py" >"$scratch/called/pip/__init__.py"
     is 'pip is asked for' 0 exit_of asked_in "$scratch/called" lacking_checkers
     is 'and is not that of the folder' 1 exit_of test -e "$scratch/ran"
+    is 'a tool is made though another locks what he can' 0 exit_of locked_by_another tool_in_time
+    is 'and a platform is taken' 0 exit_of locked_by_another timeout 20 setup/local.sh down
     is 'a tool is made where nothing of others lies' "$scratch/called/tools/pwd.new" asked_in "$scratch/called" made_tool
+}
+
+# locked_by_another COMMAND…: while another user has locked all that he can open.
+# shellcheck disable=SC2030,SC2031 # for this shell
+locked_by_another() (
+    place=$scratch/locked
+    export LOCAL_DIR=$place/platform
+    chmod 755 "$scratch"
+    install -d "$place/tools/lock" "$LOCAL_DIR/lock"
+    coproc as_nobody bash -c 'for place; do exec {lock}<"$place" && flock "$lock"; done 2>/dev/null; echo locked; read -r' \
+        bash "$place" "$place/tools" "$LOCAL_DIR"
+    read -r _ <&"${COPROC[0]}"
+    tools=$place/tools
+    status=0
+    "$@" || status=$?
+    echo >&"${COPROC[1]}"
+    exit "$status"
+)
+
+# shellcheck disable=SC2031 # of locked_by_another
+tool_in_time() {
+    export -f make_tool has_tool require_writable require_executable nearest_folder free_megabytes open_lock
+    export tools own_copy megabytes_needed
+    timeout 20 bash -c 'make_tool one 1 true'
 }
 
 # asked_in FOLDER COMMAND…
