@@ -845,6 +845,17 @@ what_deletes_orders() {
 the policy c, max-length=5: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
         told '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
         "[$(policy c 0 '{"max-length":5}')]"
+    is 'a queue that is gone with RabbitMQ, a connection or a consumer is told' \
+        'a property of the queue, durable=false: the queue is deleted, with its orders, when RabbitMQ restarts
+a property of the queue, exclusive=true: the queue is deleted, with its orders, when its connection ends
+a property of the queue, auto_delete=true: the queue is deleted, with its orders, when its last consumer goes' \
+        told '{}' '[]' '[]' '"durable":false,"exclusive":true,"auto_delete":true'
+    is 'what has the name of a thing of JavaScript hides nothing' \
+        'an argument of the queue, max-length=1: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
+        told '{"x-constructor":"a","x-__defineGetter__":"a","x-__proto__":{"overflow":"reject-publish"},"x-toString":1,"x-max-length":1}' '[]' '[]'
+    is 'and no name speaks to a terminal' \
+        'the policy \u{1b}[2J\u{202e}p, message-ttl=1: orders that wait for longer are deleted' \
+        told '{}' "[$(policy '\u001b[2J\u202ep' 1 '{"message-ttl":1}')]" '[]'
     is 'and those that refuse orders are not' '' \
         told '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
 }
@@ -863,9 +874,9 @@ policy() {
     echo "{\"name\":\"$1\",\"pattern\":\"^bill\",\"apply-to\":\"queues\",\"priority\":$2,\"definition\":$3}"
 }
 
-# told ARGUMENTS POLICIES OPERATOR_POLICIES
+# told ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
 told() {
-    printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1}" "$2" "$3" |
+    printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1${4:+,$4}}" "$2" "$3" |
         node "$repo/setup/lib/what_deletes_orders.js"
 }
 
