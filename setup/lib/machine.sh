@@ -59,6 +59,7 @@ begin_machine() {
 }
 
 choose_machine_settings() {
+    close_passwords "$repo/.env.local"
     read_project_settings "$repo"
     environment_wins MONITORING_IP TAKE_OVER_FOREIGN "${optional_settings[@]}"
     require_guards
@@ -69,6 +70,18 @@ choose_machine_settings() {
     require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
     [[ ${SETTINGS[RABBITMQ_USER]} != guest && ${SETTINGS[RABBITMQ_CONSUMER_USER]} != guest ]] ||
         die 'the user guest of RabbitMQ is refused across machines: choose another'
+}
+
+# close_passwords FILE: a folder that is copied has the modes of the host, where others may not be users at all.
+close_passwords() {
+    [[ -f $1 ]] && open_to_others "$1" || return 0
+    chmod 600 "$1" 2>/dev/null && ! open_to_others "$1" ||
+        die "$1 has passwords and is open to others: close it with chmod 600"
+}
+
+# open_to_others FILE
+open_to_others() {
+    [[ -n $(find -L "$1" -maxdepth 0 -perm /077) ]]
 }
 
 warn_of_development_passwords() {

@@ -17,6 +17,7 @@ trap 'rm -rf "$scratch"' EXIT
 main() {
     the_vagrantfile
     settings
+    passwords_are_closed
     programs
     nobody_tries_programs
     a_build_leaves_nothing
@@ -134,6 +135,26 @@ settings() {
     is 'and one without a password' 1 exit_of roles_with RABBITMQ_CONSUMER_PASSWORD=
     is 'those of .env are not' 0 exit_of roles_with RABBITMQ_CONSUMER_USER=other
 }
+
+# passwords_are_closed: on a machine, whatever the host has.
+passwords_are_closed() {
+    local file=$scratch/open.env
+    is 'a project without passwords has none to close' 0 exit_of in_own_shell close_passwords "$file"
+    install -m 644 /dev/null "$file"
+    is 'passwords that are open to others' 0 exit_of in_own_shell close_passwords "$file"
+    is 'are closed' 600 stat -c %a "$file"
+    chmod 660 "$file"
+    is 'and where they cannot be' "$file has passwords and is open to others: close it with chmod 600" said_without_chmod "$file"
+    chmod 700 "$file"
+    is 'those of a shared folder are' 0 exit_of in_own_shell close_passwords "$file"
+    is 'and stay as they are' 700 stat -c %a "$file"
+}
+
+# shellcheck disable=SC2317 # close_passwords calls it
+said_without_chmod() (
+    chmod() { return 1; }
+    (close_passwords "$1") 2>&1 | sed 's/^[^:]*: //'
+)
 
 # secrets_told_to APP: the passwords in its file.
 secrets_told_to() (
