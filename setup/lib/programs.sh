@@ -101,7 +101,8 @@ build_programs() {
 
 builder=crud-master-builder
 workshop=$state/build
-builder_path=$PATH
+# Where Rust is, if the system has none that is new enough; with a colon.
+builder_path=''
 
 # What building takes. Whatever else lies in the project may be a secret.
 build_sources=(Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
@@ -152,7 +153,7 @@ end_build() {
 # as_builder FUNCTION
 as_builder() (
     cd "$workshop"
-    as_user "$builder" env "PATH=$builder_path" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
+    as_user "$builder" env "PATH=$builder_path$PATH" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
         "workshop=$workshop" "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
 )
 
@@ -224,7 +225,7 @@ provide_compiler() {
     install_machine_packages "${missing[@]}"
     new_enough_cargo && return
     step 'Install Rust, by rustup' as_builder run_rustup
-    builder_path=$workshop/home/.cargo/bin:$PATH
+    builder_path=$workshop/home/.cargo/bin:
 }
 
 # new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.

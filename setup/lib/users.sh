@@ -16,11 +16,17 @@ as_user() (
     # A terminal is open for reading too, unless it is opened anew.
     [[ ! -t 1 ]] || exec >/proc/self/fd/1
     [[ ! -t 2 ]] || exec 2>/proc/self/fd/2
+    before=${!:-}
+    ended_by() {
+        trap - "$1"
+        [[ ${!:-} == "$before" ]] || { kill -TERM -- "-$!" "$!" 2>/dev/null || true; wait "$!" || true; }
+        kill -s "$1" "$BASHPID"
+    }
+    for signal in INT TERM HUP; do
+        # shellcheck disable=SC2064 # this one
+        trap "ended_by $signal" "$signal"
+    done
     # In the background it leads no group, so that setsid becomes the command and is no process of its own.
     setsid "${variables[@]}" setpriv --reuid="$1" --regid="$group" --clear-groups --no-new-privs -- "${@:2}" <&0 &
-    for signal in INT TERM HUP; do
-        # shellcheck disable=SC2064 # of this moment
-        trap "trap - $signal; kill -TERM -- -$! $! 2>/dev/null; wait $!; kill -s $signal \$BASHPID" "$signal"
-    done
     wait "$!"
 )

@@ -210,7 +210,7 @@ nobody_tries_programs() {
 # a_build_leaves_nothing: a project with secrets in it, and a crate that wants to command later builds.
 a_build_leaves_nothing() {
     # Where clear_builder does not look.
-    local builder=54321 workshop=/run/crud-master-offline-$$ builder_path=$PATH
+    local builder=54321 workshop=/run/crud-master-offline-$$ builder_path=''
     ((EUID == 0)) || return 0
     install -d "$scratch/to_build"
     (cd "$repo" && tar -cf - "${build_sources[@]}") | tar -C "$scratch/to_build" -xf -
@@ -338,7 +338,7 @@ nobody_types_for_root() {
     is 'unless they are meant for it' x on_terminal 'SECRET=x as_user --with-environment nobody printenv SECRET' ''
     # shellcheck disable=SC2016 # for another shell
     is 'and ends where the terminal says so' $'begun\n^Cended' on_terminal \
-        'as_user nobody bash -c "trap \"echo ended; exit\" TERM; echo begun; while :; do sleep 0.1; done"; echo goes on' begun
+        'as_user nobody bash -c "trap \"echo ended; exit\" TERM; exec {silence}<> <(:); echo begun; while :; do read -rt 1 -u \$silence; done"; echo goes on' begun
     is 'as the commands of operators do' 'nobody has none' on_terminal_of_operator
 }
 
