@@ -284,7 +284,7 @@ make_tool() {
     rm -rf "$new"
     mkdir "$new"
     # Python, npm and cargo look for files in the folder where they are called.
-    cd "$new"
+    cd "$new" || return
     "$3" "$new" "${@:4}"
     echo "$2" >"$new/version"
     rm -rf "${tools:?}/$1"

@@ -54,6 +54,7 @@ begin_machine() {
     require_executable "$home" 'mount that disk without noexec'
     install -d "$home" "$home/bin" "$state"
     # Two runs at the same time would meet half of each other's work.
+    machine_lock=''
     open_lock machine_lock "$state"
     flock "$machine_lock"
 }
@@ -75,7 +76,8 @@ choose_machine_settings() {
 # close_passwords FILE: a folder that is copied has the modes of the host, where others may not be users at all.
 close_passwords() {
     [[ -f $1 ]] && open_to_others "$1" || return 0
-    chmod 600 "$1" 2>/dev/null && ! open_to_others "$1" ||
+    chmod 600 "$1" 2>/dev/null || true
+    ! open_to_others "$1" ||
         die "$1 has passwords and is open to others: close it with chmod 600"
 }
 

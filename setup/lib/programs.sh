@@ -152,7 +152,7 @@ end_build() {
 
 # as_builder FUNCTION
 as_builder() (
-    cd "$workshop"
+    cd "$workshop" || exit
     as_user "$builder" env "PATH=$builder_path$PATH" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
         "workshop=$workshop" "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
 )

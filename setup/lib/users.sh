@@ -17,6 +17,7 @@ as_user() (
     [[ ! -t 1 ]] || exec >/proc/self/fd/1
     [[ ! -t 2 ]] || exec 2>/proc/self/fd/2
     before=${!:-}
+    # shellcheck disable=SC2317 # by the traps
     ended_by() {
         trap - "$1"
         [[ ${!:-} == "$before" ]] || { kill -TERM -- "-$!" "$!" 2>/dev/null || true; wait "$!" || true; }
