@@ -100,7 +100,7 @@ reset() {
 
 delete_data() {
     postgres_remove "$alias/postgres"
-    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env}
+    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env,lock}
     rmdir --ignore-fail-on-non-empty "$folder"
     remove_alias "$folder" "$alias"
 }
@@ -223,7 +223,8 @@ find_folder() {
 take_folder() {
     install -d "$folder"
     make_alias "$folder" "$alias"
-    exec {folder_lock}<"$folder"
+    folder_lock=''
+    open_lock folder_lock "$folder"
     flock --nonblock "$folder_lock" && return
     say "Wait for another setup/local.sh that is at work in $folder"
     flock "$folder_lock"

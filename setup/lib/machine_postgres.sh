@@ -24,7 +24,7 @@ configure_cluster() {
     own_folders /etc/postgresql "/etc/postgresql/$version" "$folder" "$folder/conf.d"
     foreign_hba "$folder/pg_hba.conf" | stop_at_foreign || exit
     cluster_settings | write_if_new "$folder/conf.d/crud-master.conf" 644 && restart=true
-    cluster_restarts | write_unit_part postgresql@.service || true
+    { cluster_restarts && server_output; } | write_unit_part postgresql@.service || true
     systemctl enable --quiet postgresql
     if $restart; then
         systemctl restart "postgresql@$version-$name"
@@ -154,8 +154,13 @@ fill_new_database() {
     as_owner pg_restore --dbname="$1" --exit-on-error --no-owner --no-privileges <"$2"
 }
 
+# drop_database NAME: its owner may have made a template of it, and would again.
 drop_database() {
-    echo "DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);" | administrator_psql
+    administrator_psql <<SQL
+SELECT format('ALTER DATABASE %I OWNER TO %I', datname, current_user) FROM pg_database WHERE datname = $(sql_text "$1") \gexec
+SELECT format('ALTER DATABASE %I IS_TEMPLATE false', datname) FROM pg_database WHERE datname = $(sql_text "$1") \gexec
+DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);
+SQL
 }
 
 # rows NAME: each table of the database and how many rows it has.

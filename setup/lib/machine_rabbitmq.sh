@@ -17,6 +17,7 @@ configure_broker() {
     foreign_broker /etc/rabbitmq | stop_at_foreign || exit
     install -d -m 700 "$broker_home"
     [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
+    server_output | write_unit_part rabbitmq-server.service && restart=true
     if port_mapper_socket | write_unit_part epmd.socket; then
         # The mapper forgets who is who when it is stopped, so the node goes first.
         systemctl stop rabbitmq-server epmd.service epmd.socket

@@ -151,8 +151,18 @@ only_what_is_meant_to_be_open_is_open() {
     is 'the inventory reaches at the gateway: the door' '5000' open_ports inventory $gateway
     is 'the inventory reaches at billing: nothing' '' open_ports inventory $billing
     is 'no machine lets anybody in over SSH by a password' 'no no no' passwords_over_ssh
+    is 'no account has the password that boxes come with' '' known_passwords
     is 'the forwarded ports are on 127.0.0.1 alone' '127.0.0.1' forward_addresses
     is 'on all machines PostgreSQL and what Erlang needs listen on loopback alone' '' exposed_servers
+}
+
+# known_passwords: accounts of the machines that have one.
+known_passwords() {
+    local machine
+    for machine in "${machines[@]}"; do
+        # shellcheck disable=SC2016 # for the other shell
+        on "$machine" perl -F: -ane 'print "$F[0]\n" if length $F[1] > 2 && (crypt("vagrant", $F[1]) // "") eq $F[1]' /etc/shadow
+    done
 }
 
 passwords_over_ssh() {
@@ -325,6 +335,21 @@ secrets_show_nowhere() {
     is 'no password in dumps, logs, process lists or output' '' secrets_found "${secrets[@]}"
 }
 
+# What root opens
+
+# files_opened_by_systemd MACHINE: for what the servers say; their users own the folders of logs.
+files_opened_by_systemd() {
+    on "$1" bash -c 'systemctl show --property=StandardOutput,StandardError rabbitmq-server "postgresql@*" epmd pm2-root' |
+        grep -E '=(file|append|truncate)'
+}
+
+root_opens_no_file_for_a_server() {
+    local machine
+    for machine in "${machines[@]}"; do
+        is "$machine-vm: root opens no file for what a server says" '' files_opened_by_systemd "$machine"
+    done
+}
+
 # Memory
 
 # memory: a line per machine, and nobody was ended for want of it.
@@ -354,5 +379,6 @@ all_checks() {
     the_role_owns_its_database_and_nothing_else
     the_broker_knows_its_queue_alone
     programs_run_as_nobody_else
+    root_opens_no_file_for_a_server
     secrets_show_nowhere
 }

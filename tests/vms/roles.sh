@@ -40,6 +40,7 @@ main() {
     backup_and_restore_spring_none
     who_reads_can_only_read "$database"
     others_keep_what_is_theirs
+    settings_of_the_role_stop_nothing
     who_publishes_can_only_publish
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
@@ -47,7 +48,7 @@ main() {
 
 clean_up() {
     local name
-    for name in "$database" "$database"_{check,restored,former,tenant}; do
+    for name in "$database" "$database"_{check,restored,former,tenant,set,set_check}; do
         drop_database "$name" || true
     done
     echo "DROP ROLE IF EXISTS $(sql_name "$owner"), $(sql_name "$reader"), renamed_$$, tenant_$$;" | administrator_psql || true
@@ -215,6 +216,47 @@ others_keep_what_is_theirs() {
     set_setting TAKE_OVER_FOREIGN true
     is 'unless that is asked for' 0 exit_of make_database "${database}_tenant"
     is 'which moves the database' "renamed_$$" owner_of "${database}_tenant"
+}
+
+# settings_of_the_role_stop_nothing: the owner of a database may set more than what it is.
+settings_of_the_role_stop_nothing() {
+    local name=${database}_set sql
+    set_setting POSTGRES_USER "$owner"
+    is 'a database is made' 0 exit_of make_database "$name"
+    owner_psql --dbname="$name" --command='CREATE TABLE public.kept AS SELECT 1 AS id'
+    for sql in "ALTER ROLE \"$owner\" SET default_transaction_read_only = on" \
+        "ALTER ROLE \"$owner\" SET statement_timeout = '1ms'" \
+        "ALTER ROLE \"$owner\" IN DATABASE $name SET default_transaction_read_only = on" \
+        "ALTER ROLE \"$owner\" SET local_preload_libraries = 'nowhere'" \
+        "ALTER DATABASE $name SET default_transaction_read_only = on" \
+        "ALTER DATABASE $name SET statement_timeout = '1ms'" \
+        "ALTER DATABASE $name SET local_preload_libraries = 'nowhere'" \
+        "ALTER DATABASE $name SET default_tablespace = 'nowhere'" \
+        "ALTER DATABASE $name IS_TEMPLATE true" \
+        "ALTER DATABASE $name CONNECTION LIMIT 0" \
+        "ALTER DATABASE $name ALLOW_CONNECTIONS false"; do
+        is "the owner says: $sql" 0 exit_of owner_psql --dbname="${database}_former" --command="$sql"
+        is 'provisioning goes through' 0 exit_of make_database "$name"
+        is 'and the program works as before' 'UPDATE 1' as_program "$name" 'UPDATE public.kept SET id = 1'
+        owner_psql --dbname="${database}_former" --command="$sql" 2>/dev/null
+        is 'a backup can be proven' 0 exit_of proven "$name" "$sql"
+        echo "ALTER DATABASE $name ALLOW_CONNECTIONS true CONNECTION LIMIT -1" | administrator_psql
+    done
+    owner_psql --dbname="${database}_former" --command="ALTER DATABASE $name IS_TEMPLATE true"
+    is 'a template is dropped' 0 exit_of drop_database "$name"
+}
+
+# as_program DATABASE SQL: with no settings but those that the role and the database have.
+as_program() {
+    PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} "$(postgres_programs "$server")/psql" --no-psqlrc --tuples-only \
+        --host=127.0.0.1 --port="${SETTINGS[POSTGRES_PORT]}" --username="$owner" --dbname="$1" --command="$2"
+}
+
+# proven DATABASE SQL: nobody gets in where that is what has been said; then the backup is of another.
+proven() {
+    local database=$1 check=$1_check
+    case $2 in *LIMIT* | *CONNECTIONS*) database+=_former database=${database/_set/} ;; esac
+    dump_database "$scratch/dump_set" && fill_new_database "$check" "$scratch/dump_set" && drop_database "$check"
 }
 
 # who_publishes_can_only_publish: and who consumes publishes nothing. RabbitMQ's page does with the rights of
