@@ -62,11 +62,11 @@ lacking_peers() {
     for program in nginx haproxy wrk; do
         command -v "$program" >/dev/null || [[ -x /usr/sbin/$program ]] || echo "$program"
     done
-    python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+    python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
 }
 
 fetch_python() {
-    python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+    python3 -I -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
         --target "$1" --requirement "$peers/python/requirements.txt"
 }
 

@@ -86,12 +86,13 @@ start_nodes() {
     done
 }
 
-start_node() {
-    local amqp
+start_node() (
     amqp=$(amqp_port "$1")
+    # A second epmd ends at once, since the port is taken.
+    (($1 == 1)) || rabbitmq_start_epmd() { :; }
     rabbitmq_start "$folder/node$1" "$amqp" $((amqp + 1)) $((amqp + 2)) "$(port 1)" \
         "node$1@localhost"
-}
+)
 
 join_nodes() {
     for node in 2 3; do
@@ -118,6 +119,8 @@ BILLING_VM_IP=127.0.0.1
 RABBITMQ_HOST=${hosts//$'\n'/,}
 RABBITMQ_USER=setup
 RABBITMQ_PASSWORD=$(<"$folder/node1/administrator")
+RABBITMQ_CONSUMER_USER=setup
+RABBITMQ_CONSUMER_PASSWORD=$(<"$folder/node1/administrator")
 BILLING_QUEUE_TYPE=quorum
 SETTINGS
     for program in api-gateway billing-consumer; do

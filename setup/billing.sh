@@ -33,7 +33,7 @@ main() {
         "${to_orders[@]}" "$(from_host "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}")"
     # Before the servers have their memory, in case they are built here.
     provide_programs billing-api billing-consumer -- billing-dead-letters
-    provide_postgres BILLING_DB_NAME
+    provide_postgres BILLING_DB_NAME POSTGRES_READER_USER
     provide_rabbitmq
     provide_operator_program billing-dead-letters billing-consumer
     provide_apps

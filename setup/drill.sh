@@ -14,7 +14,8 @@ source "$repo/setup/lib/test_servers.sh"
 usage() {
     cat <<'USAGE'
 Places orders among unreadable messages, and reads and changes movies, without a pause while programs
-are killed, servers stopped, links cut, tables locked, disks filled and rights revoked. Fails if an
+are killed, servers stopped, links cut, tables locked, disks filled, rights revoked and the gateway
+flooded with what it refuses. Fails if an
 order that was answered 200 is not recorded exactly once, an unreadable message is not a dead letter
 once, a consumer's /ready is wrong, or a movie is not linearizable.
 
@@ -64,10 +65,13 @@ drill() {
 }
 
 clean_up() {
+    local disk
     trap '' INT TERM HUP
     rabbitmq_stop "$DRILL_FOLDER/rabbitmq" KILL
     postgres_stop "$DRILL_FOLDER/postgres" || true
-    ! mountpoint --quiet "$DRILL_FOLDER/tablespace" || umount "$DRILL_FOLDER/tablespace"
+    for disk in "$DRILL_FOLDER"/{tablespace,small-disk}; do
+        ! mountpoint --quiet "$disk" || umount "$disk"
+    done
     test_servers_remove "$DRILL_FOLDER"
     give_ports_back
 }
@@ -83,6 +87,7 @@ fault() {
         hang-commits) sql "ALTER SYSTEM SET synchronous_standby_names = 'nowhere'; SELECT pg_reload_conf();" ;;
         no-hang-commits) sql 'ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf();' ;;
         make-tablespace) make_tablespace ;;
+        make-small-disk) make_small_disk ;;
         fill-tablespace) fill_tablespace ;;
         no-fill-tablespace) rm "$DRILL_FOLDER/tablespace/filler" ;;
         stop-rabbitmq) rabbitmq_stop "$rabbitmq" ;;
@@ -119,6 +124,11 @@ make_tablespace() {
     install -d "$place" && mount -t tmpfs -o size=512m tmpfs "$place" || return 1
     install -d -m 700 -o postgres -g postgres "$place/small"
     sql "CREATE TABLESPACE small LOCATION '$place/small'; GRANT CREATE ON TABLESPACE small TO tests;"
+}
+
+# make_small_disk: for the log of a gateway that is flooded.
+make_small_disk() {
+    install -d "$DRILL_FOLDER/small-disk" && mount -t tmpfs -o size=4m tmpfs "$DRILL_FOLDER/small-disk"
 }
 
 # fill_tablespace: to the last block, so that the table cannot grow.

@@ -100,7 +100,7 @@ reset() {
 
 delete_data() {
     postgres_remove "$alias/postgres"
-    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env}
+    rm -rf "$folder"/{rabbitmq,pm2,logs,programs,apps.json,salt,settings.env,lock}
     rmdir --ignore-fail-on-non-empty "$folder"
     remove_alias "$folder" "$alias"
 }
@@ -223,7 +223,8 @@ find_folder() {
 take_folder() {
     install -d "$folder"
     make_alias "$folder" "$alias"
-    exec {folder_lock}<"$folder"
+    folder_lock=''
+    open_lock folder_lock "$folder"
     flock --nonblock "$folder_lock" && return
     say "Wait for another setup/local.sh that is at work in $folder"
     flock "$folder_lock"
@@ -243,11 +244,9 @@ choose_settings() {
         set_setting "$key" "$(tr -d '[]' <<<"$host")"
     done
     environment_wins
-    require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
-        RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE
+    require_settings INVENTORY_DB_NAME BILLING_DB_NAME RABBITMQ_QUEUE
+    require_roles
     require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
-    [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
-        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: set others in .env.local or in the environment'
 }
 
 # choose_guards: each that is set is in force, or is refused. HTTPS is not for here, where programs are asked
@@ -358,16 +357,18 @@ run_cargo() {
 start_postgres() {
     step "Start PostgreSQL at $(server_address postgres)" \
         postgres_start "$alias/postgres" "${SETTINGS[POSTGRES_PORT]}" 'max_connections = 200'
-    step 'Make the databases and the role that owns them' make_databases
+    step 'Make the databases and their roles' make_databases
 }
 
 make_databases() {
-    local user=${SETTINGS[POSTGRES_USER]}
+    local user=${SETTINGS[POSTGRES_USER]} reader=${SETTINGS[POSTGRES_READER_USER]}
     {
         sql_nobody_else
         sql_role "$user" "${SETTINGS[POSTGRES_PASSWORD]}"
         sql_database "${SETTINGS[INVENTORY_DB_NAME]}" "$user"
         sql_database "${SETTINGS[BILLING_DB_NAME]}" "$user"
+        sql_role "$reader" "${SETTINGS[POSTGRES_READER_PASSWORD]}"
+        sql_may_read "${SETTINGS[BILLING_DB_NAME]}" "$user" "$reader"
     } | postgres_sql "$(postgres_home "$alias/postgres")" "${SETTINGS[POSTGRES_PORT]}"
 }
 
@@ -376,10 +377,8 @@ start_rabbitmq() {
         rabbitmq_start "$alias/rabbitmq" "${SETTINGS[RABBITMQ_PORT]}" \
         "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "${SETTINGS[RABBITMQ_DIST_PORT]}" \
         "${SETTINGS[ERL_EPMD_PORT]}"
-    step 'Make the queue and its user' \
-        rabbitmq_provide "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
-        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" "${SETTINGS[RABBITMQ_QUEUE]}" \
-        "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
+    step 'Make the queue and its users' \
+        rabbitmq_provide "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
     rabbitmq_tell_what_deletes_orders "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
 }
@@ -425,9 +424,11 @@ answers_ok() {
     ask --fail --max-time 5 --output /dev/null "$1"
 }
 
-# ask ARGUMENT…
+# ask ARGUMENT…: our own programs, with the key by which they tell more than whether they are ready. It is on no
+# command line.
 ask() {
-    curl --disable --noproxy '*' --globoff --silent "$@"
+    local key=${SETTINGS[OPERATIONS_KEY]:-}
+    curl --disable --noproxy '*' --globoff --silent --header @<(printf '%s\n' "${key:+Authorization: Bearer $key}") "$@"
 }
 
 server_state() {

@@ -25,7 +25,7 @@ fail() {
     exit 1
 }
 
-keys='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
+keys='POSTGRES_PASSWORD POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD'
 unset CDPATH
 here=$(cd "$(dirname "$0")" && pwd -P)
 folder=${here%/*}

@@ -58,7 +58,7 @@ all_checks() {
     check 'The set-up in odd surroundings' tests/setup/run.sh
     check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
     check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
-    check 'The role that wants to be superuser' tests/vms/roles.sh "$folder/postgres" "$first_port"
+    check 'Roles and users, and the one that wants to be superuser' tests/vms/roles.sh "$folder" "$first_port"
 
     choose_platform
     check 'A platform on a full disk' tests/setup/platform.sh

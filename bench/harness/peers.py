@@ -1,6 +1,7 @@
 """Every program of the comparison: how it is started, with which settings."""
 
 import os
+import subprocess
 
 from program import Program
 
@@ -12,7 +13,12 @@ CORES = os.cpu_count()
 def environment(bench):
     keys = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB")
     keys += ("RABBITMQ_HOST", "RABBITMQ_PORT", "RABBITMQ_USER", "RABBITMQ_PASSWORD")
-    return {key: bench.settings[key] for key in (*keys, "RABBITMQ_QUEUE")}
+    settings = {key: bench.settings[key] for key in (*keys, "RABBITMQ_QUEUE")}
+    # One role and one user for all: what they may do costs nothing.
+    for key in ("USER", "PASSWORD"):
+        settings[f"POSTGRES_READER_{key}"] = settings[f"POSTGRES_{key}"]
+        settings[f"RABBITMQ_CONSUMER_{key}"] = settings[f"RABBITMQ_{key}"]
+    return settings
 
 
 def ours(bench, name, program, port_key, **more):
@@ -50,6 +56,13 @@ def gateway(bench, upstream_port):
 
 
 def billing_api(bench, name="billing-api", **more):
+    # It waits for the schema, which is for its owner to make.
+    subprocess.run(
+        [f"{bench.settings['OUR_PROGRAMS']}/billing-dead-letters", "list"],
+        env=environment(bench) | {"BILLING_DB_NAME": bench.settings["POSTGRES_DB"]} | more,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     return ours(bench, name, "billing-api", "BILLING_API_PORT", **more)
 
 

@@ -1,9 +1,9 @@
 //! The settings of the two billing programs.
 
-use common::db::DatabaseConfig;
+use common::db::{DatabaseConfig, Role};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
+use common::queue::{Purpose, QueueConfig};
 
 /// Orders are only read here, and reads do not wait for the disk.
 const API_WORKERS: usize = 4;
@@ -16,7 +16,7 @@ const OPERATIONS_WORKERS: usize = 1;
 pub struct ApiConfig {
     /// Where it listens.
     pub http: HttpConfig,
-    /// Where the orders are.
+    /// Where the orders are; it only reads them.
     pub database: DatabaseConfig,
 }
 
@@ -25,7 +25,7 @@ impl ApiConfig {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "BILLING_API_PORT", API_WORKERS)?,
-            database: DatabaseConfig::from_vars(vars, "BILLING_DB_NAME")?,
+            database: DatabaseConfig::from_vars(vars, Role::Reader, "BILLING_DB_NAME")?,
         })
     }
 }
@@ -48,8 +48,8 @@ impl ConsumerConfig {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "BILLING_CONSUMER_PORT", OPERATIONS_WORKERS)?,
-            database: DatabaseConfig::from_vars(vars, "BILLING_DB_NAME")?,
-            queue: QueueConfig::from_vars(vars)?,
+            database: DatabaseConfig::from_vars(vars, Role::Owner, "BILLING_DB_NAME")?,
+            queue: QueueConfig::from_vars(vars, Purpose::Consume)?,
             dead_letters_bytes_max: dead_letters_bytes_max(vars)?,
         })
     }

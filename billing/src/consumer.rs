@@ -23,7 +23,7 @@ use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
 use crate::message::{Message, REASONS, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{Fate, MIGRATIONS, Patience, RecordStore};
+use crate::store::{Fate, MIGRATIONS, RecordStore};
 
 /// At most so many messages in one commit.
 const BATCH_MAX: usize = 1000;
@@ -31,17 +31,23 @@ const BATCH_MAX: usize = 1000;
 /// How long a batch that is not full waits for more: a commit costs as much.
 const BATCH_LINGER: Duration = Duration::from_millis(3);
 
-/// At most so many messages here that are not acknowledged: the next batch arrives while this
-/// one is committed. What they may weigh is bounded by the [`Link`].
-const PREFETCH: u16 = 2000;
+/// At most so many messages here that are not acknowledged: those that are held, the batch that is
+/// committed, and the next one. What they may weigh is bounded by the [`Link`].
+const PREFETCH: u16 = 20_000;
 
-/// With so many messages held the session ends, and all of them wait in the queue: the rest of the
-/// prefetch is left for one more batch.
-const HELD_MAX: usize = 1000;
+/// With so many messages held the session ends, and all of them wait in the queue.
+const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
+
+/// How long a batch that is refused is divided.
+const DIVISION_LIMIT: Duration = Duration::from_secs(1);
 
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);
 const RETRIES_LIMIT: Duration = Duration::from_millis(200);
+
+/// At most so many are tried again together, and one alone after one that is held again: each waits
+/// for its lock.
+const RETRIES_MAX: usize = 64;
 
 /// Starts the thread that owns the link to the broker and the connection to the database. The
 /// channel closes when the thread has ended.
@@ -332,7 +338,7 @@ impl Consumer {
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
                     self.counts.consumed.inc_by(batch.len() as u64);
-                    self.settle(&mut hand, batch, Patience::Usual)?;
+                    self.settle(&mut hand, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
             }
@@ -349,35 +355,20 @@ impl Consumer {
     fn connect(&mut self) -> Result<Link, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
         self.health.state().trying_since = Some(Instant::now());
-        let probed = self.probe();
+        let checked = self.store.check();
         self.health.state().trying_since = None;
         let link = Link::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
-        if probed.is_err() {
+        if checked.is_err() {
             state.recording = Recording::Fails;
         } else if !failed || link.is_err() {
             // What failed before has to succeed first where there is something to record.
             state.recording = Recording::Works;
         }
         drop(state);
-        match probed {
-            // What was tried may be refused where an order in the queue is not.
-            Err(DbError::Unavailable(_) | DbError::Locked(_)) => probed?,
-            Err(_) if !failed => probed?,
-            _ => {}
-        }
+        checked?;
         Ok(link?)
-    }
-
-    /// Finds out whether orders could be recorded; by more, where they could not be before.
-    fn probe(&mut self) -> Result<(), DbError> {
-        let failed = self.health.state().recording == Recording::Fails;
-        if failed {
-            self.store.dry_run(&[])
-        } else {
-            self.store.check()
-        }
     }
 
     /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
@@ -386,15 +377,17 @@ impl Consumer {
         &mut self,
         hand: &mut Hand<'_>,
         batch: Vec<Message>,
-        patience: Patience,
+        limit: Duration,
     ) -> Result<(), Interruption> {
         let since = Instant::now();
-        hand.show(&self.health, Some(since));
+        let held = batch.iter().filter(|message| message.held).count();
+        hand.show(&self.health, held, Some(since));
         let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, batch, patience, &mut settled);
+        let outcome = settle(&mut self.store, batch, since + limit, &mut settled);
         let progress = settled
             .iter()
             .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
+        self.health.state().note(&settled, since);
         self.counts.note(&settled);
         self.lines.note(&settled, since);
         if progress {
@@ -402,7 +395,7 @@ impl Consumer {
             self.note_success();
         }
         let put_down = hand.put_down(settled);
-        hand.show(&self.health, None);
+        hand.show(&self.health, 0, None);
         outcome?;
         put_down?;
         if hand.holds_too_much() {
@@ -412,27 +405,28 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tries held messages again, and, where nothing else is in hand, finds out whether orders could
-    /// be recorded.
+    /// Tries held messages again, and finds out whether orders can be recorded.
     fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
         self.lines.begin_second_when_due();
         let since = Instant::now();
-        for _ in 0..hand.held.len() {
+        let (mut left, mut together) = (hand.held.len(), 1);
+        while left > 0 && since.elapsed() < RETRIES_LIMIT {
             // One that is held again goes behind the others.
-            let Some(message) = hand.held.pop_front() else {
-                break;
+            let batch: Vec<_> = hand.held.drain(..together.min(left)).collect();
+            left -= batch.len();
+            let others = hand.held.len();
+            self.settle(hand, batch, RETRIES_LIMIT)?;
+            let all_settled = hand.held.len() == others;
+            together = if all_settled {
+                RETRIES_MAX.min(2 * together)
+            } else {
+                1
             };
-            self.settle(hand, vec![message], Patience::Short)?;
-            if since.elapsed() >= RETRIES_LIMIT {
-                break;
-            }
         }
-        if hand.is_idle() {
-            hand.show(&self.health, Some(Instant::now()));
-            self.probe()?;
-            hand.show(&self.health, None);
-            self.note_success();
-        }
+        hand.show(&self.health, 0, Some(Instant::now()));
+        self.store.check()?;
+        hand.show(&self.health, 0, None);
+        self.note_success();
         Ok(())
     }
 
@@ -502,22 +496,21 @@ impl Hand<'_> {
         alone.try_for_each(|delivery| delivery.ack(self.channel))
     }
 
-    /// Whether everything that was delivered is settled or held.
-    fn is_idle(&self) -> bool {
-        self.deliveries.is_empty() && self.ledger.len() == self.held.len()
-    }
-
     /// Whether what is held leaves no room for anything else.
     fn holds_too_much(&self) -> bool {
         let all = !self.held.is_empty() && self.ledger.len() == self.held.len();
         self.held.len() >= HELD_MAX || (all && self.link.is_full())
     }
 
-    fn show(&self, health: &Health, trying_since: Option<Instant>) {
+    /// Shows what is in hand, with so many that are held and tried again.
+    fn show(&self, health: &Health, tried_again: usize, trying_since: Option<Instant>) {
         let mut state = health.state();
         state.in_hand = self.ledger.len() + self.deliveries.len();
         state.oldest = self.ledger.oldest();
-        state.held = self.held.len();
+        state.held = self.held.len() + tried_again;
+        if state.held == 0 {
+            state.unrecorded_since = None;
+        }
         state.trying_since = trying_since;
     }
 }

@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use amiquip::AmqpValue;
-use common::db::{Database, DatabaseConfig, DbError};
+use common::db::{Database, DatabaseConfig, DbError, Role};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
-use common::queue::{Link, LinkError, QueueConfig};
+use common::queue::{Link, LinkError, Purpose, QueueConfig};
 use common::shutdown::Shutdown;
 use serde_json::Value;
 
@@ -19,7 +20,7 @@ use crate::config::dead_letters_bytes_max;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, REASONS, Reason, Source};
 use crate::settle::{Settled, settle};
-use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, Patience, RecordStore};
+use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, RecordStore};
 
 /// Its name, also on RabbitMQ's management page.
 pub const PROGRAM: &str = "billing-dead-letters";
@@ -61,7 +62,7 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
     let database = Database::new(
-        &DatabaseConfig::from_vars(vars, "BILLING_DB_NAME")?,
+        &DatabaseConfig::from_vars(vars, Role::Owner, "BILLING_DB_NAME")?,
         MIGRATIONS,
     );
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -78,7 +79,12 @@ pub fn run(
         ["export", file, ref words @ ..] => export(start(words)?, Path::new(file), out),
         ["import"] => {
             let store = RecordStore::new(&database, dead_letters_bytes_max(vars)?);
-            import(store, &QueueConfig::from_vars(vars)?, shutdown, out)
+            import(
+                store,
+                &QueueConfig::from_vars(vars, Purpose::Consume)?,
+                shutdown,
+                out,
+            )
         }
         _ => Err(wrong("list, show, replay, drop, export or import?")),
     }
@@ -277,7 +283,7 @@ fn replay(
             });
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], Patience::Usual, &mut settled)
+        settle(&mut records, vec![message], Instant::now(), &mut settled)
             .map_err(|error| failed(&error))?;
         for (_, fate) in settled {
             match fate {
@@ -384,7 +390,7 @@ fn import(
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], Patience::Usual, &mut settled)
+            settle(&mut store, vec![message], Instant::now(), &mut settled)
                 .map_err(|error| failed(&error))?;
             if let Some((_, Fate::Held(cause))) = settled.pop() {
                 return Err(CommandError::Failed(cause));

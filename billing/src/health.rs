@@ -10,7 +10,11 @@ use common::http::Dependency;
 use common::metrics::Metrics;
 use common::shutdown::Shutdown;
 
-/// How long a batch may take to be recorded before the consumer is not ready. Whoever asks every few
+use crate::message::Message;
+use crate::settle::Settled;
+use crate::store::Fate;
+
+/// How long orders may wait to be recorded before the consumer is not ready. Whoever asks every few
 /// seconds hears of it within 15.
 const RECORDING_LIMIT: Duration = Duration::from_secs(10);
 
@@ -35,6 +39,8 @@ pub(crate) struct State {
     pub(crate) recording: Recording,
     /// When the try that is under way began.
     pub(crate) trying_since: Option<Instant>,
+    /// When the first order came that is held, where none was recorded after it.
+    pub(crate) unrecorded_since: Option<Instant>,
     /// Messages that were delivered and are not acknowledged.
     pub(crate) in_hand: usize,
     /// When the oldest of them came.
@@ -60,13 +66,27 @@ impl State {
         };
     }
 
-    fn records(&self) -> bool {
-        self.recording == Recording::Works && !self.is_slow()
+    /// Takes up what became of messages of which the first was taken then.
+    pub(crate) fn note(&mut self, settled: &Settled, since: Instant) {
+        if settled
+            .iter()
+            .any(|(_, fate)| matches!(fate, Fate::Recorded(_)))
+        {
+            self.unrecorded_since = None;
+            return;
+        }
+        let new_and_held = |(message, fate): &(Message, Fate)| {
+            message.content.is_ok() && !message.held && matches!(fate, Fate::Held(_))
+        };
+        if settled.iter().any(new_and_held) {
+            self.unrecorded_since.get_or_insert(since);
+        }
     }
 
-    fn is_slow(&self) -> bool {
-        let slow = |since: Instant| since.elapsed() >= RECORDING_LIMIT;
-        self.trying_since.is_some_and(slow)
+    fn records(&self) -> bool {
+        self.recording == Recording::Works
+            && !is_long_ago(self.trying_since)
+            && !is_long_ago(self.unrecorded_since)
     }
 }
 
@@ -135,7 +155,7 @@ impl Health {
                 let mut told = false;
                 while !shutdown.wait_at_most(LOOK_EVERY) {
                     let state = health.state();
-                    let (slow, records) = (state.is_slow(), state.records());
+                    let (slow, records) = (is_long_ago(state.trying_since), state.records());
                     drop(state);
                     if slow && !told {
                         log::warn!("PostgreSQL takes long; orders wait in the queue");
@@ -163,6 +183,10 @@ impl Health {
             },
         ]
     }
+}
+
+fn is_long_ago(since: Option<Instant>) -> bool {
+    since.is_some_and(|since| since.elapsed() >= RECORDING_LIMIT)
 }
 
 fn seconds(duration: Option<Duration>) -> i64 {

@@ -33,6 +33,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 pub use config::{ApiConfig, ConsumerConfig};
 use health::Health;
+pub use store::MIGRATIONS;
 use store::{DeadLetterStore, Filter, OrderStore};
 
 /// How often dead letters are counted for the metrics.
@@ -51,7 +52,7 @@ pub struct BillingApi {
 /// Starts `billing-api`: what its `main` and the tests call alike.
 pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, StartError> {
     let metrics = Metrics::new();
-    let database = Database::new(&config.database, store::MIGRATIONS);
+    let database = Database::new(&config.database, MIGRATIONS);
     database.show_in(&metrics);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
     let bring_up = OrderStore::new(&database).connection().bring_up(shutdown);

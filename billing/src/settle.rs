@@ -1,65 +1,63 @@
-//! What becomes of a message is decided here and nowhere else: by what PostgreSQL says when a batch
-//! is written. A message that PostgreSQL cannot hold is a dead letter; a message that it does not take
-//! now is held; and where no order can be written all of them wait.
-//!
-//! An order that keeps its rules fits into the tables of `migrations/`. If PostgreSQL refuses it for
-//! its length, for its range or for a constraint, somebody else has changed the tables.
+//! What becomes of a message is decided here and nowhere else. An order that keeps its rules fits into
+//! the tables of `migrations/`, so whatever PostgreSQL says of it is no reason to give it up: it is held
+//! until somebody has mended what is in its way. Only what the database has no characters for can never
+//! be recorded.
+
+use std::time::Instant;
 
 use common::db::DbError;
 
 use crate::message::{Message, Reason};
-use crate::store::{Fate, Patience, RecordStore};
+use crate::store::{Fate, RecordStore};
 
 /// Messages with their fates.
 pub(crate) type Settled = Vec<(Message, Fate)>;
 
-/// Writes a batch, and adds each message with its fate to `settled`. An error means that no order
-/// can be written now; the messages that are not in `settled` then have no fate.
+/// Writes a batch, and adds each message with its fate to `settled`. A batch that is refused is divided
+/// until each message that is refused stands alone; after the deadline all of it is held, to be tried
+/// again. An error means that no order can be written now; the messages that are not in `settled` then
+/// have no fate.
 pub(crate) fn settle(
     store: &mut RecordStore,
     mut batch: Vec<Message>,
-    patience: Patience,
+    deadline: Instant,
     settled: &mut Settled,
 ) -> Result<(), DbError> {
-    let error = match store.record(&batch, patience) {
+    let refusal = match store.record(&batch)? {
         Ok(fates) => {
             settled.extend(batch.into_iter().zip(fates));
             return Ok(());
         }
-        Err(error) => error,
+        Err(refusal) => refusal,
     };
-    // Orders do not wait for dead letters.
-    let orders = batch.iter().any(|message| message.content.is_ok());
-    let dead = batch.extract_if(.., |message| orders && message.content.is_err());
-    let dead: Vec<_> = dead.collect();
-    if !dead.is_empty() {
-        settle(store, batch, Patience::Short, settled)?;
-        return settle(store, dead, Patience::Short, settled);
-    }
-    let divisible = if orders {
-        // Where this fails too, it is for no single order.
-        store.dry_run(&batch)?;
-        true
+    let orders = batch.iter().filter(|message| message.content.is_ok());
+    let orders = orders.count();
+    let rest = if Instant::now() >= deadline {
+        Vec::new()
+    } else if 0 < orders && orders < batch.len() {
+        // Orders do not wait for dead letters.
+        batch
+            .extract_if(.., |message| message.content.is_err())
+            .collect()
+    } else if orders == 0 && matches!(refusal, DbError::Locked(_)) {
+        // New rows meet no lock but that of their whole table.
+        Vec::new()
     } else {
-        matches!(
-            error,
-            DbError::BadData(_) | DbError::Unencodable(_) | DbError::Violated(_)
-        )
+        batch.split_off(batch.len().div_ceil(2))
     };
-    if divisible && batch.len() > 1 {
-        let second = batch.split_off(batch.len() / 2);
-        settle(store, batch, Patience::Short, settled)?;
-        return settle(store, second, Patience::Short, settled);
+    if !rest.is_empty() {
+        settle(store, batch, deadline, settled)?;
+        return settle(store, rest, deadline, settled);
     }
     for mut message in batch {
-        if store.has_characters_for(&message)? {
-            settled.push((message, Fate::Held(error.to_string())));
-        } else {
+        if matches!(refusal, DbError::Unencodable(_)) && !store.has_characters_for(&message)? {
             message.content = Err(Reason {
                 word: "database",
-                text: format!("the database refused it: {error}"),
+                text: format!("the database refused it: {refusal}"),
             });
-            settle(store, vec![message], Patience::Short, settled)?;
+            settle(store, vec![message], deadline, settled)?;
+        } else {
+            settled.push((message, Fate::Held(refusal.to_string())));
         }
     }
     Ok(())

@@ -9,9 +9,10 @@ use common::db::Migrations;
 
 pub(crate) use dead_letters::{COUNT_MAX, DeadLetterStore, Filter};
 pub(crate) use orders::{OrderFilter, OrderStore};
-pub(crate) use record::{Fate, Patience, RecordStore};
+pub(crate) use record::{Fate, RecordStore};
 
-pub(crate) const MIGRATIONS: Migrations = &[
+/// The versions of the schema of orders and dead letters.
+pub const MIGRATIONS: Migrations = &[
     ("0001_orders", include_str!("../migrations/0001_orders.sql")),
     (
         "0002_dead_letters",

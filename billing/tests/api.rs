@@ -15,18 +15,30 @@ struct Billing {
 
 impl Billing {
     fn start() -> Self {
-        let database = TestDatabase::create();
+        Self::start_on(TestDatabase::create())
+    }
+
+    fn start_on(database: TestDatabase) -> Self {
+        let billing = Self::on(database.migrated(billing::MIGRATIONS));
+        billing.await_ready();
+        billing
+    }
+
+    /// Returns before it is ready.
+    fn on(database: TestDatabase) -> Self {
         let config = billing::ApiConfig {
             http: HttpConfig::on_loopback(WORKERS),
-            database: database.config(),
+            database: database.reader(),
         };
         let service = Service::start(
             |shutdown| billing::start_api(&config, shutdown),
             billing::BillingApi::address,
         );
-        let billing = Self { service, database };
-        eventually("the table is there", || billing.get("/ready").status == 200);
-        billing
+        Self { service, database }
+    }
+
+    fn await_ready(&self) {
+        eventually("the tables are there", || self.get("/ready").status == 200);
     }
 
     /// With one order for each user, in that order.
@@ -498,6 +510,24 @@ fn an_order_is_found_by_the_id_of_its_message() {
 }
 
 #[test]
+fn the_api_waits_for_the_schema_which_its_owner_makes() {
+    let billing = Billing::on(TestDatabase::create());
+    let said = || billing.get("/api/orders");
+    assert_eq!(said().problem(), (503, "the database is away; try again"));
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()";
+    assert_eq!(billing.database.count(tables), 0);
+
+    let Billing { service, database } = billing;
+    let billing = Billing {
+        service,
+        database: database.migrated(billing::MIGRATIONS),
+    };
+
+    billing.await_ready();
+    assert_eq!(billing.get("/api/orders").text, "[]");
+}
+
+#[test]
 fn dead_letters_are_listed_counted_and_shown_whole() {
     let billing = Billing::start();
     assert_eq!(billing.get("/api/dead-letters").text, "[]");
@@ -550,4 +580,22 @@ fn dead_letters_are_listed_counted_and_shown_whole() {
     eventually("the metrics tell it", || {
         billing.get("/metrics").text.contains("\ndead_letters ")
     });
+}
+
+#[test]
+fn a_filter_that_the_database_has_no_characters_for_is_refused_and_the_next_is_answered() {
+    let billing = Billing::start_on(TestDatabase::create_in_latin1());
+
+    for target in [
+        "/api/orders?user_id=%D0%96",
+        "/api/orders?message_id=%D0%96&limit=1",
+        "/api/dead-letters?message_id=%D0%96",
+        "/api/dead-letters?reason=%D0%96",
+    ] {
+        let reply = billing.get(target);
+
+        assert_eq!(reply.status, 400, "{target}: {}", reply.text);
+        assert!(reply.text.contains("no characters"), "{}", reply.text);
+    }
+    assert_eq!(billing.get("/api/orders?user_id=%C3%A4").text, "[]");
 }

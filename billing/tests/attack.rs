@@ -15,7 +15,7 @@ fn vars(database: &TestDatabase) -> Vec<(String, String)> {
 
 #[test]
 fn whatever_clients_do_billing_goes_on() {
-    let database = TestDatabase::create();
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
     let program = Program::start(PROGRAM, vars(&database));
     let client = Client::new(program.address());
     eventually("the table is there", || {
@@ -32,7 +32,7 @@ fn whatever_clients_do_billing_goes_on() {
 
 #[test]
 fn clients_that_are_too_many_take_nothing_from_the_others() {
-    let database = TestDatabase::create();
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
     let program = Program::start_with_descriptors(PROGRAM, 128, vars(&database));
 
     attack::withstands_a_crowd(&program, "/api/orders", 128);
@@ -40,7 +40,7 @@ fn clients_that_are_too_many_take_nothing_from_the_others() {
 
 #[test]
 fn descriptors_that_run_out_are_missed_only_for_a_while() {
-    let database = TestDatabase::create();
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
     let program = Program::start(PROGRAM, vars(&database));
 
     attack::survives_without_descriptors(&program, "/api/orders");

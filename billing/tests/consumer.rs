@@ -38,7 +38,7 @@ impl Billing {
     /// On a queue that may hold messages already.
     fn start_with(queue: TestQueue) -> Self {
         let database = TestDatabase::create();
-        let consumer = start_consumer(database.config(), queue.config());
+        let consumer = start_consumer(database.config(), queue.consumer());
         let billing = Self {
             consumer,
             database,

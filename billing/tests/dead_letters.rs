@@ -6,27 +6,17 @@ use std::process::{Command, Output, Stdio};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use serde_json::{Value, json};
-use testkit::{Program, TestDatabase, TestQueue, eventually};
+use testkit::{TestDatabase, TestQueue, eventually};
 
 mod dead;
 
 use dead::{count_dead, dead_letters};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_billing-dead-letters");
-const API: &str = env!("CARGO_BIN_EXE_billing-api");
 
 /// A database with the tables in place.
 fn database() -> TestDatabase {
-    let database = TestDatabase::create();
-    let mut vars = database.vars("BILLING_DB_NAME");
-    for (key, value) in [("LISTEN_ADDRESS", "127.0.0.1"), ("BILLING_API_PORT", "0")] {
-        vars.push((key.to_owned(), value.to_owned()));
-    }
-    let api = Program::start(API, vars);
-    eventually("the tables are there", || {
-        api.log().contains("PostgreSQL is up")
-    });
-    database
+    TestDatabase::create().migrated(billing::MIGRATIONS)
 }
 
 /// Runs the program; its exit code, and what it wrote.

@@ -260,7 +260,7 @@ fn orders_wait_for_ids_that_lag_behind_the_rows() {
     let billing = Billing::start();
     billing.database.execute(
         "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-         SELECT 'old-' || n, 'old', 1, 1 FROM generate_series(1, 40) n; \
+         SELECT 'old-' || n, 'old', 1, 1 FROM generate_series(1, 400) n; \
          SELECT setval('orders_id_seq', 1, false)",
     );
 
@@ -375,30 +375,6 @@ fn an_order_that_comes_again_when_somebody_has_removed_its_user_holds_up_no_othe
     billing.publish(&[placed("a"), placed("k"), placed("b")]);
 
     billing.await_recorded(&["a", "b", "k"]);
-}
-
-#[test]
-fn a_message_id_that_looks_like_one_of_the_consumer_holds_up_no_order() {
-    let billing = Billing::start();
-    let pids = billing
-        .database
-        .query("SELECT pid FROM pg_stat_activity", &[]);
-    let pids = pids.iter().map(|row| row.get::<_, i32>(0));
-    let mut messages: Vec<_> = pids.map(|pid| placed(&format!("dry run {pid}"))).collect();
-    messages.push(placed("k"));
-    billing.publish(&messages);
-    billing.await_settled();
-    let mut holder = billing.database.connect();
-    let mut open = holder.transaction().expect("a transaction");
-    let delete = "DELETE FROM orders WHERE message_id = 'k'";
-    open.execute(delete, &[]).expect("an order");
-
-    billing.publish(&[placed("a"), placed("k"), placed("b")]);
-
-    eventually("the others are recorded", || {
-        let sql = "SELECT count(*) FROM orders WHERE message_id IN ('a', 'b')";
-        billing.database.count(sql) == 2
-    });
 }
 
 #[test]
@@ -909,4 +885,212 @@ fn the_first_order_waits_for_the_user_that_somebody_wants_to_know() {
         "INSERT INTO users VALUES ('good')",
         placed("good"),
     );
+}
+
+#[test]
+fn a_message_id_is_itself_and_no_other_to_whatever_collation() {
+    let billing = Billing::start();
+    billing.publish(&[placed("k"), garbage("g")]);
+    billing.await_settled();
+    let retype = |collation: &str| {
+        for table in ["orders", "dead_letters"] {
+            billing.database.execute(&format!(
+                "ALTER TABLE {table} ALTER message_id TYPE text COLLATE {collation}"
+            ));
+        }
+    };
+    billing.database.execute(
+        "CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+    );
+    retype("any_case");
+
+    billing.publish(&[(order("k"), with_id("K")), garbage("G"), placed("a")]);
+    billing.await_recorded(&["a", "k"]);
+    eventually("those that look like others are held", || {
+        gauge(&billing.consumers[0], "orders_held") == 2
+    });
+    retype("\"default\"");
+
+    billing.await_recorded(&["K", "a", "k"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 2);
+}
+
+#[test]
+fn orders_do_not_wait_for_thousands_of_dead_letters_that_cannot_be_stored() {
+    let billing = Billing::start();
+    let mut holder = billing.database.connect();
+    let mut lock = holder.transaction().expect("a transaction");
+    lock.batch_execute("LOCK TABLE dead_letters")
+        .expect("a lock");
+
+    let garbage: Vec<_> = (0..5000)
+        .map(|number| garbage(&format!("g-{number}")))
+        .collect();
+    billing.publish(&garbage);
+    billing.publish(&[placed("a"), placed("b")]);
+    billing.await_recorded(&["a", "b"]);
+    assert!(billing.is_ready());
+    lock.rollback().expect("the table is free");
+
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 5000);
+}
+
+#[test]
+fn orders_that_keep_coming_and_are_all_refused_are_said_not_to_be_recorded() {
+    let billing = Billing::start();
+    billing.publish(&[placed("before")]);
+    billing.await_recorded(&["before"]);
+    billing
+        .database
+        .execute("ALTER TABLE orders ADD CONSTRAINT closed CHECK (false) NOT VALID");
+
+    let (mut expected, down) = (vec!["before".to_owned()], json!("down"));
+    eventually("/ready says so while they come", || {
+        let id = format!("m-{:05}", expected.len());
+        // What is settled beside them is no sign that orders are recorded.
+        billing.publish(&[placed(&id), garbage("g"), placed("before")]);
+        expected.push(id);
+        billing.ready().1["postgresql"] == down
+    });
+    billing
+        .database
+        .execute("ALTER TABLE orders DROP CONSTRAINT closed");
+
+    eventually("all are recorded, each once", || {
+        billing.recorded() == expected
+    });
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
+}
+
+#[test]
+fn an_order_like_the_last_one_that_waits_holds_up_no_other() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE TABLE users (id text PRIMARY KEY); INSERT INTO users VALUES ('k'), ('a'), ('mallory'); \
+         ALTER TABLE orders ADD FOREIGN KEY (user_id) REFERENCES users",
+    );
+    billing.publish(&[(order("mallory"), with_id("x-1"))]);
+    billing.await_recorded(&["x-1"]);
+    billing.database.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF NEW.user_id = ''mallory'' THEN \
+          RAISE sqlclient_unable_to_establish_sqlconnection; END IF; RETURN NEW; END'; \
+         CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    let held = |count| {
+        eventually("it is held", || {
+            gauge(&billing.consumers[0], "orders_held") == count
+        });
+    };
+
+    billing.publish(&[(order("mallory"), with_id("x-2"))]);
+    held(1);
+    billing.publish(&[placed("k")]);
+    billing.await_recorded(&["k", "x-1"]);
+    let mut holder = billing.database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let lock = "SELECT FROM users WHERE id = 'k' FOR UPDATE";
+    open.execute(lock, &[]).expect("a row");
+    billing.publish(&[(order("k"), with_id("k-2"))]);
+    held(2);
+    eventually("/ready tells of it", || !billing.is_ready());
+    billing.publish(&[placed("a")]);
+
+    billing.await_recorded(&["a", "k", "x-1"]);
+    eventually("it is ready again", || billing.is_ready());
+    open.rollback().expect("the row is free");
+    billing.database.execute("DROP TRIGGER refuse ON orders");
+    billing.await_recorded(&["a", "k", "k-2", "x-1", "x-2"]);
+}
+
+#[test]
+fn thousands_of_orders_that_wait_for_a_transaction_hold_up_no_other() {
+    let billing = Billing::start();
+    let locked: Vec<_> = (0..3000)
+        .map(|number| placed(&format!("k-{number:04}")))
+        .collect();
+    billing.publish(&locked);
+    billing.await_settled();
+    let mut holder = billing.database.connect();
+    let mut open = holder.transaction().expect("a transaction");
+    let update = "UPDATE orders SET user_id = user_id";
+    open.execute(update, &[]).expect("orders");
+
+    billing.publish(&locked);
+    eventually("they are held", || {
+        gauge(&billing.consumers[0], "orders_held") == 3000
+    });
+    billing.publish(&[placed("a")]);
+    eventually("the other is recorded", || billing.recorded().len() == 3001);
+    assert_eq!(gauge(&billing.consumers[0], "orders_held"), 3000);
+    open.rollback().expect("the orders are free");
+
+    billing.await_settled();
+    assert_eq!(
+        (billing.recorded().len(), count_dead(&billing.database)),
+        (3001, 0)
+    );
+}
+
+#[test]
+fn an_order_whose_statement_does_not_end_holds_up_no_other_and_is_shown_as_held() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF NEW.user_id = ''mallory'' THEN PERFORM pg_sleep(600); END IF; RETURN NEW; END'; \
+         CREATE TRIGGER hang BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION hang()",
+    );
+
+    billing.publish(&[placed("a"), (order("mallory"), with_id("x")), placed("b")]);
+    billing.await_recorded(&["a", "b"]);
+    eventually("it is held", || {
+        gauge(&billing.consumers[0], "orders_held") == 1
+    });
+    billing.publish(&[placed("c")]);
+    eventually("the other is recorded", || {
+        // Also while it is tried again.
+        assert_eq!(gauge(&billing.consumers[0], "orders_held"), 1);
+        billing.recorded().len() == 3
+    });
+    billing.database.execute("DROP TRIGGER hang ON orders");
+
+    billing.await_recorded(&["a", "b", "c", "x"]);
+    billing.await_settled();
+}
+
+#[test]
+fn nothing_is_asked_of_a_trigger_of_somebody_but_what_it_is_for() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE FUNCTION tally() RETURNS trigger LANGUAGE plpgsql AS \
+         'DECLARE one text; BEGIN SELECT user_id INTO STRICT one FROM new LIMIT 1; RETURN NULL; END'; \
+         CREATE TRIGGER tally AFTER INSERT ON orders REFERENCING NEW TABLE AS new \
+         FOR EACH STATEMENT EXECUTE FUNCTION tally()",
+    );
+
+    billing.publish(&[placed("a"), garbage("g")]);
+
+    billing.await_recorded(&["a"]);
+    billing.await_settled();
+    assert!(billing.is_ready());
+}
+
+#[test]
+fn an_order_of_another_user_is_a_conflict_to_whatever_collation() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false); \
+         ALTER TABLE orders ALTER user_id TYPE text COLLATE any_case",
+    );
+
+    billing.publish(&[(order("anna"), with_id("k"))]);
+    billing.await_recorded(&["k"]);
+    billing.publish(&[(order("ANNA"), with_id("k")), (order("anna"), with_id("k"))]);
+
+    billing.await_settled();
+    let dead = dead_letters(&billing.database);
+    assert_eq!((dead.len(), dead[0].reason.as_str()), (1, "conflict"));
 }

@@ -3,7 +3,7 @@
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use amiquip::AmqpProperties;
+use amiquip::{AmqpProperties, AmqpValue};
 use serde_json::json;
 use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
 
@@ -97,7 +97,8 @@ fn a_missing_or_malformed_setting_is_named_and_ends_a_program_before_it_listens(
     let no_port = "is malformed: it must be a port number from 0 to 65535";
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
     for (name, path, key, value, problem) in [
-        ("billing-api", API, "POSTGRES_PASSWORD", "", missing),
+        ("billing-api", API, "POSTGRES_READER_USER", "", missing),
+        ("billing-api", API, "POSTGRES_READER_PASSWORD", "", missing),
         ("billing-api", API, "BILLING_DB_NAME", "", missing),
         ("billing-api", API, "BILLING_API_PORT", "70000", no_port),
         ("billing-api", API, "POSTGRES_PORT", "secret", no_port),
@@ -130,11 +131,24 @@ fn a_missing_or_malformed_setting_is_named_and_ends_a_program_before_it_listens(
             "secret",
             no_port,
         ),
-        ("billing-consumer", CONSUMER, "RABBITMQ_USER", "", missing),
         (
             "billing-consumer",
             CONSUMER,
-            "RABBITMQ_PASSWORD",
+            "POSTGRES_PASSWORD",
+            "",
+            missing,
+        ),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "RABBITMQ_CONSUMER_USER",
+            "",
+            missing,
+        ),
+        (
+            "billing-consumer",
+            CONSUMER,
+            "RABBITMQ_CONSUMER_PASSWORD",
             "",
             missing,
         ),
@@ -164,12 +178,31 @@ fn a_missing_or_malformed_setting_is_named_and_ends_a_program_before_it_listens(
 }
 
 #[test]
-fn the_api_needs_no_setting_of_the_queue() {
-    let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let mut vars = vars(&database, &queue);
-    vars.retain(|(key, _)| !key.starts_with("RABBITMQ_"));
+fn the_api_needs_no_setting_of_the_queue_and_none_of_the_role_that_owns_the_orders() {
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+    let mut vars = vars(&database, &TestQueue::create());
+    let owner = ["POSTGRES_USER", "POSTGRES_PASSWORD"];
+    vars.retain(|(key, _)| !key.starts_with("RABBITMQ_") && !owner.contains(&key.as_str()));
 
     let program = Program::start(API, vars);
+
+    let client = Client::new(program.address());
+    eventually("it is ready", || client.get("/ready").status == 200);
+}
+
+#[test]
+fn the_consumer_needs_no_setting_of_those_who_only_read_or_publish() {
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let mut vars = vars(&database, &queue);
+    let others = [
+        "POSTGRES_READER_USER",
+        "POSTGRES_READER_PASSWORD",
+        "RABBITMQ_USER",
+        "RABBITMQ_PASSWORD",
+    ];
+    vars.retain(|(key, _)| !others.contains(&key.as_str()));
+
+    let program = Program::start(CONSUMER, vars);
 
     let client = Client::new(program.address());
     eventually("it is ready", || client.get("/ready").status == 200);
@@ -199,7 +232,8 @@ fn a_port_that_is_taken_is_named() {
 fn sigint_and_sigterm_end_both_programs_with_0() {
     for (_, path) in PROGRAMS {
         for signal in ["INT", "TERM"] {
-            let (database, queue) = (TestDatabase::create(), TestQueue::create());
+            let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+            let queue = TestQueue::create();
             let program = Program::start(path, vars(&database, &queue));
             let client = Client::new(program.address());
             eventually("it is ready", || client.get("/ready").status == 200);
@@ -235,7 +269,8 @@ fn a_signal_ends_both_programs_with_0_while_their_servers_are_away() {
 
 #[test]
 fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
-    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+    let queue = TestQueue::create();
     let config = database.config();
     let relay = Relay::down(&config.host, config.port);
     let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
@@ -259,7 +294,8 @@ fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
 
 #[test]
 fn the_api_answers_503_while_postgresql_is_away() {
-    let (database, queue) = (TestDatabase::create(), TestQueue::create());
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+    let queue = TestQueue::create();
     let config = database.config();
     let relay = Relay::up(&config.host, config.port);
     let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
@@ -563,25 +599,49 @@ fn what_the_consumer_records_the_api_reads_out() {
 }
 
 #[test]
-fn a_queue_of_another_type_is_used_and_told_of_once() {
-    let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    queue.publish(&order("20"), AmqpProperties::default());
-    let other_type = with(vars(&database, &queue), "BILLING_QUEUE_TYPE", "quorum");
+fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
+    let (single, type_) = ("x-single-active-consumer", "x-queue-type");
+    for (arguments, queue_type, effect) in [
+        (
+            vec![(single, AmqpValue::Boolean(true))],
+            "classic",
+            "one consumer records all orders, and another only when that one is gone",
+        ),
+        (
+            vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
+            "classic",
+            "orders that wait for longer are deleted",
+        ),
+        (
+            vec![(type_, AmqpValue::LongString("classic".to_owned()))],
+            "quorum",
+            "orders are kept as that type keeps them",
+        ),
+    ] {
+        let (database, queue) = (TestDatabase::create(), TestQueue::create());
+        queue.declare_with(&arguments);
+        let relay = queue.relay_up();
+        let vars = behind(&relay, vars(&database, &queue), "RABBITMQ");
+        let program = Program::start(CONSUMER, with(vars, "BILLING_QUEUE_TYPE", queue_type));
+        let client = Client::new(program.address());
 
-    let program = Program::start(CONSUMER, other_type);
+        eventually("it is ready", || client.get("/ready").status == 200);
+        // Another link finds it as it was.
+        relay.cut();
+        eventually("the link is gone", || client.get("/ready").status == 503);
+        relay.restore();
+        eventually("it is ready again", || client.get("/ready").status == 200);
+        publish(&queue, 1);
+        eventually("the order is recorded", || recorded(&database) == 1);
 
-    let client = Client::new(program.address());
-    eventually("the order is recorded", || {
-        let metrics = client.get("/metrics").text;
-        metrics.contains("\norders_recorded_total 1\n")
-    });
-    let log = program.log();
-    let errors = log.lines().filter(|line| line.contains("level=error"));
-    let told: Vec<_> = errors.collect();
-    assert_eq!(told.len(), 1, "{told:?}");
-    let what = "the queue has other arguments than BILLING_QUEUE_TYPE=quorum asks for, and is used \
-                as it is";
-    assert!(told[0].contains(what), "{told:?}");
+        let log = program.log();
+        let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
+        for part in [effect, &asked, arguments[0].0] {
+            assert!(told[0].contains(part), "{part} in {told:?}");
+        }
+    }
 }
 
 #[test]
@@ -622,5 +682,26 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
         let help = run("--help").stdout;
         assert!(String::from_utf8_lossy(&help).contains(&format!("Usage: {name}")));
         assert_eq!(run("--verbose").status.code(), Some(2));
+    }
+}
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_the_metrics_of_either_program() {
+    let database = TestDatabase::create().migrated(billing::MIGRATIONS);
+    let queue = TestQueue::create();
+    for (name, path) in PROGRAMS {
+        let with_key = with(vars(&database, &queue), "OPERATIONS_KEY", "a-key");
+        let program = Program::start(path, with_key);
+        let client = Client::new(program.address());
+        let header = [("authorization", "Bearer a-key")];
+
+        eventually("it is ready", || client.get("/ready").status == 200);
+
+        assert_eq!(client.get("/ready").json, json!({ "status": "ready" }));
+        assert_eq!(client.get("/metrics").status, 401, "{name}");
+        let ready = client.send("GET", "/ready", &header, None);
+        assert_eq!(ready.json["dependencies"]["postgresql"], "up", "{name}");
+        let metrics = client.send("GET", "/metrics", &header, None);
+        assert!(metrics.text.contains("\nprocess_threads "), "{name}");
     }
 }

@@ -1,7 +1,7 @@
 //! A connection to PostgreSQL that mends itself. Whatever goes wrong takes one way back: drop
 //! the connection, answer that the database is away, and dial again a little later. Dialling
-//! brings the schema up to date and prepares the statements, so a database that was away, or
-//! restored from a backup, needs no restart of ours.
+//! brings the schema up to date, where the role owns it, and prepares the statements, so a database
+//! that was away, or restored from a backup, needs no restart of ours.
 
 use std::fmt;
 use std::io;
@@ -74,6 +74,25 @@ const OUTAGES: [&str; 3] = ["08", "53", "57"];
 /// that was released is never changed, only followed by another.
 pub type Migrations = &'static [(&'static str, &'static str)];
 
+/// What a program is in its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It owns the tables, and brings the schema up to date.
+    Owner,
+    /// It can only read, and waits until the owner has brought the schema up to date.
+    Reader,
+}
+
+impl Role {
+    /// The variables with the name of the role and its password.
+    const fn keys(self) -> [&'static str; 2] {
+        match self {
+            Self::Owner => ["POSTGRES_USER", "POSTGRES_PASSWORD"],
+            Self::Reader => ["POSTGRES_READER_USER", "POSTGRES_READER_PASSWORD"],
+        }
+    }
+}
+
 /// Where a service's database is.
 #[derive(Clone)]
 pub struct DatabaseConfig {
@@ -81,7 +100,9 @@ pub struct DatabaseConfig {
     pub host: String,
     /// The server's port.
     pub port: u16,
-    /// The role to connect as.
+    /// What the program is there.
+    pub role: Role,
+    /// The name of the role to connect as.
     pub user: String,
     /// Its password.
     pub password: String,
@@ -93,12 +114,14 @@ pub struct DatabaseConfig {
 
 impl DatabaseConfig {
     /// From the `POSTGRES_…` variables; `name_key` is the variable that names the database.
-    pub fn from_vars(vars: &Vars, name_key: &str) -> Result<Self, ConfigError> {
+    pub fn from_vars(vars: &Vars, role: Role, name_key: &str) -> Result<Self, ConfigError> {
+        let [user, password] = role.keys();
         Ok(Self {
             host: vars.text("POSTGRES_HOST")?,
             port: vars.port("POSTGRES_PORT")?,
-            user: vars.text("POSTGRES_USER")?,
-            password: vars.text("POSTGRES_PASSWORD")?,
+            role,
+            user: vars.text(user)?,
+            password: vars.text(password)?,
             name: vars.text(name_key)?,
             schema: schema_name(vars)?,
         })
@@ -207,11 +230,14 @@ impl From<DbError> for Problem {
                 Problem::unavailable("the database is away; try again", error)
             }
             DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
-            // Whatever a client may not send was refused before it came here.
-            DbError::BadData(_)
-            | DbError::Unencodable(_)
-            | DbError::Violated(_)
-            | DbError::Refused(_) => Problem::internal(error),
+            // A database that was made with another encoding than UTF-8.
+            DbError::Unencodable(_) => {
+                Problem::bad_request("the database has no characters for what was sent")
+            }
+            // Whatever else a client may not send was refused before it came here.
+            DbError::BadData(_) | DbError::Violated(_) | DbError::Refused(_) => {
+                Problem::internal(error)
+            }
         }
     }
 }
@@ -272,6 +298,7 @@ fn describe(error: &Error) -> String {
 /// A database, as all connections of a service know it.
 pub struct Database {
     config: postgres::Config,
+    role: Role,
     schema: String,
     migrations: Migrations,
     gate: Mutex<Gate>,
@@ -294,6 +321,7 @@ impl Database {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         Arc::new(Self {
             config: config.client_config(),
+            role: config.role,
             schema: config.schema.clone(),
             migrations,
             gate: Mutex::new(Gate {
@@ -508,7 +536,12 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<Live<S>, DbError>
         .connect(NoTls)
         .map_err(|error| DbError::Unavailable(describe(&error)))?;
     require_schema(&mut client, &database.schema)?;
-    migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))?;
+    match database.role {
+        Role::Owner => {
+            migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))
+        }
+        Role::Reader => await_owner(&mut client, database.migrations),
+    }?;
     let statements = prepare(&mut client).map_err(|error| DbError::new(&error))?;
     Ok(Live {
         client,
@@ -551,6 +584,17 @@ fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
         log::info!(migration = name; "schema brought up to date");
     }
     transaction.commit()
+}
+
+/// Who only reads is served once the schema is up to date.
+fn await_owner(client: &mut Client, migrations: Migrations) -> Result<(), DbError> {
+    let pending = pending(client, migrations).map_err(|error| DbError::new(&error))?;
+    match pending.first() {
+        None => Ok(()),
+        Some((name, _)) => Err(DbError::Unavailable(format!(
+            "the schema does not have {name} yet, which the program of its owner brings"
+        ))),
+    }
 }
 
 /// The versions that the schema does not have yet.

@@ -44,6 +44,25 @@ const DEAD_PEER: Duration = Duration::from_secs(20);
 /// of 16 would make a publisher wait at every fifth message.
 const FRAMES_MAX: usize = 4096;
 
+/// What a program does with the queue of orders; each has a user of the broker of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It puts orders there.
+    Publish,
+    /// It takes them from there.
+    Consume,
+}
+
+impl Purpose {
+    /// The variables with the name of the user and the password.
+    const fn keys(self) -> [&'static str; 2] {
+        match self {
+            Self::Publish => ["RABBITMQ_USER", "RABBITMQ_PASSWORD"],
+            Self::Consume => ["RABBITMQ_CONSUMER_USER", "RABBITMQ_CONSUMER_PASSWORD"],
+        }
+    }
+}
+
 /// Where the broker is, and which queue the orders take.
 #[derive(Clone)]
 pub struct QueueConfig {
@@ -61,11 +80,12 @@ pub struct QueueConfig {
 
 impl QueueConfig {
     /// From the `RABBITMQ_…` variables and `BILLING_QUEUE_TYPE`.
-    pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+    pub fn from_vars(vars: &Vars, purpose: Purpose) -> Result<Self, ConfigError> {
+        let [user, password] = purpose.keys();
         Ok(Self {
             brokers: Brokers::from_vars(vars)?,
-            user: vars.text("RABBITMQ_USER")?,
-            password: vars.text("RABBITMQ_PASSWORD")?,
+            user: vars.text(user)?,
+            password: vars.text(password)?,
             queue: vars.text("RABBITMQ_QUEUE")?,
             queue_type: QueueType::from_vars(vars)?,
         })
@@ -284,7 +304,7 @@ impl<T> Unconfirmed<T> {
         self.waiting.values()
     }
 
-    /// The same, to be changed.
+    /// The messages that wait, oldest first, to be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.waiting.values_mut()
     }
@@ -435,10 +455,9 @@ impl Link {
         Ok(self.connection.open_channel(None)?)
     }
 
-    /// Opens a channel for confirmed messages to that queue, once [`Self::declare`] has seen to it
-    /// that it is there.
+    /// Opens a channel for confirmed messages to that queue, which is made where it is not there.
     pub fn open_confirming(&mut self, queue: &str) -> Result<Confirming, LinkError> {
-        self.declare(queue)?;
+        self.find_or_make(queue)?;
         let channel = self.open_channel()?;
         let _limit = self.limit();
         let returns = channel.listen_for_returns()?;
@@ -451,17 +470,25 @@ impl Link {
         })
     }
 
-    /// Sees to it that a queue is there. One that is there is used as it is, so a user who may
-    /// configure nothing will do; otherwise it is made, durable and of the type that is
-    /// configured. What a queue has beyond that, the log tells at level error.
+    /// Sees to it that a queue is there. One that is there is used as it is; what it has beyond what
+    /// is configured, the log tells at level error. To learn that takes a declaration, so whoever
+    /// only publishes, and may not configure the queue, does not ask.
     pub fn declare(&mut self, queue: &str) -> Result<(), LinkError> {
-        if self.count(queue)?.is_none() {
-            self.make(queue)?;
-        } else if !std::mem::replace(&mut self.compared, true) {
+        if self.find_or_make(queue)? && !std::mem::replace(&mut self.compared, true) {
             self.compare(queue)?;
         }
-        self.brokers.try_first(self.broker);
         Ok(())
+    }
+
+    /// Whether a queue is there already, so that a user who may configure nothing will do. Otherwise
+    /// it is made, durable and of the type that is configured.
+    fn find_or_make(&mut self, queue: &str) -> Result<bool, LinkError> {
+        let found = self.count(queue)?.is_some();
+        if !found {
+            self.make(queue)?;
+        }
+        self.brokers.try_first(self.broker);
+        Ok(found)
     }
 
     /// Declares a queue as all of our programs do, on a channel of its own: the broker closes one

@@ -4,6 +4,7 @@
 
 pub mod drill;
 pub mod faults;
+pub mod flood;
 pub mod history;
 mod moviegoers;
 mod orders;
@@ -87,10 +88,11 @@ impl Platform {
     #[must_use]
     pub fn start_without_consumer() -> Self {
         let movies = Movies::start();
-        let (orders, queue) = (TestDatabase::create(), TestQueue::create());
+        let orders = TestDatabase::create().migrated(billing::MIGRATIONS);
+        let queue = TestQueue::create();
         let api_config = ApiConfig {
             http: http(),
-            database: orders.config(),
+            database: orders.reader(),
         };
         let billing_api = Service::start(
             |shutdown| billing::start_api(&api_config, shutdown),

@@ -160,6 +160,30 @@ impl Stage {
     }
 
     pub(crate) fn start_gateway(&mut self) {
+        let gateway = self.start_program("api-gateway", self.vars_of_gateway());
+        self.open_the_door_of(gateway);
+    }
+
+    /// A gateway that has a line for each request in this file, and tells its metrics to nobody without a key,
+    /// takes the place of the one before; where it is.
+    pub(crate) fn start_gateway_with_log(&mut self, log: &Path) -> SocketAddr {
+        self.gateway = None;
+        let mut vars = self.vars_of_gateway();
+        let own = [("RUST_LOG", "info"), ("OPERATIONS_KEY", "a-key")];
+        vars.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        let path = self.programs.join("api-gateway");
+        let gateway = Program::start_with_log(&path.to_string_lossy(), log, vars);
+        self.open_the_door_of(gateway)
+    }
+
+    fn open_the_door_of(&mut self, gateway: Program) -> SocketAddr {
+        let address = gateway.address();
+        *lock(&self.shared.door) = address;
+        self.gateway = Some(gateway);
+        address
+    }
+
+    fn vars_of_gateway(&self) -> Vec<(String, String)> {
         let inventories = self.gateway_to_inventories.each_ref();
         let inventories = inventories.map(|relay| format!("http://{}", relay.address()));
         // Nobody reads orders through the gateway, nor its status: nobody listens on these ports.
@@ -172,9 +196,7 @@ impl Stage {
         ];
         let rabbitmq = vars_of("RABBITMQ", &self.gateway_to_rabbitmq);
         let servers = [self.queue.vars(), rabbitmq].concat();
-        let gateway = self.start_program("api-gateway", servers, &vars);
-        *lock(&self.shared.door) = gateway.address();
-        self.gateway = Some(gateway);
+        vars_with(servers, &vars)
     }
 
     pub(crate) fn start_consumer(&mut self, number: usize) {
@@ -185,7 +207,8 @@ impl Stage {
             vars_of("RABBITMQ", &self.consumers_to_rabbitmq),
         ];
         let port = [("BILLING_CONSUMER_PORT", "0")];
-        let consumer = self.start_program("billing-consumer", servers.concat(), &port);
+        let vars = vars_with(servers.concat(), &port);
+        let consumer = self.start_program("billing-consumer", vars);
         self.consumers[number] = Some(consumer);
     }
 
@@ -198,22 +221,11 @@ impl Stage {
     pub(crate) fn start_inventory_on(&self, movies: &TestDatabase) -> Program {
         let postgresql = vars_of("POSTGRES", &self.inventories_to_postgresql);
         let servers = [movies.vars("INVENTORY_DB_NAME"), postgresql].concat();
-        self.start_program("inventory-api", servers, &[("INVENTORY_API_PORT", "0")])
+        let vars = vars_with(servers, &[("INVENTORY_API_PORT", "0")]);
+        self.start_program("inventory-api", vars)
     }
 
-    /// Of the variables, the later win.
-    fn start_program(
-        &self,
-        name: &str,
-        mut vars: Vec<(String, String)>,
-        own: &[(&str, &str)],
-    ) -> Program {
-        let common = [
-            ("LISTEN_ADDRESS", "127.0.0.1"),
-            ("RUST_LOG", "info,access=error,order=error"),
-        ];
-        let pairs = common.iter().chain(own);
-        vars.extend(pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    fn start_program(&self, name: &str, vars: Vec<(String, String)>) -> Program {
         let path = self.programs.join(name);
         Program::start(&path.to_string_lossy(), vars)
     }
@@ -295,6 +307,17 @@ impl Drop for Stage {
         }
         eprintln!("queue: {:?} ready and consumers", self.queue.counts());
     }
+}
+
+/// With what all programs are told, and `own`. The later win.
+fn vars_with(mut vars: Vec<(String, String)>, own: &[(&str, &str)]) -> Vec<(String, String)> {
+    let common = [
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("RUST_LOG", "info,access=error,order=error"),
+    ];
+    let pairs = common.iter().chain(own);
+    vars.extend(pairs.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    vars
 }
 
 /// The variables that name a server which is reached by that relay.

@@ -2,12 +2,17 @@
 //! and with the tables and the queue. The servers belong to the other tests too; `setup/drill.sh` stops
 //! those as well.
 
+use std::path::Path;
+
+use e2e::flood::{LogDisk, fault_of_a_flood};
 use e2e::{Stage, drill, faults, programs};
 
 #[test]
 fn whatever_dies_every_answered_order_is_recorded_once_and_movies_are_linearizable() {
     let mut stage = Stage::start(&programs());
-    let all = faults::faults();
+    let mut all = faults::faults();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    all.push(fault_of_a_flood(LogDisk::Large(folder.to_owned())));
 
     report(&drill::table_line(None));
     let to_the_last = |_, _| false;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
+use common::queue::{Purpose, QueueConfig};
 
 use crate::access::AccessConfig;
 
@@ -69,7 +69,7 @@ impl Config {
             billing_consumer: SocketAddr::new(billing, vars.port("BILLING_CONSUMER_PORT")?),
             expose_orders: vars.parsed_or("EXPOSE_ORDERS", "true or false", false)?,
             limits: Limits::default(),
-            queue: QueueConfig::from_vars(vars)?,
+            queue: QueueConfig::from_vars(vars, Purpose::Publish)?,
             access: AccessConfig::from_vars(vars)?,
         })
     }

@@ -54,11 +54,14 @@ pub struct Gateway {
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
     let (orders, publishing) = publisher::start(&config.queue, &metrics)?;
-    let upstreams = Upstreams::new("the inventory", &config.inventories);
+    let services = |name, addresses: &[SocketAddr]| {
+        Upstreams::new(name, addresses, config.http.operations_key.clone())
+    };
+    let upstreams = services("the inventory", &config.inventories);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
     upstreams.watch(shutdown).map_err(no_thread)?;
-    let billing_api = Upstreams::new("billing", &[config.billing_api]);
-    let billing_consumer = Upstreams::new("the consumer", &[config.billing_consumer]);
+    let billing_api = services("billing", &[config.billing_api]);
+    let billing_consumer = services("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;
     let queues = queues::watch(&config.queue, &metrics).map_err(no_thread)?;
     let status = Status::new(

@@ -60,7 +60,13 @@ impl Probe {
     }
 
     fn ask_at(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
-        let ask = || self.agent.get(format!("http://{address}{path}")).call();
+        let ask = || {
+            let mut request = self.agent.get(format!("http://{address}{path}"));
+            if let Some(key) = self.upstreams.operations_key() {
+                request = request.header("authorization", key.authorization());
+            }
+            request.call()
+        };
         // A connection that was closed while it was idle is no answer.
         let answer = match ask() {
             Err(ureq::Error::Io(_)) => ask(),

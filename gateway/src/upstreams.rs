@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use common::http::OperationsKey;
 use common::shutdown::Shutdown;
 
 use crate::probe::Probe;
@@ -19,6 +20,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// All services of one kind, as all workers see them.
 pub(crate) struct Upstreams {
     service: &'static str,
+    /// By which they tell their dependencies, where that takes a key.
+    operations_key: Option<OperationsKey>,
     all: Vec<Upstream>,
     next: AtomicUsize,
 }
@@ -30,13 +33,18 @@ struct Upstream {
 
 impl Upstreams {
     /// At least one address; `service` is what clients hear of when it cannot be reached.
-    pub(crate) fn new(service: &'static str, addresses: &[SocketAddr]) -> Arc<Self> {
+    pub(crate) fn new(
+        service: &'static str,
+        addresses: &[SocketAddr],
+        operations_key: Option<OperationsKey>,
+    ) -> Arc<Self> {
         let upstream = |address| Upstream {
             address,
             down: AtomicBool::new(false),
         };
         Arc::new(Self {
             service,
+            operations_key,
             all: addresses.iter().copied().map(upstream).collect(),
             next: AtomicUsize::new(0),
         })
@@ -45,6 +53,11 @@ impl Upstreams {
     /// What they are called in an answer.
     pub(crate) fn service(&self) -> &'static str {
         self.service
+    }
+
+    /// What to send for more than their status.
+    pub(crate) fn operations_key(&self) -> Option<&OperationsKey> {
+        self.operations_key.as_ref()
     }
 
     /// How many there are.
@@ -129,7 +142,8 @@ mod tests {
 
     #[test]
     fn inventories_are_used_in_turn_and_one_that_failed_is_down() {
-        let upstreams = Upstreams::new("the inventory", &[address(1), address(2), address(3)]);
+        let upstreams =
+            Upstreams::new("the inventory", &[address(1), address(2), address(3)], None);
         assert_eq!(ports(&upstreams, 4), [1, 2, 3, 1]);
 
         upstreams.mark_down(address(2));
@@ -140,7 +154,7 @@ mod tests {
 
     #[test]
     fn where_all_have_failed_all_are_tried() {
-        let upstreams = Upstreams::new("the inventory", &[address(1), address(2)]);
+        let upstreams = Upstreams::new("the inventory", &[address(1), address(2)], None);
 
         upstreams.mark_down(address(1));
         upstreams.mark_down(address(2));
@@ -151,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_only_one_is_never_down() {
-        let upstreams = Upstreams::new("the inventory", &[address(1)]);
+        let upstreams = Upstreams::new("the inventory", &[address(1)], None);
 
         upstreams.mark_down(address(1));
 

@@ -908,9 +908,9 @@ fn where_callers_are_known_a_key_belongs_to_its_caller() {
 }
 
 #[test]
-fn a_user_who_may_configure_nothing_places_orders_on_a_queue_that_is_there() {
+fn a_user_who_may_only_publish_places_orders_on_a_queue_that_is_there() {
     let queue = TestQueue::create();
-    let config = queue.user_without_configure();
+    let config = queue.publisher();
     let gateway = Gateway::publishing_to(config, queue);
     // Who may not make a queue waits for somebody who may.
     assert_eq!(gateway.place(&order().to_string()).status, 503);

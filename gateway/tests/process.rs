@@ -329,6 +329,46 @@ fn nobody_fills_the_log_by_what_is_refused() {
 }
 
 #[test]
+fn large_and_nested_bodies_from_many_clients_take_little_memory() {
+    const LIMIT_KIB: usize = 300 * 1024;
+    const CLIENTS: usize = 16;
+    let (queue, inventory) = (TestQueue::create(), Upstream::answering(OK));
+    let program = Program::start(PROGRAM, vars(&queue, &inventory));
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+    let (order_bytes, movie_bytes) = (16_000, 1_048_000);
+
+    for (path, bytes, expected) in [
+        ("/api/billing", order_bytes, 400),
+        ("/api/billing", movie_bytes, 413),
+        ("/api/movies", movie_bytes, 200),
+    ] {
+        for (begin, filling, end) in [
+            (r#"{"user_id":[0"#, ",{}", "]}"),
+            (r#"{"user_id":{"a":1"#, r#","a":1"#, "}}"),
+            (r#"{"user_id":"#, "9", "}"),
+            (r#"{"user_id":""#, r"\u0041", r#""}"#),
+            (r#"{"a":1"#, r#","a":[]"#, "}"),
+            ("", "[", ""),
+        ] {
+            let count = (bytes - begin.len() - end.len()) / filling.len();
+            let body = format!("{begin}{}{end}", filling.repeat(count));
+            let headers = [("content-type", "application/json")];
+            let ask = || client.send("POST", path, &headers, Some(&body)).status;
+            let statuses: Vec<u16> = thread::scope(|scope| {
+                let asking: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(ask)).collect();
+                let answers = asking.into_iter().map(|one| one.join().expect("an answer"));
+                answers.collect()
+            });
+
+            assert_eq!(statuses, [expected; CLIENTS], "{path} {body:.40}");
+        }
+    }
+    let most = program.facts().most_resident_kib;
+    assert!(most < LIMIT_KIB, "{most} KiB");
+}
+
+#[test]
 fn help_and_version_are_answered_and_other_arguments_refused() {
     let run = |argument: &str| {
         std::process::Command::new(PROGRAM)
@@ -343,54 +383,6 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
     assert_eq!(text, format!("api-gateway {}\n", env!("CARGO_PKG_VERSION")));
     assert!(String::from_utf8_lossy(&run("--help").stdout).contains("Usage: api-gateway"));
     assert_eq!(run("--verbose").status.code(), Some(2));
-}
-
-#[test]
-fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
-    let (single, type_) = ("x-single-active-consumer", "x-queue-type");
-    for (arguments, queue_type, effect) in [
-        (
-            vec![(single, AmqpValue::Boolean(true))],
-            "classic",
-            "one consumer records all orders, and another only when that one is gone",
-        ),
-        (
-            vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
-            "classic",
-            "orders that wait for longer are deleted",
-        ),
-        (
-            vec![(type_, AmqpValue::LongString("classic".to_owned()))],
-            "quorum",
-            "orders are kept as that type keeps them",
-        ),
-    ] {
-        let queue = TestQueue::create();
-        queue.declare_with(&arguments);
-        let relay = queue.relay_up();
-        let inventory = Upstream::answering(OK);
-        let port = relay.address().port().to_string();
-        let vars = with(vars(&queue, &inventory), "RABBITMQ_PORT", &port);
-        let program = Program::start(PROGRAM, with(vars, "BILLING_QUEUE_TYPE", queue_type));
-        let client = Client::new(program.address());
-
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-        // Another link finds it as it was.
-        relay.cut();
-        eventually("the link is gone", || client.get("/ready").status == 503);
-        relay.restore();
-        wait_until_ready(&client);
-        assert_eq!(client.post("/api/billing", &order()).status, 200);
-
-        let log = program.log();
-        let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
-        assert_eq!(told.len(), 1, "{told:?}");
-        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
-        for part in [effect, &asked, arguments[0].0] {
-            assert!(told[0].contains(part), "{part} in {told:?}");
-        }
-    }
 }
 
 #[test]
@@ -574,4 +566,42 @@ fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_re
 
     let detail = "this takes too long; whether it is done is not known";
     assert_eq!(reply.problem(), (503, detail));
+}
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_the_metrics_and_the_services_are_asked_with_it() {
+    let bearer = "Bearer a-key";
+    let inventory = Upstream::start(move |request| {
+        let known = request.values("authorization") == [bearer];
+        let up = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
+        let body = if known { up } else { "{}" };
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        Play::Answer((head + body).into_bytes())
+    });
+    let queue = TestQueue::create();
+    let program = Program::start(
+        PROGRAM,
+        with(vars(&queue, &inventory), "OPERATIONS_KEY", "a-key"),
+    );
+    let client = Client::new(program.address());
+    wait_until_ready(&client);
+
+    assert_eq!(client.get("/ready").json, json!({ "status": "ready" }));
+    assert_eq!(client.get("/metrics").status, 401);
+    let header = [("authorization", bearer)];
+    let ready = client.send("GET", "/ready", &header, None);
+    let up = json!({ "inventory": "up", "rabbitmq": "up" });
+    assert_eq!(ready.json["dependencies"], up);
+    let metrics = client.send("GET", "/metrics", &header, None);
+    assert!(metrics.text.contains("\nprocess_threads "));
+    // Whoever may look on is told by the gateway, which has the key; it is not a client's, nor is a
+    // client's sent on.
+    let status = client.get("/api/status").json;
+    assert_eq!(status["inventory"]["postgresql"], "up");
+    let _ = client.send("GET", "/api/movies", &header, None);
+    let requests = inventory.requests();
+    let movies = requests.iter().find(|r| r.line.contains("/api/movies"));
+    let none: [&str; 0] = [];
+    assert_eq!(movies.expect("it came").values("authorization"), none);
 }

@@ -387,3 +387,81 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
     assert!(String::from_utf8_lossy(&run("--help").stdout).contains("Usage: inventory-api"));
     assert_eq!(run("--verbose").status.code(), Some(2));
 }
+
+#[test]
+fn with_a_key_of_operations_nobody_else_sees_more_than_whether_it_lives_and_is_ready() {
+    let database = TestDatabase::create();
+    let config = database.config();
+    let relay = Relay::up(&config.host, config.port);
+    let program = behind_with(&relay, with(vars(&database), "OPERATIONS_KEY", "a-key"));
+    let client = Client::new(program.address());
+    let get = |path: &str, authorization: &str| {
+        client.send("GET", path, &[("authorization", authorization)], None)
+    };
+    eventually("it is ready", || client.get("/ready").status == 200);
+
+    for stranger in [
+        "",
+        "a-key",
+        "Basic a-key",
+        "Bearer",
+        "Bearer a-ke",
+        "Bearer a-key2",
+    ] {
+        let (ready, metrics) = (get("/ready", stranger), get("/metrics/", stranger));
+        assert_eq!(ready.json, json!({ "status": "ready" }), "{stranger}");
+        let detail = "send the key of operations, as Authorization: Bearer KEY";
+        assert_eq!(metrics.problem(), (401, detail), "{stranger}");
+        let realm = metrics.header("www-authenticate");
+        assert_eq!(realm, "Bearer realm=\"crud-master\"");
+    }
+    assert_eq!(client.get("/metrics").status, 401);
+    assert_eq!(client.send("HEAD", "/metrics", &[], None).status, 401);
+    assert_eq!(client.get("/health").json, json!({ "status": "ok" }));
+    for with_key in ["Bearer a-key", "bearer  a-key"] {
+        let up = json!({ "status": "ready", "dependencies": { "postgresql": "up" } });
+        assert_eq!(get("/ready", with_key).json, up);
+        assert!(
+            get("/metrics", with_key)
+                .text
+                .contains("\nprocess_threads ")
+        );
+    }
+
+    relay.cut();
+
+    eventually("the loss is noticed", || client.get("/ready").status == 503);
+    let ready = client.get("/ready");
+    assert_eq!(ready.problem(), (503, "not ready"));
+    assert!(!ready.text.contains("postgresql"), "{}", ready.text);
+    let ready = get("/ready", "Bearer a-key");
+    let detail = "not ready: postgresql cannot be reached";
+    assert_eq!(ready.problem(), (503, detail));
+    assert_eq!(ready.json["dependencies"], json!({ "postgresql": "down" }));
+    let log = program.log();
+    assert!(!log.contains("a-key"), "{log}");
+}
+
+#[test]
+fn a_key_of_operations_that_is_empty_or_cannot_be_sent_is_refused() {
+    let database = TestDatabase::create();
+    for (value, problem) in [
+        ("", "is set and empty: give it a value, or leave it out"),
+        (
+            "two words",
+            "is malformed: it must be visible ASCII characters without blanks",
+        ),
+        (
+            "schlüssel",
+            "is malformed: it must be visible ASCII characters without blanks",
+        ),
+    ] {
+        let program = Program::start(PROGRAM, with(vars(&database), "OPERATIONS_KEY", value));
+
+        let (status, log) = program.wait();
+
+        assert_eq!(status.code(), Some(2), "{log}");
+        let said = format!("inventory-api: OPERATIONS_KEY {problem}");
+        assert_eq!(log.trim_end(), said);
+    }
+}

@@ -31,7 +31,7 @@ app_settings() {
 run_pm2() {
     local colours=()
     [[ -t 1 && -n ${bold:-} ]] || colours=(FORCE_COLOR=0)
-    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" "${colours[@]}" \
+    bare HOME="$HOME" TERM="${TERM:-dumb}" PM2_HOME="$1/pm2" "${colours[@]}" NODE_DISABLE_COMPILE_CACHE=1 \
         PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \
         node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
 }
@@ -71,17 +71,17 @@ apps_write_list() {
 }
 
 # app_entry FOLDER APP DIGEST: PM2 listens on descriptor 3 of what it starts, and ends with all programs
-# where something comes that it does not understand: a shell closes it and becomes the program. A
-# drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL; without a growing delay, PM2 gives a
+# where something comes that it does not understand: a shell closes it and becomes the program, as its
+# user, who so never has it. A drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL; without a growing delay, PM2 gives a
 # program up after 16 quick failures.
 app_entry() {
     cat <<JSON
 {
     "name": "$2",
     "script": "/bin/sh",
-    "args": ["-c", "exec 3>&-; exec \"\$0\"", $(json_text "$1/programs/$2")],
+    "args": ["-c", $(json_text "exec 3>&-; exec $(app_user "$1" "$2")\"\$0\""), $(json_text "$1/programs/$2")],
     "cwd": $(json_text "$1"),
-    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"$(app_environment "$2")},$(app_user "$1" "$2")
+    "env": {"ENV_FILE": $(json_text "$(app_settings "$1" "$2")"), "SETTINGS_DIGEST": "$3"$(app_environment "$2")},
     "interpreter": "none",
     "kill_timeout": 15000,
     "exp_backoff_restart_delay": 100,
@@ -128,7 +128,7 @@ app_user() {
     local owner
     owner=$(stat -c %G "$(app_settings "$1" "$2")")
     if ((EUID == 0)) && [[ $owner != root ]]; then
-        printf '\n    "uid": %s,' "$(json_text "$owner")"
+        echo "setpriv --reuid=$owner --regid=$owner --clear-groups --no-new-privs -- "
     fi
 }
 

@@ -134,14 +134,14 @@ lacking_rabbitmq() {
 }
 
 lacking_node() {
-    has_node || [[ -d $tools/node ]] || python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+    has_node || [[ -d $tools/node ]] || python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
 }
 
 lacking_checkers() {
     command -v shellcheck >/dev/null || echo shellcheck
     command -v git >/dev/null || echo git
     command -v python3 >/dev/null || echo python3
-    python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+    python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
     [[ -x /usr/sbin/nft ]] || echo nftables
     lacking_vagrant
 }
@@ -216,7 +216,7 @@ fingerprint() {
 # fetch_python_packages FOLDER LIST: into the folder itself and not an environment of Python's,
 # which could not be moved to its place. A network that hiccups is asked again.
 fetch_python_packages() {
-    again python3 -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+    again python3 -I -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
         --require-hashes --upgrade --target "$1" --requirement "$2"
 }
 
@@ -278,11 +278,13 @@ make_tool() {
     require_writable "$tools" "${own_copy:?}"
     require_executable "$tools" "$own_copy"
     install -d "$tools"
-    exec {lock}<"$tools"
+    open_lock lock "$tools"
     flock "$lock"
     ! has_tool "$1" "$2" || return 0
     rm -rf "$new"
     mkdir "$new"
+    # Python, npm and cargo look for files in the folder where they are called.
+    cd "$new" || return
     "$3" "$new" "${@:4}"
     echo "$2" >"$new/version"
     rm -rf "${tools:?}/$1"

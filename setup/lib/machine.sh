@@ -26,8 +26,8 @@ tools=$home/tools
 declare -A app_secrets=(
     [api-gateway]=RABBITMQ_PASSWORD
     [inventory-api]=POSTGRES_PASSWORD
-    [billing-api]=POSTGRES_PASSWORD
-    [billing-consumer]='POSTGRES_PASSWORD RABBITMQ_PASSWORD'
+    [billing-api]=POSTGRES_READER_PASSWORD
+    [billing-consumer]='POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD'
 )
 
 # begin_machine ROLE APP…: what must hold before anything is changed. The names of the programs
@@ -41,6 +41,7 @@ begin_machine() {
     require_debian
     # Whoever calls: what is written down below must not differ from one run to the next.
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    cd /
     heading "Provision $(hostname) as the $role machine"
     choose_machine_settings
     address=${role^^}_VM_IP
@@ -53,23 +54,36 @@ begin_machine() {
     require_executable "$home" 'mount that disk without noexec'
     install -d "$home" "$home/bin" "$state"
     # Two runs at the same time would meet half of each other's work.
-    exec {machine_lock}<"$state"
+    machine_lock=''
+    open_lock machine_lock "$state"
     flock "$machine_lock"
 }
 
 choose_machine_settings() {
+    close_passwords "$repo/.env.local"
     read_project_settings "$repo"
     environment_wins MONITORING_IP TAKE_OVER_FOREIGN "${optional_settings[@]}"
     require_guards
     [[ ${SETTINGS[MONITORING_IP]:-} =~ ^([0-9]+(\.[0-9]+){3})?$ ]] ||
         die 'MONITORING_IP must be an IPv4 address, as 192.168.56.1, or be left out'
-    require_settings POSTGRES_USER POSTGRES_PASSWORD INVENTORY_DB_NAME BILLING_DB_NAME \
-        RABBITMQ_USER RABBITMQ_PASSWORD RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
+    require_settings INVENTORY_DB_NAME BILLING_DB_NAME RABBITMQ_QUEUE GATEWAY_VM_IP INVENTORY_VM_IP BILLING_VM_IP
+    require_roles
     require_ports "${app_port_key[@]}" POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT
-    [[ ${SETTINGS[POSTGRES_USER]} != postgres && ${SETTINGS[RABBITMQ_USER]} != setup ]] ||
-        die 'POSTGRES_USER=postgres and RABBITMQ_USER=setup are the administrators: choose others'
-    [[ ${SETTINGS[RABBITMQ_USER]} != guest ]] ||
-        die 'RABBITMQ_USER=guest is refused across machines: choose another'
+    [[ ${SETTINGS[RABBITMQ_USER]} != guest && ${SETTINGS[RABBITMQ_CONSUMER_USER]} != guest ]] ||
+        die 'the user guest of RabbitMQ is refused across machines: choose another'
+}
+
+# close_passwords FILE: a folder that is copied has the modes of the host, where others may not be users at all.
+close_passwords() {
+    [[ -f $1 ]] && open_to_others "$1" || return 0
+    chmod 600 "$1" 2>/dev/null || true
+    ! open_to_others "$1" ||
+        die "$1 has passwords and is open to others: close it with chmod 600"
+}
+
+# open_to_others FILE
+open_to_others() {
+    [[ -n $(find -L "$1" -maxdepth 0 -perm /077) ]]
 }
 
 warn_of_development_passwords() {
@@ -104,6 +118,7 @@ provide_basics() {
     install_machine_packages "${missing[@]}"
     install_pm2
     step 'Let nobody in over SSH by a password' close_ssh_to_passwords
+    step 'Take away the passwords that boxes come with' take_known_passwords
 }
 
 # close_ssh_to_passwords: boxes come with one that everybody knows. Where nobody has a key, it would close
@@ -117,6 +132,21 @@ KbdInteractiveAuthentication no
 SETTINGS
     sshd -t
     systemctl try-reload-or-restart ssh
+}
+
+# take_known_passwords: a service that was lost would become who has one, and by sudo root. Keys stay, and so
+# does a password where there are none.
+take_known_passwords() {
+    local account
+    has_ssh_key || return 0
+    for account in $(accounts_with_known_password /etc/shadow); do
+        usermod --password '*' "$account"
+    done
+}
+
+# accounts_with_known_password FILE: "vagrant" it is in boxes, whoever has it.
+accounts_with_known_password() {
+    perl -F: -ane 'print "$F[0]\n" if length $F[1] > 2 && (crypt("vagrant", $F[1]) // "") eq $F[1]' "$1"
 }
 
 has_ssh_key() {
@@ -178,6 +208,16 @@ write_unit_part() {
     systemctl daemon-reload
 }
 
+# server_output: Debian's units may have root open a file in a folder of the server's user, who could put a link
+# there. To the journal, then.
+server_output() {
+    cat <<'UNIT'
+[Service]
+StandardOutput=journal
+StandardError=journal
+UNIT
+}
+
 # provide_apps: users, settings, and the programs running with them.
 provide_apps() {
     step 'Make the users of the programs' make_users
@@ -198,7 +238,7 @@ make_users() {
 # write_app_settings: for their programs to read, and root's: backup.sh and restore.sh go by them too.
 write_app_settings() {
     local app left_out
-    allow_hosts gateway-vm
+    allow_hosts
     [[ " ${apps[*]} " != *' api-gateway '* ]] || provide_guarding_files api-gateway
     for app in "${apps[@]}"; do
         mapfile -t left_out < <(left_out_for "$app")
@@ -227,7 +267,7 @@ left_out_for() {
     local key
     for key in "${SETTING_KEYS[@]}"; do
         if [[ $key == *_PASSWORD && " ${app_secrets[$1]} " != *" $key "* ]] ||
-            [[ $1 != api-gateway && " ${guarding_settings[*]} " == *" $key "* ]]; then
+            [[ $1 != api-gateway && " ${gateway_guards[*]} " == *" $key "* ]]; then
             echo "$key"
         fi
     done
@@ -238,12 +278,13 @@ left_out_for() {
 provide_operator_program() {
     [[ -x $home/bin/$1 ]] || return 0
     write_if_new "/usr/local/bin/$1" 755 <<COMMAND || true
-#!/bin/sh
+#!/bin/bash -p
 # Made by setup/lib/machine.sh of crud-master.
-[ "\$(id -u)" = 0 ] || exec sudo "\$0" "\$@"
+[[ \$EUID == 0 ]] || exec sudo "\$0" "\$@"
 umask 077 # for exports
-exec setpriv --reuid=$2 --regid=$2 --clear-groups -- \\
-    env -i PATH=/usr/bin:/bin LANG=C.UTF-8 ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
+PATH=/usr/bin:/bin
+$(declare -f as_user)
+as_user $2 env ENV_FILE=$state/$2.env $home/bin/$1 "\$@"
 COMMAND
 }
 

@@ -1,13 +1,14 @@
 # shellcheck shell=bash
 # The PostgreSQL that Debian's package brings, as a service of the machine: on loopback only,
-# with a role for the programs that owns their database and nothing else.
+# with a role for the programs that owns their database and nothing else, and one that can only read it.
 #
 # "sudo -i -u postgres psql" works as everywhere: the administrator comes over the Unix socket.
 
-# provide_postgres DATABASE: DATABASE is the setting that names it.
+# provide_postgres DATABASE [READER]: the settings that name the database, and the role that can only
+# read it.
 provide_postgres() {
     step 'Set up PostgreSQL, on loopback' configure_cluster
-    step "Make the database ${SETTINGS[$1]} and the role that owns it" make_database "${SETTINGS[$1]}"
+    step "Make the database ${SETTINGS[$1]} and its roles" make_database "${SETTINGS[$1]}" "${2:+${SETTINGS[$2]}}"
 }
 
 # postgres_cluster: the newest, in case an upgrade of Debian has left two.
@@ -23,7 +24,7 @@ configure_cluster() {
     own_folders /etc/postgresql "/etc/postgresql/$version" "$folder" "$folder/conf.d"
     foreign_hba "$folder/pg_hba.conf" | stop_at_foreign || exit
     cluster_settings | write_if_new "$folder/conf.d/crud-master.conf" 644 && restart=true
-    cluster_restarts | write_unit_part postgresql@.service || true
+    { cluster_restarts && server_output; } | write_unit_part postgresql@.service || true
     systemctl enable --quiet postgresql
     if $restart; then
         systemctl restart "postgresql@$version-$name"
@@ -57,24 +58,28 @@ RestartSec=2
 UNIT
 }
 
-# make_database NAME: a statement that fails is logged whole, with the password in it, unless
+# make_database NAME [READER]: a statement that fails is logged whole, with the password in it, unless
 # the session forbids it.
 make_database() {
-    foreign_in_cluster "$1" | stop_at_foreign || exit
+    foreign_in_cluster "$@" | stop_at_foreign || exit
     {
         echo 'SET log_min_error_statement = panic; SET log_statement = none; SET log_min_duration_statement = -1;'
         sql_nobody_else
         sql_role "${SETTINGS[POSTGRES_USER]}" "${SETTINGS[POSTGRES_PASSWORD]}"
         sql_database "$1" "${SETTINGS[POSTGRES_USER]}"
+        [[ -z ${2:-} ]] || {
+            sql_role "$2" "${SETTINGS[POSTGRES_READER_PASSWORD]}"
+            sql_may_read "$1" "${SETTINGS[POSTGRES_USER]}" "$2"
+        }
     } | administrator_psql
 }
 
-# foreign_in_cluster NAME: what has a name of ours in this cluster and is not ours. A role that owns the
+# foreign_in_cluster NAME [READER]: what has a name of ours in this cluster and is not ours. A role that owns the
 # database is of a version that left no mark.
 foreign_in_cluster() {
     administrator_psql --tuples-only --no-align <<SQL
 SELECT format('the role %I of PostgreSQL', rolname) FROM pg_roles
- WHERE rolname = $(sql_text "${SETTINGS[POSTGRES_USER]}")
+ WHERE rolname IN ($(sql_text "${SETTINGS[POSTGRES_USER]}"), $(sql_text "${2:-${SETTINGS[POSTGRES_USER]}}"))
    AND shobj_description(oid, 'pg_authid') IS DISTINCT FROM '${our_role:?}'
    AND NOT EXISTS (SELECT FROM pg_database WHERE datname = $(sql_text "$1") AND datdba = pg_roles.oid)
  UNION ALL
@@ -118,34 +123,44 @@ our_table() {
     echo "$(sql_name "${SETTINGS[POSTGRES_SCHEMA]:-public}").$(sql_name "$1")"
 }
 
-# use_machine_database: what this machine's programs keep, by the settings in force: sets
-# `database`, `owner` and, to those that use it, `apps`.
+# use_machine_database: what this machine's programs keep, by the settings in force: sets `database`,
+# `owner`, `reader` where there is one and, to those that use it, `apps`, of which the last is the owner's.
 use_machine_database() {
-    local key
+    local key reader_key=''
     ((EUID == 0)) || die "this takes root: sudo $0"
     if [[ -e ${state:?}/inventory-api.env ]]; then
         key=INVENTORY_DB_NAME apps=(inventory-api)
     elif [[ -e $state/billing-api.env ]]; then
-        key=BILLING_DB_NAME apps=(billing-api billing-consumer)
+        key=BILLING_DB_NAME reader_key=POSTGRES_READER_USER apps=(billing-api billing-consumer)
     else
         die 'no database of the platform is on this machine: be on the inventory or the billing machine, and provision it first'
     fi
-    read_settings "$state/${apps[0]}.env"
+    read_settings "$state/${apps[-1]}.env"
     # shellcheck disable=SC2034 # for those who call
     database=${SETTINGS[$key]}
     owner=${SETTINGS[POSTGRES_USER]}
+    reader=${reader_key:+${SETTINGS[$reader_key]:-}}
 }
 
 # fill_new_database NAME FILE: a database of that name with what the backup holds, whole or with
-# an error. What was left of an earlier try goes first.
+# an error. What was left of an earlier try goes first. Of the rights those of today hold, since the backup
+# may name roles that are not there.
 fill_new_database() {
     drop_database "$1"
-    sql_database "$1" "$owner" | administrator_psql
-    as_owner pg_restore --dbname="$1" --exit-on-error --no-owner <"$2"
+    {
+        sql_database "$1" "$owner"
+        [[ -z ${reader:-} ]] || sql_may_read "$1" "$owner" "$reader"
+    } | administrator_psql
+    as_owner pg_restore --dbname="$1" --exit-on-error --no-owner --no-privileges <"$2"
 }
 
+# drop_database NAME: its owner may have made a template of it, and would again.
 drop_database() {
-    echo "DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);" | administrator_psql
+    administrator_psql <<SQL
+SELECT format('ALTER DATABASE %I OWNER TO %I', datname, current_user) FROM pg_database WHERE datname = $(sql_text "$1") \gexec
+SELECT format('ALTER DATABASE %I IS_TEMPLATE false', datname) FROM pg_database WHERE datname = $(sql_text "$1") \gexec
+DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);
+SQL
 }
 
 # rows NAME: each table of the database and how many rows it has.

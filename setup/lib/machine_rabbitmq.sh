@@ -8,7 +8,7 @@ broker_home=${state:?}/rabbitmq
 
 provide_rabbitmq() {
     step 'Set up RabbitMQ (its first start takes some time)' configure_broker
-    step 'Make the queue and its user' provide_queue
+    step 'Make the queue and its users' provide_queue
 }
 
 configure_broker() {
@@ -17,6 +17,7 @@ configure_broker() {
     foreign_broker /etc/rabbitmq | stop_at_foreign || exit
     install -d -m 700 "$broker_home"
     [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
+    server_output | write_unit_part rabbitmq-server.service && restart=true
     if port_mapper_socket | write_unit_part epmd.socket; then
         # The mapper forgets who is who when it is stopped, so the node goes first.
         systemctl stop rabbitmq-server epmd.service epmd.socket
@@ -90,9 +91,7 @@ wait_for_broker() {
 provide_queue() {
     foreign_guest | stop_at_foreign || exit
     broker_api GET whoami || take_over_broker
-    rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
-        "${SETTINGS[RABBITMQ_USER]}" "${SETTINGS[RABBITMQ_PASSWORD]}" \
-        "${SETTINGS[RABBITMQ_QUEUE]}" "${SETTINGS[BILLING_QUEUE_TYPE]:-classic}"
+    rabbitmq_provide "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
     ! broker_api GET users/guest || broker_api DELETE users/guest
 }
 

@@ -7,6 +7,7 @@ check_monitoring() {
     local monitoring=${repo:?}/docs/monitoring name
     read_settings "$1"
     promtool check config "$monitoring/prometheus.yml"
+    check_with_key "$monitoring"
     promtool test rules "$monitoring/alerts.test.yml"
     while read -r name; do
         grep -qx "### $name" "$repo/docs/OPERATIONS.md" ||
@@ -15,6 +16,20 @@ check_monitoring() {
             die "the alert $name has no test in docs/monitoring/alerts.test.yml: write one"
     done < <(sed -n 's/^ *- alert: //p' "$monitoring/alerts.yml")
     every_name_is_exported "$monitoring"
+}
+
+# check_with_key FOLDER: as it is where the programs ask for OPERATIONS_KEY.
+check_with_key() {
+    local scratch status=0
+    scratch=$(mktemp -d)
+    cp "$1/alerts.yml" "$scratch"
+    touch "$scratch/operations_key"
+    sed 's/# authorization:/authorization:/' "$1/prometheus.yml" >"$scratch/prometheus.yml"
+    [[ $(grep -c '^ *authorization:' "$scratch/prometheus.yml") == $(grep -c '^ *- job_name:' "$scratch/prometheus.yml") ]] ||
+        die 'docs/monitoring/prometheus.yml has a job without the authorization for OPERATIONS_KEY: add it'
+    promtool check config "$scratch/prometheus.yml" || status=$?
+    rm -r "$scratch"
+    return "$status"
 }
 
 every_name_is_exported() {

@@ -53,6 +53,15 @@ nearest_folder() {
     echo "${place:-/}"
 }
 
+# open_lock VARIABLE FOLDER: sets VARIABLE to a descriptor for flock. Whoever can open a file can lock it, so this
+# one is for its owner alone.
+open_lock() {
+    local descriptor
+    install -d -m 700 "$2/lock"
+    exec {descriptor}<"$2/lock"
+    printf -v "$1" '%s' "$descriptor"
+}
+
 free_megabytes() {
     df --output=avail --block-size=1M "$1" | tail -n 1 | tr -d ' '
 }

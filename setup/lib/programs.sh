@@ -3,8 +3,9 @@
 # nothing there fits. What was built lies in /var/lib/crud-master/dist, from where the
 # Vagrantfile brings it to dist/ on the host, so that the next machine need not build.
 #
-# A file built-from beside the programs says from which sources they are. Programs without one,
-# put into dist/ by hand or from a release, are taken as they are.
+# A file built-from beside the programs says from which sources they are; of other sources than there are
+# now, the Vagrantfile removes them from dist/. Programs without one, put into dist/ by hand or from a
+# release, are taken as they are.
 
 # provide_programs PROGRAM… [-- OPTIONAL…]: installed in /opt/crud-master/bin. The optional ones
 # only where they exist.
@@ -50,10 +51,10 @@ programs_fit() {
 # program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
 # the right to execute; and by nobody, since it may be what a hostile crate has made.
 program_runs() {
-    local trial=${home:?}/trial status=0 nobody=()
-    ((EUID != 0)) || nobody=(setpriv --reuid=nobody --regid=nogroup --clear-groups --no-new-privs --)
+    local trial=${home:?}/trial status=0 as=(bare)
+    ((EUID != 0)) || as=(as_user nobody)
     install -m 755 "$1" "$trial"
-    (cd / && bare "${nobody[@]}" timeout --kill-after=1 10 "$trial" --version) >/dev/null 2>&1 </dev/null || status=$?
+    (cd / && "${as[@]}" timeout --kill-after=1 10 "$trial" --version) >/dev/null 2>&1 </dev/null || status=$?
     rm -f "$trial"
     return "$status"
 }
@@ -81,49 +82,83 @@ install_programs() {
 # build_programs SOURCE: all of them, for the other machines too, by a user who may do nothing
 # else: building runs code of every crate.
 build_programs() {
+    local built=true
     say 'There are no programs that fit in dist/, so they are built here'
     require_executable "$state" 'mount that disk without noexec'
-    provide_compiler
+    trap end_build EXIT
     provide_builder
+    provide_compiler
     free_memory_to_build
     say 'Build the programs (this takes some minutes)'
-    as_builder build_in_copy || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
-    end_builder
+    # A terminal would obey what a crate says.
+    as_builder build_in_copy 2>&1 | tr -cd '[:print:]\n' || built=false
+    $built || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
+    clear_builder
     step 'Keep the programs for the other machines' keep_built "$1"
+    trap - EXIT
+    end_build
 }
 
 builder=crud-master-builder
 workshop=$state/build
+# Where Rust is, if the system has none that is new enough; with a colon.
+builder_path=''
 
+# What building takes. Whatever else lies in the project may be a secret.
+build_sources=(Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
+    {common,inventory,gateway,billing,testkit,e2e}/{Cargo.toml,src} {inventory,billing}/migrations gateway/console)
+
+# provide_builder: with empty folders, since what one build has left could command the next.
 provide_builder() {
-    id "$builder" >/dev/null 2>&1 ||
-        useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
-    end_builder
+    make_builder
+    clear_builder
+    rm -rf "$workshop"
     # Folders of the builder's in one of root's: within them root does nothing.
-    own_folders "$workshop"
-    rm -rf "$workshop/source"
-    install -d -o "$builder" -g "$builder" "$workshop"/{home,source,target}
-    # Not in place: the shared folder is closed to this user, knows no locks, and holds secrets.
-    tar -C "$repo" -cf - --exclude=./.git --exclude=./.vagrant --exclude=./.local --exclude=./target \
-        --exclude=./dist --exclude='./.env*' . |
-        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- tar -C "$workshop/source" -xf -
+    install -d -m 755 "$workshop"
+    install -d -m 700 -o "$builder" -g "$builder" "$workshop"/{home,home/tmp,source,target}
+    # Not in place: the shared folder is closed to this user, and knows no locks.
+    tar -C "${repo:?}" -cf - "${build_sources[@]}" | as_user "$builder" tar -C "$workshop/source" -xf -
 }
 
-# end_builder: ends what the build has left running, all at once.
-end_builder() {
-    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c 'kill -KILL -1' 2>/dev/null || true
+make_builder() {
+    id "$builder" >/dev/null 2>&1 ||
+        useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
+}
+
+# clear_builder: removes what a build has left to be run later, ends what it has left running, and removes
+# what it has left where others look for files.
+clear_builder() {
+    rm -f "/var/lib/systemd/linger/$builder"
+    remove_of_builder /var/spool/cron
+    # All at once.
+    as_user "$builder" bash -c 'kill -KILL -1' 2>/dev/null || true
+    remove_of_builder /tmp /var/tmp /dev/shm
+}
+
+# remove_of_builder FOLDER…: what is the builder's in there.
+remove_of_builder() {
+    local folder
+    for folder in "$@"; do
+        [[ ! -d $folder ]] || find "$folder" -xdev -user "$builder" -delete
+    done
+}
+
+# end_build: nothing of it stays but what was kept.
+end_build() {
+    clear_builder
+    remove_swap
+    rm -rf "$workshop"
 }
 
 # as_builder FUNCTION
-as_builder() {
-    setpriv --reuid="$builder" --regid="$builder" --init-groups -- \
-        env -i "PATH=$PATH" LANG=C.UTF-8 "HOME=$workshop/home" "workshop=$workshop" \
-        "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
-}
+as_builder() (
+    cd "$workshop" || exit
+    as_user "$builder" env "PATH=$builder_path$PATH" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
+        "workshop=$workshop" "jobs=$(build_jobs)" bash -c "$(declare -f "$1"); set -eu; $1" </dev/null
+)
 
 build_in_copy() {
     cd "$workshop/source" || exit
-    PATH=$HOME/.cargo/bin:$PATH
     # Most of what cargo says is one line per crate.
     CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"
 }
@@ -144,7 +179,6 @@ free_memory_to_build() {
     local kilobytes
     kilobytes=$(awk '$1 ~ /^(MemAvailable|SwapFree):$/ { sum += $2 } END { print sum }' /proc/meminfo)
     ((kilobytes < 1800000)) && ! systemd-detect-virt --quiet --container || return 0
-    trap remove_swap EXIT
     step 'Make a swap file for the build' make_swap
 }
 
@@ -174,13 +208,10 @@ keep_built() {
     rm -rf "$state/dist"
     install -d "$state/dist"
     for program in "${built_programs[@]}"; do
-        setpriv --reuid="$builder" --regid="$builder" --clear-groups -- \
-            cat "$workshop/target/release/$program" >"$state/dist/$program"
+        as_user "$builder" cat "$workshop/target/release/$program" >"$state/dist/$program"
         chmod 755 "$state/dist/$program"
     done
     echo "$1" >"$state/dist/built-from"
-    rm -rf "$workshop/source"
-    remove_swap
 }
 
 # provide_compiler: Debian's own, where it is new enough for this workspace, else the very
@@ -192,7 +223,9 @@ provide_compiler() {
         missing+=("${package/cargo/rustc}" "$package")
     fi
     install_machine_packages "${missing[@]}"
-    new_enough_cargo || step 'Install Rust, by rustup' install_rust_for_builder
+    new_enough_cargo && return
+    step 'Install Rust, by rustup' as_builder run_rustup
+    builder_path=$workshop/home/.cargo/bin:
 }
 
 # new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.
@@ -215,9 +248,4 @@ cargo_package() {
         fi
     done
     return 1
-}
-
-install_rust_for_builder() {
-    provide_builder
-    as_builder run_rustup
 }

@@ -161,22 +161,31 @@ rabbitmq_tell_what_deletes_orders() {
     )
 }
 
-# rabbitmq_provide HOME MANAGEMENT_PORT USER PASSWORD QUEUE TYPE: the durable queue where there is
-# none yet, classic as anybody declares it or quorum as the programs do, and the user of the
-# programs that meet there. He may use this queue, no others, and may look at the management page.
-# QUEUE.dead is where former versions kept dead letters: `billing-dead-letters import` reads it.
+# rabbitmq_provide HOME MANAGEMENT_PORT: the durable queue where there is none yet, classic as anybody
+# declares it or quorum as the programs do, and the users of the two programs that meet there. The
+# gateway's publishes and may look at the management page; it finds the queue by a passive declaration,
+# which needs no right, and cannot read, purge or delete it. The consumer's reads the queue, and makes it
+# anew where somebody has deleted it. QUEUE.dead is where former versions kept dead letters:
+# `billing-dead-letters import` reads it.
 rabbitmq_provide() {
-    local user names arguments={}
-    user=$(url_text "$3")
-    [[ $6 != quorum ]] || arguments='{"x-queue-type": "quorum", "x-delivery-limit": 2147483647}'
-    names="$(regex_text "$5")(\\.dead)?"
+    local path queue arguments={}
+    path=queues/%2F/$(url_text "${SETTINGS[RABBITMQ_QUEUE]}")
+    queue=$(regex_text "${SETTINGS[RABBITMQ_QUEUE]}")
+    [[ ${SETTINGS[BILLING_QUEUE_TYPE]:-classic} != quorum ]] ||
+        arguments='{"x-queue-type": "quorum", "x-delivery-limit": 2147483647}'
+    rabbitmq_api "$1" "$2" GET "$path" ||
+        rabbitmq_api "$1" "$2" PUT "$path" "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
+    rabbitmq_user "$1" "$2" RABBITMQ_CONSUMER '' "^$queue\$" '^$' "^$queue(\\.dead)?\$"
+    rabbitmq_user "$1" "$2" RABBITMQ management '^$' '^amq\.default$' '^$'
+}
+
+# rabbitmq_user HOME MANAGEMENT_PORT SETTINGS TAGS CONFIGURE WRITE READ: the user whom the settings that begin
+# so name, with these rights and no others.
+rabbitmq_user() {
+    local user
+    user=$(url_text "${SETTINGS[${3}_USER]}")
     rabbitmq_api "$1" "$2" PUT "users/$user" \
-        "{\"password\": $(json_text "$4"), \"tags\": \"management\"}"
-    rabbitmq_api "$1" "$2" PUT "permissions/%2F/$user" "{
-        \"configure\": $(json_text "^$names\$"),
-        \"write\": $(json_text "^($names|amq\\.default)\$"),
-        \"read\": $(json_text "^$names\$")}"
-    rabbitmq_api "$1" "$2" GET "queues/%2F/$(url_text "$5")" ||
-        rabbitmq_api "$1" "$2" PUT "queues/%2F/$(url_text "$5")" \
-            "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
+        "{\"password\": $(json_text "${SETTINGS[${3}_PASSWORD]}"), \"tags\": \"$4\"}"
+    rabbitmq_api "$1" "$2" PUT "permissions/%2F/$user" \
+        "{\"configure\": $(json_text "$5"), \"write\": $(json_text "$6"), \"read\": $(json_text "$7")}"
 }

@@ -10,16 +10,17 @@ declare -ga SETTING_KEYS=()
 # What the programs know beside what .env has; the Vagrantfile has the same list.
 # shellcheck disable=SC2034 # for those who read the environment
 optional_settings=(
-    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE ALLOWED_HOSTS
+    POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE OPERATIONS_KEY ALLOWED_HOSTS
     RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST TLS_CERT_FILE TLS_KEY_FILE HTTP_WORKERS HTTP_CONNECTIONS_MAX
     HTTP_CONNECTIONS_PER_CLIENT_MAX HTTP_REQUEST_LINE_BYTES_MAX HTTP_HEAD_BYTES_MAX HTTP_HEADERS_MAX
     HTTP_BODY_BYTES_MAX HTTP_BUFFER_BYTES_MAX
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
     HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
 )
-# Those that keep somebody out, and so must not get lost: the gateway's.
+# Those that keep somebody out, and so must not get lost: the gateway's, and those of all programs.
 guarding_files=(API_KEYS_FILE TLS_CERT_FILE TLS_KEY_FILE)
-guarding_settings=("${guarding_files[@]}" ALLOWED_HOSTS RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
+gateway_guards=("${guarding_files[@]}" RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
+guarding_settings=("${gateway_guards[@]}" ALLOWED_HOSTS OPERATIONS_KEY)
 
 # set_setting KEY VALUE
 set_setting() {
@@ -130,14 +131,11 @@ require_guards() {
     done
 }
 
-# allow_hosts NAME…: these and the name of this machine are what clients may ask for, unless it is set.
+# allow_hosts: the name of this machine is what clients may ask for, unless it is set.
 allow_hosts() {
-    local name names=localhost
-    [[ ! -v SETTINGS[ALLOWED_HOSTS] ]] || return 0
-    for name in "$@" "$(uname -n)"; do
-        [[ ! $name =~ ^[A-Za-z0-9._-]+$ ]] || names+=,$name
-    done
-    set_setting ALLOWED_HOSTS "$names"
+    local name
+    name=$(uname -n)
+    [[ -v SETTINGS[ALLOWED_HOSTS] || ! $name =~ ^[A-Za-z0-9._-]+$ ]] || set_setting ALLOWED_HOSTS "$name"
 }
 
 # guarding_file KEY: the file that the setting names; a relative path begins at the project's folder.
@@ -153,6 +151,21 @@ require_settings() {
     local key
     for key in "$@"; do
         [[ -n ${SETTINGS[$key]:-} ]] || die "$key is missing: set it in .env.local or in the environment"
+    done
+}
+
+# require_roles: the roles of PostgreSQL and the users of RabbitMQ, who are neither the administrators nor
+# each other.
+require_roles() {
+    local server who
+    require_settings {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_{USER,PASSWORD}
+    for who in POSTGRES{,_READER}_USER=postgres RABBITMQ{,_CONSUMER}_USER=setup; do
+        [[ ${SETTINGS[${who%=*}]} != "${who#*=}" ]] ||
+            die "$who is the administrator: set another in .env.local or in the environment"
+    done
+    for server in 'POSTGRES_USER POSTGRES_READER_USER' 'RABBITMQ_USER RABBITMQ_CONSUMER_USER'; do
+        [[ ${SETTINGS[${server% *}]} != "${SETTINGS[${server#* }]}" ]] ||
+            die "${server/ / and } are the same, and are to be two: set another in .env.local or in the environment"
     done
 }
 

@@ -56,6 +56,7 @@ PIDFile=$state/pm2/pm2.pid
 Environment="PM2_HOME=$state/pm2"
 Environment=HOME=/root
 Environment="PATH=$PATH"
+Environment=NODE_DISABLE_COMPILE_CACHE=1
 Environment=PM2_DISCRETE_MODE=true
 Environment=PM2_DISABLE_VERSION_CHECK=true
 Environment=UNIT_DIGEST=$1
@@ -87,7 +88,7 @@ set -u
 
 pm2() {
     env -i "PATH=$PATH" HOME=/root "TERM=\${TERM:-dumb}" LANG=C.UTF-8 PM2_HOME=$state/pm2 \\
-        PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \\
+        NODE_DISABLE_COMPILE_CACHE=1 PM2_DISCRETE_MODE=true PM2_DISABLE_VERSION_CHECK=true \\
         $(command -v node) $(pm2_program) "\$@"
 }
 

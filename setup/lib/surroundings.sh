@@ -19,6 +19,25 @@ if [[ ! -d ${HOME:-} || ! -w $HOME ]]; then
     HOME=~
 fi
 export HOME
+# Node would run what others have put where it keeps what it has compiled.
+export NODE_DISABLE_COMPILE_CACHE=1
+# own_folder FOLDER: prints one in it where nobody else can put anything, if its disk is not full: programs
+# find files of fixed names in TMPDIR and believe them. Others get through to what they know the name of.
+own_folder() {
+    local place=$1/crud-master-$EUID
+    # Where others cannot move it away.
+    [[ -n $(find -H "$1" -maxdepth 0 \( -uid 0 -o -uid "$EUID" \) \( -perm -1000 -o ! -perm /022 \) 2>/dev/null) ]] || return 1
+    if is_own "$1"; then
+        place=$1 # of a script that has called this one
+    elif ! mkdir -m 711 "$place" 2>/dev/null && ! is_own "$place"; then
+        place=$(mktemp -d "$place-XXXXXX" 2>/dev/null) && chmod 711 "$place" || return 1
+    fi
+    takes_files "$place" && echo "$place"
+}
+# is_own FOLDER: nobody else writes there.
+is_own() {
+    [[ ! -L $1 && -n $(find "$1" -maxdepth 0 -type d -uid "$EUID" ! -perm /022 2>/dev/null) ]]
+}
 # takes_files FOLDER: it is there, and its disk is not full.
 takes_files() {
     local trial status=0
@@ -27,10 +46,16 @@ takes_files() {
     rm -f "$trial"
     return "$status"
 }
-for TMPDIR in "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm; do
-    [[ $TMPDIR == /* ]] && takes_files "$TMPDIR" && break
+for place in "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm; do
+    [[ $place == /* ]] && TMPDIR=$(own_folder "${place%/}") && break
+    TMPDIR=''
 done
+if [[ -z $TMPDIR ]]; then
+    printf '%s: no folder for temporary files can be made: make room in /tmp, or set TMPDIR to another folder\n' "${0##*/}" >&2
+    exit 1
+fi
 export TMPDIR
+unset place
 # The folder that this was called in may be gone.
 pwd -P >/dev/null 2>&1 || cd /
 

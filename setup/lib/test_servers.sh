@@ -19,14 +19,18 @@ test_rabbitmq_start() {
     rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
 }
 
-# make_test_database: each test makes a schema of its own in it, or in the one that is not in UTF-8.
+# make_test_database: each test makes a schema of its own in it, or in the one that is not in UTF-8, and
+# lets the role that can only read read there.
 # An extension is there once per database, so this one is not left to the first test that wants it.
 make_test_database() {
-    local folder=$1 port=$2 password
+    local folder=$1 port=$2 password reader_password
     password=$(random_secret)
+    reader_password=$(random_secret)
     {
         sql_role tests "$password"
+        sql_role tests_reader "$reader_password"
         sql_database tests tests
+        echo 'GRANT CONNECT ON DATABASE tests TO tests_reader;'
         echo 'CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;'
         cat <<'SQL'
 SELECT 'CREATE DATABASE tests_latin1 OWNER tests TEMPLATE template0 ENCODING ''LATIN1'' '
@@ -40,6 +44,8 @@ POSTGRES_HOST=127.0.0.1
 POSTGRES_PORT=$port
 POSTGRES_USER=tests
 POSTGRES_PASSWORD=$password
+POSTGRES_READER_USER=tests_reader
+POSTGRES_READER_PASSWORD=$reader_password
 POSTGRES_DB=tests
 RABBITMQ_HOST=127.0.0.1
 RABBITMQ_PORT=$((port + 1))

@@ -1,9 +1,17 @@
 'use strict';
-// Says which arguments of a queue, and which policies in force for it, make RabbitMQ delete orders.
+// Says which properties and arguments of a queue, and which policies in force for it, make RabbitMQ delete
+// orders. Names and values are what somebody has chosen.
 // Standard input has three lines of JSON, as the management API answers them: the queue, the
 // policies, the operator policies.
 
 const [queue, ...policies] = require('fs').readFileSync(0, 'utf8').trim().split('\n').map((line) => JSON.parse(line));
+
+/** What each takes from a queue that is to keep orders, and whatever happens to RabbitMQ. */
+const properties = {
+  durable: (value) => value === false && 'the queue is deleted, with its orders, when RabbitMQ restarts',
+  exclusive: (value) => value === true && 'the queue is deleted, with its orders, when its connection ends',
+  auto_delete: (value) => value === true && 'the queue is deleted, with its orders, when its last consumer goes',
+};
 
 const effects = {
   'message-ttl': () => 'orders that wait for longer are deleted',
@@ -14,7 +22,7 @@ const effects = {
 };
 
 function full(limit) {
-  return !`${limit.overflow}`.startsWith('reject-publish') && 'the oldest orders are deleted when the queue is full (no overflow reject-publish)';
+  return !/^"reject-publish/.test(JSON.stringify(limit.overflow)) && 'the oldest orders are deleted when the queue is full (no overflow reject-publish)';
 }
 
 /** Of several policies that match, the one with the highest priority is in force. */
@@ -25,14 +33,23 @@ function inForce(list) {
 
 const plain = Object.entries(queue.arguments).map(([name, value]) => [name.replace(/^x-/, ''), value]);
 const sources = [['an argument of the queue', Object.fromEntries(plain)]];
+for (const [name, effect] of Object.entries(properties)) tell('a property of the queue', name, queue[name], effect(queue[name]));
 for (const list of policies) {
   for (const { name, definition } of inForce(list)) sources.push([`the policy ${name}`, definition]);
 }
 // What happens to a full queue may be said by one, and when it is full by another.
-const { overflow } = Object.assign({}, ...sources.map(([, limits]) => limits));
+const overflow = sources.map(([, limits]) => limits).findLast((limits) => Object.hasOwn(limits, 'overflow'))?.overflow;
 for (const [source, limits] of sources) {
   for (const name of Object.keys(limits)) {
-    const effect = effects[name]?.({ overflow, ...limits });
-    if (effect) console.log(`${source}, ${name}=${limits[name]}: ${effect}`);
+    if (Object.hasOwn(effects, name)) tell(source, name, limits[name], effects[name]({ overflow, ...limits }));
   }
+}
+
+function tell(source, name, value, effect) {
+  if (effect) console.log(plainText(`${source}, ${name}=${JSON.stringify(value)}: ${effect}`));
+}
+
+/** A terminal obeys control characters, and some turn the text around. */
+function plainText(text) {
+  return text.replace(/[\p{C}\u2028\u2029]/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 }

@@ -1,10 +1,13 @@
 //! A schema of PostgreSQL for one test.
 
-use common::db::DatabaseConfig;
+use common::db::{Connection, Database, DatabaseConfig, Migrations, Role};
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
 
 use crate::{SETTINGS, unique_name};
+
+const READER: &str = "POSTGRES_READER_USER";
+const READER_PASSWORD: &str = "POSTGRES_READER_PASSWORD";
 
 /// A schema that is dropped with its last test.
 pub struct TestDatabase {
@@ -37,14 +40,32 @@ impl TestDatabase {
             port: SETTINGS
                 .port("POSTGRES_PORT")
                 .expect("TEST_ENV_FILE is complete"),
+            role: Role::Owner,
             user: text("POSTGRES_USER"),
             password: text("POSTGRES_PASSWORD"),
             name: text("POSTGRES_DB") + which,
             schema: unique_name("test"),
         };
+        let (schema, reader) = (config.schema.clone(), text(READER));
         let database = Self { config };
-        database.execute(&format!("CREATE SCHEMA {}", database.config.schema));
+        database.execute(&format!(
+            "CREATE SCHEMA {schema};
+             GRANT USAGE ON SCHEMA {schema} TO {reader};
+             ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO {reader}"
+        ));
         database
+    }
+
+    /// Brings the schema up to date, as the program of its owner does.
+    ///
+    /// # Panics
+    /// When the server refuses it.
+    #[must_use]
+    pub fn migrated(self, migrations: Migrations) -> Self {
+        let mut connection = Connection::new(&Database::new(&self.config, migrations), |_| Ok(()));
+        let migrated = connection.run(|client, ()| client.batch_execute(""));
+        migrated.expect("migrations that PostgreSQL takes");
+        self
     }
 
     /// For the service that is tested.
@@ -53,16 +74,34 @@ impl TestDatabase {
         self.config.clone()
     }
 
-    /// The same as variables, for a program that is tested as a process; `name_key` is the
+    /// For a service that can only read, by a role as provisioning makes it.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn reader(&self) -> DatabaseConfig {
+        let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        DatabaseConfig {
+            role: Role::Reader,
+            user: text(READER),
+            password: text(READER_PASSWORD),
+            ..self.config()
+        }
+    }
+
+    /// Both roles as variables, for a program that is tested as a process; `name_key` is the
     /// variable by which it knows its database.
     #[must_use]
     pub fn vars(&self, name_key: &str) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let reader = self.reader();
         vec![
             pair("POSTGRES_HOST", &self.config.host),
             pair("POSTGRES_PORT", &self.config.port.to_string()),
             pair("POSTGRES_USER", &self.config.user),
             pair("POSTGRES_PASSWORD", &self.config.password),
+            pair(READER, &reader.user),
+            pair(READER_PASSWORD, &reader.password),
             pair("POSTGRES_SCHEMA", &self.config.schema),
             pair(name_key, &self.config.name),
         ]
@@ -107,6 +146,7 @@ impl TestDatabase {
             password,
             name,
             schema,
+            ..
         } = &self.config;
         postgres::Config::new()
             .host(host)

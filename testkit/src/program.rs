@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -16,6 +16,8 @@ use crate::eventually_some;
 pub struct Program {
     child: Child,
     log: Arc<Mutex<String>>,
+    /// Where its log lies, if not here.
+    log_file: Option<PathBuf>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -29,7 +31,19 @@ impl Program {
         path: &str,
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
-        Self::spawn(Command::new(path), vars)
+        Self::spawn(Command::new(path), None, vars)
+    }
+
+    /// Starts the program with its log in a file, which it writes itself, as under a supervisor.
+    ///
+    /// # Panics
+    /// When there is no such program, or no place for its log.
+    pub fn start_with_log<K: AsRef<str>, V: AsRef<str>>(
+        path: &str,
+        log: &Path,
+        vars: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        Self::spawn(Command::new(path), Some(log), vars)
     }
 
     /// The same, with at most so many descriptors.
@@ -45,11 +59,12 @@ impl Program {
         // The shell becomes the program, so the process is the same.
         command.args(["-c", "ulimit -n \"$1\" && exec \"$0\"", path]);
         command.arg(descriptors.to_string());
-        Self::spawn(command, vars)
+        Self::spawn(command, None, vars)
     }
 
     fn spawn<K: AsRef<str>, V: AsRef<str>>(
         mut command: Command,
+        log_file: Option<&Path>,
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let vars = vars
@@ -61,32 +76,39 @@ impl Program {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(log_file.map_or_else(Stdio::piped, |file| {
+                fs::File::create(file).expect("a place for the log").into()
+            }))
             .spawn()
             .expect("a program");
-        let stderr = child.stderr.take().expect("it was asked for");
         let log = Arc::new(Mutex::new(String::new()));
-        let written = Arc::clone(&log);
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut log = written.lock().expect("the reader does not panic");
-                log.push_str(&line);
-                log.push('\n');
-            }
+        let reader = child.stderr.take().map(|stderr| {
+            let written = Arc::clone(&log);
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    let mut log = written.lock().expect("the reader does not panic");
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            })
         });
         Self {
             child,
             log,
-            reader: Some(reader),
+            log_file: log_file.map(Path::to_owned),
+            reader,
         }
     }
 
     /// What it has written so far.
     ///
     /// # Panics
-    /// Never: the reader does not.
+    /// When the file of its log cannot be read.
     #[must_use]
     pub fn log(&self) -> String {
+        if let Some(file) = &self.log_file {
+            return fs::read_to_string(file).expect("the file of the log");
+        }
         self.log.lock().expect("the reader does not panic").clone()
     }
 

@@ -91,6 +91,8 @@ impl TestQueue {
             pair("RABBITMQ_PORT", &self.broker.port().to_string()),
             pair("RABBITMQ_USER", &self.config.user),
             pair("RABBITMQ_PASSWORD", &self.config.password),
+            pair("RABBITMQ_CONSUMER_USER", &self.config.user),
+            pair("RABBITMQ_CONSUMER_PASSWORD", &self.config.password),
             pair("RABBITMQ_QUEUE", &self.config.queue),
             pair("BILLING_QUEUE_TYPE", self.config.queue_type.name()),
         ]
@@ -197,13 +199,27 @@ impl TestQueue {
         });
     }
 
-    /// Makes a user of the broker who may publish and consume, and configure nothing. They stay:
-    /// the name is nobody else's, and the broker goes with the tests.
-    ///
-    /// # Panics
-    /// When the broker does not make them.
+    /// A user of the broker who may publish, and neither read nor configure anything.
     #[must_use]
-    pub fn user_without_configure(&self) -> QueueConfig {
+    pub fn publisher(&self) -> QueueConfig {
+        self.user_who_may("^$", "^amq\\\\.default$", "^$")
+    }
+
+    /// A user of the broker who may make the queue of orders and read it and the old one of dead letters,
+    /// and publish nothing.
+    #[must_use]
+    pub fn consumer(&self) -> QueueConfig {
+        let queue = self.name();
+        self.user_who_may(
+            &format!("^{queue}$"),
+            "^$",
+            &format!("^{queue}(\\\\.dead)?$"),
+        )
+    }
+
+    /// Makes a user of the broker with these patterns, which stand in JSON. They stay: the name is nobody
+    /// else's, and the broker goes with the tests.
+    fn user_who_may(&self, configure: &str, write: &str, read: &str) -> QueueConfig {
         let user = unique_name("user");
         self.manage(
             &format!("/api/users/{user}"),
@@ -211,7 +227,7 @@ impl TestQueue {
         );
         self.manage(
             &format!("/api/permissions/%2F/{user}"),
-            r#"{"configure":"^$","write":".*","read":".*"}"#,
+            &format!(r#"{{"configure":"{configure}","write":"{write}","read":"{read}"}}"#),
         );
         QueueConfig {
             password: user.clone(),

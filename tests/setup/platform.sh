@@ -60,17 +60,20 @@ alone() {
 starts() {
     local name
     printf 'reader:%s:read\n' "$(printf secret | sha256sum | cut -d ' ' -f 1)" >"$scratch/keys"
-    for name in API_KEYS_FILE RATE_LIMIT_PER_SECOND; do
+    for name in API_KEYS_FILE RATE_LIMIT_PER_SECOND OPERATIONS_KEY; do
         is "$name that is empty is refused" 1 refused_with "$name is set and empty" "$name="
     done
     is 'and so is a file of keys that is not there' 1 refused_with 'API_KEYS_FILE names /nowhere' API_KEYS_FILE=/nowhere
     is 'and HTTPS' 1 refused_with 'are not for setup/local.sh' TLS_CERT_FILE=/nowhere
     is 'it starts without HOME, on a disk that forbids programs' 0 exit_of alone \
-        env LISTEN_ADDRESS=127.0.0.2 API_KEYS_FILE="$scratch/keys" "$repo/setup/local.sh" up
+        env LISTEN_ADDRESS=127.0.0.2 API_KEYS_FILE="$scratch/keys" OPERATIONS_KEY=hunter2 "$repo/setup/local.sh" up
     is 'with keys, only the gateway listens where it is asked to' \
         'api-gateway 127.0.0.2 billing-api 127.0.0.1 billing-consumer 127.0.0.1 inventory-api 127.0.0.1' listeners
     is 'which asks for a key' 401 status "http://127.0.0.2:$API_GATEWAY_PORT/api/movies"
     is 'and takes one' 200 status "http://127.0.0.2:$API_GATEWAY_PORT/api/movies" --header 'Authorization: Bearer secret'
+    is 'no program tells its metrics without the key of operations' '401 401 401 401' metrics_with another
+    is 'and each with it' '200 200 200 200' metrics_with hunter2
+    is 'which is in no list of PM2, nor in a log' 1 exit_of grep -rqF hunter2 "$LOCAL_DIR/apps.json" "$LOCAL_DIR/pm2" "$LOCAL_DIR/logs"
     is 'local logs, settings and PM2 are for their owner alone' '' open_to_others
     is 'and is ready' 0 exit_of alone "$repo/setup/local.sh" status
     is 'PM2 is reached without HOME' 4 online
@@ -79,6 +82,16 @@ starts() {
 # refused_with TEXT VARIABLE: how many lines of "up" say so.
 refused_with() {
     alone env "$2" "$repo/setup/local.sh" up 2>&1 | grep -c "$1"
+}
+
+# metrics_with KEY: the statuses of the four programs.
+metrics_with() {
+    local app address=127.0.0.2
+    for app in "${apps[@]}"; do
+        status "http://$address:$(port_of "$app")/metrics" --header "Authorization: Bearer $1"
+        echo
+        address=127.0.0.1
+    done | paste -sd ' '
 }
 
 listeners() {

@@ -68,11 +68,95 @@ the_environment() {
     is 'a script finds its folder through a link' linked.sh odd_version "$scratch/linked.sh"
     is 'who has no HOME gets the one that the system knows' ~ env -u HOME bash -p -c \
         'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$repo"
-    is 'a folder for temporary files that is gone is not used' /tmp env TMPDIR=/nowhere bash -p -c \
+    temporary_files
+    is 'a folder for temporary files that is gone is not used' "/tmp/crud-master-$EUID" env TMPDIR=/nowhere bash -p -c \
         'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
     is 'a line break in the path is refused' 1 exit_of bash -p -c \
         'repo=/a$'"'\\n'"'b; source "$1/setup/lib/surroundings.sh"' bash "$repo"
 }
+
+# temporary_files: programs believe files of fixed names there, and run them.
+temporary_files() {
+    local place=$scratch/places
+    install -d -m 1777 "$place"
+    is 'temporary files are in a folder of their own' "$place/crud-master-$EUID" places_in "$place"
+    is 'where nobody else writes' "711 $EUID" stat -c '%a %u' "$place/crud-master-$EUID"
+    is 'which a script that is called uses too' "$place/crud-master-$EUID" places_in "$place/crud-master-$EUID"
+    is 'Node runs nothing that it finds compiled' 1 env bash -p -c \
+        'repo=$1; source "$1/setup/lib/surroundings.sh"; printenv NODE_DISABLE_COMPILE_CACHE' bash "$repo"
+    chmod 777 "$place/crud-master-$EUID"
+    is 'one where others write is not used' "$place/crud-master-$EUID-" sample_of places_in "$place"
+    rm -r "$place/crud-master-$EUID"
+    ln -s /tmp "$place/crud-master-$EUID"
+    is 'nor a link' "$place/crud-master-$EUID-" sample_of places_in "$place"
+    rm "$place/crud-master-$EUID"
+    chmod 777 "$place"
+    is 'nor a folder from which others can move it' "/tmp/crud-master-$EUID" places_in "$place"
+    ((EUID == 0)) || return 0
+    chmod 1777 "$place"
+    install -d -o nobody "$place/crud-master-0"
+    is 'nor one that another has made' "$place/crud-master-0-" sample_of places_in "$place"
+    chown nobody "$place"
+    is 'nor a folder of another' /tmp/crud-master-0 places_in "$place"
+    python_and_tools
+}
+
+places_in() {
+    TMPDIR=$1 bash -p -c 'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$TMPDIR"' bash "$repo"
+}
+
+# sample_of COMMAND…: without the random end.
+sample_of() {
+    "$@" | sed 's/[A-Za-z0-9]\{6\}$//'
+}
+
+# python_and_tools: what is called in a folder where another has put files.
+python_and_tools() {
+    install -d "$scratch/called/pip"
+    echo "open('$scratch/ran', 'w')" | tee "$scratch/called/pip/__main__.py" >"$scratch/called/pip/__init__.py"
+    is 'pip is asked for' 0 exit_of asked_in "$scratch/called" lacking_checkers
+    is 'and is not that of the folder' 1 exit_of test -e "$scratch/ran"
+    is 'a tool is made though another locks what he can' 0 exit_of locked_by_another tool_in_time
+    is 'and a platform is taken' 0 exit_of locked_by_another timeout 20 setup/local.sh down
+    is 'a tool is made where nothing of others lies' "$scratch/called/tools/pwd.new" asked_in "$scratch/called" made_tool
+}
+
+# locked_by_another COMMAND…: while another user has locked all that he can open.
+# shellcheck disable=SC2030,SC2031 # for this shell
+locked_by_another() (
+    place=$scratch/locked
+    export LOCAL_DIR=$place/platform
+    chmod 755 "$scratch"
+    install -d "$place/tools/lock" "$LOCAL_DIR/lock"
+    coproc as_nobody bash -c 'for place; do exec {lock}<"$place" && flock "$lock"; done 2>/dev/null; echo locked; read -r' \
+        bash "$place" "$place/tools" "$LOCAL_DIR"
+    read -r _ <&"${COPROC[0]}"
+    tools=$place/tools
+    status=0
+    "$@" || status=$?
+    echo >&"${COPROC[1]}"
+    exit "$status"
+)
+
+# shellcheck disable=SC2031 # of locked_by_another
+tool_in_time() {
+    export -f make_tool has_tool require_writable require_executable nearest_folder free_megabytes open_lock
+    export tools own_copy megabytes_needed
+    timeout 20 bash -c 'make_tool one 1 true'
+}
+
+# asked_in FOLDER COMMAND…
+asked_in() (
+    cd "$1"
+    "${@:2}"
+)
+
+made_tool() (
+    tools=$PWD/tools
+    show() { pwd >"$1/said"; }
+    make_tool pwd 1 show
+    cat "$tools/pwd/said"
+)
 
 head_lines() {
     head -n 16 "$1" | grep -cE '^case \$- in |^repo=\$\(readlink -f "\$0"\) |^source "\$repo/setup/lib/surroundings.sh"$'
@@ -193,7 +277,7 @@ disks() {
     cat /dev/zero >"$disk/filler" 2>/dev/null || true
     is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"
     is 'whole' RUST_LOG=debug cat "$disk/.env.local"
-    is 'a full disk for temporary files is not used' /tmp env TMPDIR="$disk" bash -p -c \
+    is 'a full disk for temporary files is not used' "/tmp/crud-master-$EUID" env TMPDIR="$disk" bash -p -c \
         'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
     is 'a pid that cannot be written down starts nothing' 1 exit_of start_daemon "$disk/no/pid" /dev/null A=b sleep 600
 

@@ -15,6 +15,7 @@ main() {
     trust_what_this_machine_trusts
 
     chroot "$folder" useradd --create-home --shell /bin/bash vagrant
+    echo vagrant:vagrant | chroot "$folder" chpasswd
     echo 'vagrant ALL=(ALL) NOPASSWD:ALL' >"$folder/etc/sudoers.d/vagrant"
     key=$(find -L /usr/share/vagrant* /usr/share/rubygems-integration -path '*/keys/vagrant.pub' | head -n 1)
     install -D -m 600 "$key" "$folder/home/vagrant/.ssh/authorized_keys"

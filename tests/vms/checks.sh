@@ -151,8 +151,18 @@ only_what_is_meant_to_be_open_is_open() {
     is 'the inventory reaches at the gateway: the door' '5000' open_ports inventory $gateway
     is 'the inventory reaches at billing: nothing' '' open_ports inventory $billing
     is 'no machine lets anybody in over SSH by a password' 'no no no' passwords_over_ssh
+    is 'no account has the password that boxes come with' '' known_passwords
     is 'the forwarded ports are on 127.0.0.1 alone' '127.0.0.1' forward_addresses
     is 'on all machines PostgreSQL and what Erlang needs listen on loopback alone' '' exposed_servers
+}
+
+# known_passwords: accounts of the machines that have one.
+known_passwords() {
+    local machine
+    for machine in "${machines[@]}"; do
+        # shellcheck disable=SC2016 # for the other shell
+        on "$machine" perl -F: -ane 'print "$F[0]\n" if length $F[1] > 2 && (crypt("vagrant", $F[1]) // "") eq $F[1]' /etc/shadow
+    done
 }
 
 passwords_over_ssh() {
@@ -177,10 +187,10 @@ exposed_servers() {
 
 # Who may do what
 
-# as_role MACHINE DATABASE SQL: as the programs' own role, over the network as they do.
+# as_role MACHINE DATABASE SQL: as the role that owns the database, over the network as its program does.
 as_role() {
     local program=inventory-api
-    [[ $1 == inventory ]] || program="billing-api"
+    [[ $1 == inventory ]] || program="billing-consumer"
     # shellcheck disable=SC2016 # for the other shell
     on "$1" bash -c '. /var/lib/crud-master/$0.env
         PGPASSWORD=$POSTGRES_PASSWORD psql --no-psqlrc --tuples-only --no-align --quiet --host=127.0.0.1 \
@@ -215,10 +225,27 @@ the_role_owns_its_database_and_nothing_else() {
             is "$machine-vm: refused: $sql" refused refused "$machine" "$database" "$sql"
         done
     done
+    is 'billing-vm: billing-api reads the orders' t as_reader 'SELECT count(*) > 0 FROM orders'
+    for sql in "INSERT INTO orders (user_id, number_of_items, total_amount) VALUES ('u', 1, 1)" \
+        'DELETE FROM dead_letters' 'TRUNCATE orders' 'DROP TABLE orders' 'CREATE TABLE loot (id int)'; do
+        is "billing-vm: refused to billing-api: $sql" 1 refused_to_reader "$sql"
+    done
     is '\l lists the movies' movies_db administrator_sees inventory movies_db
     is '\l lists the orders' billing_db administrator_sees billing billing_db
     is 'TABLE movies works for the administrator' 0 exit_of on inventory sudo -i -u postgres psql movies_db -c 'TABLE movies'
     is 'TABLE orders works for the administrator' 0 exit_of on billing sudo -i -u postgres psql billing_db -c 'TABLE orders'
+}
+
+# as_reader SQL: as billing-api does.
+as_reader() {
+    # shellcheck disable=SC2016 # for the other shell
+    on billing bash -c '. /var/lib/crud-master/billing-api.env
+        PGPASSWORD=$POSTGRES_READER_PASSWORD psql --no-psqlrc --tuples-only --no-align --quiet --host=127.0.0.1 \
+            --username="$POSTGRES_READER_USER" --dbname=billing_db --command="$0" 2>&1 | head -n 1' "$1"
+}
+
+refused_to_reader() {
+    as_reader "$1" | grep -cE 'permission denied|must be owner'
 }
 
 administrator_sees() {
@@ -236,11 +263,12 @@ the_broker_knows_its_queue_alone() {
     is 'the management page is there' 200 status http://localhost:15672/
     is 'its user may look at it' 200 broker "$user" GET overview
     is 'guest is gone' 401 broker guest:guest GET overview
-    is 'there are two users: the programs and the administrator' \
-        "$(setting RABBITMQ_USER) [management], setup [administrator]" broker_users
-    is 'the user may use its own queue only, and the one of former dead letters' \
-        '^billing_queue(\.dead)?$ ^(billing_queue(\.dead)?|amq\.default)$ ^billing_queue(\.dead)?$' broker_permissions
-    is 'it may not declare another queue' 401 broker "$user" PUT queues/%2F/loot '{"durable": true}'
+    is 'there are three users: the gateway, the consumer and the administrator' \
+        "$(setting RABBITMQ_USER) [management], $(setting RABBITMQ_CONSUMER_USER) [], setup [administrator]" broker_users
+    is 'the gateway may publish' '^$ ^amq\.default$ ^$' broker_permissions RABBITMQ_USER
+    is 'the consumer may use its own queue only, and read the one of former dead letters' \
+        '^billing_queue$ ^$ ^billing_queue(\.dead)?$' broker_permissions RABBITMQ_CONSUMER_USER
+    is 'the gateway may not declare another queue' 401 broker "$user" PUT queues/%2F/loot '{"durable": true}'
     is 'it may not make a user' 401 broker "$user" PUT users/thief '{"password": "x", "tags": "administrator"}'
 }
 
@@ -249,7 +277,7 @@ broker_users() {
 }
 
 broker_permissions() {
-    on billing rabbitmqctl --quiet list_user_permissions --no-table-headers "$(setting RABBITMQ_USER)" |
+    on billing rabbitmqctl --quiet list_user_permissions --no-table-headers "$(setting "$1")" |
         cut -f 2-4 | tr '\t' ' '
 }
 
@@ -263,8 +291,8 @@ programs_run_as_nobody_else() {
         cat /var/lib/crud-master/billing-consumer.env
     is 'the settings are root'"'"'s, and each for its program to read' \
         '640 root api-gateway, 640 root billing-api, 640 root billing-consumer, 640 root inventory-api' settings_modes
-    is 'billing-api has no password of the broker, which it does not need' 1 exit_of \
-        on billing grep -q RABBITMQ_PASSWORD /var/lib/crud-master/billing-api.env
+    is 'billing-api has no password of the broker, nor of the owner of the orders' 1 exit_of \
+        on billing grep -qE '^(RABBITMQ.*|POSTGRES)_PASSWORD=' /var/lib/crud-master/billing-api.env
 }
 
 users_of() {
@@ -297,13 +325,29 @@ secrets_found() {
 }
 
 secrets_show_nowhere() {
-    local secrets
+    local secrets key
     mapfile -t secrets < <(
-        setting POSTGRES_PASSWORD
-        setting RABBITMQ_PASSWORD
+        for key in {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_PASSWORD; do
+            setting "$key"
+        done
         on billing cat /var/lib/crud-master/rabbitmq/administrator
     )
     is 'no password in dumps, logs, process lists or output' '' secrets_found "${secrets[@]}"
+}
+
+# What root opens
+
+# files_opened_by_systemd MACHINE: for what the servers say; their users own the folders of logs.
+files_opened_by_systemd() {
+    on "$1" bash -c 'systemctl show --property=StandardOutput,StandardError rabbitmq-server "postgresql@*" epmd pm2-root' |
+        grep -E '=(file|append|truncate)'
+}
+
+root_opens_no_file_for_a_server() {
+    local machine
+    for machine in "${machines[@]}"; do
+        is "$machine-vm: root opens no file for what a server says" '' files_opened_by_systemd "$machine"
+    done
 }
 
 # Memory
@@ -335,5 +379,6 @@ all_checks() {
     the_role_owns_its_database_and_nothing_else
     the_broker_knows_its_queue_alone
     programs_run_as_nobody_else
+    root_opens_no_file_for_a_server
     secrets_show_nowhere
 }

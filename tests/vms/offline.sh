@@ -17,9 +17,14 @@ trap 'rm -rf "$scratch"' EXIT
 main() {
     the_vagrantfile
     settings
+    passwords_are_closed
     programs
     nobody_tries_programs
+    a_build_leaves_nothing
     folders_of_services
+    outputs_of_services
+    nobody_types_for_root
+    known_passwords
     what_others_have_made
     what_a_guest_says
     what_pm2_gets
@@ -102,7 +107,7 @@ settings() {
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
-    is 'it makes two strong passwords' 2 grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'it makes four strong passwords' 4 grep -cE '^(POSTGRES|RABBITMQ)(_[A-Z]+)?_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     is 'and leaves alone what was there' RUST_LOG=debug grep RUST_LOG "$scratch/project/.env.local"
     is 'for its owner alone' 600 stat -c %a "$scratch/project/.env.local"
     before=$(<"$scratch/project/.env.local")
@@ -113,28 +118,65 @@ settings() {
 
     cp "$repo/.env" "$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" >/dev/null
-    is 'a copy of .env gets strong ones in the place of the well-known ones' 2 \
-        grep -cE '^(POSTGRES|RABBITMQ)_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
+    is 'a copy of .env gets strong ones in the place of the well-known ones' 4 \
+        grep -cE '^(POSTGRES|RABBITMQ)(_[A-Z]+)?_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     printf '%s\r\n' 'export POSTGRES_PASSWORD = "password" # x' "RABBITMQ_PASSWORD='own \\'" >"$scratch/project/.env.local"
     sh "$scratch/project/setup/secrets.sh" >/dev/null
     is 'one that everybody knows is replaced however it is written' 1 grep -cE '^POSTGRES_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     is 'and one of their own stays' 1 grep -cF "RABBITMQ_PASSWORD='own \\'" "$scratch/project/.env.local"
 
-    is 'the gateway is told no password of PostgreSQL' POSTGRES_PASSWORD secrets_kept_from api-gateway
-    is 'nor the inventory that of RabbitMQ' RABBITMQ_PASSWORD secrets_kept_from inventory-api
-    is 'the consumer is told both' '' secrets_kept_from billing-consumer
+    is 'the gateway is told one password, to publish' RABBITMQ_PASSWORD secrets_told_to api-gateway
+    is 'the inventory that of the owner' POSTGRES_PASSWORD secrets_told_to inventory-api
+    is 'billing-api that of who can only read' POSTGRES_READER_PASSWORD secrets_told_to billing-api
+    is 'the consumer those of the owner, and to consume' 'POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD' secrets_told_to billing-consumer
+    is 'roles with one name are refused' 1 exit_of roles_with POSTGRES_READER_USER=crud_master
+    is 'and users' 1 exit_of roles_with RABBITMQ_CONSUMER_USER=crud_master
+    is 'and administrators' 1 exit_of roles_with POSTGRES_READER_USER=postgres
+    is 'and one without a password' 1 exit_of roles_with RABBITMQ_CONSUMER_PASSWORD=
+    is 'those of .env are not' 0 exit_of roles_with RABBITMQ_CONSUMER_USER=other
 }
 
-secrets_kept_from() (
+# passwords_are_closed: on a machine, whatever the host has.
+passwords_are_closed() {
+    local file=$scratch/open.env
+    is 'a project without passwords has none to close' 0 exit_of in_own_shell close_passwords "$file"
+    install -m 644 /dev/null "$file"
+    is 'passwords that are open to others' 0 exit_of in_own_shell close_passwords "$file"
+    is 'are closed' 600 stat -c %a "$file"
+    chmod 660 "$file"
+    is 'and where they cannot be' "$file has passwords and is open to others: close it with chmod 600" said_without_chmod "$file"
+    chmod 700 "$file"
+    is 'those of a shared folder are' 0 exit_of in_own_shell close_passwords "$file"
+    is 'and stay as they are' 700 stat -c %a "$file"
+}
+
+# shellcheck disable=SC2317 # close_passwords calls it
+said_without_chmod() (
+    chmod() { return 1; }
+    (close_passwords "$1") 2>&1 | sed 's/^[^:]*: //'
+)
+
+# secrets_told_to APP: the passwords in its file.
+secrets_told_to() (
+    local left_out
     read_project_settings "$repo"
-    left_out_for "$1"
+    mapfile -t left_out < <(left_out_for "$1")
+    write_settings "$scratch/told.env" "${left_out[@]}"
+    sed -n 's/^\([A-Z_]*_PASSWORD\)=.*/\1/p' "$scratch/told.env" | paste -sd ' '
+)
+
+# roles_with KEY=VALUE
+roles_with() (
+    read_project_settings "$repo"
+    set_setting "${1%%=*}" "${1#*=}"
+    require_roles
 )
 
 # Where the programs come from
 
 programs() {
     local here_runs=$scratch/dist
-    install -d "$here_runs" "$scratch/opt"
+    install -d "$here_runs" "$scratch/opt/bin"
     home=$scratch/opt
     printf '#!/bin/sh\n' >"$here_runs/api-gateway"
     is 'programs put there by hand are taken' 0 exit_of programs_fit "$here_runs" abc api-gateway
@@ -163,10 +205,59 @@ nobody_tries_programs() {
     POSTGRES_PASSWORD=x is 'a program that was built is tried' 0 exit_of program_runs "$scratch/dist/malicious"
     is 'as nobody' nobody cat "$place/by"
     is 'with nothing of the environment' '' cat "$place/with"
-    local builder=54321
-    setpriv --reuid="$builder" --regid="$builder" --clear-groups -- bash -c '(trap "" TERM HUP; exec sleep 611) & (exec sleep 611) &' >/dev/null 2>&1
-    end_builder
-    is 'what a build has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
+}
+
+# a_build_leaves_nothing: a project with secrets in it, and a crate that wants to command later builds.
+a_build_leaves_nothing() {
+    # Where clear_builder does not look.
+    local builder=54321 workshop=/run/crud-master-offline-$$ builder_path=''
+    ((EUID == 0)) || return 0
+    install -d "$scratch/to_build"
+    (cd "$repo" && tar -cf - "${build_sources[@]}") | tar -C "$scratch/to_build" -xf -
+    install -d "$scratch/to_build/tls"
+    touch "$scratch/to_build"/{tls/key.pem,keys,gateway/key.pem,.env.local,env.bak,.git}
+    provide_scratch_builder
+    is 'who builds gets the sources and no secrets' "$(words_of ls_all "$repo" "${build_sources[@]}")" \
+        words_of ls_all "$workshop/source" .
+    is 'which are a workspace' 0 exit_of cargo metadata --offline --no-deps --locked --format-version=1 \
+        --manifest-path "$workshop/source/Cargo.toml"
+    is 'a crate does what it likes' 0 exit_of as_builder hostile_crate
+    is 'which is there now' 0 exit_of test -x "$workshop/home/.cargo/bin/cargo"
+    clear_builder
+    is 'what it has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
+    is 'and what it has left for others is gone' '' find /tmp /var/tmp /dev/shm -maxdepth 1 -user "$builder"
+    provide_scratch_builder
+    is 'and the next build finds nothing of it' "$workshop/home/tmp" find "$workshop"/{home,target} -mindepth 1
+    is 'and calls nothing of its own' 1 exit_of grep "$workshop" <(as_builder show_path)
+    rm -rf "$workshop"
+}
+
+# provide_scratch_builder: a user without a name.
+provide_scratch_builder() {
+    local repo=$scratch/to_build
+    make_builder() { :; }
+    provide_builder
+}
+
+# ls_all FOLDER PATH…: files below it.
+ls_all() (
+    cd "$1"
+    find "${@:2}" -type f -printf '%p\n' | sed 's|^\./||' | sort
+)
+
+hostile_crate() {
+    mkdir -p "$HOME/.cargo/bin" "$workshop/target/release"
+    printf '#!/bin/sh\n' >"$HOME/.cargo/bin/cargo"
+    chmod 755 "$HOME/.cargo/bin/cargo"
+    printf '[build]\nrustc-wrapper = "evil"\n' >"$HOME/.cargo/config.toml"
+    touch /tmp/of-a-build-$$ /dev/shm/of-a-build-$$
+    # shellcheck disable=SC2064
+    (trap "" TERM HUP; exec setsid sleep 611) >/dev/null 2>&1 &
+    (exec sleep 611) >/dev/null 2>&1 &
+}
+
+show_path() {
+    echo "$PATH"
 }
 
 # folders_of_services: a service has put links where root writes.
@@ -194,6 +285,119 @@ folders_of_services() {
     is 'a link in the place of a folder is refused' 1 exit_of in_own_shell own_folders "$scratch/linked"
     is 'and what it leads to stays' 'root 755' stat -c '%U %a' "$scratch/elsewhere"
 }
+
+# outputs_of_services: a package's unit may have root open files in a folder of the service's.
+outputs_of_services() {
+    local unit
+    for unit in rabbitmq-server.service postgresql@.service epmd.service; do
+        is "root opens no file for what $unit says" '' files_opened_for "$unit"
+    done
+}
+
+# files_opened_for UNIT: as Debian's package has it, with what provisioning adds.
+files_opened_for() (
+    part=$(part_of "$1")
+    cat "/lib/systemd/system/$1" "$part" 2>/dev/null |
+        awk -F = '/^Standard(Output|Error)=/ { output[$1] = $2 } END { for (name in output) print name, output[name] }' |
+        grep -E ' (file|append|truncate):'
+)
+
+# part_of UNIT: a file with what provisioning adds to it. Nothing is started here.
+# shellcheck disable=SC2030,SC2317 # for this shell, where setup/ calls them
+part_of() (
+    state=$scratch/state broker_home=$scratch/broker
+    install -d "$broker_home" "$scratch/units"
+    systemctl() { :; }
+    own_folders() { :; }
+    wait_for_broker() { :; }
+    pg_lsclusters() { echo '15 main'; }
+    foreign_hba() { :; }
+    foreign_broker() { :; }
+    write_if_new() { cat >/dev/null; }
+    write_unit_part() { cat >"$scratch/units/$1"; }
+    read_project_settings "$repo"
+    configure_broker
+    configure_cluster
+    echo "$scratch/units/$1"
+)
+
+# nobody_types_for_root: what root starts as another user, on a terminal of its own.
+nobody_types_for_root() {
+    ((EUID == 0)) || return 0
+    install -d -m 1777 "$scratch/typed"
+    # shellcheck disable=SC2016 # for another shell
+    is 'whoever has the terminal could type there' opened on_terminal \
+        'setpriv --reuid=nobody --regid=nogroup --clear-groups sh -c ": </dev/tty && echo opened"' ''
+    # shellcheck disable=SC2016 # for another shell
+    is 'what runs as another user has none, and where it writes to one it cannot read' $'1\n1\nhas none' on_terminal \
+        "as_user nobody bash -c '(: </dev/tty) 2>/dev/null && echo opened
+            for fd in 0 1 2; do [[ ! -t \$fd ]] || sed -n \"s/^flags:.*\\(.\\)\$/\\1/p\" /proc/\$\$/fdinfo/\$fd; done; echo has none'" ''
+    is 'says what it has to, and how it ended' 'said 7' on_terminal 'as_user nobody sh -c "printf said; exit 7" || echo " $?"' ''
+    is 'reads what it is given' given on_terminal 'as_user nobody cat <<<given' ''
+    is 'has none of the variables' '' on_terminal 'SECRET=x as_user nobody printenv SECRET || true' ''
+    is 'unless they are meant for it' x on_terminal 'SECRET=x as_user --with-environment nobody printenv SECRET' ''
+    # shellcheck disable=SC2016 # for another shell
+    is 'and ends where the terminal says so' $'begun\n^Cended' on_terminal \
+        'as_user nobody bash -c "trap \"echo ended; exit\" TERM; exec {silence}<> <(:); echo begun; while :; do read -rt 1 -u \$silence; done"; echo goes on' begun
+    is 'as the commands of operators do' 'nobody has none' on_terminal_of_operator
+}
+
+# on_terminal COMMANDS TEXT: what a shell with the functions of setup/ shows on a terminal of its own, at which
+# Ctrl-C is pressed when it shows TEXT, if that is one.
+on_terminal() {
+    python3 -I -c 'import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp("bash", ["bash", "-p", "-c", sys.argv[1], "bash", sys.argv[3]])
+shown, pressed = b"", not sys.argv[2]
+while True:
+    try:
+        shown += os.read(terminal, 4096)
+    except OSError:
+        break
+    if not pressed and sys.argv[2].encode() in shown:
+        os.write(terminal, b"\x03")
+        pressed = True
+os.waitpid(pid, 0)
+print(shown.decode().replace("\r\n", "\n").strip())' \
+        "set -euo pipefail; repo=\$1; source \"\$repo/setup/lib/users.sh\"; $1" "$2" "$repo"
+}
+
+on_terminal_of_operator() {
+    # shellcheck disable=SC2016 # for another shell
+    printf '#!/bin/sh\nid -un; (: </dev/tty) 2>/dev/null && echo opened; echo has none\n' >"$scratch/opt/bin/operate"
+    chmod 755 "$scratch/opt/bin/operate"
+    (
+        # shellcheck disable=SC2317 # provide_operator_program calls it
+        write_if_new() { cat >"$scratch/operate"; }
+        # shellcheck disable=SC2030 # for this shell
+        home=$scratch/opt
+        provide_operator_program operate nobody
+    )
+    on_terminal "bash -p $scratch/operate" '' | paste -sd ' '
+}
+
+# known_passwords: those of boxes, in all forms that Debian has had.
+known_passwords() {
+    # shellcheck disable=SC2016 # Perl's
+    perl -e 'my %salts = (yescrypt => q($y$j9T$abcdefghijklmnop), sha512 => q($6$abcdefgh$), md5 => q($1$abcdefgh$));
+        print "$_:", crypt("vagrant", $salts{$_}), ":19000:0:99999:7:::\n" for sort keys %salts;
+        print "own:", crypt("strong", $salts{sha512}), ":19000::::::\nlocked:!", crypt("vagrant", $salts{sha512}), ":19000::::::\n";
+        print "none:*:19000::::::\nclosed:!:19000::::::\nempty::19000::::::\n"' >"$scratch/shadow"
+    is 'accounts with the password of boxes are known' 'md5 sha512 yescrypt' words_of accounts_with_known_password "$scratch/shadow"
+    is 'and lose it' 'usermod --password * sha512' words_of passwords_taken 'ssh-ed25519 AAAA'
+    is 'but not where nobody would get in any more' '' words_of passwords_taken ''
+}
+
+# passwords_taken KEY: what is done to an account with that password, where there is such a key.
+# shellcheck disable=SC2317 # called by take_known_passwords
+passwords_taken() (
+    key=$1
+    has_ssh_key() { [[ -n $key ]]; }
+    accounts_with_known_password() { echo sha512; }
+    usermod() { echo usermod "$@"; }
+    take_known_passwords
+)
 
 # write_in FILE MODE [GROUP]
 write_in() {
@@ -251,19 +455,40 @@ told_to_stop() {
 
 # what_a_guest_says: to the Vagrantfile, which keeps what it has built.
 what_a_guest_says() {
-    local said source
+    local said source all
     if ! command -v ruby >/dev/null; then
         note 'NOTE: Ruby is not to be had here: what the Vagrantfile believes of a guest is not checked'
         return
     fi
-    source=$(printf '%064d' 1)
-    is 'what a guest has built is kept' "dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api" \
-        kept_of "x86_64\n$source\n"
+    all='dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api'
+    new_project
+    source=$(sources_fingerprint "$scratch/kept")
+    is 'the Vagrantfile knows the sources as the scripts do' "$source" in_project 'puts sources_fingerprint'
+    is 'what a guest has built is kept' "$all" kept_of "x86_64\n$source\n"
     is 'with the sources it is of' "$source" cat "$scratch/kept/dist/x86_64/built-from"
+    is 'as it was, to be executed, and no more than that' '755 a program' echo \
+        "$(stat -c %a "$scratch/kept/dist/x86_64/api-gateway") $(<"$scratch/kept/dist/x86_64/api-gateway")"
+    is 'what another guest says later replaces nothing' 'a program' in_place_of "x86_64\n$source\n" 'evil'
+    echo 'pub fn new() {}' >"$scratch/kept/common/src/new.rs"
+    is 'nor with the sources of tomorrow, as long as those are not here' 'a program' in_place_of \
+        "x86_64\n$(printf '%064d' 1)\n" 'evil'
+    in_project forget_stale_programs
+    is 'with other sources here, what was kept goes' '' kept_files
+    is 'and a guest with those of yesterday gives nothing' '' in_place_of "x86_64\n$source\n" 'old'
+    source=$(sources_fingerprint "$scratch/kept")
+    is 'but one that has built these' 'a new program' in_place_of "x86_64\n$source\n" 'a new program'
+    in_project forget_stale_programs
+    is 'which stays' "$all" kept_files
+    rm "$scratch/kept/dist/x86_64/built-from"
+    in_project forget_stale_programs
+    is 'programs put there by hand are replaced by none' 'a new program' in_place_of "x86_64\n$source\n" 'evil'
+    new_project
     for said in "../../home\n$source\n" "x86_64/..\n$source\n" "x86_64\n../../etc/passwd\n" "x86_64\n" '' \
-        "..\n$source\n" "$source\n"; do
-        is "nothing is kept of a guest that says ${said@Q}" '' kept_of "$said"
+        "..\n$source\n" "$source\n" "x86_64\n$(printf '%064d' 1)\n" "x86\xff\n$source\n" "$(printf '%02000d' 1)"; do
+        is "nothing is kept of a guest that says ${said::70}" '' kept_of "$said"
     done
+    is 'nor of one that has a program without end' '' in_place_of "x86_64\n$source\n" endless
+    is 'nor of one that lacks some' '' in_place_of "x86_64\n$source\n" ''
     is 'the names are those of setup/lib/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
 }
 
@@ -273,37 +498,64 @@ ruby_says() {
     ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/Vagrantfile.rb" "$@"
 }
 
-# kept_of TEXT: the files that a project has afterwards, where a guest answers with that text.
-kept_of() {
-    rm -rf "$scratch/kept" "$scratch/asked"
-    install -d "$scratch/kept"
+# new_project: without programs.
+new_project() {
+    rm -rf "$scratch/kept"
+    copy_sources "$scratch/kept"
     sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/kept/Vagrantfile"
     cp "$repo/.env" "$scratch/kept"
+}
+
+# in_project PROGRAM [ARGUMENT…]: with the Vagrantfile's functions.
+in_project() {
+    ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/kept/Vagrantfile" "$@"
+}
+
+# kept_of TEXT [PROGRAM]: the files that the project has in dist/ afterwards, where a guest answers with that text
+# and has built such programs.
+kept_of() {
     # shellcheck disable=SC2016 # Ruby's
-    ruby -e 'load ARGV[0]
-        Guest = Struct.new(:said, :asked) do
+    in_project 'PROGRAM_BYTES_MAX = 1000
+        Guest = Struct.new(:said, :program) do
             def communicate = self
             def ui = self
             def info(_) = nil
-            def execute(*) = yield(:stdout, said)
-            def download(from, to)
-                File.write(asked, "#{from}\n", mode: "a")
-                File.write(to, "a program")
+            def warn(_) = nil
+            def execute(command, **)
+                return yield(:stdout, said) if command.start_with?("uname")
+                loop { yield(:stdout, "eHh4\n") } if program == "endless"
+                yield(:stdout, [program].pack("m"))
             end
+            def download(_, to) = File.write(to, program)
         end
-        keep_programs(Guest.new(ARGV[1].gsub("\\n", "\n"), ARGV[2]))' "$scratch/kept/Vagrantfile" "$1" "$scratch/asked"
-    (cd "$scratch/kept" && find . -type f ! -name Vagrantfile ! -name .env -printf '%P\n' | LC_ALL=C sort | paste -sd ' ')
+        keep_programs(Guest.new(ARGV[2].gsub("\\n", "\n").gsub("\\xff", "\xff"), ARGV[3]))' "$1" "${2-a program}" 2>/dev/null
+    kept_files
+}
+
+# in_place_of TEXT PROGRAM: what the gateway is in dist/ afterwards.
+in_place_of() {
+    kept_of "$@" >/dev/null
+    cat "$scratch/kept/dist/x86_64/api-gateway" 2>/dev/null
+}
+
+kept_files() {
+    [[ ! -d $scratch/kept/dist ]] || (cd "$scratch/kept" && find dist -type f | LC_ALL=C sort | paste -sd ' ')
 }
 
 # fingerprint_with FILE: as it would be with a change in that file.
-fingerprint_with() (
-    rm -rf "$scratch/copy"
-    install -d "$scratch/copy"
-    cd "$repo"
-    cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$scratch/copy"
-    install -D --target-directory "$scratch/copy/docs" docs/openapi.yaml
+fingerprint_with() {
+    copy_sources "$scratch/copy"
     echo >>"$scratch/copy/$1"
     sources_fingerprint "$scratch/copy"
+}
+
+# copy_sources FOLDER: of the programs.
+copy_sources() (
+    rm -rf "$1"
+    install -d "$1"
+    cd "$repo"
+    cp -r Cargo.toml Cargo.lock rust-toolchain.toml .cargo common inventory gateway billing "$1"
+    install -D --target-directory "$1/docs" docs/openapi.yaml
 )
 
 # What PM2 gets
@@ -312,7 +564,7 @@ what_pm2_gets() {
     local key
     install -d "$scratch/state"
     read_project_settings "$repo"
-    for key in POSTGRES_PASSWORD RABBITMQ_PASSWORD; do
+    for key in {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_PASSWORD; do
         set_setting "$key" hunter2
     done
     for app in "${apps[@]}"; do
@@ -325,7 +577,32 @@ what_pm2_gets() {
     is 'each is told where its own settings are' True \
         of_list 'all(app["env"]["ENV_FILE"] == "'"$scratch"'/state/" + app["name"] + ".env" for app in apps)'
     is 'the settings are for their owner alone' '600 600 600 600' modes_of_settings
+    ((EUID != 0)) || {
+        is 'a program is its user without the descriptor of PM2' 'games without 1' with_descriptor_of_pm2
+        is 'which is closed before the user is switched' True python3 -I -c 'import json, sys
+entry = json.load(open(sys.argv[1]))
+print("uid" not in entry and entry["args"][1].index("exec 3>&-") < entry["args"][1].index("setpriv"))' "$scratch/started/entry.json"
+    }
     is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
+}
+
+# with_descriptor_of_pm2: what a program of the list is, started as PM2 does, with a descriptor 3.
+with_descriptor_of_pm2() {
+    local folder=$scratch/started
+    install -d "$folder/programs"
+    # shellcheck disable=SC2016 # for another shell
+    printf '#!/bin/sh\nid -un; (echo garbage >&3) 2>/dev/null || echo without; grep NoNewPrivs /proc/self/status | tr -dc 1\n' >"$folder/programs/talker"
+    chmod 755 "$folder/programs/talker"
+    install -m 640 -g games /dev/null "$folder/talker.env"
+    app_entry "$folder" talker '' >"$folder/entry.json"
+    python3 -I -c 'import json, os, sys
+entry = json.load(open(sys.argv[1]))
+read, write = os.pipe()
+os.dup2(write, 3)
+if "uid" in entry:
+    import pwd
+    os.setuid(pwd.getpwnam("nobody").pw_uid)
+os.execv(entry["script"], [entry["script"], *entry["args"]])' "$folder/entry.json" | paste -sd ' '
 }
 
 of_list() {
@@ -507,12 +784,24 @@ guards() {
     is 'with keys the services are not forwarded' '[["API_GATEWAY_PORT"]]' guarded \
         "API_KEYS_FILE=$scratch/outside/keys" -- 'p MACHINES.map { |m| forwarded_ports(m) }.reject(&:empty?)'
     is 'without keys they are' 4 guarded -- 'p MACHINES.sum { |m| forwarded_ports(m).size }'
-    for key in "${guarding_settings[@]}"; do
+    is 'the key of operations comes from a file alone' \
+        'Vagrantfile: OPERATIONS_KEY does not travel from the environment: set it in .env.local, and there alone' guarded \
+        OPERATIONS_KEY=hunter2 -- 'p 1'
+    echo 'OPERATIONS_KEY=hunter2' >"$project/.env.local"
+    is 'where it is said once more there, it is no other' '{}' guarded OPERATIONS_KEY=hunter2 -- 'p FROM_ENVIRONMENT'
+    rm "$project/.env.local"
+    for key in "${gateway_guards[@]}"; do
         is "$key that is empty is refused by the Vagrantfile" \
             "Vagrantfile: $key is set and empty: give it a value, or leave it out of .env.local and of the environment" guarded "$key=" -- 'p 1'
         is 'and by the scripts' 1 exit_of refused_by_scripts "$key"
     done
-    is 'what guards the gateway is none of the others'"'"' business' 'RABBITMQ_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
+    echo 'OPERATIONS_KEY=' >"$project/.env.local"
+    is 'OPERATIONS_KEY that is empty is refused by the Vagrantfile' \
+        'Vagrantfile: OPERATIONS_KEY is set and empty: give it a value, or leave it out of .env.local and of the environment' guarded -- 'p 1'
+    rm "$project/.env.local"
+    is 'and by the scripts' 1 exit_of refused_by_scripts OPERATIONS_KEY
+    is 'every program is told the key of operations' 4 programs_told OPERATIONS_KEY
+    is 'what guards the gateway is none of the others'"'"' business' 'POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
 
     ((EUID == 0)) || return 0
     install -d "$scratch/state"
@@ -536,6 +825,15 @@ guarded() {
 refused_by_scripts() (
     set_setting "$1" ''
     require_guards
+)
+
+# programs_told KEY: how many.
+programs_told() (
+    read_project_settings "$repo"
+    set_setting "$1" x
+    for app in "${apps[@]}"; do
+        left_out_for "$app" | grep -qx "$1" || echo "$app"
+    done | wc -l
 )
 
 kept_from_inventory() (
@@ -568,6 +866,17 @@ what_deletes_orders() {
 the policy c, max-length=5: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
         told '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
         "[$(policy c 0 '{"max-length":5}')]"
+    is 'a queue that is gone with RabbitMQ, a connection or a consumer is told' \
+        'a property of the queue, durable=false: the queue is deleted, with its orders, when RabbitMQ restarts
+a property of the queue, exclusive=true: the queue is deleted, with its orders, when its connection ends
+a property of the queue, auto_delete=true: the queue is deleted, with its orders, when its last consumer goes' \
+        told '{}' '[]' '[]' '"durable":false,"exclusive":true,"auto_delete":true'
+    is 'what has the name of a thing of JavaScript hides nothing' \
+        'an argument of the queue, max-length=1: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
+        told '{"x-constructor":"a","x-__defineGetter__":"a","x-__proto__":{"overflow":"reject-publish"},"x-toString":1,"x-max-length":1}' '[]' '[]'
+    is 'and no name speaks to a terminal' \
+        'the policy \u{1b}[2J\u{202e}p, message-ttl=1: orders that wait for longer are deleted' \
+        told '{}' "[$(policy '\u001b[2J\u202ep' 1 '{"message-ttl":1}')]" '[]'
     is 'and those that refuse orders are not' '' \
         told '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
 }
@@ -586,9 +895,9 @@ policy() {
     echo "{\"name\":\"$1\",\"pattern\":\"^bill\",\"apply-to\":\"queues\",\"priority\":$2,\"definition\":$3}"
 }
 
-# told ARGUMENTS POLICIES OPERATOR_POLICIES
+# told ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
 told() {
-    printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1}" "$2" "$3" |
+    printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1${4:+,$4}}" "$2" "$3" |
         node "$repo/setup/lib/what_deletes_orders.js"
 }
 

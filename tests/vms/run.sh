@@ -187,9 +187,12 @@ pids() {
 }
 
 provisioning_again_changes_nothing() {
-    local before
+    local before machine
     before=$(pids)
     is 'it succeeds' 0 exit_of vagrant provision
+    for machine in "${machines[@]}"; do
+        is "$machine does not need a HOME" 0 exit_of on "$machine" env -u HOME bash "/vagrant/setup/$machine.sh"
+    done
     is 'no program and no server was restarted' "$before" pids
 }
 

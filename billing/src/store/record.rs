@@ -11,29 +11,38 @@ use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{Message, Reason, properties_json};
 
-/// Statements are prepared without a long wait for a lock; a commit is waited for as long as it takes. A
-/// program that is suspended in the midst of a transaction does not keep its locks. What was acknowledged
-/// must be on disk, whatever a role has by default.
-const SESSION: &str = "SET lock_timeout = '250ms'; SET statement_timeout = 0; \
+/// Statements are prepared without a long wait for a lock. A program that is suspended in the midst of
+/// a transaction does not keep its locks. What was acknowledged must be on disk, whatever a role has by
+/// default.
+const SESSION: &str = "SET lock_timeout = '1ms'; SET statement_timeout = '5s'; \
      SET idle_in_transaction_session_timeout = '5s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') = 'off'";
 
 /// Consumers take turns, so that rows become visible in the order of their ids. The table's own
 /// number is the lock's, so other schemas have other locks. A turn is waited for as long as the commits
-/// of the others take.
-const TURN: &str = "SET LOCAL lock_timeout = 0; \
-     SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint)";
+/// of the others take. Whoever has locked the whole table is met here; who is met later is in the way of
+/// a single row.
+const BEGIN: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
+     SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint); \
+     SET LOCAL lock_timeout = '2s'; LOCK TABLE orders IN ROW EXCLUSIVE MODE; \
+     SET LOCAL lock_timeout = '1ms'; SET LOCAL statement_timeout = '5s'";
+
+/// A commit is waited for as long as it takes: to give it up would not undo it. The locks that triggers
+/// take at its end are held for moments, as that of NOTIFY is.
+const BEFORE_COMMIT: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = 0";
 
 /// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
-/// is made while there are few orders and kept when there are many.
+/// is made while there are few orders and kept when there are many. To a collation of somebody `K` may
+/// be equal to `k`.
 const COMPARE: &str = "SELECT new.place, \
-         (there.user_id, there.number_of_items, there.total_amount) \
+         (there.user_id COLLATE \"C\", there.number_of_items, there.total_amount) \
          IS NOT DISTINCT FROM (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
      FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
           AS new (message_id, user_id, number_of_items, total_amount, place) \
      CROSS JOIN LATERAL (SELECT user_id, number_of_items, total_amount FROM orders \
-                         WHERE orders.message_id = new.message_id LIMIT 1) AS there";
+                         WHERE orders.message_id = new.message_id \
+                           AND orders.message_id = new.message_id COLLATE \"C\" LIMIT 1) AS there";
 
 /// While there are too many dead letters, 16 KiB of a body are kept: all of an order.
 const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reason, detail, exchange, \
@@ -55,15 +64,14 @@ const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
           AS new (message_id, body, body_bytes) \
      CROSS JOIN LATERAL (SELECT FROM dead_letters AS there \
                          WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND there.message_id = new.message_id COLLATE \"C\" \
                            AND sha256(there.body) = sha256(new.body) \
                          UNION ALL \
                          SELECT FROM dead_letters AS there \
                          WHERE there.message_id = new.message_id AND there.body_bytes = new.body_bytes \
+                           AND there.message_id = new.message_id COLLATE \"C\" \
                            AND sha256(there.body) = sha256(substring(new.body FROM 1 FOR 16384)) \
                          LIMIT 1) AS there";
-
-/// So many orders of a batch are tried where the last one that was recorded is no measure.
-const GOOD_ORDERS_MAX: usize = 8;
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,25 +90,13 @@ pub(crate) enum Fate {
     Held(String),
 }
 
-/// How long a batch whose turn it is waits for the locks of others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// A quarter of a second.
-    Usual,
-    /// No longer than it takes to see that somebody else holds a lock.
-    Short,
-}
-
 /// The connection of whoever records.
 pub(crate) struct RecordStore {
     connection: Connection<Statements>,
     dead_letters_bytes_max: i64,
-    /// The order of the latest dry run that had to look for one.
-    good: Option<NewOrder>,
 }
 
 struct Statements {
-    check: Statement,
     record: Statement,
     compare: Statement,
     /// Prepared when it is needed: to prepare it waits for whoever has locked the table, which clean
@@ -142,10 +138,6 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
     };
     Ok(Statements {
         texts,
-        check: client.prepare(
-            "INSERT INTO orders (user_id, number_of_items, total_amount) \
-             SELECT '', 0, 0 WHERE false",
-        )?,
         record: client.prepare(
             "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
              SELECT message_id, user_id, number_of_items, total_amount::numeric \
@@ -166,71 +158,12 @@ impl RecordStore {
         Self {
             connection: Connection::new(database, prepare),
             dead_letters_bytes_max,
-            good: None,
         }
     }
 
-    /// Finds out, by writing nothing, whether orders can be written.
+    /// Finds out whether a transaction of orders can begin.
     pub(crate) fn check(&mut self) -> Result<(), DbError> {
-        self.connection.run(|client, statements| {
-            let mut transaction = client.transaction()?;
-            transaction.batch_execute("SET LOCAL lock_timeout = '2s'")?;
-            transaction.execute(&statements.check, &[])?;
-            transaction.rollback()
-        })
-    }
-
-    /// Writes a good order and takes it back, but for the id that is drawn: where that fails, what is
-    /// wrong is the database. A good order is one like the last. Where somebody forbids that one by now,
-    /// or there is none, it is the one that was good before, some of the batch, or the least that an
-    /// order may be.
-    pub(crate) fn dry_run(&mut self, batch: &[Message]) -> Result<(), DbError> {
-        let last = "(SELECT user_id, number_of_items, total_amount FROM orders \
-                     ORDER BY id DESC LIMIT 1)";
-        let Err(error) = self.write_and_take_back(last, &[], "2s") else {
-            return Ok(());
-        };
-        let apart = batch.len().div_ceil(GOOD_ORDERS_MAX).max(1);
-        let of_batch = batch.iter().step_by(apart);
-        let of_batch = of_batch.filter_map(|message| message.content.as_ref().ok().cloned());
-        let before = self.good.take();
-        self.good = before.into_iter().chain(of_batch).find(|order| {
-            let amount = order.total_amount.to_string();
-            let params: [&(dyn ToSql + Sync); 3] =
-                [&order.user_id, &order.number_of_items, &amount];
-            let good = "(VALUES ($1::text, $2::integer, $3::text::numeric))";
-            self.write_and_take_back(good, &params, "10ms").is_ok()
-        });
-        if self.good.is_some() {
-            return Ok(());
-        }
-        self.write_and_take_back("(VALUES ('1', 1, 0))", &[], "10ms")
-            .map_err(|_| error)
-    }
-
-    fn write_and_take_back(
-        &mut self,
-        good: &str,
-        params: &[&(dyn ToSql + Sync)],
-        limit: &str,
-    ) -> Result<(), DbError> {
-        let written = self.connection.run(|client, _| {
-            let mut transaction = begin_in_turn(client, limit)?;
-            let sql = format!(
-                "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-                 SELECT gen_random_uuid()::text, good.* FROM {good} AS good \
-                 ON CONFLICT (message_id) DO NOTHING"
-            );
-            let written = transaction.execute(&sql, params)?;
-            // What would only be said at the commit.
-            transaction.batch_execute("SET CONSTRAINTS ALL IMMEDIATE")?;
-            transaction.rollback()?;
-            Ok(written)
-        })?;
-        if written == 0 {
-            return Err(DbError::Refused("orders are passed over".to_owned()));
-        }
-        Ok(())
+        self.connection.run(|client, _| begin(client)?.rollback())
     }
 
     /// Whether the encoding of the database has the characters of an order. Something that somebody else
@@ -250,20 +183,19 @@ impl RecordStore {
         }
     }
 
-    /// Writes all of a batch, and removes the dead letters that were replayed, or on an error does
-    /// neither. The fates are in the order of the batch.
+    /// Writes all of a batch, and removes the dead letters that were replayed, or does neither. The
+    /// fates are in the order of the batch; without them, at least one of its messages was refused, or
+    /// the connection broke. An error means that no order can be written now.
     pub(crate) fn record(
         &mut self,
         batch: &[Message],
-        patience: Patience,
-    ) -> Result<Vec<Fate>, DbError> {
+    ) -> Result<Result<Vec<Fate>, DbError>, DbError> {
         let bytes_max = self.dead_letters_bytes_max;
-        let fates = self.connection.run(|client, statements| {
-            let limit = match patience {
-                Patience::Usual => "250ms",
-                Patience::Short => "10ms",
-            };
-            let mut transaction = begin_in_turn(client, limit)?;
+        let mut begun = false;
+        let recorded = self.connection.run(|client, statements| {
+            begun = false;
+            let mut transaction = begin(client)?;
+            begun = true;
             if replayed_meanwhile(&mut transaction, batch)? {
                 return Ok(Some(vec![Fate::Duplicate; batch.len()]));
             }
@@ -274,13 +206,19 @@ impl RecordStore {
                 return Ok(None);
             }
             end_replays(&mut transaction, statements.texts, batch, &fates)?;
+            transaction.batch_execute(BEFORE_COMMIT)?;
             transaction.commit()?;
             Ok(Some(fates))
-        })?;
-        fates.ok_or_else(|| {
-            let text = "a message is neither stored nor was it there already";
-            DbError::Violated(text.to_owned())
-        })
+        });
+        match recorded {
+            Ok(Some(fates)) => Ok(Ok(fates)),
+            Ok(None) => {
+                let text = "a message is neither stored nor was it there already";
+                Ok(Err(DbError::Violated(text.to_owned())))
+            }
+            Err(error) if begun => Ok(Err(error)),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -295,14 +233,14 @@ fn replayed_meanwhile(transaction: &mut Transaction<'_>, batch: &[Message]) -> R
     Ok(false)
 }
 
-/// Begins a transaction whose turn it is, before it draws an id, and which waits so long for other locks.
-fn begin_in_turn<'a>(client: &'a mut Client, limit: &str) -> Result<Transaction<'a>, Error> {
+/// Begins a transaction whose turn it is, before it draws an id.
+fn begin(client: &mut Client) -> Result<Transaction<'_>, Error> {
     // A role or a database may have another level by default.
     let mut transaction = client
         .build_transaction()
         .isolation_level(IsolationLevel::ReadCommitted)
         .start()?;
-    transaction.batch_execute(&format!("{TURN}; SET LOCAL lock_timeout = '{limit}'"))?;
+    transaction.batch_execute(BEGIN)?;
     Ok(transaction)
 }
 

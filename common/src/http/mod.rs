@@ -26,5 +26,6 @@ pub use server::{HttpConfig, Interest, Server, Socket, Tls, Watched, network, wa
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
 pub use service::limits::Limits;
 pub use service::operations::{Dependency, DependencyState, health};
+pub use service::operations_key::OperationsKey;
 pub use service::queues::BatchLimits;
 pub use service::router::{Submit, Verb};

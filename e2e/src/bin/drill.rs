@@ -4,10 +4,11 @@
 //! `drill SCRIPT PROGRAMS FAULTS ORDERS SEED`: SCRIPT is asked for the faults of the servers,
 //! PROGRAMS is the folder of the programs; it ends after so many faults and so many orders.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use e2e::faults::{self, Fault, Meanwhile};
+use e2e::flood::{LogDisk, fault_of_a_flood};
 use e2e::{Stage, drill};
 
 #[expect(clippy::print_stdout, reason = "the table is what it is run for")]
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let (faults_min, orders_min) = (number(faults_min), number(orders_min));
     let mut all = faults::faults();
     all.extend(faults_of_servers(script));
+    all.push(flood(script, Path::new(programs)));
     let mut random = fastrand::Rng::with_seed(number(seed) as u64);
 
     let mut stage = Stage::start(&PathBuf::from(programs));
@@ -59,6 +61,19 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// On a small disk where the script can have one, beside the programs.
+#[expect(clippy::print_stdout, reason = "what is left out must be said")]
+fn flood(script: &str, programs: &Path) -> Fault {
+    let beside = |name| programs.with_file_name(name);
+    if ask(script, "make-small-disk") {
+        return fault_of_a_flood(LogDisk::Small(beside("small-disk")));
+    }
+    println!(
+        "Since nothing can be mounted here, the gateway's log lies on a disk that does not get full"
+    );
+    fault_of_a_flood(LogDisk::Large(beside("")))
 }
 
 /// Each by words that the script knows.

@@ -207,6 +207,13 @@ impl Head {
             .map(|(_, v)| v)
     }
 
+    /// The token of `Authorization: Bearer TOKEN` (RFC 6750 §2.1).
+    #[must_use]
+    pub fn bearer(&self) -> Option<&str> {
+        let (scheme, token) = self.header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    }
+
     /// A header that must not be given twice: which of two was meant, nobody can tell.
     pub fn single_header(&self, name: &str) -> Result<Option<&str>, Problem> {
         let mut values = self

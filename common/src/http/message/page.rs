@@ -34,7 +34,7 @@ impl Page {
         })
     }
 
-    /// The same for a list that is also read from its end, with `order=desc`.
+    /// The page that a request asks for, of a list that is also read from its end, with `order=desc`.
     pub fn from_query_in_either_order(request: &Head) -> Result<Self, Problem> {
         let page = Self::from_query(request)?;
         match request.query("order")?.as_deref() {
@@ -101,7 +101,7 @@ pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
     ))
 }
 
-/// The same list from behind that id: the request's own target with another `after`.
+/// A list from behind that id: the request's own target with another `after`.
 fn next(request: &Request, after: i64) -> String {
     let kept = request.query_pairs().filter(|pair| !names(pair, "after"));
     let pairs: Vec<&str> = kept.collect();

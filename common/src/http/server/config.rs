@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::tls::Tls;
 use crate::env::{ConfigError, Vars};
 use crate::http::service::limits::Limits;
+use crate::http::service::operations_key::OperationsKey;
 
 /// Where a server listens, with how many slots, and what it puts up with.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub struct HttpConfig {
     pub limits: Limits,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// Who may see the metrics and the dependencies; without it, all.
+    pub operations_key: Option<OperationsKey>,
     /// The names that clients may ask for in `Host`; any, where there are none.
     pub hosts: Vec<String>,
 }
@@ -39,6 +42,7 @@ impl HttpConfig {
             workers,
             limits: Limits::from_vars(vars)?,
             tls: Tls::from_vars(vars)?,
+            operations_key: OperationsKey::from_vars(vars)?,
             hosts: hosts(vars)?,
         })
     }
@@ -52,6 +56,7 @@ impl HttpConfig {
             workers,
             limits: Limits::default(),
             tls: None,
+            operations_key: None,
             hosts: Vec::new(),
         }
     }

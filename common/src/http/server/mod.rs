@@ -80,7 +80,12 @@ impl Server {
         D: FnMut() -> Vec<Dependency> + Send + 'static,
     {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
-        let operations = Operations::new(metrics, &config.limits, dependencies);
+        let operations = Operations::new(
+            metrics,
+            &config.limits,
+            config.operations_key.clone(),
+            dependencies,
+        );
         // It takes what no other does, so it is asked last.
         let bulkheads = bulkheads
             .into_iter()

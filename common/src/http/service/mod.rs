@@ -9,6 +9,7 @@ pub(crate) mod queues;
 
 pub(crate) mod bulkhead;
 pub(crate) mod operations;
+pub(crate) mod operations_key;
 
 pub(crate) mod access_log;
 mod refusals;

@@ -1,5 +1,6 @@
 //! What an operator asks of every program: whether the process lives, whether its dependencies
-//! are there, and its metrics.
+//! are there, and its metrics. Where there is an `OPERATIONS_KEY`, nobody without it sees more than
+//! whether the process lives and is ready.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::bulkhead::{Bulkhead, Handler, Route};
 use super::limits::Limits;
+use super::operations_key::OperationsKey;
 use super::router::{self, Submit, Verb};
 use crate::http::connection::Decided;
 use crate::http::message::head::Head;
@@ -58,6 +60,13 @@ impl DependencyState {
     }
 }
 
+/// What `/ready` goes by.
+struct Readiness {
+    /// Who may see more than the status; all, where there is none.
+    key: Option<OperationsKey>,
+    dependencies: Dependencies,
+}
+
 /// Asks for the state of all dependencies of a service.
 pub(crate) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
 
@@ -67,24 +76,33 @@ const ROUTES: [(Verb, &str); 3] = [
     (Verb::Get, READY[0].1),
 ];
 
-const READY: &[Route<Dependencies>] = &[(Verb::Get, "/ready", Handler::One(get_readiness))];
+const READY: &[Route<Readiness>] = &[(Verb::Get, "/ready", Handler::One(get_readiness))];
 
 /// Takes what nothing else does.
 pub(crate) struct Operations {
     metrics: Metrics,
-    ready: Arc<Bulkhead<Dependencies>>,
+    key: Option<OperationsKey>,
+    ready: Arc<Bulkhead<Readiness>>,
 }
 
 impl Operations {
     pub(crate) fn new(
         metrics: &Metrics,
         limits: &Limits,
+        key: Option<OperationsKey>,
         dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
     ) -> Self {
-        let ready = Arc::new(Bulkhead::new("", 1, READY, limits, dependencies));
+        let readiness = {
+            let key = key.clone();
+            move || Readiness {
+                key: key.clone(),
+                dependencies: dependencies(),
+            }
+        };
         Self {
             metrics: metrics.clone(),
-            ready,
+            key,
+            ready: Arc::new(Bulkhead::new("", 1, READY, limits, readiness)),
         }
     }
 }
@@ -95,12 +113,15 @@ impl Submit for Operations {
     }
 
     fn admit(&self, head: &mut Head) -> Option<Decided> {
-        let decided = router::find(ROUTES.into_iter(), head);
-        let is_ready = decided.is_none() && head.matched.pattern == READY[0].1;
-        if is_ready {
-            self.ready.admit(head)
-        } else {
-            decided
+        if let Some(decided) = router::find(ROUTES.into_iter(), head) {
+            return Some(decided);
+        }
+        match head.matched.pattern {
+            "/ready" => self.ready.admit(head),
+            "/metrics" if !may_see(self.key.as_ref(), head) => Some(Err(Problem::unauthorized(
+                "send the key of operations, as Authorization: Bearer KEY",
+            ))),
+            _ => None,
         }
     }
 
@@ -142,33 +163,43 @@ pub fn health() -> Response<'static> {
     Response::json(200, &json!({ "status": "ok" }))
 }
 
+fn may_see(key: Option<&OperationsKey>, request: &Head) -> bool {
+    key.is_none_or(|key| key.is_sent_with(request))
+}
+
 #[derive(Serialize)]
 struct Ready<'a> {
     status: &'static str,
-    dependencies: &'a Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dependencies: Option<&'a Value>,
 }
 
-fn get_readiness<'a>(dependencies: &'a mut Dependencies, _: &Request) -> HandlerResult<'a> {
-    let dependencies = dependencies();
-    let states: Value = dependencies
-        .iter()
-        .map(|dependency| (dependency.name.to_owned(), json!(dependency.state)))
-        .collect::<serde_json::Map<_, _>>()
-        .into();
+fn get_readiness<'a>(readiness: &'a mut Readiness, request: &Request) -> HandlerResult<'a> {
+    let dependencies = (readiness.dependencies)();
     let complaints = complaints(&dependencies);
+    let states = may_see(readiness.key.as_ref(), request).then(|| states(&dependencies));
     if complaints.is_empty() {
         return Ok(Response::json(
             200,
             &Ready {
                 status: "ready",
-                dependencies: &states,
+                dependencies: states.as_ref(),
             },
         ));
     }
-    Err(
-        Problem::unavailable(format!("not ready: {complaints}"), complaints)
+    Err(match states {
+        Some(states) => Problem::unavailable(format!("not ready: {complaints}"), complaints)
             .with_dependencies(states),
-    )
+        None => Problem::unavailable("not ready", complaints),
+    })
+}
+
+fn states(dependencies: &[Dependency]) -> Value {
+    dependencies
+        .iter()
+        .map(|dependency| (dependency.name.to_owned(), json!(dependency.state)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// In words, those of one state together; empty where all are up.
