@@ -25,6 +25,7 @@ ratios.svg. In the environment:
   BENCH_SECONDS=1           for how long
   BENCH_QUEUE_TYPE=classic  or quorum
   BENCH_RESULTS=bench       the folder for what it writes
+  BENCH_BEFORE=COMMIT       measures the programs of that commit too, as rows "before"
 USAGE
 }
 
@@ -79,14 +80,26 @@ build() {
     peer_programs=$folder/peers/programs
     install -d "$folder/peers"
     step 'Build our programs' cargo_build "$folder" --release
+    install -d "$folder/tiny_http"
+    step 'Build them on tiny_http' cargo_build "$folder/tiny_http" --release --package gateway --package inventory \
+        --features tiny_http --target-dir "${CARGO_TARGET_DIR:-target}/tiny_http"
+    [[ -z ${BENCH_BEFORE:-} ]] || step "Build those of $BENCH_BEFORE" build_before
     # Not among ours, where other versions of the same crates lie.
     step 'Build the peers in Rust' cargo_build "$folder/peers" --release \
         --target-dir "${CARGO_TARGET_DIR:-target}/peers" --manifest-path "$peers/rust/Cargo.toml"
 }
 
+# build_before: from what git has of that commit, without anything that changed since.
+build_before() {
+    install -d "$folder/before/sources"
+    git archive "$BENCH_BEFORE" | tar -x -C "$folder/before/sources"
+    cargo_build "$folder/before" --release --manifest-path "$folder/before/sources/Cargo.toml" \
+        --target-dir "${CARGO_TARGET_DIR:-target}/before"
+}
+
 # start_servers: as they are delivered, with every write on disk before it is answered for. Of
 # the ports, the first five are theirs and the others the candidates'.
-ports=20
+ports=24
 start_servers() {
     first_port=''
     claim_ports first_port "$ports"
@@ -117,6 +130,8 @@ measure() {
         export PATH=$PATH:/usr/sbin PYTHONDONTWRITEBYTECODE=1
         export POSTGRES_PROGRAMS=$programs RABBITMQ_QUEUE=bench_orders
         export OUR_PROGRAMS=$our_programs PEER_PROGRAMS=$peer_programs
+        export TINY_HTTP_PROGRAMS=$folder/tiny_http/programs
+        [[ -z ${BENCH_BEFORE:-} ]] || export BEFORE_PROGRAMS=$folder/before/programs
         export NODE_MODULES=$tools/bench-express/node_modules PYTHON_PACKAGES=$tools/bench-python
         export BENCH_ROUNDS=${BENCH_ROUNDS:-5} BENCH_SECONDS=${BENCH_SECONDS:-1}
         export BENCH_QUEUE_TYPE=${BENCH_QUEUE_TYPE:-classic} BENCH_RESULTS

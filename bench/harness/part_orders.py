@@ -2,7 +2,7 @@
 
 import load
 from measure import Candidate, at_least, at_most, find, interleaved, spread
-from peers import axum_orders, environment, flask_gateway, gateway
+from peers import axum_orders, builds, environment, flask_gateway, gateway
 from servers import purge
 
 CONNECTIONS = 1, 16, 64, 256
@@ -22,8 +22,11 @@ def run(bench):
         "axum + lapin": axum_orders(bench),
         "Flask + pika": flask_gateway(bench, bench.port(), "Flask + pika"),
     }
+    forms = builds(bench, lambda name, **form: gateway(bench, bench.port(), name, **form))
+    programs |= forms
     # The inventory is not there, so ours is not ready; it takes orders all the same.
-    programs["ours"].path = "/health"
+    for name in ("ours", *forms):
+        programs[name].path = "/health"
     bench.start({"ours": programs["ours"]})
     purge(bench.settings)
     bench.start({name: one for name, one in programs.items() if name != "ours"})
@@ -37,7 +40,7 @@ def run(bench):
     candidates.append(Candidate(LOOP, lambda case: publish(bench, case["c"], bench.seconds)))
     empty = lambda: purge(bench.settings)
     rows = interleaved(cases, candidates, "axum + lapin", bench.rounds, before=empty)
-    goals = [at_least(rows, "place", c, "axum + lapin", 0.8) for c in (64, 256)]
+    goals = [at_least(rows, "place", c, "axum + lapin", 1) for c in (16, 64, 256)]
     goals += [at_least(rows, "place", 64, "Flask + pika", 50)]
     ours, bare = find(rows, "place", "ours", 1), find(rows, "place", LOOP, 1)
     longer = [a / b for a, b in zip(ours["p50_samples"], bare["p50_samples"])]

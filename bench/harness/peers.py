@@ -21,8 +21,8 @@ def environment(bench):
     return settings
 
 
-def ours(bench, name, program, port_key, **more):
-    """One of our own programs with the settings that it is delivered with."""
+def ours(bench, name, program, port_key, build="OUR_PROGRAMS", **more):
+    """One of our own programs with the settings that it is delivered with, of one of the builds."""
     port = bench.port()
     env = environment(bench) | {
         "LISTEN_ADDRESS": "127.0.0.1",
@@ -32,7 +32,7 @@ def ours(bench, name, program, port_key, **more):
         "RUST_LOG": "info",
         port_key: port,
     }
-    file = f"{bench.settings['OUR_PROGRAMS']}/{program}"
+    file = f"{bench.settings[build]}/{program}"
     # Ready: its schema and its queue are there.
     return Program(name, [file], port, env | more, path="/ready", file=file)
 
@@ -41,10 +41,21 @@ def inventory(bench, name="inventory-api", **more):
     return ours(bench, name, "inventory-api", "INVENTORY_API_PORT", **more)
 
 
-def gateway(bench, upstream_port):
+def builds(bench, make):
+    """Our program in its other forms: `make` takes a name and what it is started with."""
+    forms = {
+        "ours, log off": make("ours, log off", RUST_LOG="off"),
+        "ours on tiny_http": make("ours on tiny_http", build="TINY_HTTP_PROGRAMS"),
+    }
+    if "BEFORE_PROGRAMS" in bench.settings:
+        forms["before"] = make("before", build="BEFORE_PROGRAMS")
+    return forms
+
+
+def gateway(bench, upstream_port, name="api-gateway", **more):
     return ours(
         bench,
-        "api-gateway",
+        name,
         "api-gateway",
         "API_GATEWAY_PORT",
         INVENTORY_VM_IP="127.0.0.1",
@@ -52,6 +63,7 @@ def gateway(bench, upstream_port):
         BILLING_VM_IP="127.0.0.1",
         BILLING_API_PORT=1,
         BILLING_CONSUMER_PORT=1,
+        **more,
     )
 
 
@@ -66,14 +78,18 @@ def billing_api(bench, name="billing-api", **more):
     return ours(bench, name, "billing-api", "BILLING_API_PORT", **more)
 
 
-def billing_consumer(bench):
-    return ours(bench, "billing-consumer", "billing-consumer", "BILLING_CONSUMER_PORT")
+def billing_consumer(bench, **more):
+    return ours(bench, "billing-consumer", "billing-consumer", "BILLING_CONSUMER_PORT", **more)
 
 
 def rust(bench, name, program, **more):
     port = bench.port()
     file = f"{bench.settings['PEER_PROGRAMS']}/{program}"
     return Program(name, [file], port, environment(bench) | {"PORT": port, "POOL": POOL} | more, file=file)
+
+
+def thread_per_connection(bench):
+    return rust(bench, "a thread for each connection", "threads")
 
 
 def axum_movies(bench):
