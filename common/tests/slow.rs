@@ -1,0 +1,154 @@
+//! Clients that send slowly, and clients that do not read, are in nobody's way.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::http::{
+    Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response, Route, Server,
+    Submit, Verb,
+};
+use common::metrics::Metrics;
+use common::shutdown::{self, ShutdownTrigger};
+use socket2::{Domain, Socket, Type};
+
+/// More than the kernel keeps for a client that does not read.
+const LONG_BYTES: usize = 14_000_000;
+
+const ROUTES: &[Route<()>] = &[
+    (Verb::Get, "/good", Handler::One(good)),
+    (Verb::Get, "/long", Handler::One(long)),
+];
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn good<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
+    Ok(Response::new(200, Body::Bytes(b"good".to_vec())))
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn long<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
+    Ok(Response::new(200, Body::Bytes(vec![b'x'; LONG_BYTES])))
+}
+
+struct Running {
+    server: Option<Server>,
+    trigger: Option<ShutdownTrigger>,
+}
+
+impl Running {
+    fn start(limits: Limits) -> Self {
+        let (trigger, shutdown) = shutdown::channel();
+        let config = HttpConfig {
+            limits,
+            ..HttpConfig::on_loopback(1)
+        };
+        let bulkhead = Bulkhead::new("", 1, ROUTES, &config.limits, || ());
+        let bulkheads: Vec<Arc<dyn Submit>> = vec![Arc::new(bulkhead)];
+        let server = Server::start(&config, bulkheads, || Vec::new, &Metrics::new(), &shutdown);
+        Self {
+            server: Some(server.expect("a server")),
+            trigger: Some(trigger),
+        }
+    }
+
+    /// A connection from 127.0.0.`last` with little room for what is not read.
+    fn connect(&self, last: u8) -> TcpStream {
+        let server = self.server.as_ref().expect("it runs").address();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a socket option");
+        let own = SocketAddr::from(([127, 0, 0, last], 0));
+        socket.bind(&own.into()).expect("an address");
+        socket.connect(&server.into()).expect("a connection");
+        let stream = TcpStream::from(socket);
+        let patience = Some(Duration::from_secs(30));
+        stream.set_read_timeout(patience).expect("a socket option");
+        stream
+    }
+
+    /// A client of that address that has read the begin of its answer; None where none came.
+    fn ask(&self, last: u8, path: &str) -> Option<TcpStream> {
+        let mut stream = self.connect(last);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it reads");
+        stream.read_exact(&mut [0; 32]).ok().map(|()| stream)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.trigger.take());
+        if let Some(server) = self.server.take() {
+            server.join();
+        }
+    }
+}
+
+/// Whether the rest of the long answer comes, whole.
+fn has_all(mut stream: TcpStream) -> bool {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).is_ok() && rest.len() > LONG_BYTES
+}
+
+#[test]
+fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
+    // Half of it is for answers, and half of that for a client: two long answers that wait.
+    let running = Running::start(Limits {
+        buffer_bytes: 48_000_000,
+        send_time: Duration::from_mins(10),
+        ..Limits::default()
+    });
+    let first = running.ask(2, "/long").expect("there is room");
+    let second = running.ask(3, "/long").expect("there is room");
+
+    // Nobody is cut off who may just have begun to read.
+    let too_early = running.ask(4, "/long").is_some_and(has_all);
+    let begun = Instant::now();
+    while !running.ask(4, "/long").is_some_and(has_all) {
+        let waited = begun.elapsed();
+        assert!(waited < Duration::from_secs(30), "nobody has made room");
+    }
+
+    assert!(!too_early, "somebody was cut off at once");
+    assert!(has_all(second), "the second has its answer");
+    assert!(!has_all(first), "the first has made room");
+}
+
+#[test]
+fn thousands_of_clients_that_send_a_byte_now_and_then_keep_nobody_waiting_and_are_told_so() {
+    let head_time = Duration::from_secs(5);
+    let running = Running::start(Limits {
+        head_time,
+        ..Limits::default()
+    });
+    let mut slow: Vec<TcpStream> = (0..2000).map(|_| running.connect(2)).collect();
+    for stream in &mut slow {
+        let begin = b"GET /good HTTP/1.1\r\nHost: h\r\nX-Slow: ";
+        stream.write_all(begin).expect("it reads");
+    }
+    let begun = Instant::now();
+
+    let mut writing: Vec<&mut TcpStream> = slow.iter_mut().collect();
+    while !writing.is_empty() {
+        assert!(begun.elapsed() < 10 * head_time, "they are still there");
+        writing.retain_mut(|stream| stream.write_all(b"a").is_ok());
+        let asked = Instant::now();
+        let answer = running.ask(3, "/good");
+        assert!(answer.is_some(), "somebody else was not answered");
+        assert!(asked.elapsed() < head_time, "somebody else had to wait");
+    }
+
+    let told = slow.iter_mut().filter_map(|stream| {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).is_ok().then_some(answer)
+    });
+    let told: Vec<_> = told.collect();
+    // A byte that comes behind the answer may take it away.
+    assert!(!told.is_empty() && told.iter().all(|answer| answer == b"HTTP/1.1 408"));
+}
