@@ -171,9 +171,9 @@ schedules() {
         --features shuttle -- http::server::schedules
 }
 
-# on_tiny_http: the handlers lean on no server of ours.
+# on_tiny_http: the handlers lean on no server of ours, and an attack shows why it is not the default.
 on_tiny_http() {
-    cargo test --locked --package inventory --features tiny_http --test api
+    cargo test --locked --package inventory --features tiny_http --test api --test attack
     cargo test --locked --package billing --features tiny_http --test api
 }
 
