@@ -135,10 +135,7 @@ pub(crate) fn parse_head<'h, 'b>(
     };
     let (headers, http_10) = (&*request.headers, version == 0);
     let (target, authority) = target_of(method, target)?;
-    check_host(headers, http_10)?;
-    if authority.is_some_and(|authority| !is_authority(authority)) {
-        return malformed(HOST_IS_MALFORMED);
-    }
+    check_hosts(headers, authority, http_10)?;
     let framing = body_framing(headers, http_10, limits)?;
     let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
     if !values(headers, "expect").all(is_known) {
@@ -207,19 +204,23 @@ fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b s
     Ok((path, Some(authority)))
 }
 
-const HOST_IS_MALFORMED: &str = "Host is malformed";
-
 /// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2). An empty one is allowed where the
-/// target has no authority.
-fn check_host(headers: &[Header<'_>], http_10: bool) -> Result<(), Problem> {
+/// target has no authority. What an absolute-form target names has the same grammar.
+fn check_hosts(
+    headers: &[Header<'_>],
+    authority: Option<&str>,
+    http_10: bool,
+) -> Result<(), Problem> {
     let mut hosts = values(headers, "host");
-    match (hosts.next(), hosts.next()) {
-        (None, _) if http_10 => Ok(()),
-        (Some(b""), None) => Ok(()),
-        (Some(host), None) if std::str::from_utf8(host).is_ok_and(is_authority) => Ok(()),
-        (Some(_), None) => malformed(HOST_IS_MALFORMED),
-        _ => malformed("there must be exactly one Host header"),
+    let is_well_formed = match (hosts.next(), hosts.next()) {
+        (None, _) if http_10 => true,
+        (Some(host), None) => host.is_empty() || std::str::from_utf8(host).is_ok_and(is_authority),
+        _ => return malformed("there must be exactly one Host header"),
+    };
+    if is_well_formed && authority.is_none_or(is_authority) {
+        return Ok(());
     }
+    malformed("Host is malformed")
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 §7.2 and RFC 3986 §3.2.
@@ -277,11 +278,7 @@ fn content_length(value: &[u8], limits: &FramingLimits) -> Result<BodyFraming, P
         return malformed("Content-Length must be a number");
     }
     // A number that does not fit is over every limit.
-    let length = value.iter().fold(0_usize, |length, digit| {
-        length
-            .saturating_mul(10)
-            .saturating_add(usize::from(digit - b'0'))
-    });
+    let length = String::from_utf8_lossy(value).parse().unwrap_or(usize::MAX);
     if length > limits.body_bytes {
         return Err(Problem::content_too_large(limits.body_bytes));
     }

@@ -188,11 +188,8 @@ impl Head {
         let Some((name, _)) = pairs.find(|(name, _)| !known.contains(&&**name)) else {
             return Ok(());
         };
-        let known = if known.is_empty() {
-            "none".to_owned()
-        } else {
-            known.join(", ")
-        };
+        let known = Some(known.join(", ")).filter(|known| !known.is_empty());
+        let known = known.as_deref().unwrap_or("none");
         let detail = format!("there is no parameter {name}: this path has {known}");
         Err(Problem::bad_request(detail))
     }
@@ -200,18 +197,16 @@ impl Head {
     /// A parameter of the query, decoded. One that is given twice, or that is not UTF-8, is a
     /// problem: guessing which was meant would answer another question.
     pub fn query(&self, name: &str) -> Result<Option<String>, Problem> {
-        let mut pairs = self.query_pairs().filter(|(present, _)| present == name);
-        let Some((_, pair)) = pairs.next() else {
-            return Ok(None);
-        };
-        let value = pair.split_once('=').map_or("", |(_, value)| value);
-        let Some(value) = form_decoded(value) else {
-            return Err(Problem::bad_request(format!("{name} is not UTF-8")));
-        };
-        if pairs.next().is_some() {
-            return Err(Problem::bad_request(format!("{name} is given twice")));
+        let mut found = None;
+        for (_, pair) in self.query_pairs().filter(|(present, _)| present == name) {
+            let value = pair.split_once('=').map_or("", |(_, value)| value);
+            let value = form_decoded(value)
+                .ok_or_else(|| Problem::bad_request(format!("{name} is not UTF-8")))?;
+            if found.replace(value).is_some() {
+                return Err(Problem::bad_request(format!("{name} is given twice")));
+            }
         }
-        Ok(Some(value))
+        Ok(found)
     }
 
     /// The parameters of the query: their names, decoded where they are UTF-8, and the pairs of
@@ -234,13 +229,13 @@ impl Head {
         let Some(text) = self.query(name)? else {
             return Ok(None);
         };
-        let number = text.parse().ok().filter(|_| is_digits(&text));
         let (first, last) = (range.start(), range.end());
-        let detail = || format!("{name} must be a whole number from {first} to {last}");
-        let number = number.filter(|number| range.contains(number));
-        number
-            .map(Some)
-            .ok_or_else(|| Problem::bad_request(detail()))
+        let fits = |number: &T| is_digits(&text) && range.contains(number);
+        let number = text.parse().ok().filter(fits).map(Some);
+        number.ok_or_else(|| {
+            let detail = format!("{name} must be a whole number from {first} to {last}");
+            Problem::bad_request(detail)
+        })
     }
 
     /// That JSON may follow. Of chunks nobody knows yet whether there is anything in them.

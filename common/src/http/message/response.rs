@@ -165,14 +165,9 @@ impl<'a> Response<'a> {
     }
 
     /// Sets a header, in place of one of that name; names are written in lower case.
-    pub fn with_header(
-        mut self,
-        name: impl Into<Cow<'static, str>>,
-        value: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        let name = name.into();
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.retain(|(present, _)| *present != name);
-        self.headers.push((name, value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -191,12 +186,7 @@ impl<'a> Response<'a> {
     pub(crate) fn write_head(&self, out: &mut Vec<u8>, request_id: &str, https: bool, date: &str) {
         let (status, reason) = (self.status, reason_phrase(self.status));
         let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
-        // What has a tag may be kept, and asked about.
-        let keep = if self.has_header("etag") {
-            "no-cache"
-        } else {
-            "no-store"
-        };
+        let (is_ours, has_tag) = (!self.is_passed_on, self.has_header("etag"));
         for (name, value) in &self.headers {
             push_header(out, name, value);
         }
@@ -206,7 +196,9 @@ impl<'a> Response<'a> {
             ("x-content-type-options", "nosniff", true),
             ("cross-origin-resource-policy", "same-origin", true),
             ("strict-transport-security", HSTS, https),
-            ("cache-control", keep, !self.is_passed_on),
+            // What has a tag may be kept, and asked about.
+            ("cache-control", "no-cache", is_ours && has_tag),
+            ("cache-control", "no-store", is_ours && !has_tag),
         ] {
             if applies && !self.has_header(name) {
                 push_header(out, name, value);
