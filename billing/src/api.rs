@@ -50,7 +50,7 @@ fn filter(request: &Request, name: &str) -> Result<Option<String>, Problem> {
 }
 
 fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResult<'a> {
-    let page = Page::from_query_in_either_order(request)?;
+    let page = Page::from_query(request)?;
     let filter = OrderFilter {
         user_id: filter(request, "user_id")?,
         message_id: filter(request, "message_id")?,
@@ -69,7 +69,7 @@ fn list_orders<'a>(orders: &'a mut OrderStore, request: &Request) -> HandlerResu
 
 /// A page, the longest where no limit is given.
 fn list_dead_letters<'a>(letters: &'a mut DeadLetterStore, request: &Request) -> HandlerResult<'a> {
-    let page = Page::from_query_in_either_order(request)?.with_limit();
+    let page = Page::from_query(request)?.with_limit();
     let filter = Filter {
         reason: filter(request, "reason")?,
         message_id: filter(request, "message_id")?,

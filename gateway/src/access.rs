@@ -274,11 +274,12 @@ impl Access {
         let Some(key) = key.transpose()? else {
             return Ok(());
         };
-        request.set_caller(&key.name);
+        let _ = request.caller.set(key.name.clone());
         if key.role < needed {
-            return Err(Problem::forbidden(format!(
-                "this key may not do that: it needs the role {needed}"
-            )));
+            return Err(Problem::new(
+                403,
+                format!("this key may not do that: it needs the role {needed}"),
+            ));
         }
         Ok(())
     }
@@ -301,10 +302,10 @@ fn authenticated<'k>(keys: &'k [Key], request: &Head) -> Result<&'k Key, Problem
 }
 
 fn needed_role(method: &Method) -> Role {
-    match method {
-        Method::Get | Method::Head | Method::Options => Role::Read,
-        Method::Post | Method::Put => Role::Write,
-        Method::Delete | Method::Other(_) => Role::Admin,
+    match *method {
+        Method::GET | Method::HEAD | Method::OPTIONS => Role::Read,
+        Method::POST | Method::PUT => Role::Write,
+        _ => Role::Admin,
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
 pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Problem> {
     access.check(head)?;
     head.require_query_of(&[])?;
-    if head.method == Method::Post {
+    if head.method == Method::POST {
         require_no_tag(head)?;
         head.announces_json()?;
         if let Some(key) = head.single_header("Idempotency-Key")? {
@@ -45,7 +45,7 @@ pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Proble
 fn place_order(orders: &mut Orders, request: Request) {
     match outgoing(&request) {
         Ok(order) => {
-            request.set_message_id(&order.message_id);
+            let _ = request.message_id.set(order.message_id.clone());
             orders.place(order, request);
         }
         Err(problem) => request.respond(Err(problem)),
@@ -65,7 +65,7 @@ fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
     let (order, message) = NewOrder::with_message(&request.body)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let (message_id, keyed) = match key {
-        Some(key) => (message_id(request.caller(), key), Some(order)),
+        Some(key) => (message_id(request.caller.get(), key), Some(order)),
         None => (Uuid::now_v7().to_string(), None),
     };
     Ok(Outgoing {
@@ -78,7 +78,7 @@ fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
 
 /// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a
 /// space, so no two callers, and nobody without a name, come to the same id.
-fn message_id(caller: Option<&str>, key: String) -> String {
+fn message_id(caller: Option<&String>, key: String) -> String {
     match caller {
         Some(caller) => format!("{caller} {key}"),
         None => key,

@@ -435,11 +435,8 @@ impl Exchange {
             buffer.append(&mut answer.body);
             read.map_err(|failure| failure.into_problem(service))
         };
-        let response =
-            passed_back(&head, Body::Bytes(Vec::new())).with_body(Body::Stream(Stream {
-                length,
-                fill: Box::new(fill),
-            }));
+        let fill = Box::new(fill);
+        let response = passed_back(&head, Body::Stream(Stream { length, fill }));
         let Self {
             mut lease,
             request,
@@ -569,11 +566,11 @@ impl Failure {
         let invalid = format!("{service} gave no valid answer; try again");
         match self {
             Self::NeverSent(error) | Self::Disconnected(error) => {
-                Problem::bad_gateway(unreachable, error)
+                Problem::new(502, unreachable).with_cause(error)
             }
-            Self::Nonsense(cause) => Problem::bad_gateway(invalid, cause),
+            Self::Nonsense(cause) => Problem::new(502, invalid).with_cause(cause),
             Self::TimedOut(cause) => {
-                Problem::gateway_timeout(format!("{service} takes too long; try again"), cause)
+                Problem::new(504, format!("{service} takes too long; try again")).with_cause(cause)
             }
         }
     }

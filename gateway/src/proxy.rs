@@ -33,7 +33,7 @@ pub(crate) fn passed_on(
     address: SocketAddr,
 ) -> Result<http::Request<()>, Problem> {
     // Its target names no resource but a host, which ureq would put in place of the path.
-    if request.method.as_str() == "CONNECT" {
+    if request.method == Method::CONNECT {
         return Err(Problem::bad_request(
             "CONNECT is for proxies of another kind",
         ));
@@ -50,7 +50,7 @@ pub(crate) fn passed_on(
         Problem::bad_request(format!("the request cannot be passed on: {error}"))
     };
     let outgoing = http::Request::builder()
-        .method(request.method.as_str())
+        .method(&request.method)
         .uri(uri)
         .body(());
     let mut outgoing = outgoing.map_err(cannot)?;
@@ -67,7 +67,7 @@ pub(crate) fn passed_on(
 /// behind a POST, PUT or PATCH. One of a HEAD request has no meaning (RFC 9110 §9.3.2).
 pub(crate) fn has_body(request: &Request) -> bool {
     let sent = !request.body.is_empty() || request.header("content-length").is_some();
-    sent && request.method != Method::Head
+    sent && request.method != Method::HEAD
 }
 
 /// The request's end-to-end headers, and those that say where it came from.
@@ -75,7 +75,7 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
     let listed = listed_in(request.headers.values("connection"));
     let client = request.client.to_string();
     let (mut forwarded_for, mut via, mut host) = (Vec::new(), Vec::new(), None);
-    let mut headers = HeaderMap::with_capacity(request.headers.len() + 5);
+    let mut headers = HeaderMap::with_capacity(request.headers.iter().count() + 5);
     for (name, value) in request.headers.iter() {
         let name = HeaderName::from_bytes(name.as_bytes())?;
         match name.as_str() {
@@ -115,7 +115,7 @@ pub(crate) fn answered_here(request: &Request) -> Option<HandlerResult<'static>>
     let is_last = counts_forwards(request) && request.header("max-forwards") == Some("0");
     let allow = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
     is_last.then(|| match request.method {
-        Method::Options => Ok(Response::empty(204).with_header("allow", allow)),
+        Method::OPTIONS => Ok(Response::empty(204).with_header("allow", allow)),
         _ => Err(Problem::method_not_allowed(allow.to_owned())),
     })
 }
@@ -145,16 +145,20 @@ fn characters(value: &HeaderValue) -> String {
 }
 
 /// The head of the service's answer as ours.
-pub(crate) fn passed_back(head: &http::Response<()>, body: Body<'static>) -> Response<'static> {
+pub(crate) fn passed_back<'a>(head: &http::Response<()>, body: Body<'a>) -> Response<'a> {
     let bodiless = matches!(body, Body::Empty);
-    let mut response = Response::new(head.status().as_u16(), body).passed_on();
+    let mut response = Response::new(head.status().as_u16(), body);
+    response.is_passed_on = true;
     let listed = listed_in(head.headers().get_all("connection").iter().map(text));
     for (name, value) in head.headers() {
         let stays_behind = match name.as_str() {
             // The length goes with the body, where there is one.
             "content-length" => !bodiless || head.status() == http::StatusCode::NO_CONTENT,
-            // The client gets the one that our log has.
-            "x-request-id" => true,
+            // The client gets the id that our log has, and what we tell browsers to keep to.
+            "x-request-id"
+            | "x-content-type-options"
+            | "cross-origin-resource-policy"
+            | "strict-transport-security" => true,
             name => is_hop_by_hop(name, &listed),
         };
         if !stays_behind {
@@ -194,10 +198,9 @@ fn is_hop_by_hop(name: &str, listed: &[String]) -> bool {
 /// a kept one, which the service may have closed before it saw the request; and where the first
 /// try cannot have made a precondition of the second one false.
 pub(crate) fn may_be_repeated(request: &Request, connection_was_kept: bool) -> bool {
-    match &request.method {
-        Method::Get | Method::Head | Method::Options => true,
-        Method::Put | Method::Delete => connection_was_kept && !is_conditional(request),
-        Method::Post => false,
-        Method::Other(name) => name == "TRACE",
+    match request.method {
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE => true,
+        Method::PUT | Method::DELETE => connection_was_kept && !is_conditional(request),
+        _ => false,
     }
 }

@@ -531,7 +531,8 @@ impl Publisher {
         let keyed = message.keyed.take();
         let known = keyed.map(|order| self.keys.remember(&message.message_id, order));
         if known == Some(Known::Other) {
-            return client.respond(Err(Problem::unprocessable(
+            return client.respond(Err(Problem::new(
+                422,
                 "this Idempotency-Key was used for another order; send that one again, or this one \
                  with a key of its own",
             )));

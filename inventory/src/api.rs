@@ -58,7 +58,7 @@ const GET_MOVIES: Batch<MovieStore> = Batch {
 /// What the query of each path may have.
 pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
     let is_list =
-        head.route() == "/api/movies" && matches!(head.method, Method::Get | Method::Head);
+        head.route() == "/api/movies" && matches!(head.method, Method::GET | Method::HEAD);
     head.require_query_of(if is_list {
         &["title", "limit", "after"]
     } else {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::message::framing::{
-    BodyFraming, Chunked, FramingLimits, HeadScan, Refusal, header_storage, parse_head,
-    settle_version,
+    BodyFraming, Chunked, FramingLimits, HeadScan, header_storage, parse_head, settle_version,
 };
 use super::message::head::Head;
 use super::message::problem::Problem;
@@ -222,13 +221,13 @@ impl Connection {
             match self.step(now) {
                 Ok(Some(next)) => return next,
                 Ok(None) => {}
-                Err(refusal) => return Next::Refused(self.refuse(refusal, now)),
+                Err(problem) => return Next::Refused(self.refuse(problem, now)),
             }
         }
     }
 
     /// One step; None where another may follow.
-    fn step(&mut self, now: Instant) -> Result<Option<Next>, Refusal> {
+    fn step(&mut self, now: Instant) -> Result<Option<Next>, Problem> {
         match &mut self.phase {
             Phase::Idle => {
                 // Empty lines before a request are passed over (RFC 9112 §2.2).
@@ -313,7 +312,7 @@ impl Connection {
         Next::Read
     }
 
-    fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Refusal> {
+    fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Problem> {
         let limits = Arc::clone(&self.limits);
         let mut storage = header_storage();
         settle_version(&mut self.input[..end]);
@@ -324,7 +323,7 @@ impl Connection {
             expects_continue: head.expects_continue,
         };
         let framing = head.framing;
-        let head = Box::new(Head::new(&head, self.client, limits.secure, now));
+        let head = Box::new(Head::of(&head, self.client, limits.secure, now));
         self.input.drain(..end);
         self.deadline = now + limits.body;
         self.phase = Phase::Decide(head, framing);

@@ -12,10 +12,11 @@ mod service;
 
 mod server;
 
+pub use ::http::Method;
 pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
-pub use message::head::{Head, Method};
+pub use message::head::Head;
 pub use message::headers::Headers;
 pub use message::page::{Page, whole_list};
 pub use message::problem::Problem;

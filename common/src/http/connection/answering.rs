@@ -4,8 +4,9 @@
 use std::io::Write;
 use std::time::Instant;
 
+use http::Method;
+
 use super::{Connection, Phase, Terms};
-use crate::http::message::head::Method;
 use crate::http::message::response::{Body, Fill, Response, Stream};
 
 /// The minimum data rate is so much of an answer in each `send` of the limits.
@@ -65,7 +66,7 @@ impl Connection {
         debug_assert!(matches!(self.phase, Phase::Answering));
         let head = self.head.take();
         let (id, head_only) = head.as_ref().map_or(("", false), |head| {
-            (&*head.request_id, head.method == Method::Head)
+            (&*head.request_id, head.method == Method::HEAD)
         });
         let Terms {
             http_10,

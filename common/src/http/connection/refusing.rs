@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Connection, Phase};
-use crate::http::message::framing::{HEADERS_MAX, Refusal, values};
-use crate::http::message::head::{Head, Method};
+use crate::http::message::framing::{HEADERS_MAX, values};
+use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request_id::request_id;
 
@@ -17,7 +17,7 @@ impl Connection {
     }
 
     /// Nobody knows where the next request would begin. What is returned is the answer.
-    pub(crate) fn refuse(&mut self, refusal: Refusal, now: Instant) -> Problem {
+    pub(crate) fn refuse(&mut self, problem: Problem, now: Instant) -> Problem {
         self.be_the_last();
         let phase = std::mem::replace(&mut self.phase, Phase::Answering);
         let head = match phase {
@@ -29,12 +29,12 @@ impl Connection {
         };
         self.input = Vec::new();
         self.head = Some(Arc::new(head));
-        Problem::refused(refusal)
+        problem
     }
 
     /// The deadline has passed. What is returned is to be answered.
     pub(crate) fn on_deadline(&mut self, now: Instant) -> Option<Problem> {
-        let late = |detail| Refusal::new(408, detail);
+        let late = |detail| Problem::new(408, detail);
         match &self.phase {
             Phase::Streaming { .. } => self.truncate(),
             _ if self.has_output() => self.truncate(),
@@ -66,8 +66,8 @@ fn refused_head(input: &[u8], client: IpAddr, secure: bool, now: Instant) -> Hea
     let given = values(request.headers, "x-request-id")
         .next()
         .filter(|_| complete);
-    let id = request_id(given);
-    let method = Method::new(request.method.unwrap_or_default());
-    let target = request.path.unwrap_or_default().to_owned();
-    Head::bare(method, target, id, client, secure, now)
+    let (method, target) = (request.method.unwrap_or("-"), request.path.unwrap_or(""));
+    let mut head = Head::new(method, target, client, secure, now);
+    head.request_id = request_id(given);
+    head
 }

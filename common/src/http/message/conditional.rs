@@ -1,28 +1,30 @@
 //! Conditional requests (RFC 9110 §13): an answer that the client has already is not sent again,
 //! and of two editors the second does not overwrite what they have not seen.
 
+use http::Method;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::head::{Head, Method};
+use super::head::Head;
 use super::problem::Problem;
 use super::request::Request;
 use super::response::{Body, Response};
 
-/// How many bytes of the hash make an entity tag: enough that no two bodies ever share one.
-const TAG_BYTES: usize = 16;
+/// The resource is not as the client last saw it.
+const CHANGED: &str = "this has changed since you read it; read it again, and then change it";
+
+/// The tag matches nothing.
+const WEAK: &str = "If-Match has a weak tag (W/…), which never matches; a proxy that compresses \
+                    weakens tags: read with Accept-Encoding: identity, and send that tag";
 
 /// A strong entity tag: the same bytes have the same tag, and no others.
 pub(super) fn entity_tag(body: &[u8]) -> String {
+    // Half of the hash is enough that no two bodies ever share one.
     let hash = Sha256::digest(body);
-    let mut tag = String::with_capacity(2 * TAG_BYTES + 2);
-    tag.push('"');
-    for byte in &hash[..TAG_BYTES] {
-        tag.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or('0'));
-        tag.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or('0'));
-    }
-    tag.push('"');
-    tag
+    let half = hash
+        .first_chunk()
+        .map_or(0, |half| u128::from_be_bytes(*half));
+    format!("\"{half:032x}\"")
 }
 
 /// The entity tag that a value has as the JSON of an answer.
@@ -35,13 +37,11 @@ pub fn entity_tag_of(value: &impl Serialize) -> String {
 }
 
 /// A value as JSON with its entity tag, or 304 where the client has it already.
-#[must_use]
 pub fn json_if_changed(request: &Request, value: &impl Serialize) -> Response<'static> {
     if_changed(request, Response::json(200, value))
 }
 
 /// An answer with its entity tag, or 304 where the client has it already; a stream has none.
-#[must_use]
 pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a> {
     let Body::Bytes(body) = &response.body else {
         return response;
@@ -50,8 +50,8 @@ pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a>
     if let Err(problem) = require_match(request, &tag) {
         return Response::of_problem(problem, &request.request_id);
     }
-    let safe = matches!(request.method, Method::Get | Method::Head);
-    if safe && lists(request, "if-none-match", &tag, Comparison::Weak) == Some(true) {
+    let safe = [Method::GET, Method::HEAD].contains(&request.method);
+    if safe && is_none_match_broken(request, &tag) {
         return Response::empty(304).with_header("etag", tag);
     }
     response.with_header("etag", tag)
@@ -66,58 +66,43 @@ pub fn is_conditional(request: &Head) -> bool {
 /// Whether a resource with that tag may be changed by this request; a problem, 412, if not.
 pub fn require_unchanged(request: &Head, tag: &str) -> Result<(), Problem> {
     require_match(request, tag)?;
-    if lists(request, "if-none-match", tag, Comparison::Weak) == Some(true) {
-        return Err(Problem::precondition_failed());
+    if is_none_match_broken(request, tag) {
+        return Err(Problem::new(412, CHANGED));
     }
     Ok(())
-}
-
-fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
-    if lists(request, "if-match", tag, Comparison::Strong) != Some(false) {
-        return Ok(());
-    }
-    let mut values = request.headers.values("if-match");
-    let is_weak = values.any(|value| tags(value).any(|tag| tag.starts_with("W/")));
-    Err(if is_weak {
-        Problem::weak_tag()
-    } else {
-        Problem::precondition_failed()
-    })
 }
 
 /// For a change to a whole collection, which has no tag to compare: `If-Match: *` holds, and
 /// `If-None-Match: *` does not.
 pub fn require_no_tag(request: &Head) -> Result<(), Problem> {
     require_match(request, "")?;
-    let mut none = request.headers.values("if-none-match");
-    if none.any(|value| value.trim() == "*") {
-        return Err(Problem::precondition_failed());
+    let mut values = request.headers.values("if-none-match");
+    if values.any(|value| value.trim() == "*") {
+        return Err(Problem::new(412, CHANGED));
     }
     Ok(())
 }
 
-/// Weak tags are equal to others only where the comparison is weak (RFC 9110 §8.8.3.2).
-#[derive(Clone, Copy, PartialEq)]
-enum Comparison {
-    Strong,
-    Weak,
-}
-
-/// Whether the header lists the tag, or any by `*`; None where there is no such header.
-fn lists(request: &Head, name: &str, tag: &str, comparison: Comparison) -> Option<bool> {
-    let mut values = request.headers.values(name).map(str::trim).peekable();
-    values.peek()?;
-    Some(
-        values
-            .any(|value| value == "*" || tags(value).any(|listed| equal(listed, tag, comparison))),
-    )
-}
-
-fn equal(listed: &str, tag: &str, comparison: Comparison) -> bool {
-    match listed.strip_prefix("W/") {
-        Some(weak) => comparison == Comparison::Weak && weak == tag,
-        None => listed == tag,
+/// `If-Match` holds only for the very tag: weak ones are equal to none (RFC 9110 §8.8.3.2).
+fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
+    let values = || request.headers.values("if-match");
+    if values().next().is_none() || values().any(|value| lists(value, |listed| listed == tag)) {
+        return Ok(());
     }
+    let is_weak = values().any(|value| tags(value).any(|listed| listed.starts_with("W/")));
+    Err(Problem::new(412, if is_weak { WEAK } else { CHANGED }))
+}
+
+/// Whether `If-None-Match` lists the tag, be it as a weak one.
+fn is_none_match_broken(request: &Head, tag: &str) -> bool {
+    let is_tag = |listed: &str| listed.strip_prefix("W/").unwrap_or(listed) == tag;
+    let mut values = request.headers.values("if-none-match");
+    values.any(|value| lists(value, is_tag))
+}
+
+/// Whether a list has such a tag, or stands for any.
+fn lists(value: &str, is_such: impl Fn(&str) -> bool) -> bool {
+    value.trim() == "*" || tags(value).any(is_such)
 }
 
 /// The tags of a list; our own have no comma, and a stranger's that has one is not ours.

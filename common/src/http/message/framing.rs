@@ -3,11 +3,12 @@
 //! refused here is answered, and the connection closed, since nobody knows where the next
 //! request would begin.
 
-use std::borrow::Cow;
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 
 use httparse::Header;
+
+use super::problem::Problem;
 
 /// The most that a line of chunk extensions, and all trailer lines together, may have.
 const CHUNK_LINE_BYTES_MAX: usize = 1024;
@@ -25,31 +26,15 @@ pub(crate) struct FramingLimits {
     pub(crate) body_bytes: usize,
 }
 
-/// Why a request is not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) status: u16,
-    pub(crate) detail: Cow<'static, str>,
-}
-
-impl Refusal {
-    pub(crate) fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            detail: detail.into(),
-        }
-    }
-
-    fn malformed(detail: &'static str) -> Self {
-        Self::new(400, detail)
-    }
+/// The answer to a request that is none.
+fn malformed<T>(detail: &'static str) -> Result<T, Problem> {
+    Err(Problem::bad_request(detail))
 }
 
 /// Looks for the end of a head in bytes that arrive piece by piece, each looked at once.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct HeadScan {
     scanned: usize,
-    line_start: usize,
     first_line_ended: bool,
 }
 
@@ -60,35 +45,25 @@ impl HeadScan {
         &mut self,
         head: &[u8],
         limits: &FramingLimits,
-    ) -> Result<Option<usize>, Refusal> {
+    ) -> Result<Option<usize>, Problem> {
         while let Some(&byte) = head.get(self.scanned) {
-            let at = self.scanned;
-            let after_cr = at > 0 && head[at - 1] == b'\r';
+            let after_cr = head[..self.scanned].ends_with(b"\r");
             self.scanned += 1;
             match byte {
-                0 => return Err(Refusal::malformed("the head contains NUL")),
-                b'\n' if !after_cr => {
-                    return Err(Refusal::malformed(
-                        "a line of the head ends in LF without CR",
-                    ));
-                }
-                b'\n' if at == self.line_start + 1 && self.first_line_ended => {
+                0 => return malformed("the head contains NUL"),
+                b'\n' if !after_cr => return malformed("a line of the head ends in LF without CR"),
+                b'\n' if head[..self.scanned].ends_with(b"\r\n\r\n") => {
                     return Ok(Some(self.scanned));
                 }
-                b'\n' => {
-                    self.first_line_ended = true;
-                    self.line_start = self.scanned;
-                }
-                _ if after_cr => {
-                    return Err(Refusal::malformed("the head contains CR without LF"));
-                }
+                b'\n' => self.first_line_ended = true,
+                _ if after_cr => return malformed("the head contains CR without LF"),
                 _ => {}
             }
             if !self.first_line_ended && self.scanned > limits.request_line_bytes {
-                return Err(Refusal::new(414, "the request line is too long"));
+                return Err(Problem::new(414, "the request line is too long"));
             }
             if self.scanned > limits.head_bytes {
-                return Err(Refusal::new(431, "the headers are too long"));
+                return Err(Problem::new(431, "the headers are too long"));
             }
         }
         Ok(None)
@@ -121,13 +96,6 @@ pub(crate) struct Head<'h, 'b> {
     pub(crate) expects_continue: bool,
 }
 
-impl<'b> Head<'_, 'b> {
-    /// The first header of that name, in any case.
-    pub(crate) fn header(&self, name: &str) -> Option<&'b [u8]> {
-        values(self.headers, name).next()
-    }
-}
-
 /// Room for the headers of a head, not written before it is needed.
 pub(crate) type HeaderStorage<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
 
@@ -152,160 +120,130 @@ pub(crate) fn parse_head<'h, 'b>(
     head: &'b [u8],
     storage: &'h mut HeaderStorage<'b>,
     limits: &FramingLimits,
-) -> Result<Head<'h, 'b>, Refusal> {
-    let (method, target, version, headers) = {
-        let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
-        let mut request = httparse::Request::new(&mut []);
-        match request.parse_with_uninit_headers(head, storage) {
-            Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-            Ok(_) => return Err(Refusal::malformed("the head is malformed")),
-            Err(error) => return Err(refusal_of(error, head)),
-        }
-        let parsed = (request.method, request.path, request.version);
-        let (Some(method), Some(target), Some(version)) = parsed else {
-            return Err(Refusal::malformed("the request line is malformed"));
-        };
-        (method, target, version, request.headers)
-    };
-    let http_10 = version == 0;
-    let (target, authority) = target_of(method, target)?;
-    let host = host_of(headers, http_10)?;
-    if let Some(host) = authority.or(host) {
-        check_authority(host)?;
+) -> Result<Head<'h, 'b>, Problem> {
+    let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, storage) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return malformed("the head is malformed"),
+        Err(error) => return Err(problem_of(error, head)),
     }
+    let (Some(method), Some(target), Some(version)) =
+        (request.method, request.path, request.version)
+    else {
+        return malformed("the request line is malformed");
+    };
+    let (headers, http_10) = (&*request.headers, version == 0);
+    let (target, authority) = target_of(method, target)?;
+    check_hosts(headers, authority, http_10)?;
     let framing = body_framing(headers, http_10, limits)?;
+    let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
+    if !values(headers, "expect").all(is_known) {
+        let detail = "the only expectation known here is 100-continue";
+        return Err(Problem::new(417, detail));
+    }
     let connection = || values(headers, "connection").flat_map(tokens);
     let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
     Ok(Head {
         method,
         target,
-        authority: authority.and_then(|authority| std::str::from_utf8(authority).ok()),
+        authority,
         headers,
         framing,
         http_10,
         keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
-        expects_continue: expects_continue(headers, http_10)?,
+        // In HTTP/1.0 the header is ignored (RFC 9110 §10.1.1).
+        expects_continue: !http_10 && values(headers, "expect").next().is_some(),
     })
 }
 
-fn refusal_of(error: httparse::Error, head: &[u8]) -> Refusal {
-    match error {
+fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
+    Problem::bad_request(match error {
         httparse::Error::Version if names_a_version(head) => {
-            Refusal::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+            return Problem::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
         }
-        httparse::Error::TooManyHeaders => Refusal::new(431, "there are too many headers"),
-        httparse::Error::HeaderName => Refusal::malformed("the name of a header is malformed"),
-        httparse::Error::HeaderValue => Refusal::malformed("the value of a header is malformed"),
-        _ => Refusal::malformed("the request line is malformed"),
-    }
+        httparse::Error::TooManyHeaders => return Problem::new(431, "there are too many headers"),
+        httparse::Error::HeaderName => "the name of a header is malformed",
+        httparse::Error::HeaderValue => "the value of a header is malformed",
+        _ => "the request line is malformed",
+    })
 }
 
 /// Whether the third and last word of the request line is `HTTP/` and two digits: a version,
 /// though none of ours.
 fn names_a_version(head: &[u8]) -> bool {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let mut words = line.split(|byte| *byte == b' ').skip(2);
-    let (version, more) = (words.next().unwrap_or_default(), words.next());
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-        if major.is_ascii_digit() && minor.is_ascii_digit() && more.is_none())
+    let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
+    matches!(words[..], [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 /// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2), without the
 /// characters that no URI may have and that some reader takes for its end.
-fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b [u8]>), Refusal> {
-    let well_formed = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
-    if !target.bytes().all(well_formed) {
-        return Err(Refusal::malformed(
-            "the request target has characters that must be percent-encoded",
-        ));
+fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), Problem> {
+    let may_stand = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
+    if !target.bytes().all(may_stand) {
+        return malformed("the request target has characters that must be percent-encoded");
     }
     if target.starts_with('/') || target == "*" && method == "OPTIONS" {
         return Ok((target, None));
     }
-    let scheme = target.find("://").map(|end| &target[..end]);
-    let known = |scheme: &str| {
-        ["http", "https"]
-            .iter()
-            .any(|s| s.eq_ignore_ascii_case(scheme))
-    };
-    let Some(scheme) = scheme.filter(|scheme| known(scheme)) else {
-        return Err(Refusal::malformed(
-            "the request target must begin with a slash",
-        ));
-    };
-    let rest = &target[scheme.len() + 3..];
+    let (scheme, rest) = target.split_once("://").unwrap_or_default();
+    if !["http", "https"].contains(&&*scheme.to_ascii_lowercase()) {
+        return malformed("the request target must begin with a slash");
+    }
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() {
-        return Err(Refusal::malformed("the request target names no host"));
-    }
-    match path {
+    let path = match path {
+        _ if authority.is_empty() => return malformed("the request target names no host"),
         // A URI without a path names the root (RFC 9110 §4.2.3).
-        "" if method == "OPTIONS" => Ok(("*", Some(authority.as_bytes()))),
-        "" => Ok(("/", Some(authority.as_bytes()))),
-        path if path.starts_with('/') => Ok((path, Some(authority.as_bytes()))),
-        _ => Err(Refusal::malformed(
-            "the request target has a query without a path",
-        )),
-    }
+        "" if method == "OPTIONS" => "*",
+        "" => "/",
+        path if path.starts_with('/') => path,
+        _ => return malformed("the request target has a query without a path"),
+    };
+    Ok((path, Some(authority)))
 }
 
-/// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2).
-fn host_of<'b>(headers: &[Header<'b>], http_10: bool) -> Result<Option<&'b [u8]>, Refusal> {
+/// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2). An empty one is allowed where the
+/// target has no authority. What an absolute-form target names has the same grammar.
+fn check_hosts(
+    headers: &[Header<'_>],
+    authority: Option<&str>,
+    http_10: bool,
+) -> Result<(), Problem> {
     let mut hosts = values(headers, "host");
-    match (hosts.next(), hosts.next()) {
-        (None, _) if http_10 => Ok(None),
-        (Some(host), None) => {
-            // An empty one is allowed where the target has no authority.
-            if !host.is_empty() {
-                check_authority(host)?;
-            }
-            Ok(Some(host).filter(|host| !host.is_empty()))
-        }
-        _ => Err(Refusal::malformed("there must be exactly one Host header")),
+    let is_well_formed = match (hosts.next(), hosts.next()) {
+        (None, _) if http_10 => true,
+        (Some(host), None) => host.is_empty() || std::str::from_utf8(host).is_ok_and(is_authority),
+        _ => return malformed("there must be exactly one Host header"),
+    };
+    if is_well_formed && authority.is_none_or(is_authority) {
+        return Ok(());
     }
+    malformed("Host is malformed")
 }
 
 /// `uri-host [ ":" port ]` of RFC 9110 §7.2 and RFC 3986 §3.2.
-fn check_authority(authority: &[u8]) -> Result<(), Refusal> {
-    let malformed = || Refusal::malformed("Host is malformed");
-    let text = std::str::from_utf8(authority).map_err(|_| malformed())?;
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, port)) => {
-            let future = address.starts_with(['v', 'V']) && address.contains('.');
-            let known = address.parse::<Ipv6Addr>().is_ok();
-            if !(known || future && is_reg_name(&address.replace(':', ""))) {
-                return Err(malformed());
-            }
-            ("ip", port)
-        }
-        None => text
-            .find(':')
-            .map_or((text, ""), |colon| text.split_at(colon)),
-    };
-    let port_is_digits = match port.strip_prefix(':') {
-        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
-        None => port.is_empty(),
-    };
-    if port_is_digits && !host.is_empty() && is_reg_name(host) {
-        Ok(())
+fn is_authority(text: &str) -> bool {
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (is_host, port) = if let Some((address, port)) = bracketed {
+        let is_future = address.starts_with(['v', 'V'])
+            && address.contains('.')
+            && is_reg_name(&address.replace(':', ""));
+        (is_future || address.parse::<Ipv6Addr>().is_ok(), port)
     } else {
-        Err(malformed())
-    }
+        let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+        (!name.is_empty() && is_reg_name(name), port)
+    };
+    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
 }
 
 /// Unreserved characters, sub-delims, and octets that are percent-encoded.
 fn is_reg_name(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    while let Some(byte) = bytes.next() {
-        let well_formed = match byte {
-            b'%' => (0..2).all(|_| bytes.next().is_some_and(|digit| digit.is_ascii_hexdigit())),
-            byte => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
-        };
-        if !well_formed {
-            return false;
-        }
-    }
-    true
+    let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"%-._~!$&'()*+,;=".contains(&byte);
+    let is_encoded = |octet: &str| octet.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    name.bytes().all(may_stand) && name.split('%').skip(1).all(is_encoded)
 }
 
 /// RFC 9112 §6: one length of digits, or `chunked` and nothing else, never both.
@@ -313,64 +251,38 @@ fn body_framing(
     headers: &[Header<'_>],
     http_10: bool,
     limits: &FramingLimits,
-) -> Result<BodyFraming, Refusal> {
+) -> Result<BodyFraming, Problem> {
     let mut lengths = values(headers, "content-length");
     let mut encodings = values(headers, "transfer-encoding");
     match (lengths.next(), encodings.next()) {
         (None, None) => Ok(BodyFraming::None),
-        (Some(_), Some(_)) => Err(Refusal::malformed(
-            "Content-Length and Transfer-Encoding exclude each other",
-        )),
-        (Some(length), None) => {
-            if lengths.next().is_some() {
-                return Err(Refusal::malformed("there must be one Content-Length"));
-            }
-            content_length(length, limits)
+        (Some(_), Some(_)) => malformed("Content-Length and Transfer-Encoding exclude each other"),
+        (Some(_), None) if lengths.next().is_some() => {
+            malformed("there must be one Content-Length")
         }
-        (None, Some(_)) if http_10 => Err(Refusal::malformed("HTTP/1.0 has no Transfer-Encoding")),
+        (Some(length), None) => content_length(length, limits),
+        (None, Some(_)) if http_10 => malformed("HTTP/1.0 has no Transfer-Encoding"),
         (None, Some(encoding)) => {
-            if encodings.next().is_some() || !encoding.eq_ignore_ascii_case(b"chunked") {
-                return Err(Refusal::new(
-                    501,
-                    "the only Transfer-Encoding known here is chunked",
-                ));
-            }
-            Ok(BodyFraming::Chunked)
+            let is_chunked =
+                encoding.eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
+            let unknown = || Problem::new(501, "the only Transfer-Encoding known here is chunked");
+            is_chunked
+                .then_some(BodyFraming::Chunked)
+                .ok_or_else(unknown)
         }
     }
 }
 
-fn content_length(value: &[u8], limits: &FramingLimits) -> Result<BodyFraming, Refusal> {
+fn content_length(value: &[u8], limits: &FramingLimits) -> Result<BodyFraming, Problem> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(Refusal::malformed("Content-Length must be a number"));
+        return malformed("Content-Length must be a number");
     }
     // A number that does not fit is over every limit.
-    let length = std::str::from_utf8(value)
-        .ok()
-        .and_then(|text| text.parse::<usize>().ok());
-    match length {
-        Some(length) if length <= limits.body_bytes => Ok(BodyFraming::Length(length)),
-        _ => Err(too_large(limits.body_bytes)),
+    let length = String::from_utf8_lossy(value).parse().unwrap_or(usize::MAX);
+    if length > limits.body_bytes {
+        return Err(Problem::content_too_large(limits.body_bytes));
     }
-}
-
-fn too_large(limit: usize) -> Refusal {
-    Refusal::new(413, format!("a body may have at most {limit} bytes"))
-}
-
-/// RFC 9110 §10.1.1: in HTTP/1.0 the header is ignored.
-fn expects_continue(headers: &[Header<'_>], http_10: bool) -> Result<bool, Refusal> {
-    let mut expected = false;
-    for value in values(headers, "expect") {
-        if !value.eq_ignore_ascii_case(b"100-continue") {
-            return Err(Refusal::new(
-                417,
-                "the only expectation known here is 100-continue",
-            ));
-        }
-        expected = true;
-    }
-    Ok(expected && !http_10)
+    Ok(BodyFraming::Length(length))
 }
 
 /// The values of all headers of that name, in any case.
@@ -400,7 +312,7 @@ pub(crate) struct Chunked {
     remaining: usize,
     /// Bytes of the line at hand, or of all trailer lines.
     line_bytes: usize,
-    /// Bytes of data that have come.
+    /// Bytes of data in all chunks so far.
     body_bytes: usize,
     body_bytes_max: usize,
 }
@@ -414,7 +326,6 @@ enum ChunkState {
     Extension,
     SizeLf,
     Data,
-    DataCr,
     DataLf,
     TrailerStart,
     TrailerName,
@@ -446,45 +357,35 @@ impl Chunked {
         &mut self,
         input: &[u8],
         mut take: impl FnMut(&[u8]),
-    ) -> Result<usize, Refusal> {
+    ) -> Result<usize, Problem> {
         use ChunkState::{
-            Data, DataCr, DataLf, Done, EndLf, Extension, Size, SizeLf, SizeSpace, SizeStart,
-            Trailer, TrailerLf, TrailerName, TrailerStart,
+            Data, DataLf, Done, EndLf, Extension, Size, SizeLf, SizeSpace, SizeStart, Trailer,
+            TrailerLf, TrailerName, TrailerStart,
         };
         let mut at = 0;
         while at < input.len() && self.state != Done {
-            if self.state == Data {
+            if self.state == Data && self.remaining > 0 {
                 let data = &input[at..];
                 let data = &data[..data.len().min(self.remaining)];
                 take(data);
-                at += data.len();
-                self.body_bytes += data.len();
                 self.remaining -= data.len();
-                if self.remaining == 0 {
-                    self.state = DataCr;
-                }
+                at += data.len();
                 continue;
             }
-            let byte = input[at];
-            at += 1;
-            self.state = match (self.state, byte) {
+            self.state = match (self.state, input[at]) {
                 (SizeStart | Size, digit) if digit.is_ascii_hexdigit() => {
-                    self.push_size_digit(digit)?;
+                    let digit = char::from(digit).to_digit(16).unwrap_or_default() as usize;
+                    self.remaining = self.remaining.saturating_mul(16).saturating_add(digit);
                     Size
                 }
-                (Size | SizeSpace, b' ' | b'\t') => {
-                    self.count(CHUNK_LINE_BYTES_MAX, "a chunk extension is too long")?;
-                    SizeSpace
-                }
-                (Size | SizeSpace, b';') | (Extension, b'\t' | b' '..=b'~' | 0x80..) => {
-                    self.count(CHUNK_LINE_BYTES_MAX, "a chunk extension is too long")?;
-                    Extension
-                }
+                (Size | SizeSpace, b' ' | b'\t') => SizeSpace,
+                (Size | SizeSpace, b';') | (Extension, b'\t' | b' '..=b'~' | 0x80..) => Extension,
                 (Size | Extension, b'\r') => SizeLf,
                 (SizeLf, b'\n') => {
                     self.line_bytes = 0;
-                    if self.remaining > self.body_bytes_max - self.body_bytes {
-                        return Err(too_large(self.body_bytes_max));
+                    self.body_bytes = self.body_bytes.saturating_add(self.remaining);
+                    if self.body_bytes > self.body_bytes_max {
+                        return Err(Problem::content_too_large(self.body_bytes_max));
                     }
                     if self.remaining == 0 {
                         TrailerStart
@@ -492,44 +393,29 @@ impl Chunked {
                         Data
                     }
                 }
-                (DataCr, b'\r') => DataLf,
+                (Data, b'\r') => DataLf,
                 (DataLf, b'\n') => SizeStart,
                 (TrailerStart, b'\r') => EndLf,
-                (TrailerStart | TrailerName, byte) if is_token_byte(byte) => {
-                    self.count(TRAILER_BYTES_MAX, "the trailers are too long")?;
-                    TrailerName
-                }
-                (TrailerName, b':') | (Trailer, b'\t' | b' '..=b'~' | 0x80..) => {
-                    self.count(TRAILER_BYTES_MAX, "the trailers are too long")?;
-                    Trailer
-                }
+                (TrailerStart | TrailerName, byte) if is_token_byte(byte) => TrailerName,
+                (TrailerName, b':') | (Trailer, b'\t' | b' '..=b'~' | 0x80..) => Trailer,
                 (Trailer, b'\r') => TrailerLf,
                 (TrailerLf, b'\n') => TrailerStart,
                 (EndLf, b'\n') => Done,
-                _ => return Err(Refusal::malformed("the chunked body is malformed")),
+                _ => return malformed("the chunked body is malformed"),
             };
+            at += 1;
+            let (limit, detail) = match self.state {
+                Size => (16, "a chunk size has too many digits"),
+                SizeSpace | Extension => (CHUNK_LINE_BYTES_MAX, "a chunk extension is too long"),
+                TrailerName | Trailer => (TRAILER_BYTES_MAX, "the trailers are too long"),
+                _ => continue,
+            };
+            self.line_bytes += 1;
+            if self.line_bytes > limit {
+                return malformed(detail);
+            }
         }
         Ok(at)
-    }
-
-    fn push_size_digit(&mut self, digit: u8) -> Result<(), Refusal> {
-        let digit = (digit as char).to_digit(16).unwrap_or_default() as usize;
-        self.count(16, "a chunk size has too many digits")?;
-        self.remaining = self
-            .remaining
-            .checked_mul(16)
-            .and_then(|size| size.checked_add(digit))
-            .ok_or(Refusal::malformed("a chunk size is too large"))?;
-        Ok(())
-    }
-
-    fn count(&mut self, limit: usize, detail: &'static str) -> Result<(), Refusal> {
-        self.line_bytes += 1;
-        if self.line_bytes > limit {
-            Err(Refusal::malformed(detail))
-        } else {
-            Ok(())
-        }
     }
 }
 

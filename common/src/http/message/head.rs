@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use http::Method;
 use percent_encoding::percent_decode_str;
 
 use super::framing::{self, BodyFraming, tokens, values};
@@ -25,47 +26,6 @@ const SINGLES: [&str; 9] = [
     "Referer",
     "User-Agent",
 ];
-
-/// A request method; names are case-sensitive (RFC 9110 §9.1).
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the method of its name")]
-pub enum Method {
-    Get,
-    Head,
-    Post,
-    Put,
-    Delete,
-    Options,
-    Other(String),
-}
-
-impl Method {
-    pub(crate) fn new(name: &str) -> Self {
-        match name {
-            "GET" => Self::Get,
-            "HEAD" => Self::Head,
-            "POST" => Self::Post,
-            "PUT" => Self::Put,
-            "DELETE" => Self::Delete,
-            "OPTIONS" => Self::Options,
-            _ => Self::Other(name.to_owned()),
-        }
-    }
-
-    /// As it stands in the request line.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Put => "PUT",
-            Self::Delete => "DELETE",
-            Self::Options => "OPTIONS",
-            Self::Other(name) => name,
-        }
-    }
-}
 
 /// Where a request goes, and what the pattern of its route has found in its path.
 #[derive(Debug, Default)]
@@ -97,68 +57,28 @@ pub struct Head {
     /// When it was here, whole.
     pub(crate) arrived: Instant,
     pub(crate) matched: RouteMatch,
-    caller: OnceLock<String>,
-    message_id: OnceLock<String>,
+    /// By whose key it came; for the log too.
+    pub caller: OnceLock<String>,
+    /// Which message it became; for the log, so that both ends of the queue can be found by it.
+    pub message_id: OnceLock<String>,
 }
 
 impl Head {
-    pub(crate) fn new(
-        head: &framing::Head<'_, '_>,
-        client: IpAddr,
-        secure: bool,
-        now: Instant,
-    ) -> Self {
-        let listed: Vec<_> = values(head.headers, "connection")
-            .flat_map(tokens)
-            .collect();
-        let bytes = head
-            .headers
-            .iter()
-            .map(|header| header.name.len() + header.value.len());
-        let mut headers = Headers::with_capacity(bytes.sum(), head.headers.len() + 1);
-        for header in head.headers {
-            match head.authority {
-                // The target says it more precisely (RFC 9112 §3.2.2).
-                Some(host) if header.name.eq_ignore_ascii_case("host") => {
-                    headers.push("host", host.as_bytes());
-                }
-                _ if is_of_this_connection(header.name, &listed) => {}
-                _ => headers.push(header.name, header.value),
-            }
-        }
-        if let BodyFraming::Length(length) = head.framing {
-            headers.push("content-length", length.to_string().as_bytes());
-        }
-        let request_id = request_id(head.header("x-request-id"));
-        let target = head.target.to_owned();
-        Self {
-            headers,
-            announces_body: head.framing != BodyFraming::None,
-            ..Self::bare(
-                Method::new(head.method),
-                target,
-                request_id,
-                client,
-                secure,
-                now,
-            )
-        }
-    }
-
     /// A head without header fields.
-    pub(crate) fn bare(
-        method: Method,
-        target: String,
-        request_id: String,
+    pub(crate) fn new(
+        method: &str,
+        target: &str,
         client: IpAddr,
         secure: bool,
         arrived: Instant,
     ) -> Self {
+        // What is no token is a method that no route has.
+        let method = Method::from_bytes(method.as_bytes()).or_else(|_| Method::from_bytes(b"-"));
         Self {
-            method,
-            target,
+            method: method.unwrap_or_default(),
+            target: target.to_owned(),
             headers: Headers::default(),
-            request_id,
+            request_id: String::new(),
             client,
             secure,
             announces_body: false,
@@ -172,39 +92,45 @@ impl Head {
         }
     }
 
+    pub(crate) fn of(
+        head: &framing::Head<'_, '_>,
+        client: IpAddr,
+        secure: bool,
+        arrived: Instant,
+    ) -> Self {
+        let mut this = Self::new(head.method, head.target, client, secure, arrived);
+        this.announces_body = head.framing != BodyFraming::None;
+        this.request_id = request_id(values(head.headers, "x-request-id").next());
+        this.headers = Headers::with_capacity(64 * head.headers.len(), head.headers.len() + 1);
+        let listed = values(head.headers, "connection").flat_map(tokens);
+        let listed: Vec<_> = listed.collect();
+        for header in head.headers {
+            match head.authority {
+                // The target says it more precisely (RFC 9112 §3.2.2).
+                Some(host) if header.name.eq_ignore_ascii_case("host") => {
+                    this.headers.push("host", host.as_bytes());
+                }
+                _ if is_of_this_connection(header.name, &listed) => {}
+                _ => this.headers.push(header.name, header.value),
+            }
+        }
+        if let BodyFraming::Length(length) = head.framing {
+            this.headers
+                .push("content-length", length.to_string().as_bytes());
+        }
+        this
+    }
+
     /// The path, without the query.
     #[must_use]
     pub fn path(&self) -> &str {
         path_of(&self.target)
     }
 
-    /// Has the log tell by whose key the request came.
-    pub fn set_caller(&self, name: &str) {
-        let _ = self.caller.set(name.to_owned());
-    }
-
-    /// By whose key the request came.
-    pub fn caller(&self) -> Option<&str> {
-        self.caller.get().map(String::as_str)
-    }
-
-    /// Has the log tell which message the request became, so that both ends of the queue can be
-    /// found by it.
-    pub fn set_message_id(&self, message_id: &str) {
-        let _ = self.message_id.set(message_id.to_owned());
-    }
-
-    pub(crate) fn message_id(&self) -> Option<&str> {
-        self.message_id.get().map(String::as_str)
-    }
-
     /// The first header of that name, in any case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(present, _)| present.eq_ignore_ascii_case(name))
-            .map(|(_, v)| v)
+        self.headers.values(name).next()
     }
 
     /// The token of `Authorization: Bearer TOKEN` (RFC 6750 §2.1).
@@ -216,16 +142,13 @@ impl Head {
 
     /// A header that must not be given twice: which of two was meant, nobody can tell.
     pub fn single_header(&self, name: &str) -> Result<Option<&str>, Problem> {
-        let mut values = self
-            .headers
-            .iter()
-            .filter(|(n, _)| n.eq_ignore_ascii_case(name));
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value.map(|(_, value)| value)),
-            _ => Err(Problem::bad_request(format!(
-                "the header {name} is given twice"
-            ))),
+        let mut values = self.headers.values(name);
+        let value = values.next();
+        if values.next().is_some() {
+            let detail = format!("the header {name} is given twice");
+            return Err(Problem::bad_request(detail));
         }
+        Ok(value)
     }
 
     /// That no header is given twice of which there may be one.
@@ -261,26 +184,21 @@ impl Head {
 
     /// That the query has only these parameters: one that is misspelt would filter nothing.
     pub fn require_query_of(&self, known: &[&str]) -> Result<(), Problem> {
-        let unknown = |pair: &&str| !known.iter().any(|known| names(pair, known));
-        let Some(pair) = self.query_pairs().find(unknown) else {
+        let mut pairs = self.query_pairs();
+        let Some((name, _)) = pairs.find(|(name, _)| !known.contains(&&**name)) else {
             return Ok(());
         };
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-        let name = form_decoded(name).unwrap_or_else(|| name.to_owned());
-        Err(Problem::bad_request(match known {
-            [] => format!("there is no parameter {name}: this path has none"),
-            _ => format!(
-                "there is no parameter {name}: this path has {}",
-                known.join(", ")
-            ),
-        }))
+        let known = Some(known.join(", ")).filter(|known| !known.is_empty());
+        let known = known.as_deref().unwrap_or("none");
+        let detail = format!("there is no parameter {name}: this path has {known}");
+        Err(Problem::bad_request(detail))
     }
 
     /// A parameter of the query, decoded. One that is given twice, or that is not UTF-8, is a
     /// problem: guessing which was meant would answer another question.
     pub fn query(&self, name: &str) -> Result<Option<String>, Problem> {
         let mut found = None;
-        for pair in self.query_pairs().filter(|pair| names(pair, name)) {
+        for (_, pair) in self.query_pairs().filter(|(present, _)| present == name) {
             let value = pair.split_once('=').map_or("", |(_, value)| value);
             let value = form_decoded(value)
                 .ok_or_else(|| Problem::bad_request(format!("{name} is not UTF-8")))?;
@@ -291,9 +209,15 @@ impl Head {
         Ok(found)
     }
 
-    pub(crate) fn query_pairs(&self) -> impl Iterator<Item = &str> {
+    /// The parameters of the query: their names, decoded where they are UTF-8, and the pairs of
+    /// name and value as they were sent.
+    pub(super) fn query_pairs(&self) -> impl Iterator<Item = (String, &str)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
-        query.split('&').filter(|pair| !pair.is_empty())
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        pairs.map(|pair| {
+            let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+            (form_decoded(name).unwrap_or_else(|| name.to_owned()), pair)
+        })
     }
 
     /// A parameter of the query as a number in a range; the problem names it.
@@ -305,15 +229,13 @@ impl Head {
         let Some(text) = self.query(name)? else {
             return Ok(None);
         };
-        let number = text.parse().ok().filter(|number| range.contains(number));
-        match number {
-            Some(number) if is_digits(&text) => Ok(Some(number)),
-            _ => Err(Problem::bad_request(format!(
-                "{name} must be a whole number from {} to {}",
-                range.start(),
-                range.end()
-            ))),
-        }
+        let (first, last) = (range.start(), range.end());
+        let fits = |number: &T| is_digits(&text) && range.contains(number);
+        let number = text.parse().ok().filter(fits).map(Some);
+        number.ok_or_else(|| {
+            let detail = format!("{name} must be a whole number from {first} to {last}");
+            Problem::bad_request(detail)
+        })
     }
 
     /// That JSON may follow. Of chunks nobody knows yet whether there is anything in them.
@@ -327,15 +249,16 @@ impl Head {
 
     pub(super) fn require_json_type(&self) -> Result<(), Problem> {
         if self.header("content-encoding").is_some() {
-            return Err(Problem::unsupported_encoding());
+            let detail = "send the body as it is, without Content-Encoding";
+            return Err(Problem::new(415, detail).with_header("accept-encoding", "identity"));
         }
         let media_type = self.single_header("Content-Type")?.unwrap_or("");
         let essence = media_type.split(';').next().unwrap_or("").trim();
-        if essence.eq_ignore_ascii_case("application/json") {
-            Ok(())
-        } else {
-            Err(Problem::unsupported_media_type())
+        if !essence.eq_ignore_ascii_case("application/json") {
+            let detail = "send the body as JSON, with Content-Type: application/json";
+            return Err(Problem::new(415, detail));
         }
+        Ok(())
     }
 }
 
@@ -363,17 +286,8 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Whether a pair of a query string gives that parameter, however its name is encoded.
-pub(super) fn names(pair: &str, name: &str) -> bool {
-    let key = pair.split_once('=').map_or(pair, |(key, _)| key);
-    form_decoded(key).as_deref() == Some(name)
-}
-
 /// A name or value of a query string: `+` is a space, `%41` an A; None where it is not UTF-8.
-pub(crate) fn form_decoded(text: &str) -> Option<String> {
+fn form_decoded(text: &str) -> Option<String> {
     let spaced = text.replace('+', " ");
-    percent_decode_str(&spaced)
-        .decode_utf8()
-        .ok()
-        .map(std::borrow::Cow::into_owned)
+    Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())
 }

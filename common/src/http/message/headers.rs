@@ -35,22 +35,8 @@ impl Headers {
     }
 
     /// The values of all fields of that name, in any case.
-    pub fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h str> {
-        let named = self
-            .iter()
-            .filter(move |(present, _)| present.eq_ignore_ascii_case(name));
-        named.map(|(_, value)| value)
-    }
-
-    /// How many fields there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.fields.len()
-    }
-
-    /// Whether there is no field.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
+    pub fn values<'h>(&'h self, name: &str) -> impl Iterator<Item = &'h str> {
+        let is_named = move |field: &(&str, _)| field.0.eq_ignore_ascii_case(name);
+        self.iter().filter(is_named).map(|(_, value)| value)
     }
 }

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::conditional::if_changed;
-use super::head::{Head, names};
+use super::head::Head;
 use super::problem::Problem;
 use super::request::Request;
 use super::response::{HandlerResult, Response};
@@ -25,39 +25,29 @@ pub struct Page {
 }
 
 impl Page {
-    /// From `limit` and `after` in the query.
+    /// From `limit`, `after` and `order` in the query.
     pub fn from_query(request: &Head) -> Result<Self, Problem> {
+        let limit = request.query_number("limit", 1..=LIMIT_MAX)?;
+        let after = request.query_number("after", 0..=i64::MAX)?;
+        let newest_first = match request.query("order")?.as_deref() {
+            None | Some("asc") => false,
+            Some("desc") => true,
+            Some(_) => return Err(Problem::bad_request("order must be asc or desc")),
+        };
+        // Where none is given: behind the greatest there can be, or before the first.
+        let after = after.unwrap_or(if newest_first { i64::MAX } else { 0 });
         Ok(Self {
-            limit: request.query_number("limit", 1..=LIMIT_MAX)?,
-            after: request.query_number("after", 0..=i64::MAX)?.unwrap_or(0),
-            newest_first: false,
+            limit,
+            after,
+            newest_first,
         })
-    }
-
-    /// The page that a request asks for, of a list that is also read from its end, with `order=desc`.
-    pub fn from_query_in_either_order(request: &Head) -> Result<Self, Problem> {
-        let page = Self::from_query(request)?;
-        match request.query("order")?.as_deref() {
-            None | Some("asc") => Ok(page),
-            Some("desc") => Ok(Self {
-                // Where none is given: behind the greatest there can be.
-                after: request
-                    .query_number("after", 0..=i64::MAX)?
-                    .unwrap_or(i64::MAX),
-                newest_first: true,
-                ..page
-            }),
-            Some(_) => Err(Problem::bad_request("order must be asc or desc")),
-        }
     }
 
     /// The longest page, where no limit was asked for.
     #[must_use]
-    pub fn with_limit(self) -> Self {
-        Self {
-            limit: self.limit.or(Some(LIMIT_MAX)),
-            ..self
-        }
+    pub fn with_limit(mut self) -> Self {
+        self.limit = self.limit.or(Some(LIMIT_MAX));
+        self
     }
 
     /// How many rows to read: one more than the page holds tells whether it is the last.
@@ -75,15 +65,13 @@ impl Page {
         request: &Request,
         content: impl FnOnce(Vec<T>) -> HandlerResult<'a>,
     ) -> HandlerResult<'a> {
-        let last = self.limit.map(usize::from);
-        let last = last.filter(|last| *last < rows.len());
-        rows.truncate(last.unwrap_or(rows.len()));
-        let link = last
-            .and(rows.last())
-            .map(|last| format!("<{}>; rel=\"next\"", next(request, id(last))));
+        let limit = self.limit.map_or(usize::MAX, usize::from);
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let last = rows.last().filter(|_| has_more).map(id);
         let response = content(rows)?;
-        Ok(match link {
-            Some(link) => response.with_header("link", link),
+        Ok(match last.map(|last| next(request, last)) {
+            Some(next) => response.with_header("link", format!("<{next}>; rel=\"next\"")),
             None => response,
         })
     }
@@ -91,19 +79,17 @@ impl Page {
 
 /// An answer with a whole list, which is read as it is sent. A short one has an entity tag; a
 /// longer one would have to be read twice for it.
-pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
+pub fn whole_list<'a, T: Serialize + 'a, E: Into<Problem> + 'a>(
     request: &Request,
     rows: impl Iterator<Item = Result<T, E>> + 'a,
 ) -> HandlerResult<'a> {
-    Ok(if_changed(
-        request,
-        Response::json_array(200, rows).begun()?,
-    ))
+    let response = Response::json_array(200, rows).begun()?;
+    Ok(if_changed(request, response))
 }
 
 /// A list from behind that id: the request's own target with another `after`.
 fn next(request: &Request, after: i64) -> String {
-    let kept = request.query_pairs().filter(|pair| !names(pair, "after"));
-    let pairs: Vec<&str> = kept.collect();
+    let pairs = request.query_pairs().filter(|(name, _)| name != "after");
+    let pairs: Vec<&str> = pairs.map(|(_, pair)| pair).collect();
     format!("{}?{}&after={after}", request.path(), pairs.join("&")).replace('>', "%3E")
 }

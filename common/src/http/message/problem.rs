@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::framing::Refusal;
-
 /// After how many seconds a client may try again when something of ours was down.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// Why a request was not done.
+#[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The HTTP status, 400 to 599.
@@ -26,7 +25,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
+    /// A problem with that status, whose detail is for the client.
+    pub fn new(status: u16, detail: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
             detail: detail.into(),
@@ -36,18 +36,19 @@ impl Problem {
         }
     }
 
-    fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    /// Adds a header to the answer.
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    fn with_cause(mut self, cause: impl fmt::Display) -> Self {
+    /// Adds what the operator should know.
+    pub fn with_cause(mut self, cause: impl fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
         self
     }
 
     /// Adds what is up and what is down.
-    #[must_use]
     pub(crate) fn with_dependencies(mut self, states: Value) -> Self {
         self.dependencies = Some(Box::new(states));
         self
@@ -63,13 +64,7 @@ impl Problem {
         Self::new(401, detail).with_header("www-authenticate", "Bearer realm=\"crud-master\"")
     }
 
-    /// 403: somebody we know, who may not do this.
-    pub fn forbidden(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(403, detail)
-    }
-
     /// 429 with `Retry-After`, in seconds rounded up.
-    #[must_use]
     pub fn too_many_requests(wait: Duration) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self::new(429, format!("too many requests; try again in {seconds} s"))
@@ -82,85 +77,23 @@ impl Problem {
     }
 
     /// 405; `allow` lists the methods that the resource has.
-    #[must_use]
     pub fn method_not_allowed(allow: String) -> Self {
         Self::new(405, format!("this resource allows {allow}")).with_header("allow", allow)
     }
 
     /// 411: a body of unknown length.
-    #[must_use]
     pub fn length_required() -> Self {
         Self::new(411, "send a body with its Content-Length")
     }
 
-    /// 412: the resource is not as the client last saw it.
-    #[must_use]
-    pub fn precondition_failed() -> Self {
-        Self::new(
-            412,
-            "this has changed since you read it; read it again, and then change it",
-        )
-    }
-
-    /// 412 for a tag that matches nothing.
-    #[must_use]
-    pub(crate) fn weak_tag() -> Self {
-        Self::new(
-            412,
-            "If-Match has a weak tag (W/…), which never matches; a proxy that compresses weakens \
-             tags: read with Accept-Encoding: identity, and send that tag",
-        )
-    }
-
     /// 503: no slot for it, in time or at all.
-    #[must_use]
     pub fn overloaded(cause: &'static str) -> Self {
         Self::unavailable("this service is overloaded; try again", cause)
     }
 
-    /// Why a request was not taken.
-    #[must_use]
-    pub(crate) fn refused(refusal: Refusal) -> Self {
-        let status = refusal.status;
-        let problem = Self::new(status, refusal.detail);
-        if status == 503 {
-            problem.with_header("retry-after", RETRY_AFTER_SECONDS)
-        } else {
-            problem
-        }
-    }
-
-    /// 415: the body is said to be something else than JSON.
-    #[must_use]
-    pub fn unsupported_media_type() -> Self {
-        Self::new(
-            415,
-            "send the body as JSON, with Content-Type: application/json",
-        )
-    }
-
-    /// 415: the body is compressed.
-    #[must_use]
-    pub fn unsupported_encoding() -> Self {
-        Self::new(415, "send the body as it is, without Content-Encoding")
-            .with_header("accept-encoding", "identity")
-    }
-
-    /// 421: the name is another's.
-    #[must_use]
-    pub(crate) fn misdirected() -> Self {
-        Self::new(421, "this service is not known by the name that Host has")
-    }
-
     /// 413; `limit` is in bytes.
-    #[must_use]
     pub fn content_too_large(limit: usize) -> Self {
         Self::new(413, format!("a body may have at most {limit} bytes"))
-    }
-
-    /// 422: well-formed, and against what was said before.
-    pub fn unprocessable(detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(422, detail)
     }
 
     /// 500: ours to mend; the client learns nothing internal.
@@ -172,20 +105,10 @@ impl Problem {
         .with_cause(cause)
     }
 
-    /// 502: the service behind this one cannot be reached or does not speak HTTP.
-    pub fn bad_gateway(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
-        Self::new(502, detail).with_cause(cause)
-    }
-
     /// 503 with `Retry-After`: a dependency is down, blocked or overloaded.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
         Self::new(503, detail)
             .with_header("retry-after", RETRY_AFTER_SECONDS)
             .with_cause(cause)
-    }
-
-    /// 504: the service behind this one takes too long.
-    pub fn gateway_timeout(detail: impl Into<Cow<'static, str>>, cause: impl fmt::Display) -> Self {
-        Self::new(504, detail).with_cause(cause)
     }
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
+use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -26,13 +27,14 @@ pub(crate) const WRONG_LENGTH: &str = "the answer is not as long as it was said 
 pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
 
 /// An answer; `'a` is the state of the slot that a stream still reads from.
+#[must_use]
 pub struct Response<'a> {
     /// The HTTP status.
     pub status: u16,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     pub(crate) body: Body<'a>,
-    /// Another's answer, to which only what belongs to the connection is added.
-    is_passed_on: bool,
+    /// Whether it is another's, where it was said how it may be kept.
+    pub is_passed_on: bool,
 }
 
 /// The content of an answer.
@@ -59,7 +61,6 @@ pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + 'a>;
 
 impl<'a> Response<'a> {
     /// An answer with that body and no headers.
-    #[must_use]
     pub fn new(status: u16, body: Body<'a>) -> Self {
         Self {
             status,
@@ -70,7 +71,6 @@ impl<'a> Response<'a> {
     }
 
     /// An answer without content.
-    #[must_use]
     pub fn empty(status: u16) -> Self {
         Self::new(status, Body::Empty)
     }
@@ -79,43 +79,40 @@ impl<'a> Response<'a> {
     ///
     /// # Panics
     /// When the value has a map with keys that are not strings; ours have none.
-    #[must_use]
     pub fn json(status: u16, value: &impl Serialize) -> Self {
         let body = serde_json::to_vec(value).expect("our answers have string keys only");
         Self::new(status, Body::Bytes(body)).with_header("content-type", "application/json")
     }
 
     /// The values of an iterator as a JSON array, made while it is sent.
-    pub fn json_array<T: Serialize, E: Into<Problem>>(
+    pub fn json_array<T: Serialize + 'a, E: Into<Problem> + 'a>(
         status: u16,
         values: impl Iterator<Item = Result<T, E>> + 'a,
     ) -> Self {
-        let mut values = values;
+        let mut values = values.map(Some).chain(std::iter::once(None));
         let mut opened = false;
-        let mut closed = false;
         let fill = move |buffer: &mut Vec<u8>| {
             let full = buffer.len() + PIECE_BYTES;
-            while !closed && buffer.len() < full {
-                let Some(value) = values.next().transpose().map_err(E::into)? else {
-                    buffer.extend_from_slice(if opened { b"]" } else { b"[]" });
-                    closed = true;
-                    break;
-                };
-                buffer.push(if opened { b',' } else { b'[' });
+            while buffer.len() < full
+                && let Some(value) = values.next()
+            {
+                match value.transpose().map_err(E::into)? {
+                    Some(value) => {
+                        buffer.push(if opened { b',' } else { b'[' });
+                        serde_json::to_writer(&mut *buffer, &value).map_err(Problem::internal)?;
+                    }
+                    None => buffer.extend_from_slice(if opened { b"]" } else { b"[]" }),
+                }
                 opened = true;
-                serde_json::to_writer(&mut *buffer, &value).map_err(Problem::internal)?;
             }
             Ok(())
         };
-        let stream = Stream {
-            length: None,
-            fill: Box::new(fill),
-        };
-        Self::new(status, Body::Stream(stream)).with_header("content-type", "application/json")
+        let (length, fill) = (None, Box::new(fill));
+        let body = Body::Stream(Stream { length, fill });
+        Self::new(status, body).with_header("content-type", "application/json")
     }
 
     /// Plain text in a format that has a media type of its own.
-    #[must_use]
     pub fn text(status: u16, media_type: &'static str, text: String) -> Self {
         Self::new(status, Body::Bytes(text.into_bytes())).with_header("content-type", media_type)
     }
@@ -139,7 +136,7 @@ impl<'a> Response<'a> {
     }
 
     /// Makes the first piece of a stream, which is all of it where it is short.
-    pub(crate) fn begun(mut self) -> Result<Self, Problem> {
+    pub(crate) fn begun(self) -> Result<Self, Problem> {
         let Body::Stream(Stream { length, mut fill }) = self.body else {
             return Ok(self);
         };
@@ -151,49 +148,26 @@ impl<'a> Response<'a> {
                 if length.is_some_and(|stated| stated != begin.len() as u64) {
                     return Err(Problem::internal(WRONG_LENGTH));
                 }
-                self.body = Body::Bytes(begin);
-                return Ok(self);
+                let body = Body::Bytes(begin);
+                return Ok(Self { body, ..self });
             }
         }
-        let fill: Fill<'a> = Box::new(move |buffer| {
-            if begin.is_empty() {
-                return fill(buffer);
+        let mut begin = Some(begin);
+        let fill = Box::new(move |buffer: &mut Vec<u8>| match begin.take() {
+            Some(begin) => {
+                *buffer = begin;
+                Ok(())
             }
-            *buffer = std::mem::take(&mut begin);
-            Ok(())
+            None => fill(buffer),
         });
-        self.body = Body::Stream(Stream { length, fill });
-        Ok(self)
-    }
-
-    /// The answer is another's, and how it may be kept was said there.
-    #[must_use]
-    pub fn passed_on(mut self) -> Self {
-        self.is_passed_on = true;
-        self
-    }
-
-    /// The answer with another content.
-    #[must_use]
-    pub fn with_body(self, body: Body<'_>) -> Response<'_> {
-        Response {
-            status: self.status,
-            headers: self.headers,
-            body,
-            is_passed_on: self.is_passed_on,
-        }
+        let body = Body::Stream(Stream { length, fill });
+        Ok(Self { body, ..self })
     }
 
     /// Sets a header, in place of one of that name; names are written in lower case.
-    #[must_use]
-    pub fn with_header(
-        mut self,
-        name: impl Into<Cow<'static, str>>,
-        value: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        let name = name.into();
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.retain(|(present, _)| *present != name);
-        self.headers.push((name, value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -203,47 +177,32 @@ impl<'a> Response<'a> {
     }
 
     /// Whether a header of that name, in lower case, is set.
-    #[must_use]
-    pub fn has_header(&self, name: &str) -> bool {
+    fn has_header(&self, name: &str) -> bool {
         self.headers.iter().any(|(present, _)| present == name)
     }
 
     /// Writes the status line and the headers, with what browsers are to keep to. What frames the
     /// content, and the empty line, follow.
     pub(crate) fn write_head(&self, out: &mut Vec<u8>, request_id: &str, https: bool, date: &str) {
-        let _ = write!(
-            out,
-            "HTTP/1.1 {} {}\r\n",
-            self.status,
-            reason_phrase(self.status)
-        );
-        let own = [
-            ("x-content-type-options", "nosniff"),
-            ("cross-origin-resource-policy", "same-origin"),
-            ("strict-transport-security", HSTS),
-        ];
-        let own = &own[..2 + usize::from(https)];
+        let (status, reason) = (self.status, reason_phrase(self.status));
+        let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
+        let (is_ours, has_tag) = (!self.is_passed_on, self.has_header("etag"));
         for (name, value) in &self.headers {
-            if own.iter().all(|(set, _)| set != name) {
-                push_header(out, name, value);
-            }
-        }
-        for (name, value) in [("date", date), ("x-request-id", request_id)] {
-            if !self.has_header(name) {
-                push_header(out, name, value);
-            }
-        }
-        for (name, value) in own {
             push_header(out, name, value);
         }
-        if !self.is_passed_on && !self.has_header("cache-control") {
+        for (name, value, applies) in [
+            ("date", date, true),
+            ("x-request-id", request_id, true),
+            ("x-content-type-options", "nosniff", true),
+            ("cross-origin-resource-policy", "same-origin", true),
+            ("strict-transport-security", HSTS, https),
             // What has a tag may be kept, and asked about.
-            let keep = if self.has_header("etag") {
-                "no-cache"
-            } else {
-                "no-store"
-            };
-            push_header(out, "cache-control", keep);
+            ("cache-control", "no-cache", is_ours && has_tag),
+            ("cache-control", "no-store", is_ours && !has_tag),
+        ] {
+            if applies && !self.has_header(name) {
+                push_header(out, name, value);
+            }
         }
     }
 }
@@ -262,59 +221,31 @@ struct ProblemJson<'a> {
 
 /// A line break in a value would end the header, and what follows would be the client's to
 /// misread (response splitting). Values are ISO 8859-1, as in requests.
-pub(crate) fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
+fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
+    let is_clean = |byte: u8| byte.is_ascii() && !b"\r\n\0".contains(&byte);
+    let octet = |character| match u8::try_from(character) {
+        Ok(b'\r' | b'\n' | 0) => b' ',
+        Ok(octet) => octet,
+        Err(_) => b'?',
+    };
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
-    if value
-        .bytes()
-        .all(|byte| byte.is_ascii() && !b"\r\n\0".contains(&byte))
-    {
+    if value.bytes().all(is_clean) {
         out.extend_from_slice(value.as_bytes());
     } else {
-        out.extend(
-            value
-                .chars()
-                .map(|character| match u8::try_from(character) {
-                    Ok(b'\r' | b'\n' | 0) => b' ',
-                    Ok(octet) => octet,
-                    Err(_) => b'?',
-                }),
-        );
+        out.extend(value.chars().map(octet));
     }
     out.extend_from_slice(b"\r\n");
 }
 
-/// The reason phrase of a status, RFC 9110 §15 and RFC 6585.
-#[must_use]
+/// The reason phrase of a status, by the names of RFC 9110 §15.
 fn reason_phrase(status: u16) -> &'static str {
     match status {
-        200 => "OK",
-        201 => "Created",
-        204 => "No Content",
-        304 => "Not Modified",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        411 => "Length Required",
-        412 => "Precondition Failed",
         413 => "Content Too Large",
-        414 => "URI Too Long",
-        415 => "Unsupported Media Type",
-        417 => "Expectation Failed",
-        421 => "Misdirected Request",
         422 => "Unprocessable Content",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        _ => "",
+        _ => StatusCode::from_u16(status)
+            .map_or(None, |status| status.canonical_reason())
+            .unwrap_or(""),
     }
 }
 

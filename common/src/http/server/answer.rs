@@ -34,7 +34,7 @@ impl Respond for Responder {
             .with_waiting(self.token, |peer| peer.connection.begin(now()))
     }
 
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: &dyn Slot) {
+    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
         // Gone, where the sweeper has answered, and told of it.
         if let Some(peer) = self.core.table.take(self.token, Parked::Waiting) {
             self.core.answer(peer, head, result, slot);
@@ -49,7 +49,7 @@ impl Core {
         mut peer: Owned<'_, Peer>,
         head: &Head,
         result: HandlerResult<'_>,
-        slot: &dyn Slot,
+        slot: Option<&dyn Slot>,
     ) {
         if self.is_draining() {
             peer.connection.drain();
@@ -82,7 +82,7 @@ impl Core {
         &'t self,
         mut peer: Owned<'t, Peer>,
         mut fill: Fill<'_>,
-        slot: &dyn Slot,
+        slot: Option<&dyn Slot>,
         outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
         let mut piece = Vec::with_capacity(PIECE_BYTES);
@@ -123,7 +123,7 @@ impl Core {
     /// Sends what is in the buffer. A slow reader may hold its slot while half of the slots do not
     /// wait for such; after that what it does not take is kept in bounded memory; and where there
     /// is none, the reader is given up as soon as somebody else wants the slot.
-    fn send_at_pace(&self, peer: &mut Peer, slot: &dyn Slot) -> Result<(), String> {
+    fn send_at_pace(&self, peer: &mut Peer, slot: Option<&dyn Slot>) -> Result<(), String> {
         struct Wait<'s>(Option<&'s dyn Slot>);
         impl Drop for Wait<'_> {
             fn drop(&mut self) {
@@ -146,14 +146,14 @@ impl Core {
             if left.is_zero() || self.is_cut() {
                 return Err("the client takes too long to read".to_owned());
             }
-            if wait.0.is_none() && slot.begin_wait() {
-                wait.0 = Some(slot);
+            if wait.0.is_none() && slot.is_some_and(Slot::begin_wait) {
+                wait.0 = slot;
             }
             let limit = if wait.0.is_some() {
                 LONG_HOLD
             } else if self.keep(peer) {
                 return Ok(());
-            } else if slot.is_wanted() {
+            } else if slot.is_none_or(Slot::is_wanted) {
                 return Err("the client reads slowly, and others wait".to_owned());
             } else {
                 HOLD

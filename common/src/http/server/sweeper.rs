@@ -8,7 +8,6 @@ use super::core::{Core, Peer};
 use super::poller::Interest;
 use super::table::{Owned, Parked};
 use super::worker::{accept, refuse};
-use crate::http::message::request::NoSlot;
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::lock;
@@ -96,7 +95,7 @@ fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
     let streaming = peer.connection.is_streaming();
     let problem = peer.connection.on_deadline(now);
     match (problem, head) {
-        (Some(problem), Some(head)) => core.answer(peer, &head, Err(problem), &NoSlot),
+        (Some(problem), Some(head)) => core.answer(peer, &head, Err(problem), None),
         (Some(problem), None) => refuse(core, peer, problem),
         (None, head) => {
             if let Some(head) = head.filter(|_| streaming) {

@@ -11,9 +11,9 @@ use tiny_http::{Header, StatusCode};
 
 use super::config::HttpConfig;
 use super::core::with_date;
-use crate::http::message::head::{Head, Method};
+use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{NoSlot, Request, Respond, Slot};
+use crate::http::message::request::{Request, Respond, Slot};
 use crate::http::message::request_id::request_id;
 use crate::http::message::response::{Body, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
@@ -96,16 +96,9 @@ impl Shared {
             .headers()
             .iter()
             .find(|header| header.field.equiv("x-request-id"));
-        let id = request_id(given.map(|header| header.value.as_str().as_bytes()));
-        let (method, target) = (Method::new(from.method().as_str()), from.url().to_owned());
-        let mut head = Head::bare(
-            method,
-            target,
-            id,
-            IpAddr::to_canonical(&client),
-            false,
-            now(),
-        );
+        let (method, client) = (from.method().as_str(), IpAddr::to_canonical(&client));
+        let mut head = Head::new(method, from.url(), client, false, now());
+        head.request_id = request_id(given.map(|header| header.value.as_str().as_bytes()));
         for Header { field, value } in from.headers() {
             head.headers
                 .push(field.as_str().as_str(), value.as_str().as_bytes());
@@ -130,7 +123,7 @@ impl Shared {
             (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
         };
         let options = |allow| Response::empty(204).with_header("allow", allow);
-        responder.respond(&head, problem.map(options), &NoSlot);
+        responder.respond(&head, problem.map(options), None);
     }
 }
 
@@ -144,7 +137,7 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: &dyn Slot) {
+    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
         let cause = result
             .as_ref()
             .err()

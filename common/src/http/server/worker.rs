@@ -14,9 +14,8 @@ use super::table::{Owned, Parked, Place};
 use super::transport::Transport;
 use super::watch;
 use crate::http::connection::{Connection, Next};
-use crate::http::message::framing::Refusal;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{NoSlot, Request};
+use crate::http::message::request::Request;
 use crate::http::message::request_id::request_id;
 use crate::http::message::response::{Body, Response};
 use crate::http::sync::atomic::Ordering;
@@ -100,8 +99,8 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                     Ok(bytes) => peer.connection.on_bytes(&buffer[..bytes]),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) if error.kind() == ErrorKind::InvalidData => {
-                        let refusal = Refusal::new(400, "this port speaks HTTPS");
-                        let problem = peer.connection.refuse(refusal, now());
+                        let problem = Problem::bad_request("this port speaks HTTPS");
+                        let problem = peer.connection.refuse(problem, now());
                         return refuse(core, peer, problem);
                     }
                     Err(_) => peer.connection.on_error(),
@@ -109,7 +108,8 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                 let held = peer.connection.held_input();
                 if peer.reservation.grow(held, Use::Request).is_err() {
                     let detail = "too many large requests at the same time; try again";
-                    let problem = peer.connection.refuse(Refusal::new(503, detail), now());
+                    let problem = Problem::unavailable(detail, "the byte budget is used up");
+                    let problem = peer.connection.refuse(problem, now());
                     return refuse(core, peer, problem);
                 }
             }
@@ -126,7 +126,7 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                     return;
                 };
                 let answer = |allow| Response::empty(204).with_header("allow", allow);
-                return core.answer(peer, &head, decided.map(answer), &NoSlot);
+                return core.answer(peer, &head, decided.map(answer), None);
             }
             Some(Next::Request(head, body)) => {
                 let responder = Responder {
@@ -151,7 +151,7 @@ pub(crate) fn refuse(core: &Core, peer: Owned<'_, Peer>, problem: Problem) {
         .with_label_values(&[&problem.status.to_string()])
         .inc();
     if let Some(head) = peer.connection.head().cloned() {
-        core.answer(peer, &head, Err(problem), &NoSlot);
+        core.answer(peer, &head, Err(problem), None);
     }
 }
 
@@ -263,9 +263,10 @@ fn evict(core: &Core, client: Option<IpAddr>) -> Option<Place<'_, Peer>> {
 /// waiting for anything.
 fn reject(core: &Core, socket: &Socket) {
     core.metrics.refused_connections.inc();
-    let refusal = Refusal::new(503, "there are too many connections; try again");
+    let detail = "there are too many connections; try again";
+    let problem = Problem::unavailable(detail, "no place is left");
     let id = request_id(None);
-    let response = Response::of_problem(Problem::refused(refusal), &id);
+    let response = Response::of_problem(problem, &id);
     let mut answer = Vec::new();
     with_date(|date| response.write_head(&mut answer, &id, core.tls.is_some(), date));
     if let Body::Bytes(body) = &response.body {

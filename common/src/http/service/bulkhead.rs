@@ -87,7 +87,7 @@ impl<S: Send> Lease<S> {
 
     /// Answers a request from the slot: a stream waits for its client here.
     pub fn respond(&self, request: Request, result: HandlerResult<'_>) {
-        request.respond_from(result, &*self.bulkhead);
+        request.respond_from(result, Some(&*self.bulkhead));
     }
 
     /// Gives the slot to what waits, or back. For a thread of the server alone: it may work on
@@ -201,7 +201,7 @@ impl<S: Send + 'static> Bulkhead<S> {
     fn serve_one(&self, answer: One<S>, lease: &mut Lease<S>, request: Request) {
         waiting(|| {
             let result = answer(lease.state(), &request);
-            request.respond_from(result, self);
+            request.respond_from(result, Some(self));
         });
     }
 
@@ -209,7 +209,7 @@ impl<S: Send + 'static> Bulkhead<S> {
         let answers = waiting(|| (handler.answer)(lease.state(), &batch));
         for (request, answer) in batch.into_iter().zip(answers) {
             match answer {
-                Some(result) => request.respond_from(result, self),
+                Some(result) => request.respond_from(result, Some(self)),
                 None => lock(&self.queues).push(0, request, now()),
             }
         }

@@ -158,7 +158,6 @@ impl Submit for Operations {
 }
 
 /// The answer that says that the process lives.
-#[must_use]
 pub fn health() -> Response<'static> {
     Response::json(200, &json!({ "status": "ok" }))
 }

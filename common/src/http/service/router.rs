@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::Method;
 use percent_encoding::percent_decode_str;
 
 use crate::http::connection::Decided;
-use crate::http::message::head::{Head, Method, path_of};
+use crate::http::message::head::{Head, path_of};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
 
@@ -58,7 +59,10 @@ impl Router {
             return Some(Err(problem));
         }
         if !self.is_known(head.header("host")) {
-            return Some(Err(Problem::misdirected()));
+            return Some(Err(Problem::new(
+                421,
+                "this service is not known by the name that Host has",
+            )));
         }
         if head.target == "*" {
             return Some(Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS".to_owned()));
@@ -140,7 +144,7 @@ pub(crate) fn find(
         return Some(Err(nothing_at(head.path())));
     }
     let allow = allowed(routes, path);
-    Some(if head.method == Method::Options {
+    Some(if head.method == Method::OPTIONS {
         Ok(allow)
     } else {
         Err(Problem::method_not_allowed(allow))
@@ -154,10 +158,10 @@ fn without_last_slash(path: &str) -> &str {
 
 fn answers(verb: Verb, method: &Method) -> bool {
     match verb {
-        Verb::Get => matches!(method, Method::Get | Method::Head),
-        Verb::Post => *method == Method::Post,
-        Verb::Put => *method == Method::Put,
-        Verb::Delete => *method == Method::Delete,
+        Verb::Get => [Method::GET, Method::HEAD].contains(method),
+        Verb::Post => *method == Method::POST,
+        Verb::Put => *method == Method::PUT,
+        Verb::Delete => *method == Method::DELETE,
         Verb::Any => true,
     }
 }
@@ -211,15 +215,8 @@ mod tests {
     ];
 
     fn destination(method: &str, path: &str) -> String {
-        let (client, method) = ([127, 0, 0, 1].into(), Method::new(method));
-        let mut head = Head::bare(
-            method,
-            path.to_owned(),
-            String::new(),
-            client,
-            false,
-            Instant::now(),
-        );
+        let client = [127, 0, 0, 1].into();
+        let mut head = Head::new(method, path, client, false, Instant::now());
         head.matched.pattern = "none";
         match find(ROUTES.iter().copied(), &mut head) {
             None => format!("{} {:?}", head.matched.pattern, head.matched.params),

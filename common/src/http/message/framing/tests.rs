@@ -24,7 +24,7 @@ struct Whole {
 }
 
 /// None while the request is not all there.
-type Reading = Result<Option<Whole>, Refusal>;
+type Reading = Result<Option<Whole>, Problem>;
 
 /// Reads a request that arrives in these pieces.
 fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
@@ -67,7 +67,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
     }
 }
 
-fn framing_of(head: &[u8]) -> Result<BodyFraming, Refusal> {
+fn framing_of(head: &[u8]) -> Result<BodyFraming, Problem> {
     let mut storage = header_storage();
     parse_head(head, &mut storage, &LIMITS).map(|head| head.framing)
 }
