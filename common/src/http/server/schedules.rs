@@ -1,6 +1,8 @@
 //! The whole server under shuttle: workers, table, bulkheads, watches, whoever answers and sweeper
 //! on a kernel in memory, by random schedules and by PCT. `SCHEDULES` is how many of each.
 
+#![allow(clippy::unnecessary_wraps, reason = "a handler may fail; these do not")]
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
