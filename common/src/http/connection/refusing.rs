@@ -12,23 +12,20 @@ use crate::http::message::request_id::request_id;
 
 impl Connection {
     pub(super) fn be_the_last(&mut self) {
-        self.terms.keep_alive = false;
+        self.keep_alive = false;
         self.lingers = true;
     }
 
     /// Nobody knows where the next request would begin. What is returned is the answer.
     pub(crate) fn refuse(&mut self, refusal: Refusal, now: Instant) -> Problem {
         self.be_the_last();
-        let phase = std::mem::replace(&mut self.phase, Phase::Answering);
-        let head = match phase {
-            Phase::Decide(head, _) | Phase::Length(head, _) | Phase::Chunked(head, ..) => *head,
-            _ => {
-                self.terms.http_10 = false;
-                refused_head(&self.input, self.client, self.limits.secure, now)
-            }
-        };
+        self.phase = Phase::Answering;
+        if self.head.is_none() {
+            self.http_10 = false;
+            let head = refused_head(&self.input, self.client, self.secure, now);
+            self.head = Some(Arc::new(head));
+        }
         self.input = Vec::new();
-        self.head = Some(Arc::new(head));
         Problem::refused(refusal)
     }
 
@@ -37,11 +34,11 @@ impl Connection {
         let late = |detail| Refusal::new(408, detail);
         match &self.phase {
             Phase::Streaming { .. } => self.truncate(),
-            _ if self.has_output() => self.truncate(),
+            _ if !self.output.is_empty() => self.truncate(),
             Phase::Head(_) => {
                 return Some(self.refuse(late("the request line and headers take too long"), now));
             }
-            Phase::Length(..) | Phase::Chunked(..) => {
+            Phase::Body(..) => {
                 return Some(self.refuse(late("the body takes too long"), now));
             }
             Phase::Answering => {

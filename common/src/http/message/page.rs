@@ -93,7 +93,7 @@ impl Page {
 /// longer one would have to be read twice for it.
 pub fn whole_list<'a, T: Serialize, E: Into<Problem>>(
     request: &Request,
-    rows: impl Iterator<Item = Result<T, E>> + 'a,
+    rows: impl Iterator<Item = Result<T, E>> + Send + 'a,
 ) -> HandlerResult<'a> {
     Ok(if_changed(
         request,

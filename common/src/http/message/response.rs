@@ -55,7 +55,7 @@ pub struct Stream<'a> {
 }
 
 /// Makes the next piece of a [`Stream`].
-pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + 'a>;
+pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + Send + 'a>;
 
 impl<'a> Response<'a> {
     /// An answer with that body and no headers.
@@ -88,7 +88,7 @@ impl<'a> Response<'a> {
     /// The values of an iterator as a JSON array, made while it is sent.
     pub fn json_array<T: Serialize, E: Into<Problem>>(
         status: u16,
-        values: impl Iterator<Item = Result<T, E>> + 'a,
+        values: impl Iterator<Item = Result<T, E>> + Send + 'a,
     ) -> Self {
         let mut values = values;
         let mut opened = false;
