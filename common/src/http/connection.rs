@@ -71,6 +71,7 @@ enum Content {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Connection {
     limits: Arc<Limits>,
     client: IpAddr,

@@ -11,25 +11,17 @@ const SECOND: Duration = Duration::from_secs(1);
 /// At most so many clients have a line of their own in a second.
 const CLIENTS_MAX: usize = 100;
 
-fn refusals() -> MutexGuard<'static, Refusals> {
+/// Those of this process.
+pub(super) fn refusals() -> MutexGuard<'static, Refusals> {
     static REFUSALS: LazyLock<Mutex<Refusals>> =
         LazyLock::new(|| Mutex::new(Refusals::new(Instant::now())));
     REFUSALS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether this refusal gets a line.
-pub(super) fn gets_line(client: IpAddr) -> bool {
-    refusals().gets_line(client)
-}
-
 /// Tells of the refusals without a line once their second is over.
 pub(super) fn tell_when_due(now: Instant) {
     for (client, count) in refusals().end_second(now) {
-        let of_others = if client.is_some() {
-            ""
-        } else {
-            ", of other clients"
-        };
+        let of_others = client.map_or(", of other clients", |_| "");
         let client = client.map(|client| client.to_string());
         log::info!(
             target: "access", client = client.as_deref(), count = count;
@@ -39,7 +31,7 @@ pub(super) fn tell_when_due(now: Instant) {
 }
 
 /// The refusals of a second.
-struct Refusals {
+pub(super) struct Refusals {
     since: Instant,
     /// Of each client that has a line, how many have none; by None those of all other clients.
     untold: HashMap<Option<IpAddr>, u64>,
@@ -53,7 +45,8 @@ impl Refusals {
         }
     }
 
-    fn gets_line(&mut self, client: IpAddr) -> bool {
+    /// Whether this refusal gets a line.
+    pub(super) fn gets_line(&mut self, client: IpAddr) -> bool {
         let is_new = !self.untold.contains_key(&Some(client));
         if is_new && self.untold.len() < CLIENTS_MAX {
             self.untold.insert(Some(client), 0);
