@@ -99,11 +99,10 @@ fn has_all(mut stream: TcpStream) -> bool {
 #[test]
 fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
     // Half of it is for answers, and half of that for a client: two long answers that wait.
-    let running = Running::start(Limits {
-        buffer_bytes: 48_000_000,
-        send_time: Duration::from_mins(10),
-        ..Limits::default()
-    });
+    let mut limits = Limits::default();
+    limits.buffer_bytes = 48_000_000;
+    limits.send_time = Duration::from_mins(10);
+    let running = Running::start(limits);
     let first = running.ask(2, "/long").expect("there is room");
     let second = running.ask(3, "/long").expect("there is room");
 
@@ -123,10 +122,9 @@ fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
 #[test]
 fn thousands_of_clients_that_send_a_byte_now_and_then_keep_nobody_waiting_and_are_told_so() {
     let head_time = Duration::from_secs(5);
-    let running = Running::start(Limits {
-        head_time,
-        ..Limits::default()
-    });
+    let mut limits = Limits::default();
+    limits.head_time = head_time;
+    let running = Running::start(limits);
     let mut slow: Vec<TcpStream> = (0..2000).map(|_| running.connect(2)).collect();
     for stream in &mut slow {
         let begin = b"GET /good HTTP/1.1\r\nHost: h\r\nX-Slow: ";

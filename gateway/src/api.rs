@@ -1,6 +1,6 @@
 //! What the gateway answers itself, and what it passes on.
 
-use common::http::{Handler, Head, Method, Problem, Request, Route, Verb, require_no_tag};
+use common::http::{Handler, Head, Lease, Method, Problem, Request, Route, Verb, require_no_tag};
 use common::order::{NewOrder, ORDER_BYTES_MAX};
 use uuid::Uuid;
 
@@ -12,19 +12,19 @@ use crate::publisher::{Orders, Outgoing};
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 
 pub(crate) const MOVIES: &[Route<Forwarder>] =
-    &[(Verb::Any, "/api/movies/*", Handler::Leased(forward))];
+    &[(Verb::Any, "/api/movies/*", Handler::Owned(forward))];
 
 pub(crate) const BILLING: &[Route<Orders>] =
     &[(Verb::Post, "/api/billing", Handler::Owned(place_order))];
 
 pub(crate) const DEAD_LETTERS: &[Route<Forwarder>] = &[
-    (Verb::Get, "/api/dead-letters", Handler::Leased(forward)),
-    (Verb::Get, "/api/dead-letters/:id", Handler::Leased(forward)),
+    (Verb::Get, "/api/dead-letters", Handler::Owned(forward)),
+    (Verb::Get, "/api/dead-letters/:id", Handler::Owned(forward)),
 ];
 
 pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
-    (Verb::Get, "/api/orders", Handler::Leased(forward)),
-    (Verb::Get, "/api/orders/:id", Handler::Leased(forward)),
+    (Verb::Get, "/api/orders", Handler::Owned(forward)),
+    (Verb::Get, "/api/orders/:id", Handler::Owned(forward)),
 ];
 
 /// What the head of an order decides: who sends it, and whether an order can follow.
@@ -42,11 +42,11 @@ pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Proble
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.
-fn place_order(orders: &mut Orders, request: Request) {
+fn place_order(mut lease: Lease<Orders>, request: Request) {
     match outgoing(&request) {
         Ok(order) => {
             let _ = request.message_id.set(order.message_id.clone());
-            orders.place(order, request);
+            lease.state().place(order, request);
         }
         Err(problem) => request.respond(Err(problem)),
     }

@@ -78,10 +78,9 @@ fn since_boot() -> Duration {
 }
 
 /// Passes the request on. The slot is free when the answer has been passed back.
-pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) -> Option<Lease<Forwarder>> {
+pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) {
     if let Some(answer) = answered_here(&request) {
-        request.respond(answer);
-        return Some(lease);
+        return request.respond(answer);
     }
     let address = lease.state().upstreams.choose();
     match Exchange::prepared(&request, address) {
@@ -99,12 +98,9 @@ pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) -> Option<L
                 call: Some(call),
                 input: Vec::new(),
             };
-            exchange.begin()
+            exchange.begin();
         }
-        Err(problem) => {
-            request.respond(Err(problem));
-            Some(lease)
-        }
+        Err(problem) => request.respond(Err(problem)),
     }
 }
 
@@ -210,7 +206,7 @@ impl Exchange {
     }
 
     /// Sends the request over the kept connection, or over a new one.
-    fn begin(mut self) -> Option<Lease<Forwarder>> {
+    fn begin(mut self) {
         let address = self.address;
         let kept = self.lease.state().take(address);
         self.was_kept = kept.is_some();
@@ -237,21 +233,18 @@ impl Exchange {
         self.stage = stage;
     }
 
-    fn wait(self, watched: Watched, interest: Interest) -> Option<Lease<Forwarder>> {
+    fn wait(self, watched: Watched, interest: Interest) {
         let deadline = self.deadline;
         let watched = watch(watched, interest, deadline, move |watched| {
-            if let Some(lease) = self.go_on(watched) {
-                lease.release();
-            }
+            self.go_on(watched);
         });
         if let Err(error) = watched {
             log::error!(cause = error.to_string().as_str(); "cannot wait for a service");
         }
-        None
     }
 
-    /// Does what can be done without waiting; the lease is returned when the exchange is over.
-    fn go_on(mut self, mut watched: Watched) -> Option<Lease<Forwarder>> {
+    /// Does what can be done without waiting. The lease is dropped when the exchange is over.
+    fn go_on(mut self, mut watched: Watched) {
         match self.advance(&mut watched) {
             Ok(Progress::Waits(interest)) => self.wait(watched, interest),
             Ok(Progress::Whole(head, body, reusable)) => {
@@ -260,9 +253,8 @@ impl Exchange {
                 }
                 let Self { lease, request, .. } = self;
                 lease.respond(request, Ok(passed_back(&head, body)));
-                Some(lease)
             }
-            Ok(Progress::Long) => Some(self.pass_back(watched)),
+            Ok(Progress::Long) => self.pass_back(watched),
             Err(failure) => self.fail(failure),
         }
     }
@@ -421,11 +413,11 @@ impl Exchange {
     }
 
     /// Passes a long answer back as it comes. This thread waits for the service and for the client.
-    fn pass_back(mut self, watched: Watched) -> Lease<Forwarder> {
+    fn pass_back(mut self, watched: Watched) {
         let service = self.lease.state().upstreams.service();
         let pause = self.lease.state().limits.pause;
         let Stage::Body(mut answer) = std::mem::replace(&mut self.stage, Stage::Receive) else {
-            return self.lease;
+            return;
         };
         let head = std::mem::take(&mut answer.head);
         let length = content_length(head.headers());
@@ -451,13 +443,12 @@ impl Exchange {
                 since: since_boot(),
             });
         }
-        lease
     }
 
     /// Tries again, where that may help and can do no harm, or tells the client. A connection that
     /// the service closed while it was idle shows only when it is used; a service that is gone
     /// has perhaps a neighbour.
-    fn fail(mut self, failure: Failure) -> Option<Lease<Forwarder>> {
+    fn fail(mut self, failure: Failure) {
         let upstreams = Arc::clone(&self.lease.state().upstreams);
         let disconnected = matches!(failure, Failure::Disconnected(_));
         if !disconnected || self.is_repeat {
@@ -479,9 +470,8 @@ impl Exchange {
             (self.sent, self.is_repeat) = (0, true);
             return self.begin();
         }
-        let Self { lease, request, .. } = self;
-        request.respond(Err(failure.into_problem(upstreams.service())));
-        Some(lease)
+        let problem = failure.into_problem(upstreams.service());
+        self.request.respond(Err(problem));
     }
 }
 

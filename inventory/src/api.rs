@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use common::db::{ChangeError, DbError};
 use common::http::Handler;
 use common::http::{
-    Answers, Batch, BatchLimits, HandlerResult, Head, Method, Page, Problem, Request, Response,
-    Route, Verb, entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged,
-    whole_list,
+    Answers, Batch, HandlerResult, Head, Method, Page, Problem, Request, Response, Route, Verb,
+    entity_tag_of, is_conditional, json_if_changed, require_no_tag, require_unchanged, whole_list,
 };
 use serde_json::json;
 
@@ -24,10 +23,8 @@ pub(crate) const ROUTES: &[Route<MovieStore>] = &[
 ];
 
 const LIST_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits {
-        slots: 2,
-        requests_max: 16,
-    },
+    slots: 2,
+    requests_max: 16,
     filter: is_short_page,
     answer: list_pages,
     one: list_movies,
@@ -36,20 +33,16 @@ const LIST_MOVIES: Batch<MovieStore> = Batch {
 /// One commit for all, which share the wait for the disk. While one slot waits for it, what comes
 /// next gathers at the other, which is behind it in any case: movies are created in turn.
 const CREATE_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits {
-        slots: 2,
-        requests_max: 256,
-    },
+    slots: 2,
+    requests_max: 256,
     filter: |_| true,
     answer: create_movies,
     one: create_movie,
 };
 
 const GET_MOVIES: Batch<MovieStore> = Batch {
-    limits: BatchLimits {
-        slots: 2,
-        requests_max: 64,
-    },
+    slots: 2,
+    requests_max: 64,
     filter: |_| true,
     answer: get_movies,
     one: get_movie,

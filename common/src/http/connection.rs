@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::limits::Limits;
 use super::message::framing::{
-    BodyFraming, Chunked, FramingLimits, HeadScan, header_storage, parse_head, settle_version,
+    BodyFraming, Chunked, HeadScan, header_storage, parse_head, settle_version,
 };
 use super::message::head::Head;
 use super::message::problem::Problem;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// After its last answer a client's bytes are read on for so long and so far: were they left
 /// unread, closing would reset the connection and take the answer with it.
@@ -20,29 +23,11 @@ const LINGER_BYTES: usize = 8 * 1024 * 1024;
 /// A connection without a request is not closed for others' sake before it is so old.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What a client may send, and how long each part may take.
-#[derive(Debug, Clone)]
-pub(crate) struct ConnectionLimits {
-    pub(crate) framing: FramingLimits,
-    pub(crate) idle: Duration,
-    pub(crate) head: Duration,
-    pub(crate) body: Duration,
-    /// In the queue of a bulkhead.
-    pub(crate) queue: Duration,
-    /// From there to the answer, and between two pieces of it.
-    pub(crate) answer: Duration,
-    pub(crate) send: Duration,
-    /// Whether the connection is one of TLS.
-    pub(crate) secure: bool,
-}
-
 /// What the owner of a connection does next.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// A head is here: [`Connection::decide`] whether its request is taken.
     Head,
-    /// The request that was not taken is to be answered so.
-    Decided(Decided),
     /// A request is whole: its answer comes by [`Connection::respond`].
     Request(Arc<Head>, Vec<u8>),
     /// The client is to be told this.
@@ -58,51 +43,49 @@ pub(crate) enum Next {
     Reset,
 }
 
-/// What a head alone decides: the methods that `Allow` lists, or what is wrong.
-pub(crate) type Decided = Result<String, Problem>;
-
 #[derive(Debug)]
 enum Phase {
     Idle,
     Head(HeadScan),
-    Decide(Box<Head>, BodyFraming),
-    Length(Box<Head>, usize),
-    Chunked(Box<Head>, Chunked, Vec<u8>),
+    /// True where the client waits to be asked for the body.
+    Decide(Content, bool),
+    /// The body so far; None where it is passed over.
+    Body(Content, Option<Vec<u8>>),
     Answering,
     Streaming {
         chunked: bool,
         left: Option<u64>,
     },
-    /// The last answer is in `output`; true where the client may still be sending.
-    Parting(bool),
+    /// The last answer is in `output`.
+    Parting,
     Lingering(usize),
     Closed,
     Truncated,
 }
 
-/// What the answer depends on besides the handler.
-#[derive(Debug, Clone, Copy)]
-struct Terms {
-    http_10: bool,
-    keep_alive: bool,
-    expects_continue: bool,
+/// What is still to come of a body.
+#[derive(Debug)]
+enum Content {
+    Length(usize),
+    Chunked(Chunked),
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Connection {
-    limits: Arc<ConnectionLimits>,
+    limits: Arc<Limits>,
     client: IpAddr,
+    /// Whether the connection is one of TLS.
+    secure: bool,
     phase: Phase,
-    terms: Terms,
-    /// Of the request that is being answered.
+    http_10: bool,
+    keep_alive: bool,
+    /// Of the request at hand.
     head: Option<Arc<Head>>,
-    /// The answer to the request whose body is passed over.
-    decided: Option<Decided>,
     input: Vec<u8>,
     /// The client sends nothing more.
     ended: bool,
     output: Vec<u8>,
-    sent: usize,
     /// Of what was sent since the deadline was set.
     sent_in_time: usize,
     deadline: Instant,
@@ -114,24 +97,20 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(limits: &Arc<ConnectionLimits>, client: IpAddr, now: Instant) -> Self {
+    pub(crate) fn new(limits: &Arc<Limits>, client: IpAddr, secure: bool, now: Instant) -> Self {
         Self {
-            deadline: now + limits.idle,
             limits: Arc::clone(limits),
             client,
+            secure,
             phase: Phase::Idle,
-            terms: Terms {
-                http_10: false,
-                keep_alive: true,
-                expects_continue: false,
-            },
+            http_10: false,
+            keep_alive: true,
             head: None,
-            decided: None,
             input: Vec::new(),
             ended: false,
             output: Vec::new(),
-            sent: 0,
             sent_in_time: 0,
+            deadline: now + limits.idle_time,
             unasked_since: Some(now),
             draining: false,
             lingers: false,
@@ -165,16 +144,14 @@ impl Connection {
 
     /// How many bytes of requests are held here.
     pub(crate) fn held_input(&self) -> usize {
-        let body = if let Phase::Chunked(_, _, body) = &self.phase {
-            body.len()
-        } else {
-            0
-        };
-        self.input.len() + body
+        match &self.phase {
+            Phase::Body(_, Some(body)) => self.input.len() + body.len(),
+            _ => self.input.len(),
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && !self.has_output() && self.input.is_empty()
+        matches!(self.phase, Phase::Idle) && self.output.is_empty() && self.input.is_empty()
     }
 
     /// Whether closing the connection loses nothing: not even a request that is on its way.
@@ -184,7 +161,7 @@ impl Connection {
 
     /// Whether a next request is here, for which no event has to come.
     pub(crate) fn has_input(&self) -> bool {
-        matches!(self.phase, Phase::Idle) && !self.has_output() && !self.input.is_empty()
+        matches!(self.phase, Phase::Idle) && self.output.is_empty() && !self.input.is_empty()
     }
 
     pub(crate) fn is_streaming(&self) -> bool {
@@ -193,16 +170,13 @@ impl Connection {
 
     /// The request that is being answered.
     pub(crate) fn head(&self) -> Option<&Arc<Head>> {
-        self.head.as_ref()
+        let is_answered = matches!(self.phase, Phase::Answering | Phase::Streaming { .. });
+        self.head.as_ref().filter(|_| is_answered)
     }
 
     /// The head that is to be decided about.
     pub(crate) fn head_mut(&mut self) -> Option<&mut Head> {
-        if let Phase::Decide(head, _) = &mut self.phase {
-            Some(head)
-        } else {
-            None
-        }
+        self.head.as_mut().and_then(Arc::get_mut)
     }
 
     /// From now on every answer is the last.
@@ -211,96 +185,61 @@ impl Connection {
     }
 
     pub(crate) fn next(&mut self, now: Instant) -> Next {
-        loop {
-            match self.phase {
-                Phase::Closed => return Next::Close,
-                Phase::Truncated => return Next::Reset,
-                _ if self.has_output() => return Next::Write,
-                _ => {}
-            }
-            match self.step(now) {
-                Ok(Some(next)) => return next,
-                Ok(None) => {}
-                Err(problem) => return Next::Refused(self.refuse(problem, now)),
-            }
-        }
+        self.step(now)
+            .unwrap_or_else(|problem| Next::Refused(self.refuse(problem, now)))
     }
 
-    /// One step; None where another may follow.
-    fn step(&mut self, now: Instant) -> Result<Option<Next>, Problem> {
-        match &mut self.phase {
+    fn step(&mut self, now: Instant) -> Result<Next, Problem> {
+        Ok(match &mut self.phase {
+            Phase::Closed => Next::Close,
+            Phase::Truncated => Next::Reset,
+            _ if !self.output.is_empty() => Next::Write,
             Phase::Idle => {
                 // Empty lines before a request are passed over (RFC 9112 §2.2).
-                let empty = 2 * self
-                    .input
-                    .chunks(2)
-                    .take_while(|line| *line == b"\r\n")
-                    .count();
-                self.input.drain(..empty);
+                let lines = self.input.chunks(2);
+                let empty = lines.take_while(|line| *line == b"\r\n").count();
+                self.input.drain(..2 * empty);
                 if self.input.is_empty() || self.input == b"\r" {
-                    return Ok(Some(self.more(now)));
+                    return Ok(self.more(now));
                 }
-                self.deadline = now + self.limits.head;
+                self.deadline = now + self.limits.head_time;
                 self.unasked_since = None;
                 self.phase = Phase::Head(HeadScan::default());
-                Ok(None)
+                return self.step(now);
             }
             Phase::Head(scan) => match scan.scan(&self.input, &self.limits.framing)? {
-                Some(end) => self.on_head(end, now),
-                None => Ok(Some(self.more(now))),
+                Some(end) => self.on_head(end, now)?,
+                None => self.more(now),
             },
-            Phase::Decide(..) => Ok(Some(Next::Head)),
-            Phase::Length(_, left) if self.decided.is_some() => {
-                let passed = self.input.len().min(*left);
-                self.input.drain(..passed);
-                *left -= passed;
-                if *left > 0 {
-                    Ok(Some(self.more(now)))
-                } else {
-                    Ok(self.hand_out(Vec::new(), now))
-                }
-            }
-            Phase::Length(_, length) if self.input.len() < *length => Ok(Some(self.more(now))),
-            Phase::Length(_, length) => {
-                let rest = self.input.split_off(*length);
-                let body = std::mem::replace(&mut self.input, rest);
-                Ok(self.hand_out(body, now))
-            }
-            Phase::Chunked(_, chunked, body) => {
-                let passed_over = self.decided.is_some();
+            Phase::Decide(..) => Next::Head,
+            Phase::Body(content, body) => {
                 let keep = |piece: &[u8]| {
-                    if !passed_over {
+                    if let Some(body) = body {
                         body.extend_from_slice(piece);
                     }
                 };
-                let used = chunked.read(&self.input, keep)?;
-                let body = if chunked.is_done() {
-                    Some(std::mem::take(body))
-                } else {
-                    None
-                };
+                let (used, is_whole) = content.read(&self.input, keep)?;
+                let body = body.take_if(|_| is_whole);
                 self.input.drain(..used);
-                match body {
-                    Some(body) => Ok(self.hand_out(body, now)),
-                    None => Ok(Some(self.more(now))),
+                if is_whole {
+                    self.hand_out(body.unwrap_or_default(), now)
+                } else {
+                    self.more(now)
                 }
             }
-            Phase::Answering | Phase::Streaming { .. } => Ok(Some(Next::Answer)),
-            Phase::Parting(lingers) => {
-                let lingers = *lingers;
+            Phase::Answering | Phase::Streaming { .. } => Next::Answer,
+            Phase::Parting => {
                 self.input = Vec::new();
                 self.deadline = now + LINGER_TIME;
-                self.phase = if lingers {
+                self.phase = if self.lingers {
                     Phase::Lingering(0)
                 } else {
                     Phase::Closed
                 };
-                Ok(Some(Next::EndOutput))
+                Next::EndOutput
             }
-            Phase::Lingering(_) => Ok(Some(self.more(now))),
-            Phase::Closed => Ok(Some(Next::Close)),
-            Phase::Truncated => Ok(Some(Next::Reset)),
-        }
+            Phase::Lingering(_) => self.more(now),
+        })
     }
 
     /// More bytes are needed.
@@ -312,32 +251,86 @@ impl Connection {
         Next::Read
     }
 
-    fn on_head(&mut self, end: usize, now: Instant) -> Result<Option<Next>, Problem> {
-        let limits = Arc::clone(&self.limits);
+    fn on_head(&mut self, end: usize, now: Instant) -> Result<Next, Problem> {
+        let framing = &self.limits.framing;
         let mut storage = header_storage();
         settle_version(&mut self.input[..end]);
-        let head = parse_head(&self.input[..end], &mut storage, &limits.framing)?;
-        self.terms = Terms {
-            http_10: head.http_10,
-            keep_alive: head.keep_alive,
-            expects_continue: head.expects_continue,
+        let head = parse_head(&self.input[..end], &mut storage, framing)?;
+        (self.http_10, self.keep_alive) = (head.http_10, head.keep_alive);
+        let content = match head.framing {
+            BodyFraming::None => Content::Length(0),
+            BodyFraming::Length(length) => Content::Length(length),
+            BodyFraming::Chunked => Content::Chunked(Chunked::new(framing)),
         };
-        let framing = head.framing;
-        let head = Box::new(Head::of(&head, self.client, limits.secure, now));
+        self.phase = Phase::Decide(content, head.expects_continue);
+        self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
         self.input.drain(..end);
-        self.deadline = now + limits.body;
-        self.phase = Phase::Decide(head, framing);
-        Ok(None)
+        self.deadline = now + self.limits.body_time;
+        Ok(Next::Head)
     }
 
-    /// The request has left its queue.
+    /// After [`Next::Head`]: the request is read to its end. Where it is decided already, its body
+    /// is passed over; and whoever waits to be asked for it is answered, and asked no more.
+    pub(crate) fn decide(&mut self, is_decided: bool) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+        let Phase::Decide(mut content, expects) = phase else {
+            return;
+        };
+        // Who has sent a part of it does not wait (RFC 9110 §10.1.1).
+        if expects && self.input.is_empty() && !matches!(content, Content::Length(0)) {
+            if is_decided {
+                self.be_the_last();
+                content = Content::Length(0);
+            } else {
+                self.output.extend_from_slice(CONTINUE);
+            }
+        }
+        self.phase = Phase::Body(content, (!is_decided).then(Vec::new));
+    }
+
+    fn hand_out(&mut self, body: Vec<u8>, now: Instant) -> Next {
+        self.phase = Phase::Answering;
+        self.deadline = now + self.limits.queue_time + self.limits.answer_time;
+        // What a large request needed is not held over an idle time.
+        self.input.shrink_to_fit();
+        if let Some(head) = self.head_mut() {
+            // Chunks without content are passed on as if there had been no body.
+            if !body.is_empty() && head.header("content-length").is_none() {
+                let length = body.len().to_string();
+                head.headers.push("content-length", length.as_bytes());
+            }
+            head.arrived = now;
+        }
+        let head = self.head.clone();
+        head.map_or(Next::Close, |head| Next::Request(head, body))
+    }
+
+    /// The request has left its queue, or the next piece of its answer is being made.
     pub(crate) fn begin(&mut self, now: Instant) {
-        self.deadline = now + self.limits.answer;
+        self.deadline = now + self.limits.answer_time;
+    }
+}
+
+impl Content {
+    /// Reads what is there; returns how many bytes that are, and whether it is all.
+    fn read(
+        &mut self,
+        input: &[u8],
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), Problem> {
+        match self {
+            Self::Length(left) => {
+                let used = input.len().min(*left);
+                take(&input[..used]);
+                *left -= used;
+                Ok((used, *left == 0))
+            }
+            Self::Chunked(chunked) => Ok((chunked.read(input, take)?, chunked.is_done())),
+        }
     }
 }
 
 mod answering;
-mod body;
 mod refusing;
 
 #[cfg(test)]

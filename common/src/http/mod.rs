@@ -7,12 +7,14 @@ mod sync;
 mod message;
 
 mod connection;
+mod limits;
 
 mod service;
 
 mod server;
 
 pub use ::http::Method;
+pub use limits::Limits;
 pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
@@ -25,8 +27,6 @@ pub use message::request_id::is_request_id;
 pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, Watched, network, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
-pub use service::limits::Limits;
 pub use service::operations::{Dependency, DependencyState, health};
 pub use service::operations_key::OperationsKey;
-pub use service::queues::BatchLimits;
-pub use service::router::{Submit, Verb};
+pub use service::router::{Admission, Submit, Verb};

@@ -1,21 +1,16 @@
 //! Locks, atomics and the clock of the server: std's, or shuttle's where its schedules
 //! are explored.
 
-#[cfg(not(feature = "shuttle"))]
-pub(crate) use std::{
-    sync::{Mutex, MutexGuard, atomic},
-    thread_local,
-};
-
 #[cfg(feature = "shuttle")]
-pub(crate) use shuttle::{
-    sync::{Mutex, MutexGuard, atomic},
-    thread_local,
-};
+use shuttle as threads;
+#[cfg(not(feature = "shuttle"))]
+use std as threads;
+
+pub(crate) use threads::sync::{Mutex, MutexGuard, atomic};
+pub(crate) use threads::thread_local;
 
 #[cfg(feature = "shuttle")]
 pub(crate) use super::server::fake::now;
-
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()
@@ -23,7 +18,6 @@ pub(crate) fn now() -> std::time::Instant {
 
 /// Nothing that happens under a lock can panic half way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    let locked = mutex.lock();
+    locked.unwrap_or_else(std::sync::PoisonError::into_inner)
 }

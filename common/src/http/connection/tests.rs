@@ -3,6 +3,7 @@ use proptest::sample::Index;
 
 use super::answering::SENT_BYTES;
 use super::*;
+use crate::http::message::framing::FramingLimits;
 use crate::http::message::response::{Body, Response, Stream};
 use std::io::Write;
 
@@ -13,21 +14,21 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 /// Each is another time, so that one that is taken for another shows.
-fn limits() -> ConnectionLimits {
-    ConnectionLimits {
+fn limits() -> Limits {
+    Limits {
         framing: FramingLimits {
             request_line_bytes: 64,
             head_bytes: 256,
             headers: 8,
             body_bytes: 256,
         },
-        idle: seconds(60),
-        head: seconds(11),
-        body: seconds(31),
-        queue: seconds(3),
-        answer: seconds(17),
-        send: seconds(23),
-        secure: false,
+        idle_time: seconds(60),
+        head_time: seconds(11),
+        body_time: seconds(31),
+        queue_time: seconds(3),
+        answer_time: seconds(17),
+        send_time: seconds(23),
+        ..Limits::default()
     }
 }
 
@@ -205,7 +206,7 @@ impl Model {
             arrived: 0,
             request: 0,
             stage: Stage::Idle,
-            deadline: now + limits().idle,
+            deadline: now + limits().idle_time,
             sent_in_time: 0,
         }
     }
@@ -216,13 +217,13 @@ impl Model {
             return;
         };
         if self.stage == Stage::Idle && self.arrived > begin {
-            (self.stage, self.deadline) = (Stage::Head, now + limits().head);
+            (self.stage, self.deadline) = (Stage::Head, now + limits().head_time);
         }
         if self.stage == Stage::Head && self.arrived >= head {
-            (self.stage, self.deadline) = (Stage::Body, now + limits().body);
+            (self.stage, self.deadline) = (Stage::Body, now + limits().body_time);
         }
         if self.stage == Stage::Body && self.arrived >= end {
-            let limit = limits().queue + limits().answer;
+            let limit = limits().queue_time + limits().answer_time;
             (self.stage, self.deadline) = (Stage::Out, now + limit);
             self.request += 1;
         }
@@ -230,7 +231,7 @@ impl Model {
 
     fn on_answer(&mut self, closes: bool, now: Instant) {
         self.sent_in_time = 0;
-        self.deadline = now + limits().send;
+        self.deadline = now + limits().send_time;
         self.stage = if closes { Stage::Over } else { Stage::Idle };
     }
 
@@ -239,10 +240,10 @@ impl Model {
         if left > 0 {
             if self.sent_in_time >= SENT_BYTES && matches!(self.stage, Stage::Idle | Stage::Over) {
                 self.sent_in_time = 0;
-                self.deadline = now + limits().send;
+                self.deadline = now + limits().send_time;
             }
         } else if self.stage == Stage::Idle {
-            self.deadline = now + limits().idle;
+            self.deadline = now + limits().idle_time;
         }
     }
 }
@@ -263,7 +264,7 @@ impl World {
     fn new(all: &[Sent], input: Vec<u8>) -> Self {
         let now = Instant::now();
         Self {
-            connection: Connection::new(&Arc::new(limits()), CLIENT, now),
+            connection: Connection::new(&Arc::new(limits()), CLIENT, false, now),
             now,
             input,
             out: Vec::new(),
@@ -289,7 +290,7 @@ impl World {
                 }
             }
             match next {
-                Next::Head => self.connection.decide(None),
+                Next::Head => self.connection.decide(false),
                 Next::Request(head, body) => {
                     assert!(!self.ended, "a request after the last answer");
                     self.out.push((head.target.clone(), body));
@@ -333,7 +334,7 @@ impl World {
             (Act::Begin, Some(Next::Answer)) => {
                 self.connection.begin(self.now);
                 if let Some(model) = &mut self.model {
-                    model.deadline = self.now + limits().answer;
+                    model.deadline = self.now + limits().answer_time;
                 }
             }
             (Act::Answer(bytes, pieces), Some(Next::Answer)) => self.answer(*bytes, *pieces),
@@ -373,15 +374,15 @@ impl World {
         let streams = self.respond(Response::new(200, content));
         assert_eq!(streams, pieces);
         if pieces {
-            self.connection.await_piece(self.now);
-            assert_eq!(self.connection.deadline(), self.now + limits().answer);
+            self.connection.begin(self.now);
+            assert_eq!(self.connection.deadline(), self.now + limits().answer_time);
             for piece in body.chunks(30_000) {
                 assert!(self.connection.push(piece, self.now));
             }
             assert!(self.connection.push(&[], self.now));
         }
         if let Some(model) = &mut self.model {
-            let closes = !self.connection.terms.keep_alive;
+            let closes = !self.connection.keep_alive;
             model.on_answer(closes, self.now);
         }
     }
@@ -516,10 +517,10 @@ proptest! {
 /// What a client gets that asks so, and whether it can take it for whole.
 fn answer_to(request: &str, response: Response<'_>) -> (String, bool) {
     let now = Instant::now();
-    let mut connection = Connection::new(&Arc::new(limits()), CLIENT, now);
+    let mut connection = Connection::new(&Arc::new(limits()), CLIENT, false, now);
     connection.on_bytes(request.as_bytes());
     assert!(matches!(connection.next(now), Next::Head));
-    connection.decide(None);
+    connection.decide(false);
     assert!(matches!(connection.next(now), Next::Request(..)));
     if let Some(mut fill) = connection.respond(response, "now", now) {
         while connection.is_streaming() {
@@ -653,21 +654,20 @@ fn a_stream_that_is_not_as_long_as_it_says_is_truncated() {
 #[test]
 fn what_is_decided_at_the_head_is_answered_without_a_body_and_without_asking_for_one() {
     let now = Instant::now();
-    let decided = || Some(Err(Problem::not_found("nothing")));
     for (expects, body, then) in [
         ("", "hello", "read"),
         ("Expect: 100-continue\r\n", "", "end"),
     ] {
-        let mut connection = Connection::new(&Arc::new(limits()), CLIENT, now);
+        let mut connection = Connection::new(&Arc::new(limits()), CLIENT, false, now);
         let request =
             format!("POST / HTTP/1.1\r\nHost: a\r\n{expects}Content-Length: 5\r\n\r\n{body}");
         connection.on_bytes(request.as_bytes());
         assert!(matches!(connection.next(now), Next::Head));
 
-        connection.decide(decided());
+        connection.decide(true);
 
         assert!(
-            matches!(connection.next(now), Next::Decided(Err(_))),
+            matches!(connection.next(now), Next::Request(_, body) if body.is_empty()),
             "{then}"
         );
         connection.respond(Response::empty(404), "now", now);

@@ -79,9 +79,9 @@ impl Page {
 
 /// An answer with a whole list, which is read as it is sent. A short one has an entity tag; a
 /// longer one would have to be read twice for it.
-pub fn whole_list<'a, T: Serialize + 'a, E: Into<Problem> + 'a>(
+pub fn whole_list<'a, T: Serialize + Send + 'a, E: Into<Problem> + Send + 'a>(
     request: &Request,
-    rows: impl Iterator<Item = Result<T, E>> + 'a,
+    rows: impl Iterator<Item = Result<T, E>> + Send + 'a,
 ) -> HandlerResult<'a> {
     let response = Response::json_array(200, rows).begun()?;
     Ok(if_changed(request, response))

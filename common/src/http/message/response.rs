@@ -57,7 +57,7 @@ pub struct Stream<'a> {
 }
 
 /// Makes the next piece of a [`Stream`].
-pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + 'a>;
+pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + Send + 'a>;
 
 impl<'a> Response<'a> {
     /// An answer with that body and no headers.
@@ -85,9 +85,9 @@ impl<'a> Response<'a> {
     }
 
     /// The values of an iterator as a JSON array, made while it is sent.
-    pub fn json_array<T: Serialize + 'a, E: Into<Problem> + 'a>(
+    pub fn json_array<T: Serialize + Send + 'a, E: Into<Problem> + Send + 'a>(
         status: u16,
-        values: impl Iterator<Item = Result<T, E>> + 'a,
+        values: impl Iterator<Item = Result<T, E>> + Send + 'a,
     ) -> Self {
         let mut values = values.map(Some).chain(std::iter::once(None));
         let mut opened = false;

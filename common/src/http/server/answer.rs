@@ -95,7 +95,7 @@ impl Core {
                 return Some(peer);
             }
             piece.clear();
-            peer.connection.await_piece(now());
+            peer.connection.begin(now());
             let token = peer.token();
             peer.park(Parked::Waiting, |_| {});
             let filled = catch_unwind(AssertUnwindSafe(|| fill(&mut piece)));

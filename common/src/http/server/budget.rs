@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::http::service::limits::Limits;
+use crate::http::limits::Limits;
 use crate::http::sync::{Mutex, lock};
 
 /// What a connection may hold without asking; most requests are far below.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::tls::Tls;
 use crate::env::{ConfigError, Vars};
-use crate::http::service::limits::Limits;
+use crate::http::limits::Limits;
 use crate::http::service::operations_key::OperationsKey;
 
 /// Where a server listens, with how many slots, and what it puts up with.

@@ -12,8 +12,9 @@ use super::poller::{Interest, Listener, Poller, Socket};
 use super::table::{Owned, Parked, Table};
 use super::tls::Tls;
 use super::transport::Transport;
-use crate::http::connection::{Connection, ConnectionLimits, Next};
-use crate::http::service::limits::Limits;
+use crate::http::connection::{Connection, Next};
+use crate::http::limits::Limits;
+use crate::http::message::response::HandlerResult;
 use crate::http::service::router::Router;
 use crate::http::service::workers::Workers;
 use crate::http::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ pub(crate) struct Peer {
     /// Whether the poller knows the socket.
     registered: bool,
     pub(crate) connection: Connection,
+    /// The answer to the request whose body is passed over.
+    pub(crate) decided: Option<HandlerResult<'static>>,
     pub(crate) reservation: Reservation,
     metrics: Metrics,
 }
@@ -42,6 +45,7 @@ impl Peer {
             transport,
             registered: false,
             connection,
+            decided: None,
             reservation,
             metrics: metrics.clone(),
         }
@@ -89,7 +93,7 @@ pub(crate) struct Watch {
 pub(crate) struct Core {
     pub(crate) router: Router,
     pub(crate) metrics: Metrics,
-    pub(crate) limits: Arc<ConnectionLimits>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) tls: Option<Tls>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) workers: Arc<Workers>,
@@ -123,10 +127,10 @@ impl Core {
             Self {
                 router,
                 metrics: metrics.clone(),
-                limits: Arc::new(limits.of_a_connection(tls.is_some())),
+                limits: Arc::new(limits.clone()),
                 tls,
                 budget: Budget::new(limits),
-                workers: Arc::new(Workers::new(spare, slots, start, call)),
+                workers: Arc::new(Workers::new(spare, start, call)),
                 poller,
                 listener: Mutex::new(Some(Arc::new(listener))),
                 table: Table::new(limits.connections),

@@ -12,7 +12,7 @@ use super::config::HttpConfig;
 use super::core::Core;
 use super::poller::{Listener, Poller};
 use super::{sweeper, worker};
-use crate::http::service::limits::Limits;
+use crate::http::limits::Limits;
 use crate::http::service::router::Router;
 use crate::http::sync;
 use crate::metrics::Metrics;

@@ -1,7 +1,15 @@
 //! A kernel in memory, for the schedules: descriptors that are used again, oneshot registrations,
 //! and sockets with little room. Its clock stands until a test moves it.
 
-#![allow(missing_docs, reason = "each is what it stands for")]
+#![allow(
+    missing_docs,
+    clippy::must_use_candidate,
+    clippy::unnecessary_wraps,
+    clippy::unused_self,
+    reason = "each is what it stands for"
+)]
+#![allow(dead_code, reason = "the tests alone boot it")]
+#![allow(clippy::struct_excessive_bools, reason = "a kernel has many flags")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -222,12 +230,10 @@ impl Drop for Client {
 pub(crate) struct Poller(Arc<Kernel>);
 
 impl Poller {
-    #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(Kernel::current()))
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
     pub(crate) fn wait(&self, _: &mut Room) -> io::Result<Event> {
         let room = self.0.room;
         Ok(self.0.until(|state| {
@@ -302,7 +308,6 @@ impl Poller {
 pub(crate) struct Listener(Arc<Kernel>);
 
 impl Listener {
-    #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
     pub(crate) fn bind(_: SocketAddr, _: bool, _: Duration) -> io::Result<Self> {
         Ok(Self(Kernel::current()))
     }
@@ -311,11 +316,6 @@ impl Listener {
         Err(ErrorKind::Unsupported.into())
     }
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        clippy::unused_self,
-        reason = "as the real one"
-    )]
     pub(crate) fn ignore_newcomers(&self) -> io::Result<()> {
         Ok(())
     }
@@ -354,7 +354,6 @@ pub struct Socket {
 }
 
 impl Socket {
-    #[expect(clippy::unnecessary_wraps, reason = "as the real one")]
     pub fn connect(_: SocketAddr) -> io::Result<Self> {
         let kernel = Kernel::current();
         let (fd, pipe) = kernel.with(|state| {
@@ -366,11 +365,6 @@ impl Socket {
         Ok(Self { kernel, fd, pipe })
     }
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        clippy::unused_self,
-        reason = "as the real one"
-    )]
     pub fn error(&self) -> io::Result<()> {
         Ok(())
     }
@@ -394,7 +388,6 @@ impl Socket {
         })
     }
 
-    #[expect(clippy::unused_self, reason = "as the real one")]
     pub(crate) fn peek(&self, _: &mut [u8]) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
@@ -431,7 +424,6 @@ impl Socket {
             .with(|state| state.pipes[self.pipe].shut_down = true);
     }
 
-    #[expect(clippy::unused_self, reason = "as the real one")]
     pub(crate) fn reset_on_close(&self) {}
 }
 

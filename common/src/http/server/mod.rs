@@ -55,7 +55,7 @@ pub use self::watch::watch;
 use self::engine::Engine;
 #[cfg(feature = "tiny_http")]
 use self::tiny_http_engine::Engine;
-use super::service::operations::{Dependencies, Dependency, Operations};
+use super::service::operations::{Dependencies, Dependency, operations};
 use super::service::router::{Router, Submit};
 use crate::metrics::Metrics;
 use crate::process::StartError;
@@ -80,18 +80,11 @@ impl Server {
         D: FnMut() -> Vec<Dependency> + Send + 'static,
     {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
-        let operations = Operations::new(
-            metrics,
-            &config.limits,
-            config.operations_key.clone(),
-            dependencies,
-        );
-        // It takes what no other does, so it is asked last.
-        let bulkheads = bulkheads
-            .into_iter()
-            .chain([Arc::new(operations) as Arc<dyn Submit>]);
+        let key = config.operations_key.clone();
+        // They take what no others do, so they are asked last.
+        let operations = operations(metrics, &config.limits, key, dependencies);
         let router = Router {
-            bulkheads: bulkheads.collect(),
+            bulkheads: bulkheads.into_iter().chain(operations).collect(),
             hosts: config.hosts.clone(),
         };
         let engine = Engine::start(config, router, metrics, shutdown).map_err(|error| {

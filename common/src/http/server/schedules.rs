@@ -1,6 +1,8 @@
 //! The whole server under shuttle: workers, table, bulkheads, watches, whoever answers and sweeper
 //! on a kernel in memory, by random schedules and by PCT. `SCHEDULES` is how many of each.
 
+#![allow(clippy::unnecessary_wraps, reason = "a handler may fail; these do not")]
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,12 +15,11 @@ use shuttle::thread;
 use super::core::Core;
 use super::fake::{Client, Kernel, Listener, Poller, advance, now};
 use super::{Interest, Socket, Watched, sweeper, watch, worker};
+use crate::http::limits::Limits;
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};
 use crate::http::service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, Route};
-use crate::http::service::limits::Limits;
-use crate::http::service::queues::BatchLimits;
-use crate::http::service::router::{Router, Verb};
+use crate::http::service::router::{Router, Submit, Verb};
 use crate::http::sync::lock;
 use crate::metrics::Metrics;
 
@@ -108,13 +109,14 @@ fn long<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
     ))
 }
 
-fn later(state: &mut State, request: Request) {
+fn later(mut lease: Lease<State>, request: Request) {
+    let state = lease.state();
     lock(&state.later.held).0.push(request);
     state.later.changed.notify_all();
 }
 
 /// Asks a service behind, which says what was said to it.
-fn behind(lease: Lease<State>, request: Request) -> Option<Lease<State>> {
+fn behind(lease: Lease<State>, request: Request) {
     let socket = Socket::connect(([127, 0, 0, 1], 1).into()).expect("a socket");
     socket
         .send(request.param("id").as_bytes())
@@ -134,10 +136,8 @@ fn behind(lease: Lease<State>, request: Request) -> Option<Lease<State>> {
             echo(&request)
         };
         lease.respond(request, Ok(response));
-        lease.release();
     };
     watch(Watched::new(socket), Interest::Read, deadline, then).expect("a place for the watch");
-    None
 }
 
 const ROUTES: &[Route<State>] = &[
@@ -145,7 +145,7 @@ const ROUTES: &[Route<State>] = &[
     (Verb::Get, "/batch/:id", Handler::Batch(&BATCH)),
     (Verb::Get, "/long/:id", Handler::One(long)),
     (Verb::Get, "/later/:id", Handler::Owned(later)),
-    (Verb::Get, "/behind/:id", Handler::Leased(behind)),
+    (Verb::Get, "/behind/:id", Handler::Owned(behind)),
     (Verb::Get, "/meet/:id", Handler::Batch(&MEET)),
 ];
 
@@ -156,10 +156,8 @@ const MEET: Batch<State> = Batch {
 };
 
 const BATCH: Batch<State> = Batch {
-    limits: BatchLimits {
-        slots: 1,
-        requests_max: 2,
-    },
+    slots: 1,
+    requests_max: 2,
     filter: |_| true,
     answer: batch,
     one,
@@ -196,6 +194,7 @@ impl Later {
 
 struct Setup {
     core: Arc<Core>,
+    bulkhead: Arc<Bulkhead<State>>,
     kernel: Arc<Kernel>,
     later: Arc<Later>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -234,9 +233,9 @@ impl Setup {
                 meeting: Arc::clone(&meeting),
             }
         };
-        let bulkhead = Bulkhead::new("", slots, ROUTES, &limits, state);
+        let bulkhead = Arc::new(Bulkhead::new("", slots, ROUTES, &limits, state));
         let router = Router {
-            bulkheads: vec![Arc::new(bulkhead)],
+            bulkheads: vec![Arc::clone(&bulkhead) as Arc<dyn Submit>],
             hosts: Vec::new(),
         };
         let poller = Poller::new().expect("a kernel");
@@ -261,6 +260,7 @@ impl Setup {
         ];
         Self {
             core,
+            bulkhead,
             kernel,
             later,
             threads,
@@ -290,7 +290,7 @@ impl Setup {
         }
         // Of a request whose client has had its 503, the service behind may still be asked.
         self.core.watches.sweep(|_, _| true, drop);
-        assert!(self.core.router.bulkheads[0].is_at_rest());
+        assert!(self.bulkhead.is_at_rest());
         let handled = HANDLED.with_borrow(HashMap::clone);
         assert!(handled.values().all(|times| *times == 1), "{handled:?}");
     }

@@ -52,9 +52,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     let at_last = drained.is_some_and(|drained| drained >= LAST_ANSWERS_AFTER);
     let cut = drained.is_some_and(|drained| drained >= DRAIN_LIMIT);
     core.cut.store(cut, Ordering::SeqCst);
-    for bulkhead in &core.router.bulkheads {
-        bulkhead.sweep(now);
-    }
+    core.router.sweep(now);
     let is_over = |parked, peer: &Peer| {
         let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
         cut || at_last && unanswered || peer.connection.deadline() <= now

@@ -54,7 +54,7 @@ impl Engine {
             server: tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?,
             router,
             metrics: metrics.clone(),
-            body_bytes_max: config.limits.body_bytes,
+            body_bytes_max: config.limits.framing.body_bytes,
         });
         let spawn = |_| {
             let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
@@ -78,11 +78,7 @@ impl Shared {
             match received {
                 Some(from) => self.take(from),
                 None if shutdown.is_requested() => return,
-                None => self
-                    .router
-                    .bulkheads
-                    .iter()
-                    .for_each(|bulkhead| bulkhead.sweep(now())),
+                None => self.router.sweep(now()),
             }
             crate::log::flush();
         }
@@ -103,7 +99,7 @@ impl Shared {
             head.headers
                 .push(field.as_str().as_str(), value.as_str().as_bytes());
         }
-        let decided = self.router.admit(&mut head);
+        let decided = self.router.admit(&mut head).transpose();
         let (mut body, limit) = (Vec::new(), self.body_bytes_max);
         let read = from
             .as_reader()
@@ -114,7 +110,7 @@ impl Shared {
             from,
             shared: Arc::clone(self),
         });
-        let problem = match (decided, read) {
+        let answer = match (decided, read) {
             (None, Ok(bytes)) if bytes <= limit => {
                 return self.router.submit(Request::new(head, body, responder));
             }
@@ -122,8 +118,7 @@ impl Shared {
             (None, Ok(_)) => Err(Problem::content_too_large(limit)),
             (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
         };
-        let options = |allow| Response::empty(204).with_header("allow", allow);
-        responder.respond(&head, problem.map(options), None);
+        responder.respond(&head, answer, None);
     }
 }
 

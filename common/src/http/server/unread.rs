@@ -44,7 +44,7 @@ impl Core {
     }
 
     fn make_room(&self, exhausted: Exhausted) -> bool {
-        let set_before = now() + self.limits.send.saturating_sub(SILENCE);
+        let set_before = now() + self.limits.send_time.saturating_sub(SILENCE);
         let helps = |parked, peer: &Peer| {
             let client = peer.reservation.client();
             parked == Parked::Armed

@@ -47,7 +47,7 @@ pub(crate) fn work(core: &Arc<Core>) {
         };
         if catch_unwind(AssertUnwindSafe(|| take(core, &event, &mut buffer))).is_err() {
             // A slot may have been given back by nobody who works on what waits for it.
-            core.router.drain();
+            core.router.work();
             core.arm_listener_unless_paused();
         }
     }
@@ -66,6 +66,8 @@ fn take(core: &Arc<Core>, event: &Event, buffer: &mut [u8]) {
                 && let Some(watch) = watch.remove()
             {
                 (watch.then)(watch.watched);
+                // Where that was the end of an exchange, its slot is free.
+                core.router.work();
             }
         }
         Event::Listener => {
@@ -76,7 +78,7 @@ fn take(core: &Arc<Core>, event: &Event, buffer: &mut [u8]) {
                 drive(core, last, buffer);
             }
         }
-        Event::Call => core.router.drain(),
+        Event::Call => core.router.work(),
         Event::Wake => {}
     }
 }
@@ -118,17 +120,14 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                 let Some(head) = peer.connection.head_mut() else {
                     return;
                 };
-                let decided = core.router.admit(head);
-                peer.connection.decide(decided);
-            }
-            Some(Next::Decided(decided)) => {
-                let Some(head) = peer.connection.head().cloned() else {
-                    return;
-                };
-                let answer = |allow| Response::empty(204).with_header("allow", allow);
-                return core.answer(peer, &head, decided.map(answer), None);
+                let decided = core.router.admit(head).transpose();
+                peer.connection.decide(decided.is_some());
+                peer.decided = decided;
             }
             Some(Next::Request(head, body)) => {
+                if let Some(decided) = peer.decided.take() {
+                    return core.answer(peer, &head, decided, None);
+                }
                 let responder = Responder {
                     core: Arc::clone(core),
                     token: peer.token(),
@@ -198,7 +197,7 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
             }
         };
         core.accept_paused.store(false, Ordering::SeqCst);
-        let connection = Connection::new(&core.limits, client, now());
+        let connection = Connection::new(&core.limits, client, core.tls.is_some(), now());
         let peer = place.fill(Peer::new(transport, connection, reservation, &core.metrics));
         if let Some(previous) = last.replace(peer) {
             core.arm(previous, Interest::Read);

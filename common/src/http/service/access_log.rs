@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::refusals;
+use super::refusals::refusals;
 use crate::http::message::head::Head;
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
@@ -44,8 +44,7 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         .http_seconds
         .with_label_values(&[route])
         .observe(elapsed.as_secs_f64());
-    refusals::tell_when_due();
-    if (400..500).contains(&outcome.status) && !refusals::gets_line(head.client) {
+    if (400..500).contains(&outcome.status) && !refusals().gets_line(head.client) {
         return;
     }
     let level = match outcome.status {
@@ -59,7 +58,7 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         request_id = head.request_id.as_str(),
         client = head.client.to_string().as_str(),
         method = head.method.as_str(),
-        path = start_of(&head.target),
+        path = &head.target[..head.target.floor_char_boundary(LOGGED_TARGET_BYTES_MAX)],
         route = route,
         status = outcome.status,
         ms = logged_millis(elapsed),
@@ -69,9 +68,4 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         cause = outcome.cause.as_deref();
         "request"
     );
-}
-
-/// As much of a target as a line of the log has.
-fn start_of(target: &str) -> &str {
-    &target[..target.floor_char_boundary(LOGGED_TARGET_BYTES_MAX)]
 }

@@ -5,30 +5,30 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::limits::Limits;
-use super::queues::{BatchLimits, Queues, Taken};
-use super::router::{self, Submit, Verb};
+use super::queues::Queues;
+use super::router::{Admission, Submit, Verb, find};
 use super::workers::{call_another, waiting};
-use crate::http::connection::Decided;
+use crate::http::limits::Limits;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{Request, Slot};
-use crate::http::message::response::HandlerResult;
-use crate::http::sync::atomic::{AtomicUsize, Ordering};
+use crate::http::message::response::{HandlerResult, Response};
+use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::{Mutex, lock, now};
 
 /// Who answers: plain functions over the state that their slot owns.
 pub enum Handler<S: Send + 'static> {
+    /// By the head alone, without a slot, and so under any load.
+    Direct(fn() -> Response<'static>),
     /// Each request for itself.
     One(One<S>),
     /// Requests that wait at the same time are answered together.
     Batch(&'static Batch<S>),
-    /// Whoever takes the request answers it, in its time and from anywhere.
-    Owned(fn(&mut S, Request)),
-    /// As `Owned`, and the slot is held until its lease is dropped; returned, it is free at once.
-    Leased(fn(Lease<S>, Request) -> Option<Lease<S>>),
+    /// Whoever takes the request answers it, in its time and from anywhere; its slot is taken
+    /// until the lease is dropped.
+    Owned(fn(Lease<S>, Request)),
 }
 
 /// Answers one request.
@@ -37,8 +37,10 @@ pub type One<S> = for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>;
 /// How requests that wait at the same time are answered together, in fewer ways to and from
 /// the database than there are requests. One that comes alone does not wait for others.
 pub struct Batch<S> {
-    /// How many at once.
-    pub limits: BatchLimits,
+    /// In how many slots at the same time: the fewer, the more is together.
+    pub slots: usize,
+    /// How many requests there are at once, at most.
+    pub requests_max: usize,
     /// Which of the requests; the others are answered one by one.
     pub filter: fn(&Head) -> bool,
     /// Makes the answers to the requests, in their order.
@@ -64,14 +66,13 @@ pub struct Bulkhead<S: Send + 'static> {
     new_state: Box<dyn Fn() -> S + Send + Sync>,
     guard: Guard,
     slots: usize,
-    waiting_max: usize,
-    waiting_time: Duration,
+    limits: Limits,
     queues: Mutex<Queues<S>>,
     /// How many slots wait for slow clients.
     waits: AtomicUsize,
 }
 
-/// A slot that is taken; dropping the lease gives it back.
+/// A slot that is taken; dropping the lease, on a thread of the server, gives it back.
 pub struct Lease<S: Send + 'static> {
     bulkhead: Arc<Bulkhead<S>>,
     queue: usize,
@@ -88,14 +89,6 @@ impl<S: Send> Lease<S> {
     /// Answers a request from the slot: a stream waits for its client here.
     pub fn respond(&self, request: Request, result: HandlerResult<'_>) {
         request.respond_from(result, Some(&*self.bulkhead));
-    }
-
-    /// Gives the slot to what waits, or back. For a thread of the server alone: it may work on
-    /// other requests before it returns.
-    pub fn release(self) {
-        let bulkhead = Arc::clone(&self.bulkhead);
-        drop(self);
-        bulkhead.work();
     }
 }
 
@@ -117,16 +110,18 @@ impl<S: Send + 'static> Bulkhead<S> {
         limits: &Limits,
         state: impl Fn() -> S + Send + Sync + 'static,
     ) -> Self {
-        let batches = routes.iter().filter_map(batch).map(|batch| batch.limits);
+        let limits_of = |(_, _, handler): &Route<S>| match handler {
+            Handler::Batch(batch) => (batch.slots, batch.requests_max),
+            _ => (0, 0),
+        };
         Self {
             prefix,
             routes,
             new_state: Box::new(state),
             guard: Box::new(|_| Ok(())),
             slots,
-            waiting_max: limits.queue,
-            waiting_time: limits.queue_time,
-            queues: Mutex::new(Queues::new(slots, batches)),
+            limits: limits.clone(),
+            queues: Mutex::new(Queues::new(slots, routes.iter().map(limits_of))),
             waits: AtomicUsize::new(0),
         }
     }
@@ -141,86 +136,40 @@ impl<S: Send + 'static> Bulkhead<S> {
         self
     }
 
-    /// The queue of a request.
-    fn queue_of(&self, request: &Request) -> usize {
-        let route = &self.routes[request.matched.route];
-        if !batch(route).is_some_and(|batch| (batch.filter)(request)) {
-            return 0;
-        }
-        self.routes[..request.matched.route]
-            .iter()
-            .filter_map(batch)
-            .count()
-            + 1
+    /// Whether no slot is taken and nothing waits.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let queues = lock(&self.queues);
+        let at_work = self.slots - queues.free.len() + self.waits.load(SeqCst);
+        at_work + queues.waiting() == 0
     }
 
-    /// Works until nothing waits that may be taken.
-    fn work(self: &Arc<Self>) {
-        loop {
-            let Some(taken) = lock(&self.queues).take() else {
-                return;
-            };
-            if taken.is_more {
-                call_another();
-            }
-            let Taken {
-                queue,
-                state,
-                batch,
-                ..
-            } = taken;
-            let lease = Lease {
-                bulkhead: Arc::clone(self),
-                queue,
-                state,
-            };
-            // A request that a panic left unanswered is answered when it is dropped.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, batch)));
-        }
-    }
-
-    fn serve(&self, mut lease: Lease<S>, mut batch: Vec<Request>) {
+    /// Answers a batch, or a single request.
+    fn serve(&self, mut lease: Lease<S>, mut requests: Vec<Request>) {
         // Overload must not make work for clients that have had their answer.
-        batch.retain(Request::begin);
-        let Some(first) = batch.first() else { return };
+        requests.retain(Request::begin);
+        let Some(first) = requests.first() else {
+            return;
+        };
         let handler = &self.routes[first.matched.route].2;
-        if let (Handler::Batch(handler), true) = (handler, lease.queue > 0) {
-            return self.serve_batch(handler, &mut lease, batch);
-        }
-        for request in batch {
-            match handler {
-                Handler::One(answer) | Handler::Batch(Batch { one: answer, .. }) => {
-                    self.serve_one(*answer, &mut lease, request);
+        if let (Handler::Batch(batch), true) = (handler, lease.queue > 0) {
+            let answers = waiting(|| (batch.answer)(lease.state(), &requests));
+            for (request, answer) in requests.into_iter().zip(answers) {
+                match answer {
+                    Some(result) => request.respond_from(result, Some(self)),
+                    None => lock(&self.queues).push(0, request, now()),
                 }
-                Handler::Owned(take) => take(lease.state(), request),
-                Handler::Leased(take) => return drop(take(lease, request)),
+            }
+        } else if let Some(request) = requests.pop() {
+            match handler {
+                Handler::Direct(answer) => request.respond(Ok(answer())),
+                Handler::One(answer) | Handler::Batch(Batch { one: answer, .. }) => waiting(|| {
+                    let result = answer(lease.state(), &request);
+                    request.respond_from(result, Some(self));
+                }),
+                Handler::Owned(take) => take(lease, request),
             }
         }
-    }
-
-    fn serve_one(&self, answer: One<S>, lease: &mut Lease<S>, request: Request) {
-        waiting(|| {
-            let result = answer(lease.state(), &request);
-            request.respond_from(result, Some(self));
-        });
-    }
-
-    fn serve_batch(&self, handler: &Batch<S>, lease: &mut Lease<S>, batch: Vec<Request>) {
-        let answers = waiting(|| (handler.answer)(lease.state(), &batch));
-        for (request, answer) in batch.into_iter().zip(answers) {
-            match answer {
-                Some(result) => request.respond_from(result, Some(self)),
-                None => lock(&self.queues).push(0, request, now()),
-            }
-        }
-    }
-}
-
-fn batch<S: Send>(route: &Route<S>) -> Option<&'static Batch<S>> {
-    if let Handler::Batch(batch) = &route.2 {
-        Some(batch)
-    } else {
-        None
     }
 }
 
@@ -229,25 +178,53 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
         self.prefix
     }
 
-    fn admit(&self, head: &mut Head) -> Option<Decided> {
-        let routes = self
-            .routes
-            .iter()
-            .map(|(verb, pattern, _)| (*verb, *pattern));
-        router::find(routes, head).or_else(|| (self.guard)(head).err().map(Err))
+    fn admit(&self, head: &mut Head) -> Admission {
+        if let Some(response) = find(self.routes, head)? {
+            return Ok(Some(response));
+        }
+        (self.guard)(head)?;
+        Ok(match self.routes[head.matched.route].2 {
+            Handler::Direct(answer) => Some(answer()),
+            _ => None,
+        })
     }
 
     fn submit(self: Arc<Self>, request: Request) {
-        let number = self.queue_of(&request);
+        let route = request.matched.route;
+        let queue = match &self.routes[route].2 {
+            Handler::Batch(batch) if (batch.filter)(&request) => route + 1,
+            _ => 0,
+        };
         let mut queues = lock(&self.queues);
-        if queues.under_way() >= self.slots + self.waiting_max {
+        if queues.waiting() >= queues.free.len() + self.limits.queue {
             drop(queues);
             let problem = Problem::overloaded("as many requests wait as may wait");
             return request.respond(Err(problem));
         }
-        queues.push(number, request, now());
+        queues.push(queue, request, now());
         drop(queues);
         self.work();
+    }
+
+    fn work(self: Arc<Self>) {
+        loop {
+            let mut queues = lock(&self.queues);
+            let Some((queue, state, requests)) = queues.take() else {
+                return;
+            };
+            let is_more = !queues.free.is_empty() && queues.longest_waiting().is_some();
+            drop(queues);
+            if is_more {
+                call_another();
+            }
+            let lease = Lease {
+                bulkhead: Arc::clone(&self),
+                queue,
+                state,
+            };
+            // A request that a panic left unanswered is answered when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, requests)));
+        }
     }
 
     fn slots(&self) -> usize {
@@ -255,35 +232,25 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 
     fn sweep(&self, now: Instant) {
-        let expired = lock(&self.queues).expire(now, self.waiting_time);
+        let expired = lock(&self.queues).expire(now, self.limits.queue_time);
         for request in expired {
             request.respond(Err(Problem::overloaded("no slot came free in time")));
         }
-    }
-
-    fn drain(self: Arc<Self>) {
-        self.work();
-    }
-
-    #[cfg(feature = "shuttle")]
-    fn is_at_rest(&self) -> bool {
-        lock(&self.queues).under_way() + self.waits.load(Ordering::SeqCst) == 0
     }
 }
 
 impl<S: Send> Slot for Bulkhead<S> {
     fn begin_wait(&self) -> bool {
         let more = |waits| (waits < self.slots / 2).then_some(waits + 1);
-        self.waits
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
-            .is_ok()
+        self.waits.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
     fn end_wait(&self) {
-        self.waits.fetch_sub(1, Ordering::SeqCst);
+        self.waits.fetch_sub(1, SeqCst);
     }
 
     fn is_wanted(&self) -> bool {
-        lock(&self.queues).is_wanting()
+        let queues = lock(&self.queues);
+        queues.free.is_empty() && queues.longest_waiting().is_some()
     }
 }

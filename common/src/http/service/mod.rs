@@ -1,11 +1,14 @@
 //! What a program registers: routes, the bulkheads behind them, and limits.
 
-pub(crate) mod limits;
+#[cfg_attr(
+    feature = "tiny_http",
+    allow(dead_code, reason = "its workers are others")
+)]
 pub(crate) mod workers;
 
 pub(crate) mod router;
 
-pub(crate) mod queues;
+mod queues;
 
 pub(crate) mod bulkhead;
 pub(crate) mod operations;

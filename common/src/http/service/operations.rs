@@ -3,16 +3,14 @@
 //! whether the process lives and is ready.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::bulkhead::{Bulkhead, Handler, Route};
-use super::limits::Limits;
 use super::operations_key::OperationsKey;
-use super::router::{self, Submit, Verb};
-use crate::http::connection::Decided;
+use super::router::{Submit, Verb};
+use crate::http::limits::Limits;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
@@ -48,18 +46,6 @@ impl From<bool> for DependencyState {
     }
 }
 
-impl DependencyState {
-    /// What is said of those that are not up, behind their names.
-    fn complaint(self) -> &'static str {
-        match self {
-            Self::Up => "is up",
-            Self::Down => "cannot be reached",
-            Self::Blocked => "is blocked by an alarm",
-            Self::Refusing => "refuses what it is sent",
-        }
-    }
-}
-
 /// What `/ready` goes by.
 struct Readiness {
     /// Who may see more than the status; all, where there is none.
@@ -70,91 +56,42 @@ struct Readiness {
 /// Asks for the state of all dependencies of a service.
 pub(crate) type Dependencies = Box<dyn FnMut() -> Vec<Dependency> + Send>;
 
-const ROUTES: [(Verb, &str); 3] = [
-    (Verb::Get, "/health"),
-    (Verb::Get, "/metrics"),
-    (Verb::Get, READY[0].1),
+const OPERATIONS: &[Route<Readiness>] = &[
+    (Verb::Get, "/health", Handler::Direct(health)),
+    (Verb::Get, "/ready", Handler::One(get_readiness)),
 ];
 
-const READY: &[Route<Readiness>] = &[(Verb::Get, "/ready", Handler::One(get_readiness))];
+const METRICS: &[Route<Metrics>] = &[(
+    Verb::Get,
+    "/metrics",
+    Handler::One(|metrics, _| {
+        let media_type = "text/plain; version=0.0.4; charset=utf-8";
+        Ok(Response::text(200, media_type, metrics.text()))
+    }),
+)];
 
-/// Takes what nothing else does.
-pub(crate) struct Operations {
-    metrics: Metrics,
+/// The bulkheads behind all others. The metrics have one for themselves: they are shown while a
+/// dependency is waited for.
+pub(crate) fn operations(
+    metrics: &Metrics,
+    limits: &Limits,
     key: Option<OperationsKey>,
-    ready: Arc<Bulkhead<Readiness>>,
-}
-
-impl Operations {
-    pub(crate) fn new(
-        metrics: &Metrics,
-        limits: &Limits,
-        key: Option<OperationsKey>,
-        dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
-    ) -> Self {
-        let readiness = {
-            let key = key.clone();
-            move || Readiness {
-                key: key.clone(),
-                dependencies: dependencies(),
-            }
-        };
-        Self {
-            metrics: metrics.clone(),
-            key,
-            ready: Arc::new(Bulkhead::new("", 1, READY, limits, readiness)),
-        }
-    }
-}
-
-impl Submit for Operations {
-    fn prefix(&self) -> &'static str {
-        ""
-    }
-
-    fn admit(&self, head: &mut Head) -> Option<Decided> {
-        if let Some(decided) = router::find(ROUTES.into_iter(), head) {
-            return Some(decided);
-        }
-        match head.matched.pattern {
-            "/ready" => self.ready.admit(head),
-            "/metrics" if !may_see(self.key.as_ref(), head) => Some(Err(Problem::unauthorized(
-                "send the key of operations, as Authorization: Bearer KEY",
-            ))),
-            _ => None,
-        }
-    }
-
-    /// Neither whether the process lives nor its metrics need a slot, so they are answered under
-    /// any load.
-    fn submit(self: Arc<Self>, request: Request) {
-        match request.matched.pattern {
-            "/health" => request.respond(Ok(health())),
-            "/metrics" => {
-                let text = self.metrics.text();
-                let media_type = "text/plain; version=0.0.4; charset=utf-8";
-                request.respond(Ok(Response::text(200, media_type, text)));
-            }
-            _ => Arc::clone(&self.ready).submit(request),
-        }
-    }
-
-    fn slots(&self) -> usize {
-        self.ready.slots()
-    }
-
-    fn sweep(&self, now: Instant) {
-        self.ready.sweep(now);
-    }
-
-    fn drain(self: Arc<Self>) {
-        Arc::clone(&self.ready).drain();
-    }
-
-    #[cfg(feature = "shuttle")]
-    fn is_at_rest(&self) -> bool {
-        self.ready.is_at_rest()
-    }
+    dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
+) -> [Arc<dyn Submit>; 2] {
+    let (metrics, shown_to) = (metrics.clone(), key.clone());
+    let metrics = Bulkhead::new("/metrics", 1, METRICS, limits, move || metrics.clone())
+        .with_guard(move |head| {
+            let wanted = "send the key of operations, as Authorization: Bearer KEY";
+            let may = may_see(shown_to.as_ref(), head);
+            may.then_some(())
+                .ok_or_else(|| Problem::unauthorized(wanted))
+        });
+    let readiness = move || Readiness {
+        key: key.clone(),
+        dependencies: dependencies(),
+    };
+    let others = Bulkhead::new("", 1, OPERATIONS, limits, readiness);
+    [Arc::new(metrics), Arc::new(others)]
 }
 
 /// The answer that says that the process lives.
@@ -167,10 +104,10 @@ fn may_see(key: Option<&OperationsKey>, request: &Head) -> bool {
 }
 
 #[derive(Serialize)]
-struct Ready<'a> {
+struct Ready {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    dependencies: Option<&'a Value>,
+    dependencies: Option<Value>,
 }
 
 fn get_readiness<'a>(readiness: &'a mut Readiness, request: &Request) -> HandlerResult<'a> {
@@ -178,13 +115,11 @@ fn get_readiness<'a>(readiness: &'a mut Readiness, request: &Request) -> Handler
     let complaints = complaints(&dependencies);
     let states = may_see(readiness.key.as_ref(), request).then(|| states(&dependencies));
     if complaints.is_empty() {
-        return Ok(Response::json(
-            200,
-            &Ready {
-                status: "ready",
-                dependencies: states.as_ref(),
-            },
-        ));
+        let ready = Ready {
+            status: "ready",
+            dependencies: states,
+        };
+        return Ok(Response::json(200, &ready));
     }
     Err(match states {
         Some(states) => Problem::unavailable(format!("not ready: {complaints}"), complaints)
@@ -204,14 +139,17 @@ fn states(dependencies: &[Dependency]) -> Value {
 /// In words, those of one state together; empty where all are up.
 fn complaints(dependencies: &[Dependency]) -> String {
     use DependencyState::{Blocked, Down, Refusing};
-    let of_state = |state: DependencyState| {
+    let states = [
+        (Down, "cannot be reached"),
+        (Blocked, "is blocked by an alarm"),
+        (Refusing, "refuses what it is sent"),
+    ];
+    let said = states.into_iter().filter_map(|(state, complaint)| {
         let names = dependencies.iter().filter(|d| d.state == state);
         let names: Vec<_> = names.map(|dependency| dependency.name).collect();
-        let said = format!("{} {}", names.join(" and "), state.complaint());
-        (!names.is_empty()).then_some(said)
-    };
-    let complaints = [Down, Blocked, Refusing].into_iter().filter_map(of_state);
-    complaints.collect::<Vec<_>>().join("; ")
+        (!names.is_empty()).then(|| format!("{} {complaint}", names.join(" and ")))
+    });
+    said.collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

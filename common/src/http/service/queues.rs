@@ -9,68 +9,37 @@ use crate::http::message::request::Request;
 /// are answered.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
-/// How large batches are.
-#[derive(Debug, Clone, Copy)]
-pub struct BatchLimits {
-    /// In how many slots at the same time: the fewer, the more is together.
-    pub slots: usize,
-    /// How many requests there are at once, at most.
-    pub requests_max: usize,
-}
-
 pub(super) struct Queues<S> {
-    /// The first is for what is answered one by one; each batch has one of its own.
+    /// The first is for what is answered one by one; each route has one behind it, for batches.
     all: Vec<Queue>,
-    slots: usize,
-    free: Vec<S>,
-    busy: usize,
+    /// The state of each free slot; None where it is not made yet, or was lost in a panic.
+    pub(super) free: Vec<Option<S>>,
 }
 
 struct Queue {
     waiting: VecDeque<(Request, Instant)>,
-    limits: BatchLimits,
-    /// How many slots work on its requests.
-    busy: usize,
-}
-
-/// A slot, and what is to be done there.
-pub(super) struct Taken<S> {
-    pub(super) queue: usize,
-    /// None where the state is not made yet, or was lost in a panic.
-    pub(super) state: Option<S>,
-    pub(super) batch: Vec<Request>,
-    /// There is another slot, and more to be done.
-    pub(super) is_more: bool,
+    /// How many slots more may work on its requests.
+    slots: usize,
+    /// How many requests there are at once, at most.
+    requests_max: usize,
 }
 
 impl<S> Queues<S> {
-    pub(super) fn new(slots: usize, batches: impl Iterator<Item = BatchLimits>) -> Self {
-        let one_by_one = BatchLimits {
-            slots: usize::MAX,
-            requests_max: 1,
-        };
-        let queue = |limits| Queue {
+    /// `batches` has the slots of each route's queue, and the most requests of a batch.
+    pub(super) fn new(slots: usize, batches: impl Iterator<Item = (usize, usize)>) -> Self {
+        let queue = |(slots, requests_max)| Queue {
             waiting: VecDeque::new(),
-            limits,
-            busy: 0,
-        };
-        let all = [one_by_one].into_iter().chain(batches).map(queue);
-        Self {
-            all: all.collect(),
             slots,
-            free: Vec::new(),
-            busy: 0,
+            requests_max,
+        };
+        Self {
+            all: [(slots, 1)].into_iter().chain(batches).map(queue).collect(),
+            free: (0..slots).map(|_| None).collect(),
         }
     }
 
-    /// How many requests wait or are worked on, where each slot has one.
-    pub(super) fn under_way(&self) -> usize {
-        self.busy
-            + self
-                .all
-                .iter()
-                .map(|queue| queue.waiting.len())
-                .sum::<usize>()
+    pub(super) fn waiting(&self) -> usize {
+        self.all.iter().map(|queue| queue.waiting.len()).sum()
     }
 
     pub(super) fn push(&mut self, queue: usize, request: Request, now: Instant) {
@@ -78,53 +47,39 @@ impl<S> Queues<S> {
     }
 
     /// Takes a slot and what waits for the longest time, if there is both.
-    pub(super) fn take(&mut self) -> Option<Taken<S>> {
-        let number = self.longest_waiting().filter(|_| self.busy < self.slots)?;
-        let queue = &mut self.all[number];
-        queue.busy += 1;
-        self.busy += 1;
-        let batch = queue.take();
-        let state = self.free.pop();
-        let is_more = self.busy < self.slots && self.longest_waiting().is_some();
-        Some(Taken {
-            queue: number,
-            state,
-            batch,
-            is_more,
-        })
+    pub(super) fn take(&mut self) -> Option<(usize, Option<S>, Vec<Request>)> {
+        let number = self.longest_waiting()?;
+        let state = self.free.pop()?;
+        self.all[number].slots -= 1;
+        Some((number, state, self.all[number].take()))
     }
 
     pub(super) fn give_back(&mut self, queue: usize, state: Option<S>) {
-        self.busy -= 1;
-        self.all[queue].busy -= 1;
-        self.free.extend(state);
+        self.free.push(state);
+        self.all[queue].slots += 1;
     }
 
     /// Takes out what has waited for so long.
     pub(super) fn expire(&mut self, now: Instant, limit: Duration) -> Vec<Request> {
         let mut expired = Vec::new();
+        let is_over = |(_, since): &mut (_, Instant)| now >= *since + limit;
         for queue in &mut self.all {
-            while let Some(first) = queue
-                .waiting
-                .pop_front_if(|(_, since)| now >= *since + limit)
-            {
-                expired.push(first.0);
+            while let Some((request, _)) = queue.waiting.pop_front_if(is_over) {
+                expired.push(request);
             }
         }
         expired
     }
 
-    /// Whether a request waits because all slots are taken.
-    pub(super) fn is_wanting(&self) -> bool {
-        self.busy == self.slots && self.longest_waiting().is_some()
-    }
-
     /// The queue whose first request waits for the longest time, of those that may have a slot.
-    fn longest_waiting(&self) -> Option<usize> {
-        let may = |queue: &Queue| queue.busy < queue.limits.slots;
+    pub(super) fn longest_waiting(&self) -> Option<usize> {
+        let may = self
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(_, queue)| queue.slots > 0);
         let first = |queue: &Queue| queue.waiting.front().map(|(_, since)| *since);
-        let all = self.all.iter().enumerate().filter(|(_, queue)| may(queue));
-        let waiting = all.filter_map(|(number, queue)| Some((first(queue)?, number)));
+        let waiting = may.filter_map(|(number, queue)| Some((first(queue)?, number)));
         waiting.min().map(|(_, number)| number)
     }
 }
@@ -133,17 +88,14 @@ impl Queue {
     /// Takes the first requests, at least one.
     fn take(&mut self) -> Vec<Request> {
         let mut bytes = 0;
-        let fit = self.waiting.iter().take_while(|(request, _)| {
+        let fits = |(request, _): &&(Request, Instant)| {
             bytes += request.body.len();
             bytes <= BATCH_BYTES_MAX
-        });
-        let count = fit
-            .count()
-            .max(1)
-            .min(self.limits.requests_max)
-            .min(self.waiting.len());
+        };
+        let first = self.waiting.iter().take(self.requests_max);
+        let many = first.take_while(fits).count().max(1);
         self.waiting
-            .drain(..count)
+            .drain(..many)
             .map(|(request, _)| request)
             .collect()
     }

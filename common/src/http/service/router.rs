@@ -8,10 +8,11 @@ use std::time::Instant;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use crate::http::connection::Decided;
+use super::refusals;
 use crate::http::message::head::{Head, path_of};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
+use crate::http::message::response::Response;
 
 /// The methods that a table can name. HEAD and OPTIONS follow from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,23 +26,35 @@ pub enum Verb {
     Any,
 }
 
+impl Verb {
+    fn methods(self) -> &'static [&'static str] {
+        match self {
+            Self::Get => &["GET", "HEAD"],
+            Self::Post => &["POST"],
+            Self::Put => &["PUT"],
+            Self::Delete => &["DELETE"],
+            Self::Any => &[],
+        }
+    }
+}
+
+/// Whether a request is taken: its head alone may decide the answer, or that there is a problem.
+pub type Admission = Result<Option<Response<'static>>, Problem>;
+
 /// What the requests of a path and of those below it are given to.
 pub trait Submit: Send + Sync {
     /// Paths that are this one or below it belong here; empty takes the rest.
     fn prefix(&self) -> &'static str;
-    /// Finds the route of a request, and asks whether it may be taken; None where it may.
-    fn admit(&self, head: &mut Head) -> Option<Decided>;
+    /// Finds the route of a request, and asks whether it may be taken.
+    fn admit(&self, head: &mut Head) -> Admission;
     /// Takes a request that was admitted, and may work on others that wait.
     fn submit(self: Arc<Self>, request: Request);
+    /// Works until nothing waits that may have a slot.
+    fn work(self: Arc<Self>);
     /// How many threads may wait here at the same time.
     fn slots(&self) -> usize;
     /// Answers those that have waited too long for a slot.
     fn sweep(&self, now: Instant);
-    /// Works on what waits, where a slot is free.
-    fn drain(self: Arc<Self>);
-    /// Whether no slot is taken and nothing waits.
-    #[cfg(feature = "shuttle")]
-    fn is_at_rest(&self) -> bool;
 }
 
 /// All that a program answers.
@@ -53,33 +66,27 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn admit(&self, head: &mut Head) -> Option<Decided> {
+    pub(crate) fn admit(&self, head: &mut Head) -> Admission {
         head.matched.pattern = "none";
-        if let Err(problem) = head.require_singles() {
-            return Some(Err(problem));
-        }
+        head.require_singles()?;
         if !self.is_known(head.header("host")) {
-            return Some(Err(Problem::new(
+            return Err(Problem::new(
                 421,
                 "this service is not known by the name that Host has",
-            )));
+            ));
         }
         if head.target == "*" {
-            return Some(Ok("GET, HEAD, POST, PUT, DELETE, OPTIONS".to_owned()));
+            return Ok(Some(allowing(
+                "GET, HEAD, POST, PUT, DELETE, OPTIONS".into(),
+            )));
         }
-        let takes = |prefix: &str| {
-            let rest = head.path().strip_prefix(prefix);
-            rest.is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
+        let takes = |bulkhead: &Arc<dyn Submit>| {
+            let rest = head.path().strip_prefix(bulkhead.prefix());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let found = self
-            .bulkheads
-            .iter()
-            .position(|bulkhead| takes(bulkhead.prefix()));
-        let Some(found) = found else {
-            return Some(Err(nothing_at(head.path())));
-        };
-        head.matched.bulkhead = found;
-        self.bulkheads[found].admit(head)
+        let found = self.bulkheads.iter().position(takes);
+        head.matched.bulkhead = found.ok_or_else(|| nothing_at(head.path()))?;
+        self.bulkheads[head.matched.bulkhead].admit(head)
     }
 
     /// Whether a request for that host is for us: a page elsewhere that has its own name lead here
@@ -88,16 +95,12 @@ impl Router {
         let Some(host) = host.filter(|_| !self.hosts.is_empty()) else {
             return true;
         };
-        let (name, _) = host
-            .rsplit_once(':')
-            .filter(|_| !host.ends_with(']'))
-            .unwrap_or((host, ""));
-        name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || self
-                .hosts
-                .iter()
-                .any(|known| known.eq_ignore_ascii_case(name))
+        let without_port = host.trim_end_matches(|c: char| c.is_ascii_digit());
+        let name = without_port.strip_suffix(':').unwrap_or(host);
+        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        is("localhost")
+            || self.hosts.iter().any(|known| is(known))
+            || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
     }
 
     /// How many threads may wait at the same time.
@@ -105,11 +108,19 @@ impl Router {
         self.bulkheads.iter().map(|bulkhead| bulkhead.slots()).sum()
     }
 
-    /// Works on what waits wherever a slot is free.
-    pub(crate) fn drain(&self) {
+    /// Works until nothing waits that may have a slot.
+    pub(crate) fn work(&self) {
         for bulkhead in &self.bulkheads {
-            Arc::clone(bulkhead).drain();
+            Arc::clone(bulkhead).work();
         }
+    }
+
+    /// Looks around: to be called a few times a second.
+    pub(crate) fn sweep(&self, now: Instant) {
+        for bulkhead in &self.bulkheads {
+            bulkhead.sweep(now);
+        }
+        refusals::tell_when_due(now);
     }
 
     pub(crate) fn submit(&self, request: Request) {
@@ -121,65 +132,39 @@ fn nothing_at(path: &str) -> Problem {
     Problem::not_found(format!("there is nothing at {path}"))
 }
 
-/// Finds the route of a request in a table; None where there is one. A path with one
-/// trailing slash is the path without it.
-pub(crate) fn find(
-    routes: impl Iterator<Item = (Verb, &'static str)> + Clone,
-    head: &mut Head,
-) -> Option<Decided> {
-    let path = without_last_slash(path_of(&head.target));
-    for (number, (verb, pattern)) in routes.clone().enumerate() {
+fn allowing(methods: String) -> Response<'static> {
+    Response::empty(204).with_header("allow", methods)
+}
+
+/// Finds the route of a request in a table. A path with one trailing slash is the path without it.
+pub(crate) fn find<H>(routes: &[(Verb, &'static str, H)], head: &mut Head) -> Admission {
+    let path = path_of(&head.target);
+    let path = path
+        .strip_suffix('/')
+        .filter(|path| !path.is_empty())
+        .unwrap_or(path);
+    let mut allowed = Vec::new();
+    for (number, (verb, pattern, _)) in routes.iter().enumerate() {
         let Some(params) = matched(pattern, path) else {
             continue;
         };
-        let matched = &mut head.matched;
-        if !answers(verb, &head.method) {
-            matched.pattern = pattern;
-            continue;
+        head.matched.pattern = pattern;
+        if *verb == Verb::Any || verb.methods().contains(&head.method.as_str()) {
+            (head.matched.route, head.matched.params) = (number, params);
+            return Ok(None);
         }
-        (matched.pattern, matched.route, matched.params) = (pattern, number, params);
-        return None;
+        allowed.extend_from_slice(verb.methods());
     }
-    if head.matched.pattern == "none" {
-        return Some(Err(nothing_at(head.path())));
+    if allowed.is_empty() {
+        return Err(nothing_at(head.path()));
     }
-    let allow = allowed(routes, path);
-    Some(if head.method == Method::OPTIONS {
-        Ok(allow)
+    allowed.push("OPTIONS");
+    let allowed = allowed.join(", ");
+    if head.method == Method::OPTIONS {
+        Ok(Some(allowing(allowed)))
     } else {
-        Err(Problem::method_not_allowed(allow))
-    })
-}
-
-fn without_last_slash(path: &str) -> &str {
-    let shorter = path.strip_suffix('/').filter(|path| !path.is_empty());
-    shorter.unwrap_or(path)
-}
-
-fn answers(verb: Verb, method: &Method) -> bool {
-    match verb {
-        Verb::Get => [Method::GET, Method::HEAD].contains(method),
-        Verb::Post => *method == Method::POST,
-        Verb::Put => *method == Method::PUT,
-        Verb::Delete => *method == Method::DELETE,
-        Verb::Any => true,
+        Err(Problem::method_not_allowed(allowed))
     }
-}
-
-/// The value of `Allow` for a path.
-fn allowed(routes: impl Iterator<Item = (Verb, &'static str)>, path: &str) -> String {
-    let mut methods = Vec::new();
-    for (verb, _) in routes.filter(|(_, pattern)| matched(pattern, path).is_some()) {
-        methods.extend_from_slice(match verb {
-            Verb::Get => &["GET", "HEAD"][..],
-            Verb::Post => &["POST"],
-            Verb::Put => &["PUT"],
-            Verb::Delete => &["DELETE"],
-            Verb::Any => &[],
-        });
-    }
-    methods.push("OPTIONS");
-    methods.join(", ")
 }
 
 /// The named segments, decoded, if the path fits the pattern.
@@ -192,10 +177,8 @@ fn matched(pattern: &'static str, path: &str) -> Option<Vec<(&'static str, Strin
         }
         let segment = segments.next()?;
         if let Some(name) = expected.strip_prefix(':') {
-            params.push((
-                name,
-                percent_decode_str(segment).decode_utf8_lossy().into_owned(),
-            ));
+            let decoded = percent_decode_str(segment).decode_utf8_lossy();
+            params.push((name, decoded.into_owned()));
         } else if segment != expected {
             return None;
         }
@@ -207,21 +190,27 @@ fn matched(pattern: &'static str, path: &str) -> Option<Vec<(&'static str, Strin
 mod tests {
     use super::*;
 
-    const ROUTES: &[(Verb, &str)] = &[
-        (Verb::Get, "/api/movies"),
-        (Verb::Post, "/api/movies"),
-        (Verb::Get, "/api/movies/:id"),
-        (Verb::Any, "/files/*"),
+    const ROUTES: &[(Verb, &str, ())] = &[
+        (Verb::Get, "/api/movies", ()),
+        (Verb::Post, "/api/movies", ()),
+        (Verb::Get, "/api/movies/:id", ()),
+        (Verb::Any, "/files/*", ()),
     ];
 
     fn destination(method: &str, path: &str) -> String {
         let client = [127, 0, 0, 1].into();
         let mut head = Head::new(method, path, client, false, Instant::now());
         head.matched.pattern = "none";
-        match find(ROUTES.iter().copied(), &mut head) {
-            None => format!("{} {:?}", head.matched.pattern, head.matched.params),
-            Some(Ok(allow)) => format!("204 {allow}"),
-            Some(Err(problem)) => {
+        match find(ROUTES, &mut head) {
+            Ok(None) => format!("{} {:?}", head.matched.pattern, head.matched.params),
+            Ok(Some(response)) => {
+                let mut lines = Vec::new();
+                response.write_head(&mut lines, "", false, "");
+                let lines = String::from_utf8(lines).expect("text");
+                let allow = lines.lines().find_map(|line| line.strip_prefix("allow: "));
+                format!("{} {}", response.status, allow.unwrap_or(""))
+            }
+            Err(problem) => {
                 let allow = problem.detail.strip_prefix("this resource allows ");
                 format!("{} {}", problem.status, allow.unwrap_or(""))
                     .trim_end()

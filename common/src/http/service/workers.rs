@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::http::sync::atomic::{AtomicUsize, Ordering};
+use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::thread_local;
 
 thread_local! {
@@ -16,17 +16,15 @@ pub(crate) struct Workers {
     live: AtomicUsize,
     waiting: AtomicUsize,
     spare: usize,
-    max: usize,
     start: Box<dyn Fn() -> bool + Send + Sync>,
     call: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Workers {
-    /// `spare` workers that do not wait, and `waiting_max` that do; `start` starts a thread that
+    /// `spare` workers that do not wait, and as many more as do; `start` starts a thread that
     /// calls [`Workers::work`], and `call` has one of them look for what waits in the bulkheads.
     pub(crate) fn new(
         spare: usize,
-        waiting_max: usize,
         start: impl Fn() -> bool + Send + Sync + 'static,
         call: impl Fn() + Send + Sync + 'static,
     ) -> Self {
@@ -34,7 +32,6 @@ impl Workers {
             live: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             spare,
-            max: spare + waiting_max,
             start: Box::new(start),
             call: Box::new(call),
         }
@@ -42,51 +39,35 @@ impl Workers {
 
     /// Starts those that are missing; false where the system refuses.
     pub(crate) fn start_missing(&self) -> bool {
-        loop {
-            let wanted = (self.spare + self.waiting.load(Ordering::SeqCst)).min(self.max);
-            let more = |live| (live < wanted).then_some(live + 1);
-            if self
-                .live
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
-                .is_err()
-            {
-                return true;
-            }
+        let is_missing = |live| {
+            let wanted = self.spare + self.waiting.load(SeqCst);
+            (live < wanted).then_some(live + 1)
+        };
+        while self.live.fetch_update(SeqCst, SeqCst, is_missing).is_ok() {
             if !(self.start)() {
-                self.live.fetch_sub(1, Ordering::SeqCst);
+                self.live.fetch_sub(1, SeqCst);
                 return false;
             }
         }
+        true
     }
 
     /// Makes the calling thread a worker for as long as `work` lasts.
-    #[cfg_attr(
-        feature = "tiny_http",
-        expect(dead_code, reason = "its workers are others")
-    )]
     pub(crate) fn work(self: &Arc<Self>, work: impl FnOnce()) {
-        OWN.with(|own| *own.borrow_mut() = Some(Arc::clone(self)));
+        OWN.with(|own| own.replace(Some(Arc::clone(self))));
         work();
-        OWN.with(|own| *own.borrow_mut() = None);
-        self.live.fetch_sub(1, Ordering::SeqCst);
+        OWN.with(RefCell::take);
+        self.live.fetch_sub(1, SeqCst);
     }
 
-    #[cfg_attr(
-        feature = "tiny_http",
-        expect(dead_code, reason = "its workers are others")
-    )]
     pub(crate) fn live(&self) -> usize {
-        self.live.load(Ordering::SeqCst)
+        self.live.load(SeqCst)
     }
 }
 
 /// Has another worker look for what waits in the bulkheads.
 pub(crate) fn call_another() {
-    OWN.with(|own| {
-        if let Some(workers) = &*own.borrow() {
-            (workers.call)();
-        }
-    });
+    OWN.with(|own| own.borrow().iter().for_each(|workers| (workers.call)()));
 }
 
 /// Runs what may wait for somebody else: PostgreSQL, or a slow client.
@@ -94,15 +75,16 @@ pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     struct Waiting(Option<Arc<Workers>>);
     impl Drop for Waiting {
         fn drop(&mut self) {
-            let Some(workers) = self.0.take() else { return };
-            workers.waiting.fetch_sub(1, Ordering::SeqCst);
-            OWN.with(|own| *own.borrow_mut() = Some(workers));
+            if let Some(workers) = self.0.take() {
+                workers.waiting.fetch_sub(1, SeqCst);
+                OWN.with(|own| own.replace(Some(workers)));
+            }
         }
     }
     // Taken, so that waiting within waiting counts once.
-    let waiting = Waiting(OWN.with(|own| own.borrow_mut().take()));
+    let waiting = Waiting(OWN.with(RefCell::take));
     if let Some(workers) = &waiting.0 {
-        workers.waiting.fetch_add(1, Ordering::SeqCst);
+        workers.waiting.fetch_add(1, SeqCst);
         workers.start_missing();
     }
     wait()

@@ -1,0 +1,80 @@
+//! The limits of the server: each a setting with a default, its unit in its name.
+
+use std::time::Duration;
+
+use super::message::framing::{FramingLimits, HEADERS_MAX};
+use crate::env::{ConfigError, Vars};
+
+/// What a client may do to a listener, and for how long.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at the same time; the next one is answered 503.
+    pub connections: usize,
+    /// Connections at the same time from one address.
+    pub connections_per_client: usize,
+    /// How large the parts of a request may be.
+    pub(crate) framing: FramingLimits,
+    /// Bytes of requests that are held in memory over all connections.
+    pub buffer_bytes: usize,
+    /// From the first byte of a head to its last.
+    pub head_time: Duration,
+    /// From the end of the head to the last byte of the body.
+    pub body_time: Duration,
+    /// Between two requests, and before the first.
+    pub idle_time: Duration,
+    /// How long a client may take for a piece of its answer (32 KiB at most).
+    pub send_time: Duration,
+    /// Requests that wait for a slot of one bulkhead.
+    pub queue: usize,
+    /// How long one may wait for a slot.
+    pub queue_time: Duration,
+    /// How long a handler may be silent over an answer. It is beyond every limit of its own, so
+    /// it is for what has none: a database server that is stopped, but not gone.
+    pub answer_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::from_vars(&Vars::default()).expect("each default is within its range")
+    }
+}
+
+impl Limits {
+    /// From the `HTTP_…` variables; each is optional.
+    pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
+        let count = |key, default| number(vars, key, default, 1_000_000_000);
+        let seconds = |key, default| {
+            number(vars, key, default, 86_400).map(|seconds| Duration::from_secs(seconds as u64))
+        };
+        Ok(Self {
+            connections: count("HTTP_CONNECTIONS_MAX", 4096)?,
+            connections_per_client: count("HTTP_CONNECTIONS_PER_CLIENT_MAX", 2048)?,
+            framing: FramingLimits {
+                request_line_bytes: count("HTTP_REQUEST_LINE_BYTES_MAX", 8 * 1024)?,
+                head_bytes: count("HTTP_HEAD_BYTES_MAX", 32 * 1024)?,
+                headers: number(vars, "HTTP_HEADERS_MAX", 100, HEADERS_MAX)?,
+                body_bytes: count("HTTP_BODY_BYTES_MAX", 1024 * 1024)?,
+            },
+            buffer_bytes: count("HTTP_BUFFER_BYTES_MAX", 128 * 1024 * 1024)?,
+            head_time: seconds("HTTP_HEAD_SECONDS", 10)?,
+            body_time: seconds("HTTP_BODY_SECONDS", 30)?,
+            idle_time: seconds("HTTP_IDLE_SECONDS", 60)?,
+            send_time: seconds("HTTP_SEND_SECONDS", 20)?,
+            queue: count("HTTP_QUEUE_MAX", 1024)?,
+            queue_time: number(vars, "HTTP_QUEUE_MILLISECONDS", 2000, 60_000)
+                .map(|millis| Duration::from_millis(millis as u64))?,
+            answer_time: seconds("HTTP_ANSWER_SECONDS", 30)?,
+        })
+    }
+}
+
+/// A variable from 1 to `max`.
+fn number(vars: &Vars, key: &str, default: usize, max: usize) -> Result<usize, ConfigError> {
+    let expected = format!("a whole number from 1 to {max}");
+    let number = vars.parsed_or(key, &expected, default)?;
+    if (1..=max).contains(&number) {
+        Ok(number)
+    } else {
+        Err(ConfigError::malformed(key, &expected))
+    }
+}
