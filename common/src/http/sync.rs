@@ -14,11 +14,16 @@ pub(crate) use shuttle::{
 };
 
 #[cfg(feature = "shuttle")]
-pub(crate) use super::server::fake::now;
+pub(crate) use super::server::poller::now;
 
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()
+}
+
+/// The value of `Date`.
+pub(crate) fn date() -> String {
+    httpdate::fmt_http_date(std::time::SystemTime::now())
 }
 
 /// Nothing that happens under a lock can panic half way.

@@ -75,6 +75,11 @@ impl<'a> Response<'a> {
         Self::new(status, Body::Empty)
     }
 
+    /// To OPTIONS: the methods that a resource has.
+    pub(crate) fn options(allow: String) -> Self {
+        Self::empty(204).with_header("allow", allow)
+    }
+
     /// A value as JSON.
     ///
     /// # Panics

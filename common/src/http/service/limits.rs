@@ -116,7 +116,7 @@ impl Limits {
 }
 
 /// A variable from 1 to `max`.
-fn number<T>(vars: &Vars, key: &str, default: T, max: T) -> Result<T, ConfigError>
+pub(crate) fn number<T>(vars: &Vars, key: &str, default: T, max: T) -> Result<T, ConfigError>
 where
     T: FromStr + Display + PartialOrd + From<u8>,
 {

@@ -108,6 +108,13 @@ impl Router {
         }
     }
 
+    /// Answers those that have waited too long for a slot.
+    pub(crate) fn sweep(&self, now: Instant) {
+        for bulkhead in &self.bulkheads {
+            bulkhead.sweep(now);
+        }
+    }
+
     pub(crate) fn submit(&self, request: Request) {
         Arc::clone(&self.bulkheads[request.matched.bulkhead]).submit(request);
     }
