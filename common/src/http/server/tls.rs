@@ -25,7 +25,9 @@ pub struct Tls {
 impl Tls {
     /// From `TLS_CERT_FILE`, a chain in PEM, and `TLS_KEY_FILE`; None where neither is set.
     pub fn from_vars(vars: &Vars) -> Result<Option<Self>, ConfigError> {
-        if vars.guarding(CERT_FILE)?.is_none() && vars.guarding(KEY_FILE)?.is_none() {
+        // Both are asked for, so that one that is set and empty is told of.
+        let (cert, key) = (vars.guarding(CERT_FILE)?, vars.guarding(KEY_FILE)?);
+        if cert.is_none() && key.is_none() {
             return Ok(None);
         }
         let files = [vars.text(CERT_FILE)?, vars.text(KEY_FILE)?].map(PathBuf::from);
