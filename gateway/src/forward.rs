@@ -2,12 +2,14 @@
 //! while the service works on it no thread waits, and a worker goes on when its socket is ready.
 //! Only an answer that is long keeps a worker, from its second piece on.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::http::{Body, Interest, Lease, Problem, Request, Socket, Stream, Watched, watch};
+use common::http::{
+    Body, Interest, Lease, Problem, Request, Socket, Stream, connect, wait_for, watch,
+};
 use rustix::time::{ClockId, clock_gettime};
 use ureq_proto::BodyMode;
 use ureq_proto::client::state::{RecvBody, RecvResponse};
@@ -41,7 +43,7 @@ pub(crate) struct Forwarder {
 /// A connection for the next request.
 struct Kept {
     address: SocketAddr,
-    watched: Watched,
+    socket: Socket,
     /// By a clock that runs while the machine is suspended: of a peer that gave the connection up
     /// meanwhile nothing need have arrived.
     since: Duration,
@@ -58,15 +60,15 @@ impl Forwarder {
 
     /// The kept connection, if it is open: nothing is to be read there, not even the end. What
     /// comes unasked belongs to no request.
-    fn take(&mut self, address: SocketAddr) -> Option<Watched> {
+    fn take(&mut self, address: SocketAddr) -> Option<Socket> {
         let place = self.kept.iter().position(|kept| kept.address == address)?;
         let kept = self.kept.swap_remove(place);
         let silent = || {
-            let read = kept.watched.socket.recv(&mut [0]);
+            let read = (&kept.socket).read(&mut [0]);
             read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
         };
         let fresh = since_boot().saturating_sub(kept.since) <= IDLE_LIMIT;
-        (fresh && silent()).then_some(kept.watched)
+        (fresh && silent()).then_some(kept.socket)
     }
 }
 
@@ -210,13 +212,13 @@ impl Exchange {
         let address = self.address;
         let kept = self.lease.state().take(address);
         self.was_kept = kept.is_some();
-        if let Some(watched) = kept {
+        if let Some(socket) = kept {
             self.enter(Stage::Send);
-            return self.go_on(watched);
+            return self.go_on(socket);
         }
         self.enter(Stage::Connect);
-        match Socket::connect(address) {
-            Ok(socket) => self.wait(Watched::new(socket), Interest::Write),
+        match connect(address) {
+            Ok(socket) => self.wait(socket, Interest::Write),
             Err(error) => self.fail(Failure::NeverSent(error)),
         }
     }
@@ -233,10 +235,10 @@ impl Exchange {
         self.stage = stage;
     }
 
-    fn wait(self, watched: Watched, interest: Interest) {
+    fn wait(self, socket: Socket, interest: Interest) {
         let deadline = self.deadline;
-        let watched = watch(watched, interest, deadline, move |watched| {
-            self.go_on(watched);
+        let watched = watch(socket, interest, deadline, move |socket| {
+            self.go_on(socket);
         });
         if let Err(error) = watched {
             log::error!(cause = error.to_string().as_str(); "cannot wait for a service");
@@ -244,31 +246,31 @@ impl Exchange {
     }
 
     /// Does what can be done without waiting. The lease is dropped when the exchange is over.
-    fn go_on(mut self, mut watched: Watched) {
-        match self.advance(&mut watched) {
-            Ok(Progress::Waits(interest)) => self.wait(watched, interest),
+    fn go_on(mut self, socket: Socket) {
+        match self.advance(&socket) {
+            Ok(Progress::Waits(interest)) => self.wait(socket, interest),
             Ok(Progress::Whole(head, body, reusable)) => {
                 if reusable {
-                    self.keep(watched);
+                    self.keep(socket);
                 }
                 let Self { lease, request, .. } = self;
                 lease.respond(request, Ok(passed_back(&head, body)));
             }
-            Ok(Progress::Long) => self.pass_back(watched),
+            Ok(Progress::Long) => self.pass_back(socket),
             Err(failure) => self.fail(failure),
         }
     }
 
-    fn keep(&mut self, watched: Watched) {
+    fn keep(&mut self, socket: Socket) {
         let (address, since) = (self.address, since_boot());
         self.lease.state().kept.push(Kept {
             address,
-            watched,
+            socket,
             since,
         });
     }
 
-    fn advance(&mut self, watched: &mut Watched) -> Result<Progress, Failure> {
+    fn advance(&mut self, socket: &Socket) -> Result<Progress, Failure> {
         if Instant::now() >= self.deadline {
             return Err(match self.stage {
                 Stage::Connect => Failure::NeverSent(ErrorKind::TimedOut.into()),
@@ -278,11 +280,13 @@ impl Exchange {
             });
         }
         if let Stage::Connect = self.stage {
-            watched.socket.error().map_err(Failure::NeverSent)?;
+            if let Some(error) = socket.take_error().unwrap_or_else(Some) {
+                return Err(Failure::NeverSent(error));
+            }
             self.enter(Stage::Send);
         }
         if let Stage::Send = self.stage {
-            if !self.send(&watched.socket)? {
+            if !self.send(socket)? {
                 return Ok(Progress::Waits(Interest::Write));
             }
             self.enter(Stage::Receive);
@@ -290,7 +294,7 @@ impl Exchange {
             return Ok(Progress::Waits(Interest::Read));
         }
         loop {
-            match receive(&watched.socket, &mut self.input) {
+            match receive(socket, &mut self.input) {
                 Ok(0) => return self.end(),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -308,7 +312,7 @@ impl Exchange {
     }
 
     /// Sends what the service takes of head and body; true where that was the last of it.
-    fn send(&mut self, socket: &Socket) -> Result<bool, Failure> {
+    fn send(&mut self, mut socket: &Socket) -> Result<bool, Failure> {
         let body = if has_body(&self.request) {
             &self.request.body[..]
         } else {
@@ -322,7 +326,7 @@ impl Exchange {
             if left.is_empty() {
                 return Ok(true);
             }
-            match socket.send(left) {
+            match socket.write(left) {
                 Ok(sent) => self.sent += sent,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(self.disconnected(error)),
@@ -413,7 +417,7 @@ impl Exchange {
     }
 
     /// Passes a long answer back as it comes. This thread waits for the service and for the client.
-    fn pass_back(mut self, watched: Watched) {
+    fn pass_back(mut self, socket: Socket) {
         let service = self.lease.state().upstreams.service();
         let pause = self.lease.state().limits.pause;
         let Stage::Body(mut answer) = std::mem::replace(&mut self.stage, Stage::Receive) else {
@@ -423,7 +427,7 @@ impl Exchange {
         let length = content_length(head.headers());
         let mut input = std::mem::take(&mut self.input);
         let fill = |buffer: &mut Vec<u8>| {
-            let read = answer.next_piece(&watched.socket, &mut input, pause);
+            let read = answer.next_piece(&socket, &mut input, pause);
             buffer.append(&mut answer.body);
             read.map_err(|failure| failure.into_problem(service))
         };
@@ -439,7 +443,7 @@ impl Exchange {
         if answer.is_ended() && input.is_empty() && answer.may_be_followed() {
             lease.state().kept.push(Kept {
                 address,
-                watched,
+                socket,
                 since: since_boot(),
             });
         }
@@ -520,7 +524,7 @@ impl Answer {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    if !socket.wait(Interest::Read, left) {
+                    if !wait_for(socket, Interest::Read, left) {
                         return Err(Failure::TimedOut("its answer stops"));
                     }
                 }
@@ -571,10 +575,10 @@ fn nonsense(error: &ureq_proto::Error) -> Failure {
 }
 
 /// Reads what has arrived.
-fn receive(socket: &Socket, input: &mut Vec<u8>) -> io::Result<usize> {
+fn receive(mut socket: &Socket, input: &mut Vec<u8>) -> io::Result<usize> {
     let begin = input.len();
     input.resize(begin + READ_BYTES, 0);
-    let read = socket.recv(&mut input[begin..]);
+    let read = socket.read(&mut input[begin..]);
     input.truncate(begin + *read.as_ref().unwrap_or(&0));
     read
 }

@@ -69,7 +69,12 @@ impl Limits {
 }
 
 /// A variable from 1 to `max`.
-fn number(vars: &Vars, key: &str, default: usize, max: usize) -> Result<usize, ConfigError> {
+pub(crate) fn number(
+    vars: &Vars,
+    key: &str,
+    default: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
     let expected = format!("a whole number from 1 to {max}");
     let number = vars.parsed_or(key, &expected, default)?;
     if (1..=max).contains(&number) {

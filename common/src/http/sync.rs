@@ -10,10 +10,15 @@ pub(crate) use threads::sync::{Mutex, MutexGuard, atomic};
 pub(crate) use threads::thread_local;
 
 #[cfg(feature = "shuttle")]
-pub(crate) use super::server::fake::now;
+pub(crate) use super::server::poller::now;
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()
+}
+
+/// The value of `Date`.
+pub(crate) fn date() -> String {
+    httpdate::fmt_http_date(std::time::SystemTime::now())
 }
 
 /// Nothing that happens under a lock can panic half way.

@@ -1,25 +1,30 @@
 //! From the answer of a handler to the client, and into the log.
 
-use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Core, Peer, with_date};
-use super::poller::Interest;
+use super::budget::{Exhausted, Use};
+use super::core::Core;
+use super::peer::Peer;
+use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
 use crate::http::message::head::Head;
 use crate::http::message::request::{Respond, Slot};
-use crate::http::message::response::{Fill, HandlerResult, PIECE_BYTES, Response, WRONG_LENGTH};
+use crate::http::message::response::{Fill, HandlerResult, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::workers::waiting;
-use crate::http::sync::now;
+use crate::http::sync::atomic::Ordering;
+use crate::http::sync::{date, now};
 
 /// Who waits for a client looks up so often, to see whether another request waits for the slot.
 const HOLD: Duration = Duration::from_millis(5);
 
 /// Who may wait looks up so often, to see whether the program ends.
 const LONG_HOLD: Duration = Duration::from_millis(250);
+
+/// Whoever has read nothing for so long may be cut off for others' sake.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// The right to answer the request of a connection.
 pub(crate) struct Responder {
@@ -29,15 +34,17 @@ pub(crate) struct Responder {
 
 impl Respond for Responder {
     fn begin(&self) -> bool {
-        self.core
-            .table
-            .with_waiting(self.token, |peer| peer.connection.begin(now()))
+        let peer = self.core.table.take(self.token, Parked::Waiting);
+        let Some(mut peer) = peer else { return false };
+        peer.connection.begin(now());
+        peer.park(Parked::Waiting, |_| {});
+        true
     }
 
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
+    fn respond(self: Box<Self>, _: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
         // Gone, where the sweeper has answered, and told of it.
         if let Some(peer) = self.core.table.take(self.token, Parked::Waiting) {
-            self.core.answer(peer, head, result, slot);
+            self.core.answer(peer, result, slot);
         }
     }
 }
@@ -47,119 +54,139 @@ impl Core {
     pub(crate) fn answer(
         &self,
         mut peer: Owned<'_, Peer>,
-        head: &Head,
         result: HandlerResult<'_>,
         slot: Option<&dyn Slot>,
     ) {
-        if self.is_draining() {
+        let Some(head) = peer.connection.head().cloned() else {
+            return;
+        };
+        if self.draining.load(Ordering::SeqCst) {
             peer.connection.drain();
         }
-        let mut outcome = Outcome::default();
-        let response = result.unwrap_or_else(|problem| {
-            outcome.cause.clone_from(&problem.cause);
-            Response::of_problem(problem, &head.request_id)
-        });
-        outcome.status = response.status;
-        let fill = with_date(|date| peer.connection.respond(response, date, now()));
-        let peer = if let Some(fill) = fill {
-            waiting(|| self.stream(peer, fill, slot, &mut outcome))
+        let (response, mut outcome) = Outcome::of(result, &head);
+        let fill = peer.connection.respond(response, &date(), now());
+        let peer = if fill.is_some() {
+            waiting(|| self.deliver(peer, fill, slot, &mut outcome))
         } else {
-            if let Err(cause) = self.send(&mut peer) {
-                peer.connection.truncate();
-                outcome.truncate(cause);
-            }
-            Some(peer)
+            self.deliver(peer, None, None, &mut outcome)
         };
         if let Some(peer) = peer {
-            access_log::tell(&self.metrics, head, &outcome, now());
+            access_log::tell(&self.metrics, &head, &outcome, now());
             self.settle(peer);
         }
     }
 
-    /// Sends a stream piece by piece, as its client takes it. While a piece is made the connection
-    /// is in the table, so that the sweeper can close it; then None is returned.
-    fn stream<'t>(
+    /// Sends an answer, a stream piece by piece, as its client takes it. While a piece is made the
+    /// connection is in the table, so that the sweeper can close it; then None is returned.
+    fn deliver<'t>(
         &'t self,
         mut peer: Owned<'t, Peer>,
-        mut fill: Fill<'_>,
+        mut fill: Option<Fill<'_>>,
         slot: Option<&dyn Slot>,
         outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let mut piece = Vec::new();
         loop {
-            if let Err(cause) = self.send_at_pace(&mut peer, slot) {
-                peer.connection.truncate();
-                outcome.truncate(cause);
-            }
-            if !peer.connection.is_streaming() {
-                return Some(peer);
-            }
+            self.send(&mut peer, slot, outcome);
+            let fill = fill.as_mut().filter(|_| peer.connection.is_streaming());
+            let Some(fill) = fill else { return Some(peer) };
             piece.clear();
             peer.connection.begin(now());
             let token = peer.token();
             peer.park(Parked::Waiting, |_| {});
             let filled = catch_unwind(AssertUnwindSafe(|| fill(&mut piece)));
-            peer = match self.table.take(token, Parked::Waiting) {
-                Some(peer) => peer,
-                None => return filled.map_or_else(|panic| resume_unwind(panic), |_| None),
-            };
-            let cause = match filled {
-                Ok(Ok(())) if peer.connection.push(&piece, now()) => None,
-                Ok(Ok(())) => Some(WRONG_LENGTH.to_owned()),
-                Ok(Err(problem)) => Some(problem.cause.unwrap_or(problem.detail.into_owned())),
+            let back = self.table.take(token, Parked::Waiting);
+            let filled = match filled {
+                Ok(filled) => filled,
                 Err(panic) => {
-                    peer.connection.truncate();
-                    self.settle(peer);
+                    if let Some(mut peer) = back {
+                        peer.connection.truncate();
+                        self.settle(peer);
+                    }
                     resume_unwind(panic)
                 }
             };
-            if let Some(cause) = cause {
-                peer.connection.truncate();
-                outcome.truncate(cause);
+            peer = back?;
+            let cause = match filled {
+                Ok(()) if peer.connection.push(&piece, now()) => continue,
+                Ok(()) => WRONG_LENGTH.to_owned(),
+                Err(problem) => problem.cause.unwrap_or(problem.detail.into_owned()),
+            };
+            peer.connection.truncate();
+            outcome.truncate(cause);
+        }
+    }
+
+    /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while
+    /// half of the slots do not wait for such; after that what it does not take is kept in bounded
+    /// memory; and where there is none, the reader is given up as soon as somebody else wants the
+    /// slot.
+    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>, outcome: &mut Outcome) {
+        let mut waits = false;
+        let failed = loop {
+            match peer.send() {
+                Ok(true) => break None,
+                Ok(false) => {}
+                Err(error) => break Some(format!("the client went away: {error}")),
+            }
+            let left = peer.connection.deadline().saturating_duration_since(now());
+            if left.is_zero() || self.cut.load(Ordering::SeqCst) {
+                break Some("the client takes too long to read".to_owned());
+            }
+            waits = waits || slot.is_some_and(Slot::begin_wait);
+            if !waits && self.keep(peer) {
+                break None;
+            }
+            if !waits && slot.is_none_or(Slot::is_wanted) {
+                let cause = "there is no memory left for what the client has not read";
+                break Some(cause.to_owned());
+            }
+            let hold = if waits { LONG_HOLD } else { HOLD };
+            let _ = wait_for(&peer.transport.socket, Interest::Write, hold.min(left));
+        };
+        if waits && let Some(slot) = slot {
+            slot.end_wait();
+        }
+        if let Some(cause) = failed {
+            peer.connection.truncate();
+            outcome.truncate(cause);
+        }
+    }
+
+    /// Finds a place in memory for what the client has not read. Where there is none, whoever has
+    /// been silent for longest over an answer of theirs makes room.
+    fn keep(&self, peer: &mut Peer) -> bool {
+        loop {
+            match peer.reservation.grow(peer.held(), Use::Answer) {
+                Ok(()) => return true,
+                Err(exhausted) if self.make_room(exhausted) => {}
+                Err(_) => return false,
             }
         }
     }
 
-    /// Sends what is in the buffer. A slow reader may hold its slot while half of the slots do not
-    /// wait for such; after that what it does not take is kept in bounded memory; and where there
-    /// is none, the reader is given up as soon as somebody else wants the slot.
-    fn send_at_pace(&self, peer: &mut Peer, slot: Option<&dyn Slot>) -> Result<(), String> {
-        struct Wait<'s>(Option<&'s dyn Slot>);
-        impl Drop for Wait<'_> {
-            fn drop(&mut self) {
-                if let Some(slot) = self.0 {
-                    slot.end_wait();
-                }
-            }
-        }
-        let mut wait = Wait(None);
-        while !peer.connection.to_send().is_empty() {
-            match peer.transport.send(peer.connection.to_send()) {
-                Ok(bytes) => {
-                    peer.connection.on_sent(bytes, now());
-                    continue;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(format!("the client went away: {error}")),
-            }
-            let left = peer.connection.deadline().saturating_duration_since(now());
-            if left.is_zero() || self.is_cut() {
-                return Err("the client takes too long to read".to_owned());
-            }
-            if wait.0.is_none() && slot.is_some_and(Slot::begin_wait) {
-                wait.0 = slot;
-            }
-            let limit = if wait.0.is_some() {
-                LONG_HOLD
-            } else if self.keep(peer) {
-                return Ok(());
-            } else if slot.is_none_or(Slot::is_wanted) {
-                return Err("the client reads slowly, and others wait".to_owned());
-            } else {
-                HOLD
-            };
-            let _ = peer.transport.socket.wait(Interest::Write, limit.min(left));
-        }
-        Ok(())
+    fn make_room(&self, exhausted: Exhausted) -> bool {
+        let set_before = now() + self.limits.send_time.saturating_sub(SILENCE);
+        let silent_over_an_answer = |parked, peer: &Peer| {
+            let share = Exhausted::Share(peer.reservation.client);
+            let (deadline, bytes) = (peer.connection.deadline(), peer.reservation.bytes);
+            let helps = parked == Parked::Armed
+                && !peer.connection.to_send().is_empty()
+                && bytes > 0
+                && deadline <= set_before
+                && [Exhausted::Budget, share].contains(&exhausted);
+            helps.then_some(deadline)
+        };
+        let mut longest = self.table.take_earliest(1, silent_over_an_answer);
+        let Some(mut peer) = longest.pop() else {
+            return false;
+        };
+        log::warn!(
+            client = peer.reservation.client.to_string().as_str();
+            "an answer that was not read was cut off, for others"
+        );
+        peer.connection.truncate();
+        self.settle(peer);
+        true
     }
 }

@@ -1,12 +1,13 @@
 //! What clients may take: connections, and bytes of memory for requests and for answers that they
 //! have not read yet. No client has all of it.
 
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::http::limits::Limits;
 use crate::http::sync::{Mutex, lock};
+use crate::metrics::Metrics;
 
 /// What a connection may hold without asking; most requests are far below.
 const ALLOWANCE_BYTES: usize = 16 * 1024;
@@ -16,12 +17,19 @@ pub(crate) struct Budget {
     bytes_max: usize,
     connections_max: usize,
     taken: Mutex<Taken>,
+    metrics: Metrics,
 }
 
 #[derive(Default)]
 struct Taken {
     bytes: usize,
-    clients: HashMap<IpAddr, (usize, usize)>,
+    clients: HashMap<IpAddr, OfClient>,
+}
+
+#[derive(Default)]
+struct OfClient {
+    connections: usize,
+    bytes: usize,
 }
 
 /// What bytes are for. Answers have half of them, so that requests always find the other half;
@@ -43,8 +51,10 @@ pub(crate) enum Exhausted {
 /// The part of a connection; given back when it is dropped.
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
-    client: IpAddr,
-    bytes: usize,
+    /// Whose it is.
+    pub(crate) client: IpAddr,
+    /// Beyond the allowance.
+    pub(crate) bytes: usize,
 }
 
 /// Whose connections are counted together: a client with IPv6 usually has a whole /64.
@@ -52,19 +62,17 @@ pub(crate) struct Reservation {
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
 impl Budget {
-    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+    pub(crate) fn new(limits: &Limits, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             bytes_max: limits.buffer_bytes,
             connections_max: limits.connections_per_client,
             taken: Mutex::default(),
+            metrics: metrics.clone(),
         })
     }
 
@@ -72,11 +80,12 @@ impl Budget {
     pub(crate) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Reservation> {
         let client = network(client);
         let mut taken = lock(&self.taken);
-        let (connections, _) = taken.clients.entry(client).or_default();
-        if *connections >= self.connections_max {
+        let of_client = taken.clients.entry(client).or_default();
+        if of_client.connections >= self.connections_max {
             return None;
         }
-        *connections += 1;
+        of_client.connections += 1;
+        self.metrics.connections.inc();
         Some(Reservation {
             budget: Arc::clone(self),
             client,
@@ -86,70 +95,52 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Whose it is.
-    pub(crate) fn client(&self) -> IpAddr {
-        self.client
+    /// Makes it so many bytes at least.
+    pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
+        self.resize(bytes.max(ALLOWANCE_BYTES + self.bytes), purpose)
     }
 
-    /// Grows to so many bytes beyond the allowance, as far as the budget reaches.
-    pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
-        let more = bytes
-            .saturating_sub(ALLOWANCE_BYTES)
-            .saturating_sub(self.bytes);
-        if more == 0 {
+    /// Makes it so many bytes, the allowance among them; it grows only as far as the budget reaches.
+    pub(crate) fn resize(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
+        let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
+        if bytes == self.bytes {
             return Ok(());
         }
-        let all = self.budget.bytes_max / purpose as usize;
+        let most = self.budget.bytes_max / purpose as usize;
         let mut taken = lock(&self.budget.taken);
-        let of_client = taken
-            .clients
-            .get(&self.client)
-            .map_or(0, |(_, bytes)| *bytes);
-        if of_client + more > all / 2 {
+        let of_all = taken.bytes - self.bytes + bytes;
+        let client = taken.clients.entry(self.client).or_default();
+        let of_client = client.bytes - self.bytes + bytes;
+        if bytes > self.bytes && of_client > most / 2 {
             return Err(Exhausted::Share(self.client));
         }
-        if taken.bytes + more > all {
+        if bytes > self.bytes && of_all > most {
             return Err(Exhausted::Budget);
         }
-        taken.bytes += more;
-        taken.clients.entry(self.client).or_default().1 += more;
-        self.bytes += more;
+        client.bytes = of_client;
+        taken.bytes = of_all;
+        self.bytes = bytes;
         Ok(())
-    }
-
-    /// Whether there is more than the allowance.
-    pub(crate) fn is_used(&self) -> bool {
-        self.bytes > 0
-    }
-
-    /// Gives back what is more than so many bytes beyond the allowance.
-    pub(crate) fn shrink(&mut self, bytes: usize) {
-        let less = self
-            .bytes
-            .saturating_sub(bytes.saturating_sub(ALLOWANCE_BYTES));
-        if less > 0 {
-            let mut taken = lock(&self.budget.taken);
-            taken.bytes -= less;
-            taken.clients.entry(self.client).or_default().1 -= less;
-            self.bytes -= less;
-        }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.shrink(0);
+        self.budget.metrics.connections.dec();
         let mut taken = lock(&self.budget.taken);
-        if let Some((connections, _)) = taken.clients.get_mut(&self.client) {
-            *connections -= 1;
-            if *connections == 0 {
-                taken.clients.remove(&self.client);
+        taken.bytes -= self.bytes;
+        if let Entry::Occupied(mut client) = taken.clients.entry(self.client) {
+            client.get_mut().connections -= 1;
+            client.get_mut().bytes -= self.bytes;
+            if client.get().connections == 0 {
+                client.remove();
             }
         }
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use super::*;
 
@@ -159,7 +150,7 @@ mod tests {
             connections_per_client: 2,
             ..Limits::default()
         };
-        Budget::new(&limits)
+        Budget::new(&limits, &Metrics::new())
     }
 
     fn client(last: u8) -> IpAddr {
@@ -183,7 +174,10 @@ mod tests {
         assert_eq!(grow(2, 0, Use::Answer), Ok(()));
         assert_eq!(grow(2, 1, Use::Answer), all);
         assert_eq!(grow(2, 10_001, Use::Request), all);
-        reservations[0].shrink(ALLOWANCE_BYTES);
+        assert_eq!(grow(0, 0, Use::Answer), Ok(()));
+        assert_eq!(reservations[0].bytes, 100_000);
+        let shrunk = reservations[0].resize(ALLOWANCE_BYTES, Use::Answer);
+        assert_eq!(shrunk, Ok(()));
         reservations.remove(1);
 
         let grown = reservations[1].grow(ALLOWANCE_BYTES + 50_000, Use::Answer);

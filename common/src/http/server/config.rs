@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::tls::Tls;
 use crate::env::{ConfigError, Vars};
-use crate::http::limits::Limits;
+use crate::http::limits::{Limits, number};
 use crate::http::service::operations_key::OperationsKey;
 
 /// Where a server listens, with how many slots, and what it puts up with.
@@ -31,15 +31,10 @@ impl HttpConfig {
     /// variables.
     pub fn from_vars(vars: &Vars, port_key: &str, workers: usize) -> Result<Self, ConfigError> {
         let address: IpAddr = vars.parsed("LISTEN_ADDRESS", "an IP address such as 0.0.0.0")?;
-        let expected = "a whole number from 1 to 1024";
-        let workers: usize = vars.parsed_or("HTTP_WORKERS", expected, workers)?;
-        if !(1..=1024).contains(&workers) {
-            return Err(ConfigError::malformed("HTTP_WORKERS", expected));
-        }
         Ok(Self {
             address: SocketAddr::new(address, vars.port(port_key)?),
             reuse_port: vars.parsed_or("HTTP_REUSE_PORT", "true or false", false)?,
-            workers,
+            workers: number(vars, "HTTP_WORKERS", workers, 1024)?,
             limits: Limits::from_vars(vars)?,
             tls: Tls::from_vars(vars)?,
             operations_key: OperationsKey::from_vars(vars)?,
@@ -65,20 +60,16 @@ impl HttpConfig {
 /// From `ALLOWED_HOSTS`, a list of names.
 fn hosts(vars: &Vars) -> Result<Vec<String>, ConfigError> {
     const HOSTS: &str = "ALLOWED_HOSTS";
+    let expected = "a list of names such as movies.example,gateway-vm";
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
     let Some(list) = vars.guarding(HOSTS)? else {
         return Ok(Vec::new());
     };
-    let names: Vec<_> = list.split(',').map(|name| name.trim().to_owned()).collect();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-    if names
-        .iter()
-        .all(|name| !name.is_empty() && name.bytes().all(plain))
-    {
-        Ok(names)
-    } else {
-        Err(ConfigError::malformed(
-            HOSTS,
-            "a list of names such as movies.example,gateway-vm",
-        ))
-    }
+    let names = list.split(',').map(|name| {
+        let name = name.trim();
+        let is_name = !name.is_empty() && name.bytes().all(is_plain);
+        is_name.then(|| name.to_owned())
+    });
+    let names = names.collect::<Option<_>>();
+    names.ok_or_else(|| ConfigError::malformed(HOSTS, expected))
 }

@@ -13,8 +13,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -44,21 +44,9 @@ pub enum Interest {
     Write,
 }
 
-pub(crate) enum Event {
-    Wake,
-    Call,
-    Listener,
-    Peer(Token),
-    Watch(Token),
-}
-
-pub(crate) struct Room;
-
-impl Room {
-    pub(crate) fn new() -> Self {
-        Self
-    }
-}
+pub(crate) const LISTENER: Token = Token(u64::MAX);
+pub(crate) const WAKE: Token = Token(u64::MAX - 1);
+pub(crate) const CALL: Token = Token(u64::MAX - 2);
 
 /// A connection: our end is a [`Socket`], the other one a [`Client`].
 #[derive(Default)]
@@ -74,12 +62,12 @@ struct Pipe {
 
 struct File {
     pipe: usize,
-    /// Whose it is, for a watch or not, what is waited for, and whether it is armed.
-    registration: Option<(Token, bool, Interest, bool)>,
+    /// Whose it is, and what is waited for, while it is armed.
+    armed: Option<(Token, Interest)>,
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     files: Vec<Option<File>>,
     pipes: Vec<Pipe>,
     backlog: VecDeque<usize>,
@@ -177,10 +165,7 @@ impl State {
 
     /// The lowest free descriptor, as the kernel gives them.
     fn open(&mut self, pipe: usize) -> usize {
-        let file = Some(File {
-            pipe,
-            registration: None,
-        });
+        let file = Some(File { pipe, armed: None });
         let fd = self
             .files
             .iter()
@@ -234,14 +219,14 @@ impl Poller {
         Ok(Self(Kernel::current()))
     }
 
-    pub(crate) fn wait(&self, _: &mut Room) -> io::Result<Event> {
+    pub(crate) fn wait(&self) -> io::Result<Token> {
         let room = self.0.room;
         Ok(self.0.until(|state| {
             if state.woken {
-                return Some(Event::Wake);
+                return Some(WAKE);
             }
             if std::mem::take(&mut state.called) {
-                return Some(Event::Call);
+                return Some(CALL);
             }
             let mut ready: Vec<Option<usize>> = Vec::new();
             if state.listener_armed && state.listening && !state.backlog.is_empty() {
@@ -250,7 +235,7 @@ impl Poller {
             for (fd, file) in state.files.iter().enumerate() {
                 if let Some(File {
                     pipe,
-                    registration: Some((_, _, interest, true)),
+                    armed: Some((_, interest)),
                 }) = file
                     && state.is_ready(*pipe, *interest, room)
                 {
@@ -263,16 +248,11 @@ impl Poller {
             let chosen = ready[shuttle::rand::thread_rng().gen_range(0..ready.len())];
             let Some(fd) = chosen else {
                 state.listener_armed = false;
-                return Some(Event::Listener);
+                return Some(LISTENER);
             };
             let file = state.files[fd].as_mut().expect("it is open");
-            let (token, is_watch, _, armed) = file.registration.as_mut().expect("it is armed");
-            *armed = false;
-            Some(if *is_watch {
-                Event::Watch(*token)
-            } else {
-                Event::Peer(*token)
-            })
+            let (token, _) = file.armed.take().expect("it is armed");
+            Some(token)
         }))
     }
 
@@ -284,43 +264,44 @@ impl Poller {
         self.0.with(|state| state.called = true);
     }
 
-    pub(crate) fn arm_listener(&self, _: &Listener, _: bool) {
-        self.0.with(|state| state.listener_armed = true);
+    pub(crate) fn arm(&self, source: &impl Source, token: Token, interest: Interest) {
+        self.0.with(|state| source.arm(state, (token, interest)));
     }
+}
 
-    pub(crate) fn arm(&self, socket: &Socket, token: Token, interest: Interest, first: bool) {
-        self.set(socket, (token, false, interest, true), first);
+/// What can be armed.
+pub(crate) trait Source {
+    fn arm(&self, state: &mut State, armed: (Token, Interest));
+}
+
+impl Source for Listener {
+    fn arm(&self, state: &mut State, _: (Token, Interest)) {
+        state.listener_armed = true;
     }
+}
 
-    pub(crate) fn arm_watch(&self, socket: &Socket, token: Token, interest: Interest, first: bool) {
-        self.set(socket, (token, true, interest, true), first);
-    }
-
-    fn set(&self, socket: &Socket, registration: (Token, bool, Interest, bool), first: bool) {
-        self.0.with(|state| {
-            let file = state.files[socket.fd].as_mut().expect("EBADF");
-            assert_eq!(file.registration.is_none(), first, "EEXIST or ENOENT");
-            file.registration = Some(registration);
-        });
+impl Source for Socket {
+    fn arm(&self, state: &mut State, armed: (Token, Interest)) {
+        state.files[self.fd].as_mut().expect("EBADF").armed = Some(armed);
     }
 }
 
 pub(crate) struct Listener(Arc<Kernel>);
 
-impl Listener {
-    pub(crate) fn bind(_: SocketAddr, _: bool, _: Duration) -> io::Result<Self> {
-        Ok(Self(Kernel::current()))
-    }
+pub(crate) fn bind(_: SocketAddr, _: bool, _: Duration) -> io::Result<Listener> {
+    Ok(Listener(Kernel::current()))
+}
 
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+pub(crate) fn ignore_newcomers(_: &Listener) -> io::Result<()> {
+    Ok(())
+}
+
+impl Listener {
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         Err(ErrorKind::Unsupported.into())
     }
 
-    pub(crate) fn ignore_newcomers(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    pub(crate) fn accept(&self) -> io::Result<(Socket, IpAddr)> {
+    pub(crate) fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         self.0.with(|state| {
             let pipe = state.backlog.pop_front().ok_or(ErrorKind::WouldBlock)?;
             let fd = state.open(pipe);
@@ -329,7 +310,7 @@ impl Listener {
                 fd,
                 pipe,
             };
-            Ok((socket, IpAddr::from([127, 0, 0, 1])))
+            Ok((socket, ([127, 0, 0, 1], 1).into()))
         })
     }
 }
@@ -353,23 +334,46 @@ pub struct Socket {
     pipe: usize,
 }
 
-impl Socket {
-    pub fn connect(_: SocketAddr) -> io::Result<Self> {
-        let kernel = Kernel::current();
-        let (fd, pipe) = kernel.with(|state| {
-            state.pipes.push(Pipe::default());
-            let pipe = state.pipes.len() - 1;
-            state.dialled.push_back(pipe);
-            (state.open(pipe), pipe)
-        });
-        Ok(Self { kernel, fd, pipe })
-    }
+pub fn connect(_: SocketAddr) -> io::Result<Socket> {
+    let kernel = Kernel::current();
+    let (fd, pipe) = kernel.with(|state| {
+        state.pipes.push(Pipe::default());
+        let pipe = state.pipes.len() - 1;
+        state.dialled.push_back(pipe);
+        (state.open(pipe), pipe)
+    });
+    Ok(Socket { kernel, fd, pipe })
+}
 
-    pub fn error(&self) -> io::Result<()> {
+pub fn wait_for(socket: &Socket, interest: Interest, _: Duration) -> bool {
+    let room = socket.kernel.room;
+    let ready = |state: &mut State| state.is_ready(socket.pipe, interest, room);
+    socket.kernel.until(|state| ready(state).then_some(true))
+}
+
+pub(crate) fn reset_on_close(_: &Socket) {}
+
+impl Socket {
+    pub(crate) fn set_nonblocking(&self, _: bool) -> io::Result<()> {
         Ok(())
     }
 
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn peek(&self, _: &mut [u8]) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.kernel.with(|state| {
+            let pipe = &mut state.pipes[self.pipe];
+            pipe.we_ended = true;
+            pipe.shut_down |= how == Shutdown::Both;
+        });
+        Ok(())
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.kernel.with(|state| {
             let pipe = &mut state.pipes[self.pipe];
             if pipe.to_us.is_empty() || pipe.shut_down {
@@ -387,12 +391,10 @@ impl Socket {
             Ok(bytes)
         })
     }
+}
 
-    pub(crate) fn peek(&self, _: &mut [u8]) -> io::Result<usize> {
-        Err(ErrorKind::Unsupported.into())
-    }
-
-    pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+impl Write for &Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = self.kernel.room;
         self.kernel.with(|state| {
             let pipe = &mut state.pipes[self.pipe];
@@ -408,23 +410,9 @@ impl Socket {
         })
     }
 
-    pub fn wait(&self, interest: Interest, _: Duration) -> bool {
-        let room = self.kernel.room;
-        self.kernel
-            .until(|state| state.is_ready(self.pipe, interest, room).then_some(true))
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
-
-    pub(crate) fn end_output(&self) {
-        self.kernel
-            .with(|state| state.pipes[self.pipe].we_ended = true);
-    }
-
-    pub(crate) fn shut_down(&self) {
-        self.kernel
-            .with(|state| state.pipes[self.pipe].shut_down = true);
-    }
-
-    pub(crate) fn reset_on_close(&self) {}
 }
 
 impl Drop for Socket {

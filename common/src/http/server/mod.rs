@@ -9,22 +9,20 @@ mod tls;
 
 mod config;
 
-#[cfg(feature = "shuttle")]
-pub(crate) mod fake;
-#[cfg(not(feature = "shuttle"))]
-mod poller;
+#[cfg_attr(feature = "shuttle", path = "fake.rs")]
+pub(super) mod poller;
 mod table;
-#[cfg(feature = "shuttle")]
-use fake as poller;
 
 mod budget;
 mod transport;
 
-mod core;
-mod unread;
+mod peer;
 
-mod answer;
+mod core;
 mod watch;
+
+mod accept;
+mod answer;
 mod worker;
 
 mod sweeper;
@@ -35,10 +33,8 @@ mod schedules;
 #[cfg(all(test, not(any(feature = "shuttle", feature = "tiny_http"))))]
 mod tests;
 
-#[cfg(not(feature = "tiny_http"))]
+#[cfg_attr(feature = "tiny_http", path = "tiny_http_engine.rs")]
 mod engine;
-#[cfg(feature = "tiny_http")]
-mod tiny_http_engine;
 
 use std::io;
 use std::net::SocketAddr;
@@ -46,15 +42,10 @@ use std::sync::Arc;
 
 pub use self::budget::network;
 pub use self::config::HttpConfig;
-pub use self::core::Watched;
-pub use self::poller::{Interest, Socket};
+pub use self::poller::{Interest, Socket, connect, wait_for};
 pub use self::tls::Tls;
 pub use self::watch::watch;
 
-#[cfg(not(feature = "tiny_http"))]
-use self::engine::Engine;
-#[cfg(feature = "tiny_http")]
-use self::tiny_http_engine::Engine;
 use super::service::operations::{Dependencies, Dependency, operations};
 use super::service::router::{Router, Submit};
 use crate::metrics::Metrics;
@@ -63,7 +54,8 @@ use crate::shutdown::Shutdown;
 
 /// A running server.
 pub struct Server {
-    engine: Engine,
+    address: SocketAddr,
+    join: Box<dyn FnOnce() + Send + Sync>,
 }
 
 impl Server {
@@ -71,7 +63,7 @@ impl Server {
     /// `/ready` asks.
     pub fn start<D>(
         config: &HttpConfig,
-        bulkheads: Vec<Arc<dyn Submit>>,
+        mut bulkheads: Vec<Arc<dyn Submit>>,
         dependencies: impl Fn() -> D + Send + Sync + 'static,
         metrics: &Metrics,
         shutdown: &Shutdown,
@@ -82,29 +74,33 @@ impl Server {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
         let key = config.operations_key.clone();
         // They take what no others do, so they are asked last.
-        let operations = operations(metrics, &config.limits, key, dependencies);
+        bulkheads.extend(operations(metrics, &config.limits, key, dependencies));
         let router = Router {
-            bulkheads: bulkheads.into_iter().chain(operations).collect(),
+            bulkheads,
             hosts: config.hosts.clone(),
         };
-        let engine = Engine::start(config, router, metrics, shutdown).map_err(|error| {
+        let started = engine::start(config, router, metrics, shutdown);
+        let (address, join) = started.map_err(|error| {
             StartError::System(
                 format!("cannot listen on {}", config.address),
                 with_advice(error, config.address.port()),
             )
         })?;
-        Ok(Self { engine })
+        Ok(Self {
+            address,
+            join: Box::new(join),
+        })
     }
 
     /// Where it listens, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.engine.address
+        self.address
     }
 
     /// Waits for the shutdown, then until every accepted request is answered.
     pub fn join(self) {
-        self.engine.join();
+        (self.join)();
         crate::log::flush();
     }
 }

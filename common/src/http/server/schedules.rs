@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
 use super::core::Core;
-use super::fake::{Client, Kernel, Listener, Poller, advance, now};
-use super::{Interest, Socket, Watched, sweeper, watch, worker};
+use super::poller::{self, Client, Kernel, advance, now};
+use super::{Interest, Socket, connect, sweeper, watch, worker};
 use crate::http::limits::Limits;
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};
@@ -117,16 +118,15 @@ fn later(mut lease: Lease<State>, request: Request) {
 
 /// Asks a service behind, which says what was said to it.
 fn behind(lease: Lease<State>, request: Request) {
-    let socket = Socket::connect(([127, 0, 0, 1], 1).into()).expect("a socket");
-    socket
-        .send(request.param("id").as_bytes())
+    let socket = connect(([127, 0, 0, 1], 1).into()).expect("a socket");
+    (&socket)
+        .write_all(request.param("id").as_bytes())
         .expect("there is room");
     let deadline = now() + Duration::from_secs(10);
-    let then = move |watched: Watched| {
+    let then = move |socket: Socket| {
         let mut buffer = [0; 8];
-        let read = watched
-            .socket
-            .recv(&mut buffer)
+        let read = (&socket)
+            .read(&mut buffer)
             .expect("an answer, or that it is too late");
         let response = if read == 0 {
             let _ = echo(&request);
@@ -137,7 +137,7 @@ fn behind(lease: Lease<State>, request: Request) {
         };
         lease.respond(request, Ok(response));
     };
-    watch(Watched::new(socket), Interest::Read, deadline, then).expect("a place for the watch");
+    watch(socket, Interest::Read, deadline, then).expect("a place for the watch");
 }
 
 const ROUTES: &[Route<State>] = &[
@@ -238,15 +238,15 @@ impl Setup {
             bulkheads: vec![Arc::clone(&bulkhead) as Arc<dyn Submit>],
             hosts: Vec::new(),
         };
-        let poller = Poller::new().expect("a kernel");
-        let listener = Listener::bind(([127, 0, 0, 1], 1).into(), false, Duration::ZERO);
-        let sockets = (poller, listener.expect("a kernel"));
+        let listener = poller::bind(([127, 0, 0, 1], 1).into(), false, Duration::ZERO);
+        let listener = listener.expect("a kernel");
         let workers = (
             thread_rng().gen_range(1..3),
             start_worker as fn(Arc<Core>) -> bool,
         );
         let metrics = METRICS.with(Metrics::clone);
-        let core = Core::new(router, &limits, None, &metrics, sockets, workers);
+        let core = Core::new(router, &limits, None, &metrics, listener, workers);
+        let core = core.expect("a kernel");
         assert!(core.workers.start_missing());
         let (publisher, service) = (Arc::clone(&later), Arc::clone(&kernel));
         let threads = vec![
@@ -289,7 +289,7 @@ impl Setup {
             thread.join().expect("no panic");
         }
         // Of a request whose client has had its 503, the service behind may still be asked.
-        self.core.watches.sweep(|_, _| true, drop);
+        self.core.watches.sweep(|_, _| true).for_each(drop);
         assert!(self.bulkhead.is_at_rest());
         let handled = HANDLED.with_borrow(HashMap::clone);
         assert!(handled.values().all(|times| *times == 1), "{handled:?}");

@@ -1,13 +1,16 @@
 //! One thread that sees to every deadline, a few times a second, and to the end.
 
-use std::sync::Arc;
+use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Peer};
-use super::poller::Interest;
+use super::accept::accept;
+use super::core::Core;
+use super::peer::Peer;
+use super::poller::{Interest, ignore_newcomers};
 use super::table::{Owned, Parked};
-use super::worker::{accept, refuse};
+use super::watch::Watch;
+use super::worker::refuse;
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::lock;
@@ -28,9 +31,7 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
 /// Another process listens on the port: whoever connects is for it from now on, and whoever is about to
 /// be connected here still comes in.
 pub(crate) fn hand_over(core: &Core) {
-    let ignored = lock(&core.listener)
-        .as_ref()
-        .map(|listener| listener.ignore_newcomers());
+    let ignored = lock(&core.listener).as_ref().map(ignore_newcomers);
     if let Some(Err(error)) = ignored {
         log::warn!(cause = error.to_string().as_str(); "a connection may be lost");
     }
@@ -57,54 +58,50 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
         let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
         cut || at_last && unanswered || peer.connection.deadline() <= now
     };
-    core.table.sweep(is_over, |peer| end(core, peer, now, cut));
-    core.watches.sweep(
-        |_, watch| {
-            if cut || watch.deadline <= now {
-                // Its event comes at once, and a worker sees that it is too late.
-                watch.watched.socket.shut_down();
-            }
-            false
-        },
-        drop,
-    );
+    for peer in core.table.sweep(is_over) {
+        end(core, peer, now, cut);
+    }
+    let look = |_, watch: &Watch| {
+        if cut || watch.deadline <= now {
+            // Its event comes at once, and a worker sees that it is too late.
+            let _ = watch.socket.shutdown(Shutdown::Both);
+        }
+        false
+    };
+    core.watches.sweep(look).for_each(drop);
     crate::log::flush();
     if drained.is_none() {
-        if core.accept_paused.load(Ordering::SeqCst) {
-            core.arm_listener();
-        }
+        core.arm_listener();
         return true;
     }
     // A worker looks once more at each idle one before it closes it.
     let may_go = |parked, peer: &Peer| parked == Parked::Armed && peer.may_be_closed(now);
-    core.table.sweep(may_go, |mut peer| {
+    for mut peer in core.table.sweep(may_go) {
         peer.connection.drain();
         core.arm(peer, Interest::Write);
-    });
+    }
     core.table.used() + core.watches.used() > 0
 }
 
 /// The deadline of a connection has passed.
 fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
-    let head = peer.connection.head().map(Arc::clone);
+    let head = peer.connection.head().cloned();
     if cut {
         peer.connection.truncate();
     }
     let streaming = peer.connection.is_streaming();
-    let problem = peer.connection.on_deadline(now);
-    match (problem, head) {
-        (Some(problem), Some(head)) => core.answer(peer, &head, Err(problem), None),
+    match (peer.connection.on_deadline(now), head) {
+        (Some(problem), Some(_)) => core.answer(peer, Err(problem), None),
         (Some(problem), None) => refuse(core, peer, problem),
-        (None, head) => {
-            if let Some(head) = head.filter(|_| streaming) {
-                let mut outcome = Outcome {
-                    status: 200,
-                    ..Outcome::default()
-                };
-                outcome.truncate("an answer stopped midway, and was broken off");
-                access_log::tell(&core.metrics, &head, &outcome, now);
-            }
+        (None, Some(head)) if streaming => {
+            let mut outcome = Outcome {
+                status: 200,
+                ..Outcome::default()
+            };
+            outcome.truncate("an answer stopped midway, and was broken off");
+            access_log::tell(&core.metrics, &head, &outcome, now);
             core.settle(peer);
         }
+        _ => core.settle(peer),
     }
 }

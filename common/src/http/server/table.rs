@@ -2,24 +2,26 @@
 //! the thread that took it out. An index is used again under another generation.
 
 use std::ops::{Deref, DerefMut};
+use std::time::Instant;
 
-use crate::http::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-    lock,
-};
+use crate::http::sync::{Mutex, lock};
 
-/// Names a connection for as long as it lives: an index, and in the upper half its generation.
+/// Names a connection for as long as it lives: an index, the table that it is in, and in the upper
+/// half a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token(pub(super) u64);
 
+/// What a token has besides, in each of the tables.
+pub(crate) const PEERS: u64 = 0;
+pub(crate) const WATCHES: u64 = 1 << 31;
+
 impl Token {
-    fn new(index: usize, generation: u32) -> Self {
-        Self(u64::from(generation) << 32 | index as u64)
+    fn index(self) -> usize {
+        (self.0 & (WATCHES - 1)) as usize
     }
 
-    fn index(self) -> usize {
-        usize::try_from(self.0 & 0xffff_ffff).unwrap_or(usize::MAX)
+    fn next_generation(self) -> Self {
+        Self(self.0.wrapping_add(1 << 32))
     }
 }
 
@@ -32,55 +34,35 @@ pub(crate) enum Parked {
     Waiting,
 }
 
-enum State<P> {
-    Free,
-    Owned,
-    Parked(Parked, Box<P>),
+struct Entry<P> {
+    /// Of the connection that is there, or of the next one.
+    token: Token,
+    /// None where the place is free, or the connection is owned by a thread.
+    parked: Option<(Parked, Box<P>)>,
 }
 
-struct Entry<P> {
-    generation: u32,
-    state: State<P>,
+#[derive(Default)]
+struct Places {
+    /// Of those that were used before.
+    free: Vec<usize>,
+    /// No place at or above this index was ever used.
+    high: usize,
 }
 
 pub(crate) struct Table<P> {
     entries: Box<[Mutex<Entry<P>>]>,
-    free: Mutex<Vec<usize>>,
-    used: AtomicUsize,
-    /// No entry at or above this index was ever used.
-    high: AtomicUsize,
+    places: Mutex<Places>,
 }
 
-/// A place in the table whose connection belongs to this thread alone. Dropping it closes the
-/// connection and gives the place back.
+/// A connection that belongs to this thread alone. Dropping it closes the connection and gives its
+/// place back.
 pub(crate) struct Owned<'t, P> {
     table: &'t Table<P>,
     token: Token,
     peer: Option<Box<P>>,
 }
 
-/// A place without a connection; dropping it gives it back.
-pub(crate) struct Place<'t, P>(Owned<'t, P>);
-
-impl<'t, P> Place<'t, P> {
-    pub(crate) fn fill(mut self, peer: P) -> Owned<'t, P> {
-        self.0.peer = Some(Box::new(peer));
-        self.0
-    }
-}
-
-impl<'t, P> Owned<'t, P> {
-    /// Closes the connection, and keeps its place for another.
-    pub(crate) fn vacate(mut self) -> Place<'t, P> {
-        self.peer = None;
-        let index = self.token.index();
-        let mut entry = lock(&self.table.entries[index]);
-        entry.generation = entry.generation.wrapping_add(1);
-        self.token = Token::new(index, entry.generation);
-        drop(entry);
-        Place(self)
-    }
-
+impl<P> Owned<'_, P> {
     pub(crate) fn token(&self) -> Token {
         self.token
     }
@@ -96,7 +78,7 @@ impl<'t, P> Owned<'t, P> {
         let Some(peer) = self.peer.take() else { return };
         let mut entry = lock(&self.table.entries[self.token.index()]);
         arm(&peer);
-        entry.state = State::Parked(parked, peer);
+        entry.parked = Some((parked, peer));
         drop(entry);
         std::mem::forget(self);
     }
@@ -121,118 +103,104 @@ impl<P> Drop for Owned<'_, P> {
         // Before another connection may have the place.
         self.peer = None;
         let index = self.token.index();
-        {
-            let mut entry = lock(&self.table.entries[index]);
-            entry.generation = entry.generation.wrapping_add(1);
-            entry.state = State::Free;
-        }
-        lock(&self.table.free).push(index);
-        self.table.used.fetch_sub(1, Ordering::SeqCst);
+        let mut entry = lock(&self.table.entries[index]);
+        entry.token = entry.token.next_generation();
+        drop(entry);
+        lock(&self.table.places).free.push(index);
     }
 }
 
 impl<P> Table<P> {
-    pub(crate) fn new(capacity: usize) -> Self {
-        let entry = || {
-            Mutex::new(Entry {
-                generation: 0,
-                state: State::Free,
-            })
+    /// `kind` is [`PEERS`] or [`WATCHES`].
+    pub(crate) fn new(kind: u64, capacity: usize) -> Self {
+        let entry = |index| {
+            let (token, parked) = (Token(kind | index as u64), None);
+            Mutex::new(Entry { token, parked })
         };
         Self {
-            entries: (0..capacity).map(|_| entry()).collect(),
-            free: Mutex::new((0..capacity).rev().collect()),
-            used: AtomicUsize::new(0),
-            high: AtomicUsize::new(0),
+            entries: (0..capacity).map(entry).collect(),
+            places: Mutex::default(),
         }
-    }
-
-    pub(crate) fn used(&self) -> usize {
-        self.used.load(Ordering::SeqCst)
     }
 
     pub(crate) fn capacity(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many places are free.
-    pub(crate) fn left(&self) -> usize {
-        self.capacity() - self.used()
+    pub(crate) fn used(&self) -> usize {
+        let places = lock(&self.places);
+        places.high - places.free.len()
     }
 
-    /// A place for a new connection; None where all are taken.
-    pub(crate) fn insert(&self) -> Option<Place<'_, P>> {
-        let index = lock(&self.free).pop()?;
-        self.used.fetch_add(1, Ordering::SeqCst);
-        self.high.fetch_max(index + 1, Ordering::SeqCst);
-        let mut entry = lock(&self.entries[index]);
-        entry.state = State::Owned;
-        let token = Token::new(index, entry.generation);
-        Some(Place(Owned {
+    /// A place for a new connection, which the caller owns; None where all are taken.
+    pub(crate) fn insert(&self, peer: P) -> Option<Owned<'_, P>> {
+        let mut places = lock(&self.places);
+        let index = places.free.pop().unwrap_or(places.high);
+        let token = lock(self.entries.get(index)?).token;
+        places.high = places.high.max(index + 1);
+        Some(Owned {
             table: self,
             token,
-            peer: None,
-        }))
+            peer: Some(Box::new(peer)),
+        })
     }
 
     /// Makes the caller the owner, if the connection is still there and was left for that.
     pub(crate) fn take(&self, token: Token, expected: Parked) -> Option<Owned<'_, P>> {
-        let mut entry = lock(self.entries.get(token.index())?);
-        if Token::new(token.index(), entry.generation) != token {
-            return None;
-        }
-        self.take_if(&mut entry, token, |parked, _| parked == expected)
+        self.take_if(token.index(), |found, parked, _| {
+            found == token && parked == expected
+        })
     }
 
-    /// Looks at a connection that waits for its answer; false where it does so no more.
-    pub(crate) fn with_waiting(&self, token: Token, look: impl FnOnce(&mut P)) -> bool {
-        let Some(entry) = self.entries.get(token.index()) else {
-            return false;
-        };
-        let mut entry = lock(entry);
-        if Token::new(token.index(), entry.generation) != token {
-            return false;
-        }
-        let State::Parked(Parked::Waiting, peer) = &mut entry.state else {
-            return false;
-        };
-        look(peer);
-        true
-    }
-
-    /// Takes each parked connection that `wanted` chooses, and hands it to `owner`.
-    pub(crate) fn sweep<'t>(
-        &'t self,
+    /// Takes each parked connection that `wanted` chooses.
+    pub(crate) fn sweep(
+        &self,
         mut wanted: impl FnMut(Parked, &P) -> bool,
-        mut owner: impl FnMut(Owned<'t, P>),
-    ) {
-        for index in 0..self.high.load(Ordering::SeqCst) {
-            let mut entry = lock(&self.entries[index]);
-            let token = Token::new(index, entry.generation);
-            let found = self.take_if(&mut entry, token, &mut wanted);
-            drop(entry);
-            if let Some(found) = found {
-                owner(found);
-            }
-        }
+    ) -> impl Iterator<Item = Owned<'_, P>> {
+        let high = lock(&self.places).high;
+        (0..high)
+            .filter_map(move |index| self.take_if(index, |_, parked, peer| wanted(parked, peer)))
+    }
+
+    /// Of the parked connections that `since` has a time for, takes those with the earliest: an
+    /// eighth of them, but at least one and at most `most`.
+    pub(crate) fn take_earliest(
+        &self,
+        most: usize,
+        since: impl Fn(Parked, &P) -> Option<Instant>,
+    ) -> Vec<Owned<'_, P>> {
+        let mut times = Vec::new();
+        let look = |parked, peer: &P| {
+            times.extend(since(parked, peer));
+            false
+        };
+        self.sweep(look).for_each(drop);
+        times.sort_unstable();
+        let mut left = most.min(times.len() / 8 + 1);
+        let Some(&last) = times.get(left - 1) else {
+            return Vec::new();
+        };
+        let choose = |parked, peer: &P| {
+            let chosen = left > 0 && since(parked, peer).is_some_and(|since| since <= last);
+            left -= usize::from(chosen);
+            chosen
+        };
+        self.sweep(choose).collect()
     }
 
     fn take_if(
         &self,
-        entry: &mut Entry<P>,
-        token: Token,
-        wanted: impl FnOnce(Parked, &P) -> bool,
+        index: usize,
+        wanted: impl FnOnce(Token, Parked, &P) -> bool,
     ) -> Option<Owned<'_, P>> {
-        match std::mem::replace(&mut entry.state, State::Owned) {
-            State::Parked(parked, peer) if wanted(parked, &peer) => Some(Owned {
-                table: self,
-                token,
-                peer: Some(peer),
-            }),
-            other => {
-                entry.state = other;
-                None
-            }
-        }
+        let mut entry = lock(self.entries.get(index)?);
+        let token = entry.token;
+        let wanted = |(parked, peer): &mut (Parked, Box<P>)| wanted(token, *parked, peer);
+        let (_, peer) = entry.parked.take_if(wanted)?;
+        Some(Owned {
+            table: self,
+            token,
+            peer: Some(peer),
+        })
     }
 }

@@ -47,13 +47,13 @@ fn watched_panics(lease: Lease<()>, request: Request) {
         .expect("text")
         .parse()
         .expect("an address");
-    let watched = Watched::new(Socket::connect(address).expect("a socket"));
+    let socket = connect(address).expect("a socket");
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     let then = move |_| {
         let _held = (lease, request);
         panic!("as the test wants it")
     };
-    watch(watched, Interest::Write, deadline, then).expect("a place");
+    watch(socket, Interest::Write, deadline, then).expect("a place");
 }
 
 fn stream(good_pieces: usize) -> Response<'static> {

@@ -2,33 +2,27 @@
 //! networks where nobody is a stranger: one request can end its process.
 
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use tiny_http::{Header, StatusCode};
 
 use super::config::HttpConfig;
-use super::core::with_date;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{Request, Respond, Slot};
 use crate::http::message::request_id::request_id;
-use crate::http::message::response::{Body, HandlerResult, Response};
+use crate::http::message::response::{Body, Fill, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::router::Router;
-use crate::http::sync::now;
+use crate::http::sync::{date, now};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
 /// How often a worker looks up from `recv`.
 const ROUND: Duration = Duration::from_millis(50);
-
-pub(crate) struct Engine {
-    pub(crate) address: SocketAddr,
-    workers: Vec<JoinHandle<()>>,
-}
 
 struct Shared {
     server: tiny_http::Server,
@@ -37,89 +31,73 @@ struct Shared {
     body_bytes_max: usize,
 }
 
-impl Engine {
-    pub(crate) fn start(
-        config: &HttpConfig,
-        router: Router,
-        metrics: &Metrics,
-        shutdown: &Shutdown,
-    ) -> io::Result<Self> {
-        if config.tls.is_some() {
-            return Err(io::Error::other("tiny_http is built without TLS"));
-        }
-        let listener = TcpListener::bind(config.address)?;
-        let address = listener.local_addr()?;
-        let workers = router.slots() + 1;
-        let shared = Arc::new(Shared {
-            server: tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?,
-            router,
-            metrics: metrics.clone(),
-            body_bytes_max: config.limits.framing.body_bytes,
-        });
-        let spawn = |_| {
-            let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
-            thread::Builder::new().spawn(move || shared.work(&shutdown))
-        };
-        let workers = (0..workers).map(spawn).collect::<io::Result<Vec<_>>>()?;
-        log::info!(address = address.to_string().as_str(), workers = workers.len(); "listening");
-        Ok(Self { address, workers })
+/// Where it listens, and what waits for its end.
+pub(crate) fn start(
+    config: &HttpConfig,
+    router: Router,
+    metrics: &Metrics,
+    shutdown: &Shutdown,
+) -> io::Result<(SocketAddr, impl FnOnce() + Send + Sync + 'static)> {
+    if config.tls.is_some() {
+        return Err(io::Error::other("tiny_http is built without TLS"));
     }
+    let listener = TcpListener::bind(config.address)?;
+    let (address, workers) = (listener.local_addr()?, router.slots() + 1);
+    let shared = Arc::new(Shared {
+        server: tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?,
+        router,
+        metrics: metrics.clone(),
+        body_bytes_max: config.limits.framing.body_bytes,
+    });
+    let spawn = |_| {
+        let (shared, shutdown) = (Arc::clone(&shared), shutdown.clone());
+        thread::Builder::new().spawn(move || work(&shared, &shutdown))
+    };
+    let threads = (0..workers).map(spawn).collect::<io::Result<Vec<_>>>()?;
+    log::info!(address = address.to_string().as_str(), workers; "listening");
+    Ok((address, || {
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }))
+}
 
-    pub(crate) fn join(self) {
-        self.workers
-            .into_iter()
-            .for_each(|worker| drop(worker.join()));
+fn work(shared: &Arc<Shared>, shutdown: &Shutdown) {
+    while let Ok(received) = shared.server.recv_timeout(ROUND) {
+        match received {
+            Some(from) => take(shared, from),
+            None if shutdown.is_requested() => return,
+            None => shared.router.sweep(now()),
+        }
+        crate::log::flush();
     }
 }
 
-impl Shared {
-    fn work(self: &Arc<Self>, shutdown: &Shutdown) {
-        while let Ok(received) = self.server.recv_timeout(ROUND) {
-            match received {
-                Some(from) => self.take(from),
-                None if shutdown.is_requested() => return,
-                None => self.router.sweep(now()),
-            }
-            crate::log::flush();
-        }
+fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
+    let client = from.remote_addr().map(SocketAddr::ip);
+    let client = client.map_or(Ipv4Addr::LOCALHOST.into(), |ip| ip.to_canonical());
+    let mut head = Head::new(from.method().as_str(), from.url(), client, false, now());
+    for Header { field, value } in from.headers() {
+        let (name, value) = (field.as_str().as_str(), value.as_str().as_bytes());
+        head.headers.push(name, value);
     }
-
-    fn take(self: &Arc<Self>, mut from: tiny_http::Request) {
-        let client = from
-            .remote_addr()
-            .map_or(Ipv4Addr::LOCALHOST.into(), SocketAddr::ip);
-        let given = from
-            .headers()
-            .iter()
-            .find(|header| header.field.equiv("x-request-id"));
-        let (method, client) = (from.method().as_str(), IpAddr::to_canonical(&client));
-        let mut head = Head::new(method, from.url(), client, false, now());
-        head.request_id = request_id(given.map(|header| header.value.as_str().as_bytes()));
-        for Header { field, value } in from.headers() {
-            head.headers
-                .push(field.as_str().as_str(), value.as_str().as_bytes());
+    head.request_id = request_id(head.header("x-request-id").map(str::as_bytes));
+    let decided = shared.router.admit(&mut head).transpose();
+    let (mut body, limit) = (Vec::new(), shared.body_bytes_max);
+    let mut reader = from.as_reader().take(limit as u64 + 1);
+    let read = reader.read_to_end(&mut body);
+    let (head, shared) = (Arc::new(head), Arc::clone(shared));
+    let responder = Box::new(Responder { from, shared });
+    let decided = match (decided, read) {
+        (None, Ok(bytes)) if bytes <= limit => {
+            let shared = Arc::clone(&responder.shared);
+            return shared.router.submit(Request::new(head, body, responder));
         }
-        let decided = self.router.admit(&mut head).transpose();
-        let (mut body, limit) = (Vec::new(), self.body_bytes_max);
-        let read = from
-            .as_reader()
-            .take(limit as u64 + 1)
-            .read_to_end(&mut body);
-        let head = Arc::new(head);
-        let responder = Box::new(Responder {
-            from,
-            shared: Arc::clone(self),
-        });
-        let answer = match (decided, read) {
-            (None, Ok(bytes)) if bytes <= limit => {
-                return self.router.submit(Request::new(head, body, responder));
-            }
-            (Some(decided), _) => decided,
-            (None, Ok(_)) => Err(Problem::content_too_large(limit)),
-            (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
-        };
-        responder.respond(&head, answer, None);
-    }
+        (Some(decided), _) => decided,
+        (None, Ok(_)) => Err(Problem::content_too_large(limit)),
+        (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
+    };
+    responder.respond(&head, decided, None);
 }
 
 struct Responder {
@@ -133,16 +111,7 @@ impl Respond for Responder {
     }
 
     fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
-        let cause = result
-            .as_ref()
-            .err()
-            .and_then(|problem| problem.cause.clone());
-        let response = result.unwrap_or_else(|p| Response::of_problem(p, &head.request_id));
-        let mut outcome = Outcome {
-            status: response.status,
-            truncated: false,
-            cause,
-        };
+        let (response, mut outcome) = Outcome::of(result, head);
         if let Err(error) = send(self.from, response, &head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));
         }
@@ -152,48 +121,31 @@ impl Respond for Responder {
 
 fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> io::Result<()> {
     let mut lines = Vec::new();
-    with_date(|date| response.write_head(&mut lines, request_id, false, date));
-    let header = |line: &[u8]| {
-        let colon = line.iter().position(|byte| *byte == b':')?;
-        Header::from_bytes(&line[..colon], line[colon + 1..].trim_ascii()).ok()
+    response.write_head(&mut lines, request_id, false, &date());
+    let lines = String::from_utf8_lossy(&lines);
+    let headers = lines.lines().skip(1).filter_map(|line| line.parse().ok());
+    let (length, first, fill): (_, _, Fill<'_>) = match response.body {
+        Body::Empty => (Some(0), Vec::new(), Box::new(|_| Ok(()))),
+        Body::Bytes(bytes) => (Some(bytes.len() as u64), bytes, Box::new(|_| Ok(()))),
+        Body::Stream(stream) => (stream.length, Vec::new(), stream.fill),
     };
-    let headers = lines
-        .split(|byte| *byte == b'\n')
-        .skip(1)
-        .filter_map(header)
-        .collect();
-    let (content, length): (Box<dyn Read>, _) = match response.body {
-        Body::Empty => (Box::new(io::empty()), Some(0)),
-        Body::Bytes(bytes) => (Box::new(io::Cursor::new(bytes.clone())), Some(bytes.len())),
-        Body::Stream(mut stream) => {
-            let length = stream
-                .length
-                .and_then(|length| usize::try_from(length).ok());
-            let piece = move |piece: &mut Vec<u8>| {
-                (stream.fill)(piece).map_err(|problem| io::Error::other(problem.detail))
-            };
-            (Box::new(Pieces(piece, io::Cursor::default())), length)
-        }
-    };
-    let status = StatusCode(response.status);
-    from.respond(tiny_http::Response::new(
-        status, headers, content, length, None,
-    ))
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let (status, headers) = (StatusCode(response.status), headers.collect());
+    let content = Pieces(io::Cursor::new(first), fill);
+    let answer = tiny_http::Response::new(status, headers, content, length, None);
+    from.respond(answer)
 }
 
-/// What makes the pieces of a stream, and the one at hand.
-struct Pieces<F>(F, io::Cursor<Vec<u8>>);
+/// The piece of a stream that is at hand, and what makes the others.
+struct Pieces<'a>(io::Cursor<Vec<u8>>, Fill<'a>);
 
-impl<F: FnMut(&mut Vec<u8>) -> io::Result<()>> Read for Pieces<F> {
+impl Read for Pieces<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.1.read(buffer)? {
-            0 => {
-                let mut piece = Vec::new();
-                (self.0)(&mut piece)?;
-                self.1 = io::Cursor::new(piece);
-                self.1.read(buffer)
-            }
-            bytes => Ok(bytes),
+        if self.0.position() == self.0.get_ref().len() as u64 {
+            self.0 = io::Cursor::default();
+            let made = (self.1)(self.0.get_mut());
+            made.map_err(|problem| io::Error::other(problem.detail))?;
         }
+        self.0.read(buffer)
     }
 }

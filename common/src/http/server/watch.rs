@@ -2,17 +2,25 @@
 //! a worker goes on with it.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::core::{Core, Watched};
-use super::poller::Interest;
+use super::core::Core;
+use super::poller::{Interest, Socket, wait_for};
+use super::table::Parked;
 use crate::http::sync::{now, thread_local};
 
 thread_local! {
     /// The server that this thread works for.
     static CORE: RefCell<Weak<Core>> = const { RefCell::new(Weak::new()) };
+}
+
+pub(crate) struct Watch {
+    pub(crate) socket: Socket,
+    pub(crate) deadline: Instant,
+    /// Goes on when the socket is ready, or, shut down, when the deadline has passed.
+    pub(crate) then: Box<dyn FnOnce(Socket) + Send>,
 }
 
 /// The calling thread works for this server.
@@ -24,18 +32,25 @@ pub(crate) fn enter(core: &Arc<Core>) {
 /// is shut down by then. To be called by handlers, and by what was watched before; on a thread of
 /// another engine it waits.
 pub fn watch(
-    watched: Watched,
+    socket: Socket,
     interest: Interest,
     deadline: Instant,
-    then: impl FnOnce(Watched) + Send + 'static,
+    then: impl FnOnce(Socket) + Send + 'static,
 ) -> io::Result<()> {
-    let core = CORE.with(|core| core.borrow().upgrade());
-    if let Some(core) = core {
-        return core.watch(watched, interest, deadline, Box::new(then));
-    }
-    let _ = watched
-        .socket
-        .wait(interest, deadline.saturating_duration_since(now()));
-    then(watched);
+    let Some(core) = CORE.with(|core| core.borrow().upgrade()) else {
+        let _ = wait_for(&socket, interest, deadline.saturating_duration_since(now()));
+        then(socket);
+        return Ok(());
+    };
+    let watch = core.watches.insert(Watch {
+        socket,
+        deadline,
+        then: Box::new(then),
+    });
+    let watch = watch.ok_or(ErrorKind::OutOfMemory)?;
+    let token = watch.token();
+    watch.park(Parked::Armed, |watch| {
+        core.poller.arm(&watch.socket, token, interest);
+    });
     Ok(())
 }

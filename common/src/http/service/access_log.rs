@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::refusals::refusals;
 use crate::http::message::head::Head;
+use crate::http::message::response::{HandlerResult, Response};
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
 
@@ -21,6 +22,18 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// What a handler has made of a request, as its client and the log are told.
+    pub(crate) fn of<'a>(result: HandlerResult<'a>, head: &Head) -> (Response<'a>, Self) {
+        let cause = result.as_ref().err().and_then(|error| error.cause.clone());
+        let response = result.unwrap_or_else(|p| Response::of_problem(p, &head.request_id));
+        let outcome = Self {
+            status: response.status,
+            truncated: false,
+            cause,
+        };
+        (response, outcome)
+    }
+
     pub(crate) fn truncate(&mut self, cause: impl Into<String>) {
         self.truncated = true;
         self.cause = Some(cause.into());

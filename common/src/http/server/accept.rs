@@ -1,0 +1,118 @@
+//! From the listener into the table, and what becomes of newcomers where it is full.
+
+use std::io::{ErrorKind, Write};
+use std::net::{IpAddr, Shutdown};
+
+use super::budget::network;
+use super::core::Core;
+use super::peer::Peer;
+use super::poller::{Interest, LISTENER, Socket};
+use super::table::{Owned, Parked};
+use super::transport::Transport;
+use crate::http::connection::Connection;
+use crate::http::message::problem::Problem;
+use crate::http::message::response::Response;
+use crate::http::sync::atomic::Ordering;
+use crate::http::sync::{date, lock, now};
+
+/// So many places are for clients of this machine.
+const OPERATORS: usize = 8;
+
+/// How many idle connections make room at once where there are too many.
+const EVICTED: usize = 32;
+
+/// Accepts some connections; the last one is returned, the others are armed.
+pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
+    // Locked until the connections are in the table: a drain that closes the listener finds them.
+    let listener = lock(&core.listener);
+    let listener = listener.as_ref()?;
+    let mut last = None;
+    for _ in 0..many {
+        let accepted = listener.accept().and_then(|(socket, address)| {
+            socket.set_nonblocking(true)?;
+            // A listener for IPv6 sees IPv4 clients in a form of its own.
+            Ok((socket, address.ip().to_canonical()))
+        });
+        let (socket, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => break,
+                // A client left before it was accepted.
+                ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => continue,
+                _ => {
+                    // Out of descriptors or memory: connections wait in the kernel meanwhile.
+                    if !core.accept_paused.swap(true, Ordering::SeqCst) {
+                        log::error!(cause = error.to_string().as_str(); "cannot accept");
+                    }
+                    return last;
+                }
+            },
+        };
+        if let Some(peer) = admit(core, socket, client)
+            && let Some(previous) = last.replace(peer)
+        {
+            core.arm(previous, Interest::Read);
+        }
+    }
+    core.poller.arm(listener, LISTENER, Interest::Read);
+    last
+}
+
+fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
+    // The last places are for whoever sits at this machine and has to see what is wrong.
+    let reserved = if client.is_loopback() {
+        0
+    } else {
+        OPERATORS.min(core.table.capacity() / 16)
+    };
+    let mut reservation = None;
+    if core.table.used() + reserved < core.table.capacity() || evict(core, None) {
+        reservation = core.budget.admit(client);
+        if reservation.is_none() && evict(core, Some(client)) {
+            reservation = core.budget.admit(client);
+        }
+    }
+    let Some(reservation) = reservation else {
+        reject(core, &socket, client);
+        return None;
+    };
+    let transport = Transport::new(socket, core.tls.as_ref())
+        .inspect_err(|error| {
+            log::error!(cause = error.to_string().as_str(); "cannot begin a TLS session");
+        })
+        .ok()?;
+    core.accept_paused.store(false, Ordering::SeqCst);
+    core.table.insert(Peer {
+        transport,
+        connection: Connection::new(&core.limits, client, core.tls.is_some(), now()),
+        decided: None,
+        reservation,
+    })
+}
+
+/// Closes those that were idle for longest, of all or of one client; false where there are none.
+fn evict(core: &Core, client: Option<IpAddr>) -> bool {
+    let (client, now) = (client.map(network), now());
+    let idle = |parked, peer: &Peer| {
+        let may_go = parked == Parked::Armed
+            && client.is_none_or(|client| peer.reservation.client == client)
+            && peer.may_be_closed(now);
+        may_go.then(|| peer.connection.deadline())
+    };
+    !core.table.take_earliest(EVICTED, idle).is_empty()
+}
+
+/// Tells a client that there is no room for its connection, without reading a byte and without
+/// waiting for anything.
+fn reject(core: &Core, mut socket: &Socket, client: IpAddr) {
+    core.metrics.refused_connections.inc();
+    let mut connection = Connection::new(&core.limits, client, core.tls.is_some(), now());
+    let detail = "there are too many connections; try again";
+    let problem = Problem::unavailable(detail, "no place is left");
+    let problem = connection.refuse(problem, now());
+    let id = connection.head().map(|head| head.request_id.clone());
+    let response = Response::of_problem(problem, &id.unwrap_or_default());
+    connection.respond(response, &date(), now());
+    let _ = socket.write(connection.to_send());
+    let _ = socket.shutdown(Shutdown::Write);
+}

@@ -1,0 +1,64 @@
+//! A client's connection: its bytes, what they mean, and what it may take of memory.
+
+use std::io::{self, ErrorKind};
+use std::time::Instant;
+
+use super::budget::{Reservation, Use};
+use super::transport::Transport;
+use crate::http::connection::Connection;
+use crate::http::message::problem::Problem;
+use crate::http::message::response::HandlerResult;
+use crate::http::sync::now;
+
+pub(crate) struct Peer {
+    /// Before the socket, so that it is given back before the client can see the end.
+    pub(crate) reservation: Reservation,
+    pub(crate) connection: Connection,
+    /// The answer to the request whose body is passed over.
+    pub(crate) decided: Option<HandlerResult<'static>>,
+    pub(crate) transport: Transport,
+}
+
+impl Peer {
+    /// Reads what has arrived. It may be nothing that can be gone on with.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<(), Problem> {
+        match self.transport.recv(buffer) {
+            Ok(0) => self.connection.on_end(),
+            Ok(bytes) => self.connection.on_bytes(&buffer[..bytes]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                return Err(Problem::bad_request("this port speaks HTTPS"));
+            }
+            Err(_) => self.connection.on_error(),
+        }
+        let detail = "too many large requests at the same time; try again";
+        let grown = self.reservation.grow(self.held(), Use::Request);
+        grown.map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
+    }
+
+    /// Sends what the client takes; true where that was all there is to be sent.
+    pub(crate) fn send(&mut self) -> io::Result<bool> {
+        let mut send_all = || {
+            while !self.connection.to_send().is_empty() {
+                let sent = self.transport.send(self.connection.to_send())?;
+                self.connection.on_sent(sent, now());
+            }
+            self.transport.flush()
+        };
+        match send_all() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|()| true),
+        }
+    }
+
+    /// How many bytes are held here.
+    pub(crate) fn held(&self) -> usize {
+        let unsent = self.connection.to_send().len();
+        unsent.max(self.connection.held_input())
+    }
+
+    /// Whether closing it loses nothing.
+    pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
+        self.connection.may_be_closed(now) && !self.transport.is_handshaking()
+    }
+}
