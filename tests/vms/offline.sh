@@ -310,7 +310,7 @@ part_of() (
     systemctl() { :; }
     own_folders() { :; }
     wait_for_broker() { :; }
-    pg_lsclusters() { echo '15 main'; }
+    postgres_cluster() { echo '15 main'; }
     foreign_hba() { :; }
     foreign_broker() { :; }
     write_if_new() { cat >/dev/null; }
