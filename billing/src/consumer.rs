@@ -10,8 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
 use common::db::{Database, DbError};
-use common::log as logging;
-use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
+use common::metrics::Metrics;
 use common::outage::Outage;
 use common::process::StartError;
 use common::queue::{Link, LinkError, QueueConfig};
@@ -21,7 +20,8 @@ use crossbeam_channel::{Receiver, RecvError, select};
 use crate::config::ConsumerConfig;
 use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
-use crate::message::{Message, REASONS, Source};
+use crate::message::{Message, Source};
+use crate::report::Report;
 use crate::settle::{Settled, settle};
 use crate::store::{Fate, MIGRATIONS, RecordStore};
 
@@ -60,11 +60,10 @@ pub(crate) fn start(
     let database = Database::new(&config.database, MIGRATIONS);
     let mut consumer = Consumer {
         outage: Outage::none(Duration::from_millis(200), Duration::from_secs(3)),
-        lines: Lines::default(),
         queue: config.queue.clone(),
         store: RecordStore::new(&database, config.dead_letters_bytes_max),
         health,
-        counts: Counts::new(metrics),
+        report: Report::new(metrics),
         shutdown: shutdown.clone(),
     };
     let (ended, end) = crossbeam_channel::bounded(0);
@@ -76,154 +75,6 @@ pub(crate) fn start(
         })
         .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
     Ok(end)
-}
-
-struct Counts {
-    consumed: IntCounter,
-    recorded: IntCounter,
-    duplicate: IntCounter,
-    dead: IntCounterVec,
-    batch_orders: Histogram,
-    lag: IntGauge,
-}
-
-impl Counts {
-    fn new(metrics: &Metrics) -> Self {
-        let counter = |name, help| metrics.counter(name, help);
-        let dead = metrics.counters(
-            "orders_dead_total",
-            "Messages that became dead letters, by what was wrong.",
-            "reason",
-        );
-        for word in REASONS {
-            dead.with_label_values(&[word]);
-        }
-        Self {
-            dead,
-            consumed: counter(
-                "messages_consumed_total",
-                "Messages taken off the queue, those that came again included.",
-            ),
-            recorded: counter(
-                "orders_recorded_total",
-                "Orders recorded for the first time.",
-            ),
-            duplicate: counter(
-                "orders_duplicate_total",
-                "Orders that were recorded before.",
-            ),
-            batch_orders: metrics.sizes("order_batch_size", "Orders settled together."),
-            lag: metrics.gauge(
-                "order_lag_seconds",
-                "From the timestamp of the oldest order of the latest commit to that commit.",
-            ),
-        }
-    }
-
-    fn note(&self, settled: &Settled) {
-        let mut orders: u32 = 0;
-        let mut lag = 0;
-        for (message, fate) in settled {
-            match fate {
-                Fate::Recorded(_) => self.recorded.inc(),
-                Fate::Duplicate => self.duplicate.inc(),
-                Fate::Dead { reason, new: true } => {
-                    self.dead.with_label_values(&[reason.word]).inc();
-                }
-                Fate::Dead { .. } | Fate::Held(_) => {}
-            }
-            if let Fate::Recorded(_) | Fate::Duplicate = fate {
-                orders += 1;
-                lag = lag.max(message.age().unwrap_or(0));
-            }
-        }
-        if orders > 0 {
-            self.batch_orders.observe(f64::from(orders));
-            self.lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
-        }
-    }
-}
-
-/// Lines of the log about single messages: one for each order, the end of what the gateway's line
-/// with the same `message_id` began, and of all others no more than [`Lines::ODD_MAX`] a second, so
-/// that nobody fills a disk by publishing nonsense.
-struct Lines {
-    odd: usize,
-    untold: usize,
-    second: Instant,
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        Self {
-            odd: 0,
-            untold: 0,
-            second: Instant::now(),
-        }
-    }
-}
-
-impl Lines {
-    const ODD_MAX: usize = 100;
-
-    /// `since` is when the first of them was taken.
-    fn note(&mut self, settled: &Settled, since: Instant) {
-        let _gathering = logging::gather();
-        let ms = logging::logged_millis(since.elapsed());
-        for (message, fate) in settled {
-            let (order_id, text) = match fate {
-                Fate::Recorded(order_id) => (Some(*order_id), "order recorded"),
-                Fate::Duplicate => (None, "order already recorded"),
-                Fate::Dead { reason, .. } => {
-                    let text = "message put aside as a dead letter";
-                    self.note_odd(message, Some(reason.word), &reason.text, text);
-                    continue;
-                }
-                Fate::Held(_) if message.held => continue,
-                Fate::Held(cause) => {
-                    let text = "message held; it is tried again every second";
-                    self.note_odd(message, None, cause, text);
-                    continue;
-                }
-            };
-            log::info!(
-                target: "order",
-                message_id = message.id.as_deref(),
-                request_id = message.request_id.as_deref(),
-                order_id = order_id,
-                age_seconds = message.age(),
-                ms = ms;
-                "{text}"
-            );
-        }
-    }
-
-    fn note_odd(&mut self, message: &Message, reason: Option<&str>, cause: &str, text: &str) {
-        if self.odd == Self::ODD_MAX {
-            self.untold += 1;
-            return;
-        }
-        self.odd += 1;
-        log::warn!(
-            target: "order",
-            message_id = message.id.as_deref(),
-            request_id = message.request_id.as_deref(),
-            age_seconds = message.age(),
-            reason = reason,
-            cause = cause;
-            "{text}"
-        );
-    }
-
-    fn begin_second_when_due(&mut self) {
-        if self.second.elapsed() < TICK {
-            return;
-        }
-        if self.untold > 0 {
-            log::warn!(target: "order", count = self.untold; "more messages put aside or held");
-        }
-        *self = Self::default();
-    }
 }
 
 /// Why a session with both servers ended.
@@ -276,11 +127,10 @@ impl From<amiquip::Error> for Interruption {
 
 struct Consumer {
     outage: Outage,
-    lines: Lines,
     queue: QueueConfig,
     store: RecordStore,
     health: Health,
-    counts: Counts,
+    report: Report,
     shutdown: Shutdown,
 }
 
@@ -337,7 +187,7 @@ impl Consumer {
                 recv(self.shutdown.requested()) -> _ => {}
                 recv(deliveries) -> first => {
                     let batch = hand.take_batch(first)?;
-                    self.counts.consumed.inc_by(batch.len() as u64);
+                    self.report.took(batch.len());
                     self.settle(&mut hand, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
@@ -388,8 +238,7 @@ impl Consumer {
             .iter()
             .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
         self.health.state().note(&settled, since);
-        self.counts.note(&settled);
-        self.lines.note(&settled, since);
+        self.report.note(&settled, since);
         if progress {
             self.health.state().committed_at = Some(SystemTime::now());
             self.note_success();
@@ -407,7 +256,7 @@ impl Consumer {
 
     /// Tries held messages again, and finds out whether orders can be recorded.
     fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
-        self.lines.begin_second_when_due();
+        self.report.tick();
         let since = Instant::now();
         let (mut left, mut together) = (hand.held.len(), 1);
         while left > 0 && since.elapsed() < RETRIES_LIMIT {

@@ -11,6 +11,7 @@ mod consumer;
 mod health;
 mod ledger;
 mod message;
+mod report;
 mod settle;
 mod store;
 

@@ -252,6 +252,30 @@ fn a_replay_of_a_dead_letter_that_waits_for_a_lock_leaves_it_and_goes_on() {
 }
 
 #[test]
+fn a_replay_that_could_not_remove_its_dead_letter_records_nothing() {
+    let database = database();
+    put_aside(&database, None, "database", &order("nameless"));
+    database.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+         CREATE TRIGGER keep BEFORE DELETE ON dead_letters FOR EACH ROW EXECUTE FUNCTION keep()",
+    );
+
+    let replayed = run(&database, &["replay"]);
+
+    assert_eq!(
+        replayed,
+        ok(
+            "1: not now: PostgreSQL refused: a trigger or a policy of somebody else has passed a message \
+             over\n0 replayed, 1 remain\n"
+        )
+    );
+    assert_eq!((recorded(&database).len(), count_dead(&database)), (0, 1));
+    database.execute("DROP TRIGGER keep ON dead_letters");
+    assert_eq!(run(&database, &["replay"]), ok("1 replayed, 0 remain\n"));
+    assert_eq!((recorded(&database).len(), count_dead(&database)), (1, 0));
+}
+
+#[test]
 fn what_is_dropped_is_gone_and_nothing_else() {
     let database = database();
     for body in [&b"1"[..], b"2", b"3"] {

@@ -231,7 +231,8 @@ again() {
     "$@" || { sleep 5 && "$@"; } || { sleep 20 && "$@"; }
 }
 
-# install_cargo_deny: from source, the way that works on every machine that has cargo.
+# install_cargo_deny: from source, the way that works on every machine that has cargo. It is built
+# without optimization, which takes less time than it ever saves: a check needs three seconds.
 install_cargo_deny() {
     [[ $(cargo deny --version 2>/dev/null) != "cargo-deny $cargo_deny_version" ]] || return 0
     install_tool cargo-deny "$cargo_deny_version" \
@@ -241,7 +242,7 @@ install_cargo_deny() {
 
 fetch_cargo_deny() {
     require_executable "$TMPDIR" 'set TMPDIR to another folder'
-    cargo install --locked cargo-deny --version "$cargo_deny_version" --root "$1"
+    CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny --version "$cargo_deny_version" --root "$1"
 }
 
 # install_promtool: the one program of Debian's package that is wanted here. Installed, the package

@@ -11,9 +11,10 @@ provide_postgres() {
     step "Make the database ${SETTINGS[$1]} and its roles" make_database "${SETTINGS[$1]}" "${2:+${SETTINGS[$2]}}"
 }
 
-# postgres_cluster: the newest, in case an upgrade of Debian has left two.
+# postgres_cluster: the newest, in case an upgrade of Debian has left two. Who has a server's settings may
+# have it read any file, so it is read as that user.
 postgres_cluster() {
-    pg_lsclusters --no-header | sort -V | tail -n 1 | awk '{ print $1, $2 }'
+    as_user postgres pg_lsclusters --no-header | sort -V | tail -n 1 | awk '{ print $1, $2 }'
 }
 
 configure_cluster() {

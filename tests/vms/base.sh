@@ -5,6 +5,8 @@
 # for networks that need it. The product's scripts know nothing of either.
 set -euo pipefail
 
+# The folder for temporary files is one of this machine, not of the box.
+unset TMPDIR
 folder=$1
 release=${2:-bookworm}
 
@@ -45,7 +47,7 @@ trust_what_this_machine_trusts() {
     mapfile -t authorities < <(find /usr/local/share/ca-certificates -name '*.crt')
     ((${#authorities[@]} > 0)) || return 0
     cp "${authorities[@]}" "$folder/usr/local/share/ca-certificates/"
-    chroot "$folder" update-ca-certificates >/dev/null 2>&1
+    chroot "$folder" update-ca-certificates >/dev/null
     # Node brings a list of its own.
     echo 'cafile=/etc/ssl/certs/ca-certificates.crt' >"$folder/root/.npmrc"
 }

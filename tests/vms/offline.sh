@@ -310,7 +310,7 @@ part_of() (
     systemctl() { :; }
     own_folders() { :; }
     wait_for_broker() { :; }
-    pg_lsclusters() { echo '15 main'; }
+    postgres_cluster() { echo '15 main'; }
     foreign_hba() { :; }
     foreign_broker() { :; }
     write_if_new() { cat >/dev/null; }
@@ -345,9 +345,11 @@ nobody_types_for_root() {
 # on_terminal COMMANDS TEXT: what a shell with the functions of setup/ shows on a terminal of its own, at which
 # Ctrl-C is pressed when it shows TEXT, if that is one.
 on_terminal() {
-    python3 -I -c 'import os, pty, sys
+    python3 -I -c 'import os, pty, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
+    # Whoever runs this in the background may ignore it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp("bash", ["bash", "-p", "-c", sys.argv[1], "bash", sys.argv[3]])
 shown, pressed = b"", not sys.argv[2]
 while True:

@@ -205,7 +205,9 @@ impl RecordStore {
             if !put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)? {
                 return Ok(None);
             }
-            end_replays(&mut transaction, statements.texts, batch, &fates)?;
+            if !end_replays(&mut transaction, statements.texts, batch, &fates)? {
+                return Ok(None);
+            }
             transaction.batch_execute(BEFORE_COMMIT)?;
             transaction.commit()?;
             Ok(Some(fates))
@@ -213,7 +215,7 @@ impl RecordStore {
         match recorded {
             Ok(Some(fates)) => Ok(Ok(fates)),
             Ok(None) => {
-                let text = "a message is neither stored nor was it there already";
+                let text = "a trigger or a policy of somebody else has passed a message over";
                 Ok(Err(DbError::Violated(text.to_owned())))
             }
             Err(error) if begun => Ok(Err(error)),
@@ -379,29 +381,33 @@ fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
     letters.iter().map(of).collect()
 }
 
-/// Removes the dead letters that are orders now, and writes down why the others are none.
+/// Removes the dead letters that are orders now, and writes down why the others are none; false where
+/// one stays as it was: a policy of somebody else passes it over.
 fn end_replays(
     transaction: &mut Transaction<'_>,
     texts: Texts,
     batch: &[Message],
     fates: &[Fate],
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     for (message, fate) in batch.iter().zip(fates) {
         let Some(id) = message.dead_letter_id() else {
             continue;
         };
-        match fate {
+        let changed = match fate {
             Fate::Recorded(_) | Fate::Duplicate => {
-                transaction.execute("DELETE FROM dead_letters WHERE id = $1", &[&id])?;
+                transaction.execute("DELETE FROM dead_letters WHERE id = $1", &[&id])?
             }
             Fate::Dead { reason, .. } => {
                 let because = "UPDATE dead_letters SET reason = $2, detail = $3 WHERE id = $1";
-                transaction.execute(because, &[&id, &reason.word, &texts.fit(&reason.text)])?;
+                transaction.execute(because, &[&id, &reason.word, &texts.fit(&reason.text)])?
             }
-            Fate::Held(_) => {}
+            Fate::Held(_) => continue,
+        };
+        if changed == 0 {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
