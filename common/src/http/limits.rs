@@ -1,9 +1,13 @@
 //! The limits of the server: each a setting with a default, its unit in its name.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::message::framing::{FramingLimits, HEADERS_MAX};
 use crate::env::{ConfigError, Vars};
+
+/// So many places are for clients of this machine, and of the operator's.
+const OPERATORS: usize = 8;
 
 /// What a client may do to a listener, and for how long.
 #[derive(Debug, Clone)]
@@ -12,6 +16,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at the same time from one address.
     pub connections_per_client: usize,
+    /// Where an operator's programs are, beside this machine: the last places are kept for them.
+    pub operator: Option<IpAddr>,
     /// How large the parts of a request may be.
     pub(crate) framing: FramingLimits,
     /// Bytes of requests that are held in memory over all connections.
@@ -49,6 +55,7 @@ impl Limits {
         Ok(Self {
             connections: count("HTTP_CONNECTIONS_MAX", 4096)?,
             connections_per_client: count("HTTP_CONNECTIONS_PER_CLIENT_MAX", 2048)?,
+            operator: operator(vars)?,
             framing: FramingLimits {
                 request_line_bytes: count("HTTP_REQUEST_LINE_BYTES_MAX", 8 * 1024)?,
                 head_bytes: count("HTTP_HEAD_BYTES_MAX", 32 * 1024)?,
@@ -66,6 +73,22 @@ impl Limits {
             answer_time: seconds("HTTP_ANSWER_SECONDS", 30)?,
         })
     }
+
+    /// How many connections may be there already for that client to get one without another's being
+    /// closed: the last places are for whoever has to see what is wrong.
+    pub(crate) fn connections_before(&self, client: IpAddr) -> usize {
+        if client.is_loopback() || self.operator == Some(client) {
+            self.connections
+        } else {
+            self.connections - OPERATORS.min(self.connections / 16)
+        }
+    }
+}
+
+fn operator(vars: &Vars) -> Result<Option<IpAddr>, ConfigError> {
+    let key = "MONITORING_IP";
+    let address = vars.optional(key).map(str::parse).transpose();
+    address.map_err(|_| ConfigError::malformed(key, "an IP address such as 192.168.56.1"))
 }
 
 /// A variable from 1 to `max`.
@@ -81,5 +104,26 @@ pub(crate) fn number(
         Ok(number)
     } else {
         Err(ConfigError::malformed(key, &expected))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_places_are_for_this_machine_and_the_operator() {
+        let vars = |address: &str| {
+            let pairs = [("MONITORING_IP", address), ("HTTP_CONNECTIONS_MAX", "160")];
+            Limits::from_vars(&Vars::from_pairs(pairs))
+        };
+        let limits = vars("192.0.2.7").expect("limits");
+        let places = |client: &str| limits.connections_before(client.parse().expect("an address"));
+
+        assert_eq!(["127.0.0.1", "::1", "192.0.2.7"].map(places), [160; 3]);
+        assert_eq!(["192.0.2.8", "2001:db8::1"].map(places), [152; 2]);
+        assert_eq!(vars("").expect("limits").operator, None);
+        let error = vars("here").expect_err("no address").to_string();
+        assert!(error.contains("MONITORING_IP"), "{error}");
     }
 }

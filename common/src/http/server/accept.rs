@@ -15,9 +15,6 @@ use crate::http::message::response::Response;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, lock, now};
 
-/// So many places are for clients of this machine.
-const OPERATORS: usize = 8;
-
 /// How many idle connections make room at once where there are too many.
 const EVICTED: usize = 32;
 
@@ -59,14 +56,8 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 }
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
-    // The last places are for whoever sits at this machine and has to see what is wrong.
-    let reserved = if client.is_loopback() {
-        0
-    } else {
-        OPERATORS.min(core.table.capacity() / 16)
-    };
     let mut reservation = None;
-    if core.table.used() + reserved < core.table.capacity() || evict(core, None) {
+    if core.table.used() < core.limits.connections_before(client) || evict(core, None) {
         reservation = core.budget.admit(client);
         if reservation.is_none() && evict(core, Some(client)) {
             reservation = core.budget.admit(client);

@@ -123,10 +123,6 @@ impl<P> Table<P> {
         }
     }
 
-    pub(crate) fn capacity(&self) -> usize {
-        self.entries.len()
-    }
-
     pub(crate) fn used(&self) -> usize {
         let places = lock(&self.places);
         places.high - places.free.len()
