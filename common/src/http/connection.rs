@@ -85,7 +85,10 @@ pub(crate) struct Connection {
     input: Vec<u8>,
     /// The client sends nothing more.
     ended: bool,
+    /// Empty where all of it is sent.
     output: Vec<u8>,
+    /// How much of `output` is sent.
+    sent: usize,
     /// Of what was sent since the deadline was set.
     sent_in_time: usize,
     deadline: Instant,
@@ -109,6 +112,7 @@ impl Connection {
             input: Vec::new(),
             ended: false,
             output: Vec::new(),
+            sent: 0,
             sent_in_time: 0,
             deadline: now + limits.idle_time,
             unasked_since: Some(now),

@@ -19,16 +19,23 @@ impl Connection {
     /// The client holds a part of an answer, and must be able to tell.
     pub(crate) fn truncate(&mut self) {
         self.phase = Phase::Truncated;
-        self.output = Vec::new();
+        (self.output, self.sent) = (Vec::new(), 0);
     }
 
     pub(crate) fn to_send(&self) -> &[u8] {
-        &self.output
+        &self.output[self.sent..]
     }
 
     pub(crate) fn on_sent(&mut self, bytes: usize, now: Instant) {
-        self.output.drain(..bytes);
+        self.sent += bytes;
         self.sent_in_time += bytes;
+        // By halves: a client that takes little at a time costs no more than another, and no more
+        // memory is held than is accounted for.
+        if self.sent >= self.output.len() / 2 {
+            self.output.drain(..self.sent);
+            self.output.shrink_to_fit();
+            self.sent = 0;
+        }
         let is_answer = !matches!(self.phase, Phase::Body(..));
         if self.output.is_empty() {
             self.output = Vec::new();

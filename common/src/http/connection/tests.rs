@@ -430,7 +430,7 @@ fn bytes_of(all: &[Sent], change: Option<(Index, u8)>) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     /// However requests are split and answers taken, they come out as they were sent, one at a
     /// time, and each is answered in its turn, up to the one that asks to close; and every
