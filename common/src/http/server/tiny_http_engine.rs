@@ -55,11 +55,8 @@ pub(crate) fn start(
     };
     let threads = (0..workers).map(spawn).collect::<io::Result<Vec<_>>>()?;
     log::info!(address = address.to_string().as_str(), workers; "listening");
-    Ok((address, || {
-        for thread in threads {
-            let _ = thread.join();
-        }
-    }))
+    let join = || drop(threads.into_iter().map(thread::JoinHandle::join).last());
+    Ok((address, join))
 }
 
 fn work(shared: &Arc<Shared>, shutdown: &Shutdown) {
