@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::{Ready, SetReadiness};
 
-use crate::sanitizing::{FRAME_HEAD_BYTES, big_endian};
+/// Type, channel and length; the payload and one byte of end mark follow.
+pub(crate) const FRAME_HEAD_BYTES: usize = 7;
 
 /// Messages that are delivered and not done with may weigh so much together. One more is let in
 /// below it, of whatever size: otherwise a message that is larger would never arrive.
@@ -24,6 +25,12 @@ const CONTENT_BODY: u8 = 3;
 
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
+
+pub(crate) fn big_endian(bytes: &[u8]) -> usize {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | usize::from(*byte))
+}
 
 /// What is in hand, as its owner and the reader of the socket know it.
 pub(crate) struct Inflow {

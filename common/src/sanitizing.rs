@@ -12,10 +12,7 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
-use crate::inflow::{Door, Passage};
-
-/// Type, channel and length; the payload and one byte of end mark follow.
-pub(crate) const FRAME_HEAD_BYTES: usize = 7;
+use crate::inflow::{Door, FRAME_HEAD_BYTES, Passage, big_endian};
 
 /// Class, weight and body length, in front of a content header's flags.
 const CONTENT_HEAD_BYTES: usize = 12;
@@ -168,12 +165,6 @@ impl IoStream for SanitizingStream {}
 fn frame_length(bytes: &[u8]) -> Option<usize> {
     let length = bytes.get(3..FRAME_HEAD_BYTES)?;
     Some(FRAME_HEAD_BYTES + big_endian(length) + 1)
-}
-
-pub(crate) fn big_endian(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .fold(0, |number, byte| number << 8 | usize::from(*byte))
 }
 
 /// Sanitizes the short strings of a method.

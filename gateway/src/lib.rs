@@ -59,7 +59,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     };
     let upstreams = services("the inventory", &config.inventories);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    upstreams.watch(shutdown).map_err(no_thread)?;
+    probe::watch(&upstreams, shutdown).map_err(no_thread)?;
     let billing_api = services("billing", &[config.billing_api]);
     let billing_consumer = services("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;

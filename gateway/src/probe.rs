@@ -1,9 +1,12 @@
 //! Asks the services behind how they are. Whoever asks has a thread for it, and may wait.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use common::shutdown::Shutdown;
 use ureq::Agent;
 
 use crate::upstreams::Upstreams;
@@ -13,6 +16,23 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection that was idle for longer is not used again.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a service that was marked down is asked whether it is back.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Starts the thread that asks those marked down whether they are back.
+pub(crate) fn watch(upstreams: &Arc<Upstreams>, shutdown: &Shutdown) -> io::Result<()> {
+    let (upstreams, shutdown) = (Arc::clone(upstreams), shutdown.clone());
+    thread::Builder::new()
+        .name("upstreams".to_owned())
+        .spawn(move || {
+            let probe = Probe::new(&upstreams);
+            while !shutdown.wait_at_most(ASK_AGAIN) {
+                upstreams.mark_up(|address| probe.is_ready(address));
+            }
+        })
+        .map(drop)
+}
 
 /// The services of one kind, as one thread asks them.
 pub(crate) struct Probe {
@@ -54,7 +74,7 @@ impl Probe {
     }
 
     /// Whether that one can work, now.
-    pub(crate) fn is_ready(&self, address: SocketAddr) -> bool {
+    fn is_ready(&self, address: SocketAddr) -> bool {
         self.ask_at(address, "/ready")
             .is_some_and(|(status, _)| status == 200)
     }

@@ -2,20 +2,11 @@
 //! marked down until its `/ready` says that it is back, so that a dead one costs its callers one try
 //! and not each of them a time-out.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use common::http::OperationsKey;
-use common::shutdown::Shutdown;
-
-use crate::probe::Probe;
-
-/// How often a service that was marked down is asked whether it is back.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// All services of one kind, as all workers see them.
 pub(crate) struct Upstreams {
@@ -103,23 +94,10 @@ impl Upstreams {
         }
     }
 
-    /// Starts the thread that asks those marked down whether they are back.
-    pub(crate) fn watch(self: &Arc<Self>, shutdown: &Shutdown) -> io::Result<()> {
-        let (upstreams, shutdown) = (Arc::clone(self), shutdown.clone());
-        thread::Builder::new()
-            .name("upstreams".to_owned())
-            .spawn(move || {
-                let probe = Probe::new(&upstreams);
-                while !shutdown.wait_at_most(ASK_AGAIN) {
-                    upstreams.mark_up(&probe);
-                }
-            })
-            .map(drop)
-    }
-
-    fn mark_up(&self, probe: &Probe) {
+    /// Asks those marked down whether they are back.
+    pub(crate) fn mark_up(&self, is_back: impl Fn(SocketAddr) -> bool) {
         for upstream in &self.all {
-            if upstream.down.load(Ordering::Relaxed) && probe.is_ready(upstream.address) {
+            if upstream.down.load(Ordering::Relaxed) && is_back(upstream.address) {
                 upstream.down.store(false, Ordering::Relaxed);
                 let address = upstream.address.to_string();
                 log::info!(service = self.service, address = address.as_str(); "marked up");

@@ -3,13 +3,13 @@
 
 use std::io;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::budget::{Budget, Use};
 use super::peer::Peer;
-use super::poller::{Interest, LISTENER, Listener, Poller, reset_on_close};
+use super::poller::{Interest, LISTENER, Listener, Poller, Socket, reset_on_close};
 use super::table::{Owned, PEERS, Parked, Table, WATCHES};
 use super::tls::Tls;
-use super::watch::Watch;
 use crate::http::connection::Next;
 use crate::http::limits::Limits;
 use crate::http::service::router::Router;
@@ -17,6 +17,14 @@ use crate::http::service::workers::Workers;
 use crate::http::sync::atomic::AtomicBool;
 use crate::http::sync::{Mutex, lock, now};
 use crate::metrics::Metrics;
+
+/// A socket that something is to be done with.
+pub(crate) struct Watch {
+    pub(crate) socket: Socket,
+    pub(crate) deadline: Instant,
+    /// Goes on when the socket is ready, or, shut down, when the deadline has passed.
+    pub(crate) then: Box<dyn FnOnce(Socket) + Send>,
+}
 
 pub(crate) struct Core {
     pub(crate) router: Router,

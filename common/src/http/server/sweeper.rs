@@ -5,11 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accept::accept;
-use super::core::Core;
+use super::core::{Core, Watch};
 use super::peer::Peer;
 use super::poller::{Interest, ignore_newcomers};
 use super::table::{Owned, Parked};
-use super::watch::Watch;
 use super::worker::refuse;
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::core::Core;
+use super::core::{Core, Watch};
 use super::poller::{Interest, Socket, wait_for};
 use super::table::Parked;
 use crate::http::sync::{now, thread_local};
@@ -14,13 +14,6 @@ use crate::http::sync::{now, thread_local};
 thread_local! {
     /// The server that this thread works for.
     static CORE: RefCell<Weak<Core>> = const { RefCell::new(Weak::new()) };
-}
-
-pub(crate) struct Watch {
-    pub(crate) socket: Socket,
-    pub(crate) deadline: Instant,
-    /// Goes on when the socket is ready, or, shut down, when the deadline has passed.
-    pub(crate) then: Box<dyn FnOnce(Socket) + Send>,
 }
 
 /// The calling thread works for this server.
