@@ -167,8 +167,8 @@ run_tests() {
 # schedules: the server's threads on a kernel in memory, by 100,000 random schedules and by as many of PCT,
 # a quarter of them for each scenario.
 schedules() {
-    SCHEDULES=25000 cargo test --locked --package common --lib --profile schedules \
-        --features shuttle -- http::server::schedules
+    SCHEDULES=25000 cargo test --locked --package common --lib --features shuttle \
+        --config profile.dev.package.common.opt-level=2 -- http::server::schedules
 }
 
 # on_tiny_http: the handlers lean on no server of ours, and an attack shows why it is not the default.
