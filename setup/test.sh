@@ -165,9 +165,9 @@ run_tests() {
 }
 
 # schedules: the server's threads on a kernel in memory, by 100,000 random schedules and by as many of PCT,
-# a quarter of them for each scenario.
+# a fifth of them for each scenario.
 schedules() {
-    SCHEDULES=25000 cargo test --locked --package common --lib --features shuttle \
+    SCHEDULES=20000 cargo test --locked --package common --lib --features shuttle \
         --config profile.dev.package.common.opt-level=2 -- http::server::schedules
 }
 
