@@ -230,18 +230,18 @@ def well(bodies, gateway, billing, consumer):
     yield "BadRequest host", gateway.ask_raw("GET /api/movies HTTP/1.1\r\n\r\n")
     yield "NoSuchPath noPath", gateway.ask("GET", "/api/nothing")
     yield "MethodNotAllowed patch", gateway.ask("PATCH", "/api/movies")
-    yield "LengthRequired noBody", gateway.ask_raw("POST /api/movies HTTP/1.1\r\nHost: example\r\n\r\n")
+    yield "LengthRequired noBody", gateway.ask_raw("POST /api/movies HTTP/1.1\r\nHost: localhost\r\n\r\n")
     yield "ContentTooLarge large", gateway.ask_raw(
-        "POST /api/movies HTTP/1.1\r\nHost: example\r\nContent-Length: 1048577\r\n\r\n"
+        "POST /api/movies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1048577\r\n\r\n"
     )
     yield "UriTooLong long", gateway.ask("GET", "/api/movies?title=" + "x" * 8192)
     yield "UnsupportedMediaType text", gateway.ask("POST", "/api/movies", "Alien", Content_Type="text/plain")
     yield "ExpectationFailed other", gateway.ask("GET", "/api/movies", Expect="a miracle")
     yield "HeadersTooLarge many", gateway.ask("GET", "/api/movies", **{f"X-{number}": "1" for number in range(101)})
     yield "NotImplemented gzip", gateway.ask_raw(
-        "POST /api/movies HTTP/1.1\r\nHost: example\r\nTransfer-Encoding: gzip\r\n\r\n"
+        "POST /api/movies HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n"
     )
-    yield "VersionNotSupported two", gateway.ask_raw("GET /api/movies HTTP/2.0\r\nHost: example\r\n\r\n")
+    yield "VersionNotSupported two", gateway.ask_raw("GET /api/movies HTTP/2.0\r\nHost: localhost\r\n\r\n")
 
 
 def conflicting(bodies, gateway, billing):
