@@ -228,6 +228,7 @@ def well(bodies, gateway, billing, consumer):
     yield "getIndex 200 index", gateway.ask("GET", "/")
 
     yield "BadRequest host", gateway.ask_raw("GET /api/movies HTTP/1.1\r\n\r\n")
+    yield "Misdirected name", gateway.ask_raw("GET /api/movies HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n")
     yield "NoSuchPath noPath", gateway.ask("GET", "/api/nothing")
     yield "MethodNotAllowed patch", gateway.ask("PATCH", "/api/movies")
     yield "LengthRequired noBody", gateway.ask_raw("POST /api/movies HTTP/1.1\r\nHost: localhost\r\n\r\n")
