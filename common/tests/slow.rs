@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use common::http::{
     Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response, Route, Server,
-    Submit, Verb,
+    Stream, Submit, Verb,
 };
 use common::metrics::Metrics;
 use common::shutdown::{self, ShutdownTrigger};
@@ -19,7 +20,12 @@ const LONG_BYTES: usize = 14_000_000;
 const ROUTES: &[Route<()>] = &[
     (Verb::Get, "/good", Handler::One(good)),
     (Verb::Get, "/long", Handler::One(long)),
+    (Verb::Get, "/stream", Handler::One(stream)),
+    (Verb::Get, "/lasting", Handler::One(lasting)),
 ];
+
+/// Half of them may wait for slow readers.
+const SLOTS: usize = 4;
 
 #[expect(
     clippy::unnecessary_wraps,
@@ -37,6 +43,46 @@ fn long<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
     Ok(Response::new(200, Body::Bytes(vec![b'x'; LONG_BYTES])))
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn stream<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
+    let fill = |piece: &mut Vec<u8>| {
+        piece.resize(40_000, b'x');
+        Ok(())
+    };
+    let (length, fill) = (None, Box::new(fill));
+    Ok(Response::new(200, Body::Stream(Stream { length, fill })))
+}
+
+/// Whether what [`lasting`] has asked has come to its end.
+static IS_OVER: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+/// A stream of some pieces, whose end waits for somebody else.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn lasting<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
+    struct Pieces(Range<usize>);
+    impl Drop for Pieces {
+        fn drop(&mut self) {
+            let over = IS_OVER.0.lock().expect("nobody panics there");
+            drop(IS_OVER.1.wait_while(over, |over| !*over));
+        }
+    }
+    let mut pieces = Pieces(0..3);
+    let fill = move |piece: &mut Vec<u8>| {
+        if pieces.0.next().is_some() {
+            piece.resize(40_000, b'x');
+        }
+        Ok(())
+    };
+    let (length, fill) = (None, Box::new(fill));
+    Ok(Response::new(200, Body::Stream(Stream { length, fill })))
+}
+
 struct Running {
     server: Option<Server>,
     trigger: Option<ShutdownTrigger>,
@@ -47,9 +93,9 @@ impl Running {
         let (trigger, shutdown) = shutdown::channel();
         let config = HttpConfig {
             limits,
-            ..HttpConfig::on_loopback(1)
+            ..HttpConfig::on_loopback(SLOTS)
         };
-        let bulkhead = Bulkhead::new("", 1, ROUTES, &config.limits, || ());
+        let bulkhead = Bulkhead::new("", SLOTS, ROUTES, &config.limits, || ());
         let bulkheads: Vec<Arc<dyn Submit>> = vec![Arc::new(bulkhead)];
         let server = Server::start(&config, bulkheads, || Vec::new, &Metrics::new(), &shutdown);
         Self {
@@ -70,6 +116,16 @@ impl Running {
         let patience = Some(Duration::from_secs(30));
         stream.set_read_timeout(patience).expect("a socket option");
         stream
+    }
+
+    /// What that address is answered.
+    fn status(&self, last: u8, path: &str) -> Option<String> {
+        let mut stream = self.connect(last);
+        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.get(9..12).map(str::to_owned)
     }
 
     /// A client of that address that has read the begin of its answer; None where none came.
@@ -149,4 +205,53 @@ fn thousands_of_clients_that_send_a_byte_now_and_then_keep_nobody_waiting_and_ar
     let told: Vec<_> = told.collect();
     // A byte that comes behind the answer may take it away.
     assert!(!told.is_empty() && told.iter().all(|answer| answer == b"HTTP/1.1 408"));
+}
+
+#[test]
+fn slow_readers_of_streams_give_their_slots_to_whoever_waits() {
+    let mut limits = Limits::default();
+    limits.buffer_bytes = 4_000_000;
+    limits.send_time = Duration::from_mins(10);
+    let running = Running::start(limits);
+    let readers = [(); SLOTS].map(|()| running.ask(2, "/stream").expect("a slot is free"));
+
+    let statuses: Vec<_> = (0..10).map(|_| running.status(3, "/good")).collect();
+
+    assert_eq!(statuses, vec![Some("200".to_owned()); 10]);
+    drop(readers);
+}
+
+#[test]
+fn requests_that_do_not_come_to_their_ends_make_room_at_the_cap() {
+    let mut limits = Limits::default();
+    limits.connections = 64;
+    limits.head_time = Duration::from_mins(10);
+    limits.body_time = Duration::from_mins(10);
+    let running = Running::start(limits);
+    for begin in [
+        "GET /good HTTP/1.1\r\nHo",
+        "GET /good HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc",
+    ] {
+        let mut endless: Vec<TcpStream> = (0..200).map(|_| running.connect(2)).collect();
+        for stream in &mut endless {
+            let _ = stream.write_all(begin.as_bytes());
+        }
+
+        let begun = Instant::now();
+        while running.status(3, "/good").as_deref() != Some("200") {
+            let waited = begun.elapsed();
+            assert!(waited < Duration::from_secs(30), "nobody made room");
+        }
+    }
+}
+
+#[test]
+fn a_stream_whose_end_lasts_keeps_neither_its_connection_nor_its_client() {
+    let running = Running::start(Limits::default());
+
+    let status = running.status(2, "/lasting");
+
+    *IS_OVER.0.lock().expect("nobody panics there") = true;
+    IS_OVER.1.notify_all();
+    assert_eq!(status.as_deref(), Some("200"));
 }

@@ -23,6 +23,9 @@ const LINGER_BYTES: usize = 8 * 1024 * 1024;
 /// A connection without a request is not closed for others' sake before it is so old.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// A request that takes longer is not waited for where there are too many connections.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// What the owner of a connection does next.
 #[derive(Debug)]
 pub(crate) enum Next {
@@ -146,12 +149,14 @@ impl Connection {
         self.deadline
     }
 
-    /// How many bytes of requests are held here.
+    /// How many bytes of requests are held here, those of a parsed head among them.
     pub(crate) fn held_input(&self) -> usize {
-        match &self.phase {
-            Phase::Body(_, Some(body)) => self.input.len() + body.len(),
-            _ => self.input.len(),
-        }
+        let body = match &self.phase {
+            Phase::Body(_, Some(body)) => body.capacity(),
+            _ => 0,
+        };
+        let head = self.head.as_ref().map_or(0, |head| head.bytes());
+        self.input.capacity() + body + head
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -161,6 +166,17 @@ impl Connection {
     /// Whether closing the connection loses nothing: not even a request that is on its way.
     pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
         self.is_idle() && self.unasked_since.is_none_or(|since| now >= since + GRACE)
+    }
+
+    /// Whether the connection is the first to go where there are too many: it is idle, or a request
+    /// does not come to its end.
+    pub(crate) fn may_make_room(&self, now: Instant) -> bool {
+        let limit = match self.phase {
+            Phase::Head(_) => self.limits.head_time,
+            Phase::Body(..) => self.limits.body_time,
+            _ => return self.may_be_closed(now),
+        };
+        now + limit >= self.deadline + SLOW
     }
 
     /// Whether a next request is here, for which no event has to come.
@@ -269,6 +285,7 @@ impl Connection {
         self.phase = Phase::Decide(content, head.expects_continue);
         self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
         self.input.drain(..end);
+        self.input.shrink_to_fit();
         self.deadline = now + self.limits.body_time;
         Ok(Next::Head)
     }

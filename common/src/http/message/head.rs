@@ -121,6 +121,11 @@ impl Head {
         this
     }
 
+    /// How many bytes of memory its texts take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.target.capacity() + self.headers.bytes()
+    }
+
     /// The path, without the query.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -28,6 +28,10 @@ impl Headers {
         self.fields.push((begin, behind_name, self.text.len()));
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.text.capacity() + self.fields.capacity() * size_of::<(usize, usize, usize)>()
+    }
+
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let fields = self.fields.iter();

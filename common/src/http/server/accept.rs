@@ -81,13 +81,14 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
     })
 }
 
-/// Closes those that were idle for longest, of all or of one client; false where there are none.
+/// Closes those whose time would end first, of the idle ones and of those whose requests do not come
+/// to their ends, of all or of one client; false where there are none.
 fn evict(core: &Core, client: Option<IpAddr>) -> bool {
     let (client, now) = (client.map(network), now());
     let idle = |parked, peer: &Peer| {
         let may_go = parked == Parked::Armed
             && client.is_none_or(|client| peer.reservation.client == client)
-            && peer.may_be_closed(now);
+            && peer.connection.may_make_room(now);
         may_go.then(|| peer.connection.deadline())
     };
     !core.table.take_earliest(EVICTED, idle).is_empty()

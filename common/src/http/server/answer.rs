@@ -65,14 +65,21 @@ impl Core {
         }
         let (response, mut outcome) = Outcome::of(result, &head);
         let fill = peer.connection.respond(response, &date(), now());
-        let peer = if fill.is_some() {
-            waiting(|| self.deliver(peer, fill, slot, &mut outcome))
-        } else {
-            self.deliver(peer, None, None, &mut outcome)
+        let end = |peer: Option<Owned<'_, Peer>>, outcome: &Outcome| {
+            if let Some(peer) = peer {
+                access_log::tell(&self.metrics, &head, outcome, now());
+                self.settle(peer);
+            }
         };
-        if let Some(peer) = peer {
-            access_log::tell(&self.metrics, &head, &outcome, now());
-            self.settle(peer);
+        if let Some(mut fill) = fill {
+            waiting(|| {
+                let peer = self.deliver(peer, Some(&mut fill), slot, &mut outcome);
+                end(peer, &outcome);
+                // The end of a stream may wait for a database: the connection is in the table by then.
+                drop(fill);
+            });
+        } else {
+            end(self.deliver(peer, None, None, &mut outcome), &outcome);
         }
     }
 
@@ -81,7 +88,7 @@ impl Core {
     fn deliver<'t>(
         &'t self,
         mut peer: Owned<'t, Peer>,
-        mut fill: Option<Fill<'_>>,
+        mut fill: Option<&mut Fill<'_>>,
         slot: Option<&dyn Slot>,
         outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {

@@ -20,24 +20,27 @@ pub(crate) struct Budget {
     metrics: Metrics,
 }
 
+/// By what it is for, as [`Use`] counts.
+type Bytes = [usize; 2];
+
 #[derive(Default)]
 struct Taken {
-    bytes: usize,
+    bytes: Bytes,
     clients: HashMap<IpAddr, OfClient>,
 }
 
 #[derive(Default)]
 struct OfClient {
     connections: usize,
-    bytes: usize,
+    bytes: Bytes,
 }
 
-/// What bytes are for. Answers have half of them, so that requests always find the other half;
-/// and a client has half of either.
+/// What bytes are for. Each has half of them, whatever becomes of the other, and a client has half of
+/// either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    Request = 1,
-    Answer = 2,
+    Request,
+    Answer,
 }
 
 /// What there is no more of.
@@ -55,6 +58,7 @@ pub(crate) struct Reservation {
     pub(crate) client: IpAddr,
     /// Beyond the allowance.
     pub(crate) bytes: usize,
+    purpose: Use,
 }
 
 /// Whose connections are counted together: a client with IPv6 usually has a whole /64.
@@ -90,6 +94,7 @@ impl Budget {
             budget: Arc::clone(self),
             client,
             bytes: 0,
+            purpose: Use::Request,
         })
     }
 }
@@ -103,24 +108,33 @@ impl Reservation {
     /// Makes it so many bytes, the allowance among them; it grows only as far as the budget reaches.
     pub(crate) fn resize(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
         let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
-        if bytes == self.bytes {
+        if (bytes, purpose) == (self.bytes, self.purpose) {
             return Ok(());
         }
-        let most = self.budget.bytes_max / purpose as usize;
+        let most = self.budget.bytes_max / 2;
         let mut taken = lock(&self.budget.taken);
-        let of_all = taken.bytes - self.bytes + bytes;
-        let client = taken.clients.entry(self.client).or_default();
-        let of_client = client.bytes - self.bytes + bytes;
-        if bytes > self.bytes && of_client > most / 2 {
-            return Err(Exhausted::Share(self.client));
+        let Taken {
+            bytes: all,
+            clients,
+        } = &mut *taken;
+        let client = clients.entry(self.client).or_default();
+        all[self.purpose as usize] -= self.bytes;
+        client.bytes[self.purpose as usize] -= self.bytes;
+        let exhausted = if purpose == self.purpose && bytes < self.bytes {
+            None
+        } else if client.bytes[purpose as usize] + bytes > most / 2 {
+            Some(Exhausted::Share(self.client))
+        } else if all[purpose as usize] + bytes > most {
+            Some(Exhausted::Budget)
+        } else {
+            None
+        };
+        if exhausted.is_none() {
+            (self.bytes, self.purpose) = (bytes, purpose);
         }
-        if bytes > self.bytes && of_all > most {
-            return Err(Exhausted::Budget);
-        }
-        client.bytes = of_client;
-        taken.bytes = of_all;
-        self.bytes = bytes;
-        Ok(())
+        all[self.purpose as usize] += self.bytes;
+        client.bytes[self.purpose as usize] += self.bytes;
+        exhausted.map_or(Ok(()), Err)
     }
 }
 
@@ -128,10 +142,10 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.metrics.connections.dec();
         let mut taken = lock(&self.budget.taken);
-        taken.bytes -= self.bytes;
+        taken.bytes[self.purpose as usize] -= self.bytes;
         if let Entry::Occupied(mut client) = taken.clients.entry(self.client) {
             client.get_mut().connections -= 1;
-            client.get_mut().bytes -= self.bytes;
+            client.get_mut().bytes[self.purpose as usize] -= self.bytes;
             if client.get().connections == 0 {
                 client.remove();
             }
@@ -158,33 +172,35 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_bounded_together_and_for_each_client_and_given_back() {
+    fn bytes_are_bounded_for_each_use_and_each_client_and_given_back() {
         let budget = budget(200_000);
         let mut reservations: Vec<_> = (1..=3)
             .map(|last| budget.admit(client(last)).expect("a connection"))
             .collect();
-
-        let all = Err(Exhausted::Budget);
-        let share = Err(Exhausted::Share(client(1)));
         let mut grow =
             |nth: usize, bytes, purpose| reservations[nth].grow(ALLOWANCE_BYTES + bytes, purpose);
-        assert_eq!(grow(0, 100_000, Use::Request), Ok(()));
-        assert_eq!(grow(0, 100_001, Use::Request), share);
-        assert_eq!(grow(1, 90_000, Use::Request), Ok(()));
-        assert_eq!(grow(2, 0, Use::Answer), Ok(()));
-        assert_eq!(grow(2, 1, Use::Answer), all);
-        assert_eq!(grow(2, 10_001, Use::Request), all);
+
+        let share = Err(Exhausted::Share(client(1)));
+        assert_eq!(grow(0, 50_000, Use::Request), Ok(()));
+        assert_eq!(grow(0, 50_001, Use::Request), share);
+        assert_eq!(grow(1, 50_000, Use::Request), Ok(()));
+        assert_eq!(grow(2, 1, Use::Request), Err(Exhausted::Budget));
+        // Requests take nothing of what answers have.
+        assert_eq!(grow(2, 50_000, Use::Answer), Ok(()));
         assert_eq!(grow(0, 0, Use::Answer), Ok(()));
-        assert_eq!(reservations[0].bytes, 100_000);
+        assert_eq!(grow(1, 1, Use::Answer), Err(Exhausted::Budget));
+        assert_eq!(reservations[0].bytes, 50_000);
         let shrunk = reservations[0].resize(ALLOWANCE_BYTES, Use::Answer);
         assert_eq!(shrunk, Ok(()));
-        reservations.remove(1);
+        assert_eq!(
+            reservations[1].grow(ALLOWANCE_BYTES, Use::Answer),
+            Ok(()),
+            "there is room again"
+        );
 
-        let grown = reservations[1].grow(ALLOWANCE_BYTES + 50_000, Use::Answer);
-        assert_eq!(grown, Ok(()));
         drop(reservations);
         let taken = lock(&budget.taken);
-        assert_eq!((taken.bytes, taken.clients.len()), (0, 0));
+        assert_eq!((taken.bytes, taken.clients.len()), ([0, 0], 0));
     }
 
     #[test]

@@ -129,8 +129,13 @@ impl Core {
             interest = Interest::Write;
         }
         // What has been sent or read is given back.
+        let purpose = if peer.connection.to_send().is_empty() {
+            Use::Request
+        } else {
+            Use::Answer
+        };
         let held = peer.held();
-        let _ = peer.reservation.resize(held, Use::Answer);
+        let _ = peer.reservation.resize(held, purpose);
         let token = peer.token();
         peer.park(Parked::Armed, |peer| {
             self.poller.arm(&peer.transport.socket, token, interest);

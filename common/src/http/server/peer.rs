@@ -1,7 +1,6 @@
 //! A client's connection: its bytes, what they mean, and what it may take of memory.
 
 use std::io::{self, ErrorKind};
-use std::time::Instant;
 
 use super::budget::{Reservation, Use};
 use super::transport::Transport;
@@ -55,10 +54,5 @@ impl Peer {
     pub(crate) fn held(&self) -> usize {
         let unsent = self.connection.to_send().len();
         unsent.max(self.connection.held_input())
-    }
-
-    /// Whether closing it loses nothing.
-    pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
-        self.connection.may_be_closed(now) && !self.transport.is_handshaking()
     }
 }

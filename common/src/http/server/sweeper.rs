@@ -14,6 +14,10 @@ use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::lock;
 
+/// So many who are connected already, but not yet accepted, are served at the end: as many as the
+/// kernel keeps.
+const NEWCOMERS: usize = 4096;
+
 /// How often it looks around.
 pub(crate) const ROUND: Duration = Duration::from_millis(50);
 
@@ -41,7 +45,8 @@ pub(crate) fn hand_over(core: &Core) {
 pub(crate) fn drain(core: &Core) {
     core.draining.store(true, Ordering::SeqCst);
     // Whoever is connected already, but not yet accepted, is served too.
-    while let Some(last) = accept(core, usize::MAX) {
+    // A flood of them does not keep the drain from its deadlines.
+    if let Some(last) = accept(core, NEWCOMERS) {
         core.arm(last, Interest::Read);
     }
     *lock(&core.listener) = None;
@@ -74,7 +79,8 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
         return true;
     }
     // A worker looks once more at each idle one before it closes it.
-    let may_go = |parked, peer: &Peer| parked == Parked::Armed && peer.may_be_closed(now);
+    let may_go =
+        |parked, peer: &Peer| parked == Parked::Armed && peer.connection.may_be_closed(now);
     for mut peer in core.table.sweep(may_go) {
         peer.connection.drain();
         core.arm(peer, Interest::Write);

@@ -11,11 +11,37 @@ use super::tls::Tls;
 /// How much a session keeps of what its client has not taken.
 const SECURE_BYTES_MAX: usize = 16 * 1024;
 
+/// Handshakes have a few thousand bytes; a session keeps what does not end.
+const HANDSHAKE_BYTES_MAX: usize = 16 * 1024;
+
 pub(crate) struct Transport {
     pub(crate) socket: Socket,
     session: Option<Box<ServerConnection>>,
     /// A byte has come.
     has_begun: bool,
+    /// How many more bytes the handshake may have.
+    handshake_left: usize,
+}
+
+/// The socket of a session that reads no more than so much.
+struct Limited<'s>(&'s Socket, &'s mut usize);
+
+impl Read for Limited<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        *self.1 = self.1.checked_sub(read).ok_or(ErrorKind::InvalidData)?;
+        Ok(read)
+    }
+}
+
+impl Write for Limited<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Transport {
@@ -29,6 +55,7 @@ impl Transport {
             socket,
             session,
             has_begun: false,
+            handshake_left: HANDSHAKE_BYTES_MAX,
         })
     }
 
@@ -46,7 +73,11 @@ impl Transport {
                 return Err(ErrorKind::Unsupported.into());
             }
         }
-        match Stream::new(&mut **session, &mut &self.socket).read(buffer) {
+        if !session.is_handshaking() {
+            self.handshake_left = usize::MAX;
+        }
+        let mut socket = Limited(&self.socket, &mut self.handshake_left);
+        match Stream::new(&mut **session, &mut socket).read(buffer) {
             // An end without farewell; requests carry their own lengths.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
             read => read,
@@ -90,11 +121,5 @@ impl Transport {
     pub(crate) fn has_unread(&self) -> bool {
         let session = self.session.as_ref();
         session.is_some_and(|session| !session.wants_read())
-    }
-
-    /// Whether closing would interrupt a TLS handshake.
-    pub(crate) fn is_handshaking(&self) -> bool {
-        let session = self.session.as_ref();
-        session.is_some_and(|session| session.is_handshaking())
     }
 }

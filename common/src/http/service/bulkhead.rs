@@ -250,7 +250,6 @@ impl<S: Send> Slot for Bulkhead<S> {
     }
 
     fn is_wanted(&self) -> bool {
-        let queues = lock(&self.queues);
-        queues.free.is_empty() && queues.longest_waiting().is_some()
+        lock(&self.queues).are_slots_wanted()
     }
 }

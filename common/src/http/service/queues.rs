@@ -71,6 +71,13 @@ impl<S> Queues<S> {
         expired
     }
 
+    /// Whether something waits that would have a slot, were one given back that has been answering
+    /// one by one, as whoever sends a stream does.
+    pub(super) fn are_slots_wanted(&self) -> bool {
+        let first = &self.all[0].waiting;
+        self.free.is_empty() && (!first.is_empty() || self.longest_waiting().is_some())
+    }
+
     /// The queue whose first request waits for the longest time, of those that may have a slot.
     pub(super) fn longest_waiting(&self) -> Option<usize> {
         let may = self
