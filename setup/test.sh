@@ -175,6 +175,7 @@ schedules() {
 on_tiny_http() {
     cargo test --locked --package inventory --features tiny_http --test api --test attack
     cargo test --locked --package billing --features tiny_http --test api
+    cargo test --locked --package gateway --features tiny_http --test orders
 }
 
 # dependencies: the list of known vulnerabilities is fetched anew. Not to get hold of it is no

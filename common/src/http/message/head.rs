@@ -53,7 +53,7 @@ pub struct Head {
     /// Whether it came by HTTPS.
     pub secure: bool,
     /// Whether a body, perhaps an empty one, follows.
-    announces_body: bool,
+    pub(crate) announces_body: bool,
     /// When it was here, whole.
     pub(crate) arrived: Instant,
     pub(crate) matched: RouteMatch,

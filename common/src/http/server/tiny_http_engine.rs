@@ -78,6 +78,8 @@ fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
         let (name, value) = (field.as_str().as_str(), value.as_str().as_bytes());
         head.headers.push(name, value);
     }
+    let framing = ["content-length", "transfer-encoding"];
+    head.announces_body = framing.iter().any(|name| head.header(name).is_some());
     head.request_id = request_id(head.header("x-request-id").map(str::as_bytes));
     let decided = shared.router.admit(&mut head).transpose();
     let (mut body, limit) = (Vec::new(), shared.body_bytes_max);
