@@ -55,7 +55,7 @@ impl Fault {
         }
     }
 
-    /// The same with something to be seen while it lasts.
+    /// Has something be looked at while the fault lasts.
     #[must_use]
     pub fn meanwhile(self, meanwhile: Meanwhile) -> Self {
         Self { meanwhile, ..self }

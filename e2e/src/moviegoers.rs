@@ -19,7 +19,7 @@ const MOVIES: usize = 2;
 /// A movie that was asked for so often is left alone, and the next one created.
 const REQUESTS_MAX: usize = 40;
 
-/// Likewise one with so many requests of unknown outcome, of which each doubles what may have been.
+/// A movie with so many requests of unknown outcome is left alone too: each doubles what may have been.
 const UNKNOWN_MAX: usize = 2;
 
 /// What the clients share.

@@ -245,7 +245,7 @@ impl Access {
         self.check_for(needed_role(&request.method), Counted::Always, request)
     }
 
-    /// The same for what only an administrator may do, whatever the method.
+    /// Checks a request for what only an administrator may do, whatever the method.
     pub(crate) fn check_administrator(&self, request: &Head) -> Result<(), Problem> {
         self.check_for(Role::Admin, Counted::Always, request)
     }
