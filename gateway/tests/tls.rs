@@ -208,6 +208,39 @@ fn a_large_body_arrives_whole_however_it_is_cut_into_records() {
 }
 
 #[test]
+fn a_full_record_may_come_together_with_the_end_of_the_handshake() {
+    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let certificate = Certificate::create();
+    let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
+    let mut stream = connect(gateway.address(), &certificate);
+    while stream.conn.is_handshaking() {
+        if stream.conn.wants_write() {
+            stream.conn.write_tls(&mut stream.sock).expect("it reads");
+        } else {
+            stream.conn.read_tls(&mut stream.sock).expect("a handshake");
+            stream.conn.process_new_packets().expect("a handshake");
+        }
+    }
+    let head = "POST /api/movies HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000\r\n\r\n";
+    let request = format!("{head}{}", "m".repeat(30_000));
+
+    stream
+        .conn
+        .writer()
+        .write_all(request.as_bytes())
+        .expect("room");
+    let mut records = Vec::new();
+    while stream.conn.wants_write() {
+        stream.conn.write_tls(&mut records).expect("memory");
+    }
+    stream.sock.write_all(&records).expect("it reads");
+
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 204");
+}
+
+#[test]
 fn what_comes_behind_a_farewell_is_nobodys() {
     let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();

@@ -23,27 +23,6 @@ pub(crate) struct Transport {
     handshake_left: usize,
 }
 
-/// The socket of a session that reads no more than so much.
-struct Limited<'s>(&'s Socket, &'s mut usize);
-
-impl Read for Limited<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read(buffer)?;
-        *self.1 = self.1.checked_sub(read).ok_or(ErrorKind::InvalidData)?;
-        Ok(read)
-    }
-}
-
-impl Write for Limited<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Transport {
     pub(crate) fn new(socket: Socket, tls: Option<&Tls>) -> Result<Self, rustls::Error> {
         let session = tls.map(|tls| ServerConnection::new(tls.config()));
@@ -73,11 +52,24 @@ impl Transport {
                 return Err(ErrorKind::Unsupported.into());
             }
         }
-        if !session.is_handshaking() {
-            self.handshake_left = usize::MAX;
+        while session.is_handshaking() {
+            if session.wants_write() {
+                session.write_tls(&mut &self.socket)?;
+                continue;
+            }
+            let read = session.read_tls(&mut &self.socket)?;
+            let left = self.handshake_left.checked_sub(read);
+            self.handshake_left = left.ok_or(ErrorKind::InvalidData)?;
+            if let Err(error) = session.process_new_packets() {
+                // The alert that tells why.
+                let _ = session.write_tls(&mut &self.socket);
+                return Err(io::Error::other(error));
+            }
+            if read == 0 {
+                return Ok(0);
+            }
         }
-        let mut socket = Limited(&self.socket, &mut self.handshake_left);
-        match Stream::new(&mut **session, &mut socket).read(buffer) {
+        match Stream::new(&mut **session, &mut &self.socket).read(buffer) {
             // An end without farewell; requests carry their own lengths.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(0),
             read => read,
