@@ -32,6 +32,10 @@ fn limits() -> Limits {
     }
 }
 
+/// Buffers take up to twice what is in them: a head with a piece of 200 bytes behind it, and a body.
+/// A parsed head has its target, and for each field 64 bytes of text and three places in it.
+const HELD_MAX: usize = 2 * (256 + 200) + 2 * 256 + 64 + 8 * 64 + 9 * 3 * size_of::<usize>();
+
 #[derive(Debug, Clone)]
 enum Content {
     None,
@@ -353,10 +357,7 @@ impl World {
         }
         self.next();
         let held = self.connection.held_input();
-        assert!(
-            held <= 256 + 256 + 200 + 8,
-            "{held} bytes of input are held"
-        );
+        assert!(held <= HELD_MAX, "{held} bytes of input are held");
     }
 
     fn answer(&mut self, bytes: usize, pieces: bool) {

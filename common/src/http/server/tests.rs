@@ -3,8 +3,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit, setrlimit};
-
 use super::*;
 use crate::http::limits::Limits;
 use crate::http::message::request::Request;
@@ -252,65 +250,4 @@ fn a_connection_in_any_state_ends_with_the_server_and_what_was_asked_is_answered
         let _ = stream.read_to_end(&mut Vec::new());
     }
     assert_eq!(running.metrics.connections.get(), 0);
-}
-
-/// How many threads this process has, and KiB of memory.
-fn threads_and_memory() -> (usize, usize) {
-    let status = std::fs::read_to_string("/proc/self/status").expect("a file");
-    let value = |name: &str| {
-        let line = status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .expect("a line");
-        let number = line.split_whitespace().nth(1).expect("a number");
-        number.parse().expect("a number")
-    };
-    (value("Threads:"), value("VmRSS:"))
-}
-
-#[test]
-fn thousands_of_idle_connections_cost_no_thread_and_little_memory() {
-    const MEMORY_KIB: usize = 14 * 1024;
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("a limit may be raised to its maximum");
-    // Both ends of each connection are in this process.
-    let descriptors = usize::try_from(limit.maximum.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let idle_max = (descriptors.saturating_sub(1000) / 2).min(10_000);
-    let connections = idle_max + 100;
-    let limits = Limits {
-        connections,
-        connections_per_client: connections,
-        ..Limits::default()
-    };
-    let running = Running::start(limits);
-    let (threads, memory) = threads_and_memory();
-    let mut idle: Vec<TcpStream> = Vec::new();
-    for nth in 0..idle_max {
-        let mut stream = running.connect();
-        if nth % 2 == 0 {
-            stream
-                .write_all(b"GET /good HTTP/1.1\r\nHost: h\r\n\r\n")
-                .expect("it reads");
-            stream.read_exact(&mut [0; 12]).expect("an answer");
-        }
-        idle.push(stream);
-    }
-
-    assert!(
-        running
-            .ask("/good", "")
-            .is_some_and(|answer| answer.ends_with("good"))
-    );
-    assert!(running.metrics.connections.get() >= i64::try_from(idle_max).expect("a number"));
-    let (threads_now, memory_now) = threads_and_memory();
-    // Other tests run in this process meanwhile.
-    assert!(
-        threads_now < threads + 40,
-        "{threads} and {threads_now} threads"
-    );
-    assert!(
-        memory_now < memory + MEMORY_KIB,
-        "{memory} and {memory_now} KiB"
-    );
 }
