@@ -106,7 +106,7 @@ builder_path=''
 
 # What building takes. Whatever else lies in the project may be a secret.
 build_sources=(Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
-    {common,inventory,gateway,billing,testkit,e2e}/{Cargo.toml,src} {inventory,billing}/migrations gateway/console)
+    {common,inventory,gateway,billing,tests/kit,tests/e2e}/{Cargo.toml,src} {inventory,billing}/migrations gateway/console)
 
 # provide_builder: with empty folders, since what one build has left could command the next.
 provide_builder() {

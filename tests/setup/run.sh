@@ -59,7 +59,7 @@ the_environment() {
     local script
     cd "$repo"
     # A script that is called before it has read surroundings.sh does what the environment says.
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
+    for script in setup/*.sh bench/run.sh tests/e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $script == setup/secrets.sh || $script == setup/keys.sh ]] ||
             is "$script makes its environment known first" 3 head_lines "$script"
         is "$script does not mind where it is called from and with what" "${script##*/}" odd_version "$script"

@@ -2,11 +2,11 @@
 # A RabbitMQ cluster of three nodes on this machine, the gateway and the consumer before it, and
 # orders under load, while each node in turn is killed and comes back. In the end every order that
 # was answered 200 must be recorded exactly once. Everything is gone afterwards.
-# shellcheck source-path=SCRIPTDIR/..
+# shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
-repo=$(readlink -f "$0") repo=${repo%/*/*}
+repo=$(readlink -f "$0") repo=${repo%/*/*/*}
 source "$repo/setup/lib/surroundings.sh"
 source "$repo/setup/lib/servers.sh"
 
@@ -21,8 +21,8 @@ Orders through a RabbitMQ cluster of three nodes on this machine while each node
 and the proof that every order that was answered 200 is recorded exactly once. Some minutes;
 everything is gone afterwards.
 
-  e2e/cluster.sh
-  e2e/cluster.sh help | version
+  tests/e2e/cluster.sh
+  tests/e2e/cluster.sh help | version
 USAGE
 }
 
