@@ -17,7 +17,7 @@ A gateway that runs on this machine takes a change over within seconds.
 USAGE
 }
 
-# As setup/lib/usage.sh says it, which a shell on macOS or Windows may not understand.
+# As setup/lib/common/usage.sh says it, which a shell on macOS or Windows may not understand.
 show_version() {
     echo "keys.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$folder/Cargo.toml")"
 }

@@ -15,7 +15,7 @@ They come into force with: vagrant provision (on one machine: setup/local.sh).
 USAGE
 }
 
-# As setup/lib/usage.sh says it, which a shell on macOS or Windows may not understand.
+# As setup/lib/common/usage.sh says it, which a shell on macOS or Windows may not understand.
 show_version() {
     echo "secrets.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")"
 }
@@ -52,7 +52,7 @@ value_of() {
 
 # is_secret TEXT: nothing, what everybody knows and what .env comes with are no passwords.
 is_secret() {
-    [ -n "$1" ] && ! grep -qxF -e "$1" "$here/lib/well_known_passwords"
+    [ -n "$1" ] && ! grep -qxF -e "$1" "$here/lib/common/well_known_passwords"
 }
 
 umask 077

@@ -6,9 +6,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/common/say.sh"
+source "$repo/setup/lib/common/usage.sh"
 
 usage() {
     cat <<'USAGE'

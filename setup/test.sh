@@ -6,12 +6,12 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/browser.sh"
-source "$repo/setup/lib/test_servers.sh"
-source "$repo/setup/lib/readme.sh"
-source "$repo/setup/lib/monitoring.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/common/servers.sh"
+source "$repo/setup/lib/local/browser.sh"
+source "$repo/setup/lib/local/test_servers.sh"
+source "$repo/setup/lib/local/readme.sh"
+source "$repo/setup/lib/local/monitoring.sh"
 
 usage() {
     cat <<'USAGE'

@@ -2,15 +2,15 @@
 # Backups without machines: what setup/backup.sh and setup/restore.sh do to folders and databases,
 # on a PostgreSQL that is there for tests.
 #
-#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/postgres.sh has it, and its port
+#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/common/postgres.sh has it, and its port
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
-source "$repo/setup/lib/backups.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/machines/machine.sh"
+source "$repo/setup/lib/machines/backups.sh"
 source "$repo/tests/vms/checks.sh"
 
 server=$(readlink -f "$1")

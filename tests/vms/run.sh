@@ -6,11 +6,11 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
+source "$repo/setup/lib/common/surroundings.sh"
 here=$repo/tests/vms
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
-source "$repo/setup/lib/readme.sh"
+source "$repo/setup/lib/common/say.sh"
+source "$repo/setup/lib/common/usage.sh"
+source "$repo/setup/lib/local/readme.sh"
 source "$repo/tests/vms/checks.sh"
 
 lab=${VMLAB:-${TMPDIR:-/tmp}/crud-master-vms}

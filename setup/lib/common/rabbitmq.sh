@@ -157,7 +157,7 @@ rabbitmq_tell_what_deletes_orders() {
     done < <(
         for path in "queues/%2F/$(url_text "$3")" policies/%2F operator-policies/%2F; do
             rabbitmq_curl "$1" "http://127.0.0.1:$2/api/$path" && echo
-        done | node "${repo:?}/setup/lib/what_deletes_orders.js"
+        done | node "${repo:?}/setup/lib/common/what_deletes_orders.js"
     )
 }
 

@@ -34,7 +34,7 @@ check_with_key() {
 
 every_name_is_exported() {
     local used=$1 names missing deadline=$((SECONDS + 60))
-    names=$(python3 "$repo/setup/lib/metric_names.py" "$used/alerts.yml" "$used/dashboard.json")
+    names=$(python3 "$repo/setup/lib/local/metric_names.py" "$used/alerts.yml" "$used/dashboard.json")
     # One that is there once it has happened: a request that is refused.
     curl --silent --output /dev/null --request-target ' ' "$(metrics_url API_GATEWAY_PORT)" || true
     while missing=$(comm -23 - <(exported_names) <<<"$names") && [[ -n $missing ]]; do

@@ -49,7 +49,7 @@ UNIT
 # neither its data nor the way to be stopped.
 broker_environment() {
     cat <<'ENVIRONMENT'
-# Made by setup/lib/machine_rabbitmq.sh of crud-master.
+# Made by setup/lib/machines/rabbitmq.sh of crud-master.
 NODENAME=rabbit@localhost
 SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}"
 CTL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}"
@@ -61,7 +61,7 @@ ENVIRONMENT
 # administrator is made at the first start, in place of the "guest" that everybody knows.
 broker_settings() {
     cat <<SETTINGS
-# Made by setup/lib/machine_rabbitmq.sh of crud-master.
+# Made by setup/lib/machines/rabbitmq.sh of crud-master.
 listeners.tcp.default = ${SETTINGS[RABBITMQ_PORT]}
 management.tcp.port = ${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}
 default_user = setup

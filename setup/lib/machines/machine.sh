@@ -11,13 +11,13 @@ home=/opt/crud-master
 state=/var/lib/crud-master
 logs=/var/log/crud-master
 
-source "${repo:?}/setup/lib/servers.sh"
-source "$repo/setup/lib/apps.sh"
-source "$repo/setup/lib/programs.sh"
-source "$repo/setup/lib/firewall.sh"
-source "$repo/setup/lib/supervisor.sh"
-source "$repo/setup/lib/machine_postgres.sh"
-source "$repo/setup/lib/machine_rabbitmq.sh"
+source "${repo:?}/setup/lib/common/servers.sh"
+source "$repo/setup/lib/common/apps.sh"
+source "$repo/setup/lib/machines/programs.sh"
+source "$repo/setup/lib/machines/firewall.sh"
+source "$repo/setup/lib/machines/supervisor.sh"
+source "$repo/setup/lib/machines/postgres.sh"
+source "$repo/setup/lib/machines/rabbitmq.sh"
 
 # Where install.sh puts what is the project's alone.
 tools=$home/tools
@@ -90,7 +90,7 @@ warn_of_development_passwords() {
     local app key keys=' '
     for app in "${apps[@]}"; do
         for key in ${app_secrets[$app]}; do
-            ! grep -qxF -- "${SETTINGS[$key]}" "$repo/setup/lib/well_known_passwords" || [[ $keys == *" $key "* ]] || keys+="$key "
+            ! grep -qxF -- "${SETTINGS[$key]}" "$repo/setup/lib/common/well_known_passwords" || [[ $keys == *" $key "* ]] || keys+="$key "
         done
     done
     [[ $keys != ' ' ]] || return 0
@@ -126,7 +126,7 @@ provide_basics() {
 close_ssh_to_passwords() {
     [[ -d /etc/ssh/sshd_config.d ]] && has_ssh_key || return 0
     write_if_new /etc/ssh/sshd_config.d/00-crud-master.conf 644 <<'SETTINGS' || return 0
-# Made by setup/lib/machine.sh of crud-master.
+# Made by setup/lib/machines/machine.sh of crud-master.
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 SETTINGS
@@ -279,7 +279,7 @@ provide_operator_program() {
     [[ -x $home/bin/$1 ]] || return 0
     write_if_new "/usr/local/bin/$1" 755 <<COMMAND || true
 #!/bin/bash -p
-# Made by setup/lib/machine.sh of crud-master.
+# Made by setup/lib/machines/machine.sh of crud-master.
 [[ \$EUID == 0 ]] || exec sudo "\$0" "\$@"
 umask 077 # for exports
 PATH=/usr/bin:/bin

@@ -70,7 +70,7 @@ firewall_loaded() {
 firewall_rules() {
     cat <<RULES
 #!/usr/sbin/nft -f
-# Made by setup/lib/firewall.sh of crud-master; provisioning writes it anew.
+# Made by setup/lib/machines/firewall.sh of crud-master; provisioning writes it anew.
 # Rules of others stay: the first line makes sure that there is a table to delete.
 table inet crud_master
 delete table inet crud_master

@@ -43,7 +43,7 @@ foreign_hba() {
 
 cluster_settings() {
     cat <<SETTINGS
-# Made by setup/lib/machine_postgres.sh of crud-master.
+# Made by setup/lib/machines/postgres.sh of crud-master.
 listen_addresses = 'localhost'
 port = ${SETTINGS[POSTGRES_PORT]}
 password_encryption = 'scram-sha-256'

