@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
+use common::amqp::{Link, LinkError, QueueConfig};
 use common::db::{Database, DbError};
 use common::metrics::Metrics;
 use common::outage::Outage;
 use common::process::StartError;
-use common::queue::{Link, LinkError, QueueConfig};
 use common::shutdown::Shutdown;
 use crossbeam_channel::{Receiver, RecvError, select};
 

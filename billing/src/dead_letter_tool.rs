@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use amiquip::AmqpValue;
+use common::amqp::{Link, LinkError, Purpose, QueueConfig};
 use common::db::{Database, DatabaseConfig, DbError, Role};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
-use common::queue::{Link, LinkError, Purpose, QueueConfig};
 use common::shutdown::Shutdown;
 use serde_json::Value;
 

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::SystemTime;
 
 use amiquip::{AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, QueueDeclareOptions};
+use common::amqp::{Link, QueueConfig, QueueType};
 use common::db::DatabaseConfig;
 use common::http::HttpConfig;
-use common::queue::{Link, QueueConfig, QueueType};
 use postgres::{Client, Transaction};
 use serde_json::{Value, json};
 use testkit::{Relay, Service, TestDatabase, TestQueue, eventually, eventually_some};

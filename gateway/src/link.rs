@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
+use common::amqp::{Confirming, Link, LinkError, QueueConfig};
 use common::outage::Outage;
-use common::queue::{Confirming, Link, LinkError, QueueConfig};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 /// A link that held so long was one, even where no order came to prove it.

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant, SystemTime};
 use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
 };
+use common::amqp::{LinkError, QueueConfig, Unconfirmed};
 use common::http::{DependencyState, Problem, Request, Response};
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
-use common::queue::{LinkError, QueueConfig, Unconfirmed};
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 

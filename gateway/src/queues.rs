@@ -8,8 +8,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use common::amqp::{Counts, Link, LinkError, QueueConfig};
 use common::metrics::{IntGaugeVec, Metrics};
-use common::queue::{Counts, Link, LinkError, QueueConfig};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::asker::Asker;

@@ -2,7 +2,7 @@
 //! and queues that somebody else has made.
 
 use amiquip::{AmqpProperties, AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable, Publish};
-use common::queue::{Link, QueueConfig};
+use common::amqp::{Link, QueueConfig};
 use testkit::TestQueue;
 
 /// Makes the first byte of each `poison` one that UTF-8 does not have.

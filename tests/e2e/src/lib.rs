@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use billing::{ApiConfig, BillingApi, BillingConsumer, ConsumerConfig};
+use common::amqp::QueueConfig;
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
 use gateway::{AccessConfig, Gateway, Limits};
 use inventory::Inventory;
 use serde_json::{Value, json};

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, Confirm, Publish};
-use common::queue::{Confirming, LimitFromDrop, Link, QueueConfig};
+use common::amqp::{Confirming, LimitFromDrop, Link, QueueConfig};
 
 use crate::stage::Shared;
 

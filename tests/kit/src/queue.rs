@@ -8,7 +8,7 @@ use amiquip::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::queue::{Link, QueueConfig, QueueType};
+use common::amqp::{Link, QueueConfig, QueueType};
 
 use crate::{Client, Relay, SETTINGS, unique_name};
 

@@ -19,9 +19,9 @@ use amiquip::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use socket2::{SockRef, TcpKeepalive};
 
+use super::inbound_limit::{Door, Inflow};
+use super::sanitizing_stream::SanitizingStream;
 use crate::env::{ConfigError, Vars};
-use crate::inflow::{Door, Inflow};
-use crate::sanitizing::SanitizingStream;
 
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);

@@ -12,7 +12,7 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
-use crate::inflow::{Door, FRAME_HEAD_BYTES, Passage, big_endian};
+use super::inbound_limit::{Door, FRAME_HEAD_BYTES, Passage, big_endian};
 
 /// Class, weight and body length, in front of a content header's flags.
 const CONTENT_HEAD_BYTES: usize = 12;
