@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::{Ready, SetReadiness};
 
-/// Type, channel and length; the payload and one byte of end mark follow.
-pub(crate) const FRAME_HEAD_BYTES: usize = 7;
+use super::frame::{CONTENT_BODY, CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
 
 /// Messages that are delivered and not done with may weigh so much together. One more is let in
 /// below it, of whatever size: otherwise a message that is larger would never arrive.
@@ -18,22 +17,11 @@ const IN_HAND_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A table of many small headers takes so many times its bytes when it is read.
 const READ_HEADER_FACTOR: usize = 32;
 
-/// Frame types of AMQP 0-9-1.
-const METHOD: u8 = 1;
-const CONTENT_HEADER: u8 = 2;
-const CONTENT_BODY: u8 = 3;
-
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
-pub(crate) fn big_endian(bytes: &[u8]) -> usize {
-    bytes
-        .iter()
-        .fold(0, |number, byte| number << 8 | usize::from(*byte))
-}
-
 /// What is in hand, as its owner and the reader of the socket know it.
-pub(crate) struct Inflow {
+pub(super) struct Inflow {
     state: Mutex<State>,
     /// Tells the reader of the socket to look again.
     wake: SetReadiness,
@@ -51,7 +39,7 @@ struct State {
 }
 
 impl Inflow {
-    pub(crate) fn new(wake: SetReadiness) -> Arc<Self> {
+    pub(super) fn new(wake: SetReadiness) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             wake,
@@ -59,7 +47,7 @@ impl Inflow {
     }
 
     /// These deliveries take no memory any more.
-    pub(crate) fn release(&self, tags: impl IntoIterator<Item = u64>) {
+    pub(super) fn release(&self, tags: impl IntoIterator<Item = u64>) {
         let mut state = self.state();
         for tag in tags {
             state.weight -= state.in_hand.remove(&tag).unwrap_or(0);
@@ -68,7 +56,7 @@ impl Inflow {
     }
 
     /// This delivery takes so many bytes less.
-    pub(crate) fn reduce(&self, tag: u64, bytes: usize) {
+    pub(super) fn reduce(&self, tag: u64, bytes: usize) {
         let mut state = self.state();
         let State {
             in_hand, weight, ..
@@ -82,13 +70,13 @@ impl Inflow {
     }
 
     /// Whether a message that comes now has to wait.
-    pub(crate) fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.state().weight >= IN_HAND_BYTES_MAX
     }
 
     /// No message is let in any more, and none keeps the broker's answers behind it waiting:
     /// further ones are passed over.
-    pub(crate) fn end(&self) {
+    pub(super) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
         self.wake(state);
@@ -108,7 +96,7 @@ impl Inflow {
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Passage {
+pub(super) enum Passage {
     Pass,
     /// It and those behind it wait until there is room.
     Wait,
@@ -117,7 +105,7 @@ pub(crate) enum Passage {
 
 /// The door in front of amiquip. It stands between messages: one that has begun to arrive
 /// arrives whole.
-pub(crate) struct Door {
+pub(super) struct Door {
     inflow: Arc<Inflow>,
     /// The channel and the tag of the delivery that is arriving.
     arriving: Option<([u8; 2], u64)>,
@@ -126,7 +114,7 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(inflow: Arc<Inflow>) -> Self {
+    pub(super) fn new(inflow: Arc<Inflow>) -> Self {
         Self {
             inflow,
             arriving: None,
@@ -135,7 +123,7 @@ impl Door {
     }
 
     /// Decides about a whole frame. One that has to wait is asked about again.
-    pub(crate) fn judge(&mut self, frame: &[u8]) -> Passage {
+    pub(super) fn judge(&mut self, frame: &[u8]) -> Passage {
         let channel = [frame[1], frame[2]];
         let payload = &frame[FRAME_HEAD_BYTES..];
         match frame[0] {

@@ -12,14 +12,11 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
-use super::inbound_limit::{Door, FRAME_HEAD_BYTES, Passage, big_endian};
+use super::frame::{CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
+use super::inbound_limit::{Door, Passage};
 
 /// Class, weight and body length, in front of a content header's flags.
 const CONTENT_HEAD_BYTES: usize = 12;
-
-/// The frame types of a method and of a content header.
-const METHOD: u8 = 1;
-const CONTENT_HEADER: u8 = 2;
 
 /// Class and method of each method of the broker that has short strings, and how many bytes stand
 /// in front of each of them, behind the one before (AMQP 0-9-1 §1, and RabbitMQ's extension
@@ -54,7 +51,7 @@ const DEPTH_MAX: usize = 16;
 const READ_BYTES: usize = 64 * 1024;
 
 /// The broker's socket, whose frames amiquip can read.
-pub(crate) struct SanitizingStream {
+pub(super) struct SanitizingStream {
     stream: TcpStream,
     buffer: Vec<u8>,
     /// Of the buffer, what amiquip has taken.
@@ -68,7 +65,7 @@ pub(crate) struct SanitizingStream {
 }
 
 impl SanitizingStream {
-    pub(crate) fn new(stream: TcpStream, door: Door, wakened: Registration) -> Self {
+    pub(super) fn new(stream: TcpStream, door: Door, wakened: Registration) -> Self {
         Self {
             stream,
             door,
