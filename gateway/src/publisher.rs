@@ -2,7 +2,7 @@
 //! channel, each with the client who waits for the answer, and that comes when the broker has
 //! confirmed the message. So few workers carry many waiting clients, and orders that come together
 //! are published together. The thread itself never waits for the broker: the link is made and left
-//! by another (`link.rs`), so every order is answered in its time, whatever the link does.
+//! by another (`connection.rs`), so every order is answered in its time, whatever the link does.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,8 +22,8 @@ use common::process::StartError;
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
+use crate::connection::{self, LinkEvent, LinkHandle, PublishChannel, Reason, Released};
 use crate::keys::{Keys, Known};
-use crate::link::{self, LinkEvent, LinkHandle, PublishChannel, Reason, Released};
 
 /// How long a client waits, from placing the order, whatever becomes of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -238,7 +238,7 @@ pub(crate) fn start(
         events: link_events,
         released,
         ended: link_ended,
-    } = link::start(config).map_err(no_thread)?;
+    } = connection::start(config).map_err(no_thread)?;
     let mut publisher = Publisher {
         queue: config.queue.clone(),
         waiting,
