@@ -1,4 +1,4 @@
-//! The link to the broker, on a thread of its own: whatever opens, declares or closes waits for the
+//! The connection to the broker, on a thread of its own: whatever opens, declares or closes waits for the
 //! broker, and no order waits with it. The thread hands the publisher a channel for confirmed messages,
 //! and takes it back to close it, with what is to be done next.
 
@@ -8,25 +8,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
-use common::amqp::{Confirming, Link, LinkError, QueueConfig};
+use common::amqp::{AmqpConnection, AmqpError, ConfirmChannel, QueueConfig};
 use common::outage::Outage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-/// A link that held so long was one, even where no order came to prove it.
+/// A connection that held so long was one, even where no order came to prove it.
 const PROVEN_AFTER: Duration = Duration::from_mins(1);
 
 /// A channel for the publisher, who gives it back and never drops it: a drop waits for the broker.
 pub(crate) struct PublishChannel {
-    pub(crate) confirming: Confirming,
+    pub(crate) confirming: ConfirmChannel,
     /// The broker's alarms.
     pub(crate) blocked: Receiver<ConnectionBlockedNotification>,
 }
 
-/// What the publisher hears of the link.
-pub(crate) enum LinkEvent {
+/// What the publisher hears of the connection.
+pub(crate) enum ConnectionEvent {
     /// Orders can be published.
     Opened(PublishChannel),
-    /// The channel that was to be renewed will not come: the link is lost.
+    /// The channel that was to be renewed will not come: the connection is lost.
     Lost,
 }
 
@@ -40,55 +40,55 @@ pub(crate) struct Released {
 
 /// Why a channel comes back.
 pub(crate) enum Reason {
-    /// Another one on the same link is wanted, and the queue declared anew.
+    /// Another one on the same connection is wanted, and the queue declared anew.
     Renew,
-    /// The link serves no more.
-    Lost(LinkError),
+    /// The connection serves no more.
+    Lost(AmqpError),
     /// Nobody will place an order any more.
     Shutdown,
 }
 
 /// The publisher's end.
-pub(crate) struct LinkHandle {
-    pub(crate) events: Receiver<LinkEvent>,
+pub(crate) struct ConnectionHandle {
+    pub(crate) events: Receiver<ConnectionEvent>,
     pub(crate) released: Sender<Released>,
     /// Closed when the thread has ended.
     pub(crate) ended: Receiver<()>,
 }
 
 /// Starts the thread. It ends when its channel comes back for good, or the publisher is gone.
-pub(crate) fn start(config: &QueueConfig) -> io::Result<LinkHandle> {
-    // Without a buffer: a channel that the publisher does not take stays with its link.
+pub(crate) fn start(config: &QueueConfig) -> io::Result<ConnectionHandle> {
+    // Without a buffer: a channel that the publisher does not take stays with its connection.
     let (opened, events) = crossbeam_channel::bounded(0);
     let (released, comes_back) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let config = config.clone();
     thread::Builder::new()
-        .name("link".to_owned())
+        .name("connection".to_owned())
         .spawn(move || {
             let _alive = alive;
-            LinkThread {
+            ConnectionThread {
                 config,
                 opened,
                 comes_back,
             }
             .run();
         })?;
-    Ok(LinkHandle {
+    Ok(ConnectionHandle {
         events,
         released,
         ended,
     })
 }
 
-struct LinkThread {
+struct ConnectionThread {
     config: QueueConfig,
-    opened: Sender<LinkEvent>,
+    opened: Sender<ConnectionEvent>,
     comes_back: Receiver<Released>,
 }
 
-impl LinkThread {
-    /// One link after another.
+impl ConnectionThread {
+    /// One connection after another.
     fn run(self) {
         let mut outage = Outage::none(Duration::from_millis(100), Duration::from_secs(3));
         loop {
@@ -98,9 +98,9 @@ impl LinkThread {
             let error = match left {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error,
-                Err(_) => LinkError::Broken("its thread panicked"),
+                Err(_) => AmqpError::Broken("its thread panicked"),
             };
-            let _ = self.opened.send(LinkEvent::Lost);
+            let _ = self.opened.send(ConnectionEvent::Lost);
             if proven {
                 outage.end();
             }
@@ -113,13 +113,13 @@ impl LinkThread {
         }
     }
 
-    /// Hands out channels of one link until it is lost; Ok at the end.
-    fn serve(&self, outage: &mut Outage, proven: &mut bool) -> Result<(), LinkError> {
-        let mut link = Link::open(&self.config, "api-gateway")?;
+    /// Hands out channels of one connection until it is lost; Ok at the end.
+    fn serve(&self, outage: &mut Outage, proven: &mut bool) -> Result<(), AmqpError> {
+        let mut connection = AmqpConnection::open(&self.config, "api-gateway")?;
         let opened = Instant::now();
         loop {
-            let confirming = link.open_confirming(&self.config.queue)?;
-            let blocked = link.blocked.clone();
+            let confirming = connection.open_confirm_channel(&self.config.queue)?;
+            let blocked = connection.blocked.clone();
             if outage.connects() {
                 log::info!(queue = self.config.queue.as_str(); "publishing");
             }
@@ -127,8 +127,8 @@ impl LinkThread {
                 confirming,
                 blocked,
             };
-            if let Err(refused) = self.opened.send(LinkEvent::Opened(channel)) {
-                let _limit = link.limit();
+            if let Err(refused) = self.opened.send(ConnectionEvent::Opened(channel)) {
+                let _deadline = connection.deadline();
                 drop(refused);
                 return Ok(());
             }
@@ -137,7 +137,7 @@ impl LinkThread {
             };
             *proven |= released.confirmed || opened.elapsed() >= PROVEN_AFTER;
             // Before the channel's farewell.
-            let _limit = link.limit();
+            let _deadline = connection.deadline();
             drop(released.channel);
             match released.reason {
                 Reason::Renew => {}

@@ -13,11 +13,11 @@ use crossbeam_channel::Receiver;
 use socket2::{SockRef, TcpKeepalive};
 
 use super::config::{Broker, Brokers, QueueConfig, QueueType};
-use super::error::{ACCESS_REFUSED, LinkError, NOT_FOUND, PRECONDITION_FAILED};
-use super::inbound_limit::{Door, Inflow};
+use super::error::{ACCESS_REFUSED, AmqpError, NOT_FOUND, PRECONDITION_FAILED};
+use super::inbound_limit::{FrameFilter, InboundLimit};
 use super::queue_mismatch::effect;
 use super::sanitizing_stream::SanitizingStream;
-use super::watchdog::{EXCHANGE_LIMIT, Limit, LimitFromDrop, Watchdog};
+use super::watchdog::{Deadline, DeadlineOnDrop, EXCHANGE_LIMIT, Watchdog};
 
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -42,21 +42,21 @@ pub struct Counts {
 }
 
 /// A channel whose messages the broker confirms.
-pub struct Confirming {
+pub struct ConfirmChannel {
     /// What the broker says of messages that no queue took. For a message this is sent before
     /// its confirm (RabbitMQ, Publisher Confirms).
     pub returns: Receiver<Return>,
     /// The broker's confirms.
     pub confirms: Receiver<Confirm>,
-    /// Publish here, and note each message in an [`Unconfirmed`].
+    /// Publish here, and note each message in an [`OutstandingConfirms`].
     pub channel: Channel,
 }
 
 /// A connection to the broker. Dropping it takes [`EXCHANGE_LIMIT`] at most.
-pub struct Link {
+pub struct AmqpConnection {
     watchdog: Watchdog,
     connection: Connection,
-    inflow: Arc<Inflow>,
+    inbound_limit: Arc<InboundLimit>,
     queue_type: QueueType,
     brokers: Brokers,
     /// Which of the brokers this is.
@@ -67,17 +67,17 @@ pub struct Link {
     pub blocked: Receiver<ConnectionBlockedNotification>,
 }
 
-impl Link {
+impl AmqpConnection {
     /// Connects to the first of the nodes that answers; `program` is what the management page
     /// shows.
-    pub fn open(config: &QueueConfig, program: &str) -> Result<Self, LinkError> {
-        let mut failure = LinkError::Broken("there is none");
+    pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
+        let mut failure = AmqpError::Broken("there is none");
         for (number, broker) in config.brokers.in_turn() {
             match Self::open_to(number, broker, config, program) {
-                Ok(link) => {
+                Ok(connection) => {
                     // Unless this one serves. A node that is cut off from the others may answer.
                     config.brokers.try_first(number + 1);
-                    return Ok(link);
+                    return Ok(connection);
                 }
                 Err(error) => failure = error,
             }
@@ -90,12 +90,12 @@ impl Link {
         broker: &Broker,
         config: &QueueConfig,
         program: &str,
-    ) -> Result<Self, LinkError> {
+    ) -> Result<Self, AmqpError> {
         let socket = connect(broker)?;
         let (wakened, wake) = mio::Registration::new2();
-        let inflow = Inflow::new(wake);
-        let watchdog = Watchdog::start(socket.try_clone()?, &inflow)?;
-        let limit = watchdog.limit();
+        let inbound_limit = InboundLimit::new(wake);
+        let watchdog = Watchdog::start(socket.try_clone()?, &inbound_limit)?;
+        let deadline = watchdog.deadline();
         let options = ConnectionOptions::default()
             .auth(Auth::Plain {
                 username: config.user.clone(),
@@ -105,16 +105,16 @@ impl Link {
             .connection_timeout(Some(EXCHANGE_LIMIT))
             .information(Some(program.to_owned()));
         let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
-        let door = Door::new(Arc::clone(&inflow));
+        let filter = FrameFilter::new(Arc::clone(&inbound_limit));
         let stream =
-            SanitizingStream::new(mio::net::TcpStream::from_stream(socket)?, door, wakened);
+            SanitizingStream::new(mio::net::TcpStream::from_stream(socket)?, filter, wakened);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let blocked = connection.listen_for_connection_blocked()?;
-        drop(limit);
+        drop(deadline);
         Ok(Self {
             watchdog,
             connection,
-            inflow,
+            inbound_limit,
             queue_type: config.queue_type,
             brokers: config.brokers.clone(),
             broker: number,
@@ -124,20 +124,20 @@ impl Link {
     }
 
     /// Opens a channel.
-    pub fn open_channel(&mut self) -> Result<Channel, LinkError> {
-        let _limit = self.limit();
+    pub fn open_channel(&mut self) -> Result<Channel, AmqpError> {
+        let _deadline = self.deadline();
         Ok(self.connection.open_channel(None)?)
     }
 
     /// Opens a channel for confirmed messages to that queue, which is made where it is not there.
-    pub fn open_confirming(&mut self, queue: &str) -> Result<Confirming, LinkError> {
+    pub fn open_confirm_channel(&mut self, queue: &str) -> Result<ConfirmChannel, AmqpError> {
         self.find_or_make(queue)?;
         let channel = self.open_channel()?;
-        let _limit = self.limit();
+        let _deadline = self.deadline();
         let returns = channel.listen_for_returns()?;
         let confirms = channel.listen_for_publisher_confirms()?;
         channel.enable_publisher_confirms()?;
-        Ok(Confirming {
+        Ok(ConfirmChannel {
             returns,
             confirms,
             channel,
@@ -147,7 +147,7 @@ impl Link {
     /// Sees to it that a queue is there. One that is there is used as it is; what it has beyond what
     /// is configured, the log tells at level error. To learn that takes a declaration, so whoever
     /// only publishes, and may not configure the queue, does not ask.
-    pub fn declare(&mut self, queue: &str) -> Result<(), LinkError> {
+    pub fn declare(&mut self, queue: &str) -> Result<(), AmqpError> {
         if self.find_or_make(queue)? && !std::mem::replace(&mut self.compared, true) {
             self.compare(queue)?;
         }
@@ -156,7 +156,7 @@ impl Link {
 
     /// Whether a queue is there already, so that a user who may configure nothing will do. Otherwise
     /// it is made, durable and of the type that is configured.
-    fn find_or_make(&mut self, queue: &str) -> Result<bool, LinkError> {
+    fn find_or_make(&mut self, queue: &str) -> Result<bool, AmqpError> {
         let found = self.count(queue)?.is_some();
         if !found {
             self.make(queue)?;
@@ -174,15 +174,15 @@ impl Link {
             auto_delete: false,
             arguments: self.queue_type.arguments(),
         };
-        // Before the channel, so that its farewell is within the limit too.
-        let _limit = self.limit();
+        // Before the channel, so that closing it is within the deadline too.
+        let _deadline = self.deadline();
         let channel = self.connection.open_channel(None)?;
         channel.queue_declare(queue, options).map(drop)
     }
 
     /// Tells the log what a queue has that is not asked for. The broker says it only to who
     /// declares the queue otherwise, and names the first difference.
-    fn compare(&mut self, queue: &str) -> Result<(), LinkError> {
+    fn compare(&mut self, queue: &str) -> Result<(), AmqpError> {
         let said = match self.make(queue) {
             Err(amiquip::Error::ServerClosedChannel {
                 code: PRECONDITION_FAILED,
@@ -211,10 +211,10 @@ impl Link {
 
     /// Counts what is in a queue; None where there is no such queue. For that the broker closes
     /// the channel that asks, so each question has one of its own.
-    pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, LinkError> {
+    pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, AmqpError> {
         let channel = self.open_channel()?;
-        // Before the channel, so that its farewell is within the limit too.
-        let limit = self.limit();
+        // Before the channel, so that closing it is within the deadline too.
+        let deadline = self.deadline();
         let counted = match channel.queue_declare_passive(queue) {
             Ok(declared) => Ok(Some(Counts {
                 ready: declared.declared_message_count().unwrap_or(0),
@@ -226,46 +226,46 @@ impl Link {
             Err(error) => Err(error.into()),
         };
         drop(channel);
-        drop(limit);
+        drop(deadline);
         counted
     }
 
     /// Whether no further deliveries are read, since those that are kept weigh too much.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.inflow.is_full()
+        self.inbound_limit.is_full()
     }
 
     /// To be called with the tags of deliveries whose content is not kept any more. While those
     /// that are kept have 32 MiB together, no further ones are read from the broker.
     pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {
-        self.inflow.release(delivery_tags);
+        self.inbound_limit.release(delivery_tags);
     }
 
     /// This delivery takes so many bytes of memory less than it had.
     pub fn reduce(&self, delivery_tag: u64, bytes: usize) {
-        self.inflow.reduce(delivery_tag, bytes);
+        self.inbound_limit.reduce(delivery_tag, bytes);
     }
 
     /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
-    /// waited for; then the link is cut.
+    /// waited for; then the connection is cut.
     #[must_use]
-    pub fn limit(&self) -> Limit {
-        self.watchdog.limit()
+    pub fn deadline(&self) -> Deadline {
+        self.watchdog.deadline()
     }
 
-    /// Puts a limit on the drops that follow, and takes no more deliveries in. Declared after
-    /// the channels, the returned value is dropped before them, and then the limit begins.
+    /// Puts a deadline on the drops that follow, and lets no more deliveries in. Declared after
+    /// the channels, the returned value is dropped before them, and then the time begins.
     #[must_use]
-    pub fn limit_from_drop(&self) -> LimitFromDrop {
-        self.watchdog.limit_from_drop(&self.inflow)
+    pub fn deadline_on_drop(&self) -> DeadlineOnDrop {
+        self.watchdog.deadline_on_drop(&self.inbound_limit)
     }
 }
 
-impl Drop for Link {
+impl Drop for AmqpConnection {
     fn drop(&mut self) {
-        // The connection's own drop, which follows, waits for the broker's farewell.
-        drop(self.limit_from_drop());
+        // The drop of amiquip's connection, which follows, waits until the broker has closed it.
+        drop(self.deadline_on_drop());
     }
 }
 

@@ -1,4 +1,4 @@
-//! How much of what the broker delivers is let in. AMQP counts messages and RabbitMQ ignores the
+//! How many bytes of deliveries are let in. AMQP counts messages and RabbitMQ ignores the
 //! limit in bytes that the protocol has, while one message may have 16 MiB and more; and amiquip
 //! keeps whatever arrives, without a bound. So the bound is put before it: while too much is in
 //! hand, no further message is read from the socket, and TCP holds the broker back.
@@ -20,8 +20,9 @@ const READ_HEADER_FACTOR: usize = 32;
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
-/// What is in hand, as its owner and the reader of the socket know it.
-pub(super) struct Inflow {
+/// The deliveries in hand. The owner of the connection releases them, and the [`FrameFilter`] lets further
+/// ones in.
+pub(super) struct InboundLimit {
     state: Mutex<State>,
     /// Tells the reader of the socket to look again.
     wake: SetReadiness,
@@ -32,13 +33,13 @@ struct State {
     /// By delivery tag.
     in_hand: HashMap<u64, usize>,
     weight: usize,
-    /// A message waits at the door.
+    /// A delivery has arrived that has to wait.
     waiting: bool,
     /// Nobody takes messages any more.
     ended: bool,
 }
 
-impl Inflow {
+impl InboundLimit {
     pub(super) fn new(wake: SetReadiness) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
@@ -96,68 +97,68 @@ impl Inflow {
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passage {
+pub(super) enum FrameAction {
     Pass,
     /// It and those behind it wait until there is room.
     Wait,
     Drop,
 }
 
-/// The door in front of amiquip. It stands between messages: one that has begun to arrive
-/// arrives whole.
-pub(super) struct Door {
-    inflow: Arc<Inflow>,
+/// Decides which frames amiquip reads, and when. It stops only between messages: one that has begun to
+/// arrive arrives whole.
+pub(super) struct FrameFilter {
+    inbound_limit: Arc<InboundLimit>,
     /// The channel and the tag of the delivery that is arriving.
     arriving: Option<([u8; 2], u64)>,
     /// The channel of the delivery that is passed over.
     dropping: Option<[u8; 2]>,
 }
 
-impl Door {
-    pub(super) fn new(inflow: Arc<Inflow>) -> Self {
+impl FrameFilter {
+    pub(super) fn new(inbound_limit: Arc<InboundLimit>) -> Self {
         Self {
-            inflow,
+            inbound_limit,
             arriving: None,
             dropping: None,
         }
     }
 
     /// Decides about a whole frame. One that has to wait is asked about again.
-    pub(super) fn judge(&mut self, frame: &[u8]) -> Passage {
+    pub(super) fn decide(&mut self, frame: &[u8]) -> FrameAction {
         let channel = [frame[1], frame[2]];
         let payload = &frame[FRAME_HEAD_BYTES..];
         match frame[0] {
             METHOD => {
-                let passage = match delivery_tag(payload) {
-                    Some(tag) => self.judge_delivery(channel, tag),
-                    None => Passage::Pass,
+                let action = match delivery_tag(payload) {
+                    Some(tag) => self.decide_delivery(channel, tag),
+                    None => FrameAction::Pass,
                 };
-                if passage == Passage::Pass && self.dropping == Some(channel) {
+                if action == FrameAction::Pass && self.dropping == Some(channel) {
                     self.dropping = None;
                 }
-                passage
+                action
             }
-            CONTENT_HEADER | CONTENT_BODY if self.dropping == Some(channel) => Passage::Drop,
+            CONTENT_HEADER | CONTENT_BODY if self.dropping == Some(channel) => FrameAction::Drop,
             CONTENT_HEADER => {
                 self.weigh(channel, payload);
-                Passage::Pass
+                FrameAction::Pass
             }
-            _ => Passage::Pass,
+            _ => FrameAction::Pass,
         }
     }
 
-    fn judge_delivery(&mut self, channel: [u8; 2], tag: u64) -> Passage {
-        let mut state = self.inflow.state();
+    fn decide_delivery(&mut self, channel: [u8; 2], tag: u64) -> FrameAction {
+        let mut state = self.inbound_limit.state();
         if state.ended {
             self.dropping = Some(channel);
-            return Passage::Drop;
+            return FrameAction::Drop;
         }
         if state.weight >= IN_HAND_BYTES_MAX {
             state.waiting = true;
-            return Passage::Wait;
+            return FrameAction::Wait;
         }
         self.arriving = Some((channel, tag));
-        Passage::Pass
+        FrameAction::Pass
     }
 
     fn weigh(&mut self, channel: [u8; 2], payload: &[u8]) {
@@ -166,7 +167,7 @@ impl Door {
         };
         let body = payload.get(4..12).map_or(0, big_endian);
         let weight = body.saturating_add(payload.len() * READ_HEADER_FACTOR);
-        let mut state = self.inflow.state();
+        let mut state = self.inbound_limit.state();
         state.weight = state.weight.saturating_add(weight);
         state.in_hand.insert(tag, weight);
     }
@@ -204,69 +205,88 @@ mod tests {
         )
     }
 
-    fn door() -> (Door, Arc<Inflow>, Registration) {
+    fn new_filter() -> (FrameFilter, Arc<InboundLimit>, Registration) {
         let (registration, wake) = Registration::new2();
-        let inflow = Inflow::new(wake);
-        (Door::new(Arc::clone(&inflow)), inflow, registration)
+        let inbound_limit = InboundLimit::new(wake);
+        (
+            FrameFilter::new(Arc::clone(&inbound_limit)),
+            inbound_limit,
+            registration,
+        )
     }
 
-    /// Lets a message of one large body frame come to the door.
-    fn arrive(door: &mut Door, tag: u64, body: usize) -> Passage {
-        let passage = door.judge(&deliver(tag));
-        if passage != Passage::Wait {
-            assert_eq!(door.judge(&header(body)), passage);
-            assert_eq!(door.judge(&frame(CONTENT_BODY, b"{}")), passage);
+    /// Lets a message of one large body frame arrive at the filter.
+    fn arrive(filter: &mut FrameFilter, tag: u64, body: usize) -> FrameAction {
+        let action = filter.decide(&deliver(tag));
+        if action != FrameAction::Wait {
+            assert_eq!(filter.decide(&header(body)), action);
+            assert_eq!(filter.decide(&frame(CONTENT_BODY, b"{}")), action);
         }
-        passage
+        action
     }
 
     #[test]
     fn messages_wait_while_too_much_is_in_hand_and_come_in_when_it_is_released() {
-        let (mut door, inflow, _registration) = door();
+        let (mut filter, inbound_limit, _registration) = new_filter();
 
-        assert_eq!(arrive(&mut door, 1, IN_HAND_BYTES_MAX / 2), Passage::Pass);
-        assert_eq!(arrive(&mut door, 2, IN_HAND_BYTES_MAX), Passage::Pass);
-        assert_eq!(arrive(&mut door, 3, 0), Passage::Wait);
-        inflow.release([1]);
-        assert_eq!(arrive(&mut door, 3, 0), Passage::Wait);
-        inflow.release([2]);
-        assert_eq!(arrive(&mut door, 3, 0), Passage::Pass);
+        assert_eq!(
+            arrive(&mut filter, 1, IN_HAND_BYTES_MAX / 2),
+            FrameAction::Pass
+        );
+        assert_eq!(arrive(&mut filter, 2, IN_HAND_BYTES_MAX), FrameAction::Pass);
+        assert_eq!(arrive(&mut filter, 3, 0), FrameAction::Wait);
+        inbound_limit.release([1]);
+        assert_eq!(arrive(&mut filter, 3, 0), FrameAction::Wait);
+        inbound_limit.release([2]);
+        assert_eq!(arrive(&mut filter, 3, 0), FrameAction::Pass);
     }
 
     #[test]
     fn a_message_larger_than_all_that_may_be_in_hand_comes_in_alone() {
-        let (mut door, inflow, _registration) = door();
+        let (mut filter, inbound_limit, _registration) = new_filter();
 
-        assert_eq!(arrive(&mut door, 1, 100 * IN_HAND_BYTES_MAX), Passage::Pass);
-        assert_eq!(arrive(&mut door, 2, 1), Passage::Wait);
-        inflow.release([1]);
-        assert_eq!(arrive(&mut door, 2, 1), Passage::Pass);
+        assert_eq!(
+            arrive(&mut filter, 1, 100 * IN_HAND_BYTES_MAX),
+            FrameAction::Pass
+        );
+        assert_eq!(arrive(&mut filter, 2, 1), FrameAction::Wait);
+        inbound_limit.release([1]);
+        assert_eq!(arrive(&mut filter, 2, 1), FrameAction::Pass);
     }
 
     #[test]
     fn other_frames_never_wait() {
-        let (mut door, _inflow, _registration) = door();
-        assert_eq!(arrive(&mut door, 1, 2 * IN_HAND_BYTES_MAX), Passage::Pass);
+        let (mut filter, _inbound_limit, _registration) = new_filter();
+        assert_eq!(
+            arrive(&mut filter, 1, 2 * IN_HAND_BYTES_MAX),
+            FrameAction::Pass
+        );
 
         let confirm = frame(METHOD, &[0, 60, 0, 80, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
         for frame in [confirm, frame(8, b""), header(10)] {
-            assert_eq!(door.judge(&frame), Passage::Pass);
+            assert_eq!(filter.decide(&frame), FrameAction::Pass);
         }
-        assert_eq!(arrive(&mut door, 2, 1), Passage::Wait);
+        assert_eq!(arrive(&mut filter, 2, 1), FrameAction::Wait);
     }
 
     #[test]
     fn after_the_end_what_has_begun_to_arrive_arrives_and_the_rest_is_passed_over() {
-        let (mut door, inflow, _registration) = door();
-        assert_eq!(door.judge(&deliver(1)), Passage::Pass);
+        let (mut filter, inbound_limit, _registration) = new_filter();
+        assert_eq!(filter.decide(&deliver(1)), FrameAction::Pass);
 
-        inflow.end();
+        inbound_limit.end();
 
-        assert_eq!(door.judge(&header(4)), Passage::Pass);
-        assert_eq!(door.judge(&frame(CONTENT_BODY, b"{}{}")), Passage::Pass);
-        assert_eq!(arrive(&mut door, 2, 2 * IN_HAND_BYTES_MAX), Passage::Drop);
-        assert_eq!(arrive(&mut door, 3, 1), Passage::Drop);
+        assert_eq!(filter.decide(&header(4)), FrameAction::Pass);
+        assert_eq!(
+            filter.decide(&frame(CONTENT_BODY, b"{}{}")),
+            FrameAction::Pass
+        );
+        assert_eq!(
+            arrive(&mut filter, 2, 2 * IN_HAND_BYTES_MAX),
+            FrameAction::Drop
+        );
+        assert_eq!(arrive(&mut filter, 3, 1), FrameAction::Drop);
         let close_ok = frame(METHOD, &[0, 20, 0, 41]);
-        assert_eq!(door.judge(&close_ok), Passage::Pass);
+        assert_eq!(filter.decide(&close_ok), FrameAction::Pass);
     }
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use amiquip::Confirm;
 
-/// Messages that were published on a [`Confirming`] channel and are not confirmed yet, in the
+/// Messages that were published on a [`ConfirmChannel`] channel and are not confirmed yet, in the
 /// order of their delivery tags.
 #[derive(Debug)]
-pub struct Unconfirmed<T> {
+pub struct OutstandingConfirms<T> {
     last_tag: u64,
     waiting: BTreeMap<u64, T>,
 }
 
-impl<T> Default for Unconfirmed<T> {
+impl<T> Default for OutstandingConfirms<T> {
     fn default() -> Self {
         Self {
             last_tag: 0,
@@ -21,7 +21,7 @@ impl<T> Default for Unconfirmed<T> {
     }
 }
 
-impl<T> Unconfirmed<T> {
+impl<T> OutstandingConfirms<T> {
     /// Notes the message that was just published: the broker counts them from 1.
     pub fn push(&mut self, message: T) {
         self.last_tag += 1;
@@ -73,10 +73,10 @@ mod tests {
 
     use super::*;
 
-    fn published(count: usize) -> Unconfirmed<usize> {
-        let mut unconfirmed = Unconfirmed::default();
-        (1..=count).for_each(|message| unconfirmed.push(message));
-        unconfirmed
+    fn published(count: usize) -> OutstandingConfirms<usize> {
+        let mut outstanding = OutstandingConfirms::default();
+        (1..=count).for_each(|message| outstanding.push(message));
+        outstanding
     }
 
     fn messages(settled: (bool, BTreeMap<u64, usize>)) -> (bool, Vec<usize>) {
@@ -92,31 +92,31 @@ mod tests {
 
     #[test]
     fn a_refused_message_is_not_taken_by_a_later_confirm_of_several() {
-        let mut unconfirmed = published(5);
+        let mut outstanding = published(5);
 
         assert_eq!(
-            messages(unconfirmed.settle(Confirm::Nack(payload(3, false)))),
+            messages(outstanding.settle(Confirm::Nack(payload(3, false)))),
             (false, vec![3])
         );
         assert_eq!(
-            messages(unconfirmed.settle(Confirm::Ack(payload(5, true)))),
+            messages(outstanding.settle(Confirm::Ack(payload(5, true)))),
             (true, vec![1, 2, 4, 5])
         );
-        assert!(unconfirmed.is_empty());
+        assert!(outstanding.is_empty());
     }
 
     #[test]
     fn a_confirm_of_one_leaves_those_before_and_behind_it() {
-        let mut unconfirmed = published(3);
+        let mut outstanding = published(3);
 
         assert_eq!(
-            messages(unconfirmed.settle(Confirm::Ack(payload(2, false)))),
+            messages(outstanding.settle(Confirm::Ack(payload(2, false)))),
             (true, vec![2])
         );
         assert_eq!(
-            messages(unconfirmed.settle(Confirm::Ack(payload(2, false)))),
+            messages(outstanding.settle(Confirm::Ack(payload(2, false)))),
             (true, vec![])
         );
-        assert_eq!(unconfirmed.len(), 2);
+        assert_eq!(outstanding.len(), 2);
     }
 }

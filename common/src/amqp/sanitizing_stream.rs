@@ -13,7 +13,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
 use super::frame::{CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
-use super::inbound_limit::{Door, Passage};
+use super::inbound_limit::{FrameAction, FrameFilter};
 
 /// Class, weight and body length, in front of a content header's flags.
 const CONTENT_HEAD_BYTES: usize = 12;
@@ -59,16 +59,16 @@ pub(super) struct SanitizingStream {
     /// Of the buffer, what amiquip may take: whole frames.
     ready: usize,
     scratch: Box<[u8]>,
-    door: Door,
-    /// Wakes the poll of the stream when the door opens.
+    filter: FrameFilter,
+    /// Wakes the poll of the stream when a delivery that has to wait may pass.
     wakened: Registration,
 }
 
 impl SanitizingStream {
-    pub(super) fn new(stream: TcpStream, door: Door, wakened: Registration) -> Self {
+    pub(super) fn new(stream: TcpStream, filter: FrameFilter, wakened: Registration) -> Self {
         Self {
             stream,
-            door,
+            filter,
             wakened,
             buffer: Vec::new(),
             taken: 0,
@@ -83,12 +83,12 @@ impl SanitizingStream {
             let Some(frame) = self.buffer.get_mut(self.ready..self.ready + length) else {
                 break;
             };
-            match self.door.judge(frame) {
-                Passage::Wait => return false,
-                Passage::Drop => {
+            match self.filter.decide(frame) {
+                FrameAction::Wait => return false,
+                FrameAction::Drop => {
                     self.buffer.drain(self.ready..self.ready + length);
                 }
-                Passage::Pass => {
+                FrameAction::Pass => {
                     let kind = frame[0];
                     let payload = &mut frame[FRAME_HEAD_BYTES..length - 1];
                     match kind {

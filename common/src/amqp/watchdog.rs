@@ -1,6 +1,6 @@
-//! A limit for whatever waits for the broker. Every call of amiquip that does so waits without limit,
-//! dropping a channel or a connection included. So a thread keeps a second handle on the socket, and
-//! shuts the socket down when a limit runs out. The waiting call then fails.
+//! Deadlines for calls that wait for the broker. Each such call of amiquip waits without limit, and so does
+//! dropping a channel or a connection. Therefore a thread keeps a second handle on the socket and shuts the
+//! socket down when a deadline passes. The call then fails.
 
 use std::io;
 use std::net::{Shutdown as Half, TcpStream};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::inbound_limit::Inflow;
+use super::inbound_limit::InboundLimit;
 
 /// How long one exchange with the broker may take: the handshake, a declaration, a close.
 pub(super) const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
@@ -21,32 +21,32 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    pub(super) fn start(socket: TcpStream, inflow: &Arc<Inflow>) -> io::Result<Self> {
+    pub(super) fn start(socket: TcpStream, inbound_limit: &Arc<InboundLimit>) -> io::Result<Self> {
         let (deadlines, heard) = crossbeam_channel::unbounded();
-        let inflow = Arc::clone(inflow);
+        let inbound_limit = Arc::clone(inbound_limit);
         thread::Builder::new()
             .name("amqp-watchdog".to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || watch(&socket, &inflow, &heard))?;
+            .spawn(move || watch(&socket, &inbound_limit, &heard))?;
         Ok(Self { deadlines })
     }
 
-    pub(super) fn limit(&self) -> Limit {
+    pub(super) fn deadline(&self) -> Deadline {
         let _ = self.deadlines.send(Some(Instant::now() + EXCHANGE_LIMIT));
-        Limit {
+        Deadline {
             deadlines: self.deadlines.clone(),
         }
     }
 
-    pub(super) fn limit_from_drop(&self, inflow: &Arc<Inflow>) -> LimitFromDrop {
-        LimitFromDrop {
+    pub(super) fn deadline_on_drop(&self, inbound_limit: &Arc<InboundLimit>) -> DeadlineOnDrop {
+        DeadlineOnDrop {
             deadlines: self.deadlines.clone(),
-            inflow: Arc::clone(inflow),
+            inbound_limit: Arc::clone(inbound_limit),
         }
     }
 }
 
-fn watch(socket: &TcpStream, inflow: &Inflow, deadlines: &Receiver<Option<Instant>>) {
+fn watch(socket: &TcpStream, inbound_limit: &InboundLimit, deadlines: &Receiver<Option<Instant>>) {
     let mut deadline = None;
     loop {
         let next = match deadline {
@@ -58,34 +58,34 @@ fn watch(socket: &TcpStream, inflow: &Inflow, deadlines: &Receiver<Option<Instan
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let _ = socket.shutdown(Half::Both);
-                // Who does not read does not see the end either.
-                inflow.end();
+                // amiquip sees the end of the stream only if it reads on.
+                inbound_limit.end();
                 deadline = None;
             }
         }
     }
 }
 
-/// While it lives, the link is cut when the limit runs out.
-pub struct Limit {
+/// While it lives, its connection is cut [`EXCHANGE_LIMIT`] after it was made.
+pub struct Deadline {
     deadlines: Sender<Option<Instant>>,
 }
 
-impl Drop for Limit {
+impl Drop for Deadline {
     fn drop(&mut self) {
         let _ = self.deadlines.send(None);
     }
 }
 
-/// When it is dropped, the limit begins.
-pub struct LimitFromDrop {
+/// When it is dropped, the time until its connection is cut begins.
+pub struct DeadlineOnDrop {
     deadlines: Sender<Option<Instant>>,
-    inflow: Arc<Inflow>,
+    inbound_limit: Arc<InboundLimit>,
 }
 
-impl Drop for LimitFromDrop {
+impl Drop for DeadlineOnDrop {
     fn drop(&mut self) {
-        self.inflow.end();
+        self.inbound_limit.end();
         let _ = self.deadlines.send(Some(Instant::now() + EXCHANGE_LIMIT));
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, Confirm, Publish};
-use common::amqp::{Confirming, LimitFromDrop, Link, QueueConfig};
+use common::amqp::{AmqpConnection, ConfirmChannel, DeadlineOnDrop, QueueConfig};
 
 use crate::stage::Shared;
 
@@ -39,9 +39,9 @@ pub(crate) struct Stranger<'s> {
 
 /// Dropped in this order: the limit begins before the others wait for the broker's farewell.
 struct Connected {
-    _limit: LimitFromDrop,
-    confirming: Confirming,
-    _link: Link,
+    _deadline: DeadlineOnDrop,
+    confirming: ConfirmChannel,
+    _connection: AmqpConnection,
 }
 
 impl<'s> Stranger<'s> {
@@ -100,11 +100,11 @@ impl<'s> Stranger<'s> {
 
 impl Connected {
     fn open(config: &QueueConfig) -> Option<Self> {
-        let mut link = Link::open(config, "a stranger").ok()?;
+        let mut connection = AmqpConnection::open(config, "a stranger").ok()?;
         Some(Self {
-            _limit: link.limit_from_drop(),
-            confirming: link.open_confirming(&config.queue).ok()?,
-            _link: link,
+            _deadline: connection.deadline_on_drop(),
+            confirming: connection.open_confirm_channel(&config.queue).ok()?,
+            _connection: connection,
         })
     }
 }

@@ -8,7 +8,7 @@ use amiquip::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::amqp::{Link, QueueConfig, QueueType};
+use common::amqp::{AmqpConnection, QueueConfig, QueueType};
 
 use crate::{Client, Relay, SETTINGS, unique_name};
 
@@ -128,8 +128,10 @@ impl TestQueue {
     /// # Panics
     /// When the broker does not take them.
     pub fn publish_all(&self, messages: &[(Vec<u8>, AmqpProperties)]) {
-        let mut link = self.link();
-        let confirming = link.open_confirming(self.name()).expect("a channel");
+        let mut connection = self.connection();
+        let confirming = connection
+            .open_confirm_channel(self.name())
+            .expect("a channel");
         for (body, properties) in messages {
             let publish = Publish {
                 body,
@@ -260,8 +262,8 @@ impl TestQueue {
     /// # Panics
     /// When the test server is not there.
     pub fn on_channel<T>(&self, work: impl FnOnce(&Channel) -> T) -> T {
-        let mut link = self.link();
-        let channel = link.open_channel().expect("a channel");
+        let mut connection = self.connection();
+        let channel = connection.open_channel().expect("a channel");
         work(&channel)
     }
 
@@ -271,8 +273,8 @@ impl TestQueue {
         });
     }
 
-    fn link(&self) -> Link {
-        Link::open(&self.config, "tests").expect("the RabbitMQ that TEST_ENV_FILE names")
+    fn connection(&self) -> AmqpConnection {
+        AmqpConnection::open(&self.config, "tests").expect("the RabbitMQ that TEST_ENV_FILE names")
     }
 }
 
