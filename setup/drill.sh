@@ -8,7 +8,7 @@ set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
 source "$repo/setup/lib/common/surroundings.sh"
-source "$repo/setup/lib/common/servers.sh"
+source "$repo/setup/lib/local/servers.sh"
 source "$repo/setup/lib/local/test_servers.sh"
 
 usage() {

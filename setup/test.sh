@@ -7,7 +7,8 @@ set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
 source "$repo/setup/lib/common/surroundings.sh"
-source "$repo/setup/lib/common/servers.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/local/checkers.sh"
 source "$repo/setup/lib/local/browser.sh"
 source "$repo/setup/lib/local/test_servers.sh"
 source "$repo/setup/lib/local/readme.sh"

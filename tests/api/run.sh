@@ -14,6 +14,7 @@ source "$repo/setup/lib/common/quoting.sh"
 source "$repo/setup/lib/common/settings.sh"
 source "$repo/setup/lib/common/ports.sh"
 source "$repo/setup/lib/common/install.sh"
+source "$repo/setup/lib/local/checkers.sh"
 
 usage() {
     cat <<'USAGE'

@@ -8,7 +8,8 @@ set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
 source "$repo/setup/lib/common/surroundings.sh"
-source "$repo/setup/lib/common/servers.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/local/checkers.sh"
 source "$repo/setup/lib/common/apps.sh"
 source "$repo/tests/vms/checks.sh"
 
@@ -271,8 +272,9 @@ disks() {
         last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
     is 'and nothing is left there' filler ls "$disk"
 
-    install -d "$disk/setup"
+    install -d "$disk/setup/lib/common"
     cp setup/secrets.sh "$disk/setup"
+    cp setup/lib/common/posix.sh "$disk/setup/lib/common"
     echo RUST_LOG=debug >"$disk/.env.local"
     cat /dev/zero >"$disk/filler" 2>/dev/null || true
     is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"

@@ -103,7 +103,7 @@ settings() {
     local before
     install -d "$scratch/project/setup/lib/common"
     cp "$repo/setup/secrets.sh" "$scratch/project/setup"
-    cp "$repo/setup/lib/common/well_known_passwords" "$scratch/project/setup/lib/common"
+    cp "$repo"/setup/lib/common/{posix.sh,well_known_passwords} "$scratch/project/setup/lib/common"
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"

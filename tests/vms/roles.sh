@@ -10,9 +10,7 @@ set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
 source "$repo/setup/lib/common/surroundings.sh"
-source "$repo/setup/lib/machines/machine.sh"
-source "$repo/setup/lib/machines/backups.sh"
-source "$repo/tests/vms/checks.sh"
+source "$repo/tests/vms/test_server.sh"
 
 server=$(readlink -f "$1/postgres")
 broker_home=$1/rabbitmq
@@ -56,13 +54,6 @@ clean_up() {
         broker_api DELETE "$name" '{}' 2>/dev/null || true
     done
     rm -rf "$scratch"
-}
-
-# as_administrator COMMAND…: the server of the tests has no Unix socket. What each session begins with is
-# machines/postgres.sh's own.
-as_administrator() {
-    env "${superuser_session[@]}" PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE="$server/pgpass" \
-        PATH="$(postgres_programs "$server"):$PATH" "$@"
 }
 
 # lays_its_traps: names of PostgreSQL's own, in public and in a schema of the role's name, whichever is

@@ -101,10 +101,10 @@ prepare() {
 
 install_what_is_missing() {
     local packages=(mmdebstrap slirp4netns vagrant rsync openssh-client netcat-openbsd iproute2 curl python3)
-    dpkg --status "${packages[@]}" >/dev/null 2>&1 || step "Install ${packages[*]}" install_packages
+    dpkg --status "${packages[@]}" >/dev/null 2>&1 || step "Install ${packages[*]}" install_lab_packages
 }
 
-install_packages() {
+install_lab_packages() {
     apt-get update --quiet || true
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${packages[@]}"
 }

@@ -5,8 +5,6 @@
 
 tools=${repo:?}/.local/tools
 
-cargo_deny_version=0.20.2
-
 # require_debian: everything below speaks of Debian's packages and of where they put things.
 require_debian() {
     local ID='' ID_LIKE='' VERSION_ID='' PRETTY_NAME=''
@@ -137,30 +135,6 @@ lacking_node() {
     has_node || [[ -d $tools/node ]] || python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
 }
 
-lacking_checkers() {
-    command -v shellcheck >/dev/null || echo shellcheck
-    command -v git >/dev/null || echo git
-    command -v python3 >/dev/null || echo python3
-    python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
-    [[ -x /usr/sbin/nft ]] || echo nftables
-    lacking_vagrant
-}
-
-# lacking_vagrant: where the system has it; not every release of Debian and Ubuntu does.
-lacking_vagrant() {
-    local package
-    for package in vagrant vagrant-libvirt; do
-        if ! dpkg --status "$package" >/dev/null 2>&1 && is_offered "$package"; then
-            echo "$package"
-        fi
-    done
-}
-
-# is_offered PACKAGE: by what apt knows at this moment.
-is_offered() {
-    [[ $(LC_ALL=C apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
-}
-
 # has_node [VERSION]: or a newer one. PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is
 # 370 packages.
 has_node() {
@@ -189,15 +163,6 @@ install_node() {
 # install_pm2: the list beside this file names every package behind it with its hash.
 install_pm2() {
     install_node_packages pm2 'Install PM2' "$repo/setup/lib/common/pm2"
-}
-
-# install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every
-# package with its hash, so that each machine has the same.
-install_api_checkers() {
-    local lists=$repo/tests/api
-    install_tool api-python "$(fingerprint "$lists/requirements.txt") $(python3 --version)" \
-        'Install schemathesis and openapi-spec-validator' fetch_python_packages "$lists/requirements.txt"
-    install_node_packages api-node 'Install newman' "$lists"
 }
 
 # install_node_packages NAME TEXT FOLDER [VERSION]: what the lists in the folder name, into
@@ -229,38 +194,6 @@ fetch_node_packages() {
 # again COMMAND…: up to three times, until it succeeds.
 again() {
     "$@" || { sleep 5 && "$@"; } || { sleep 20 && "$@"; }
-}
-
-# install_cargo_deny: from source, the way that works on every machine that has cargo. It is built
-# without optimization, which takes less time than it ever saves: a check needs three seconds.
-install_cargo_deny() {
-    [[ $(cargo deny --version 2>/dev/null) != "cargo-deny $cargo_deny_version" ]] || return 0
-    install_tool cargo-deny "$cargo_deny_version" \
-        "Build cargo-deny $cargo_deny_version (once; it takes some minutes)" fetch_cargo_deny
-    PATH=$tools/cargo-deny/bin:$PATH
-}
-
-fetch_cargo_deny() {
-    require_executable "$TMPDIR" 'set TMPDIR to another folder'
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny --version "$cargo_deny_version" --root "$1"
-}
-
-# install_promtool: the one program of Debian's package that is wanted here. Installed, the package
-# would bring a server that starts with the machine.
-install_promtool() {
-    command -v promtool >/dev/null ||
-        install_tool promtool "of $(dpkg --print-architecture)" 'Fetch promtool' fetch_promtool
-    PATH=$PATH:$tools/promtool/usr/bin
-}
-
-fetch_promtool() {
-    cd "$1" || return
-    apt-get download prometheus || {
-        wait_for_package_lists apt-get --quiet
-        apt-get download prometheus
-    }
-    dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool
-    rm -f prometheus_*.deb
 }
 
 # install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is

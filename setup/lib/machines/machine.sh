@@ -11,7 +11,7 @@ home=/opt/crud-master
 state=/var/lib/crud-master
 logs=/var/log/crud-master
 
-source "${repo:?}/setup/lib/common/servers.sh"
+source "${repo:?}/setup/lib/common/base.sh"
 source "$repo/setup/lib/common/apps.sh"
 source "$repo/setup/lib/machines/programs.sh"
 source "$repo/setup/lib/machines/firewall.sh"

@@ -1,15 +1,5 @@
 # shellcheck shell=bash
-# The programs, built on this machine.
-
-# minimum_rust: as Cargo.toml has it.
-minimum_rust() {
-    sed -n 's/^rust-version = "\(.*\)"/\1/p' "${repo:?}/Cargo.toml"
-}
-
-# at_least VERSION MINIMUM
-at_least() {
-    [[ $(printf '%s\n' "$2" "$1" | sort -V | head -n 1) == "$2" ]]
-}
+# The programs, built on this computer from this checkout.
 
 # fitting_cargo CARGO: rustup's, which brings the toolchain that rust-toolchain.toml names, or one
 # that is new enough itself, with the compiler beside it.
@@ -34,14 +24,6 @@ install_rust() {
         }
         PATH=$own:$PATH
     fi
-}
-
-run_rustup() {
-    local script
-    script=$(mktemp)
-    trap 'rm -f "$script"' EXIT
-    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs >"$script"
-    sh "$script" -y --profile minimal --default-toolchain none --no-modify-path
 }
 
 # cargo_build FOLDER ARGUMENT…: builds, and lets FOLDER/programs lead to where cargo put the programs,
