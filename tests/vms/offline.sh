@@ -234,11 +234,13 @@ a_build_leaves_nothing() {
 }
 
 while_nothing_can_be_removed() (
+    # shellcheck disable=SC2317 # by the command
     find() { [[ $* == *-delete ]] || command find "$@"; }
     "$@"
 )
 
 while_files_vanish() (
+    # shellcheck disable=SC2317 # by the command
     find() { command find "$@" && false; }
     "$@"
 )

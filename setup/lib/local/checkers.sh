@@ -30,7 +30,7 @@ is_offered() {
 # install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every
 # package with its hash, so that each machine has the same.
 install_api_checkers() {
-    local lists=$repo/tests/api
+    local lists=${repo:?}/tests/api
     install_tool api-python "$(fingerprint "$lists/requirements.txt") $(python3 --version)" \
         'Install schemathesis and openapi-spec-validator' fetch_python_packages "$lists/requirements.txt"
     install_node_packages api-node 'Install newman' "$lists"
@@ -42,7 +42,7 @@ install_cargo_deny() {
     [[ $(cargo deny --version 2>/dev/null) != "cargo-deny $cargo_deny_version" ]] || return 0
     install_tool cargo-deny "$cargo_deny_version" \
         "Build cargo-deny $cargo_deny_version (once; it takes some minutes)" fetch_cargo_deny
-    PATH=$tools/cargo-deny/bin:$PATH
+    PATH=${tools:?}/cargo-deny/bin:$PATH
 }
 
 fetch_cargo_deny() {

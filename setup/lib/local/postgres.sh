@@ -138,7 +138,7 @@ postgres_remove() {
 postgres_sql() (
     programs=$(postgres_programs "$1")
     cd /
-    as_postgres env "${superuser_session[@]}" PGPASSFILE="$1/pgpass" "$programs/psql" \
+    as_postgres env "${superuser_session[@]:?}" PGPASSFILE="$1/pgpass" "$programs/psql" \
         --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
         --host=127.0.0.1 --port="$2" --username=postgres --dbname=postgres
 )
