@@ -7,9 +7,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/test_servers.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/local/test_servers.sh"
 
 usage() {
     cat <<'USAGE'

@@ -6,8 +6,8 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/machines/machine.sh"
 
 usage() {
     cat <<'USAGE'

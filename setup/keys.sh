@@ -17,24 +17,16 @@ A gateway that runs on this machine takes a change over within seconds.
 USAGE
 }
 
-# As setup/lib/usage.sh says it, which a shell on macOS or Windows may not understand.
-show_version() {
-    echo "keys.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$folder/Cargo.toml")"
-}
-
-fail() {
-    echo "keys.sh: $1" >&2
-    exit "${2:-1}"
-}
+unset CDPATH
+folder=$(cd "$(dirname "$0")/.." && pwd -P)
+. "$folder/setup/lib/common/posix.sh"
 
 # setting: API_KEYS_FILE as the programs have it, from the environment or a file.
 setting() {
     [ -z "${API_KEYS_FILE:-}" ] || { echo "$API_KEYS_FILE" && return; }
     for settings in "$folder/.env.local" "$folder/.env"; do
         [ -e "$settings" ] || continue
-        value=$(sed -n 's/^[[:blank:]]*\(export[[:blank:]][[:blank:]]*\)\{0,1\}API_KEYS_FILE[[:blank:]]*=[[:blank:]]*//p' "$settings" |
-            tail -n 1 | tr -d '\r' |
-            sed -e "s/^'\(.*\)'.*/\1/; t" -e 's/^"\(.*\)".*/\1/; t' -e 's/[[:blank:]].*//; s/^#.*//')
+        value=$(value_of API_KEYS_FILE "$settings")
         [ -z "$value" ] || { echo "$value" && return; }
     done
     return 1
@@ -87,8 +79,6 @@ remove() {
     awk -v name="$1" '{ key = $0; sub(/^[[:blank:]]*/, "", key) } index(key, name ":") != 1' "$file" | replace
 }
 
-unset CDPATH
-folder=$(cd "$(dirname "$0")/.." && pwd -P)
 case ${1:-}:$# in
     add:3 | remove:2 | list:1) ;;
     help:1 | --help:1 | -h:1) usage && exit ;;

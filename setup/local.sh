@@ -6,9 +6,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/apps.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/common/apps.sh"
 
 usage() {
     cat <<'USAGE'
@@ -404,7 +404,7 @@ bound_logs() {
     done
     stop_daemon "$alias/logs/bound.pid" "LOGS_OF=$alias"
     start_daemon "$alias/logs/bound.pid" /dev/null "LOGS_OF=$alias" \
-        "$BASH" "$repo/setup/lib/bound_logs.sh" "$log_bytes_max" "${logs[@]}" "$folder/pm2/pm2.log"
+        "$BASH" "$repo/setup/lib/local/bound_logs.sh" "$log_bytes_max" "${logs[@]}" "$folder/pm2/pm2.log"
 }
 
 # app_state APP: ready, not ready, or does not run.

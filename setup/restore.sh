@@ -6,9 +6,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
-source "$repo/setup/lib/backups.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/machines/machine.sh"
+source "$repo/setup/lib/machines/backups.sh"
 
 usage() {
     cat <<'USAGE'

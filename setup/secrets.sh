@@ -15,20 +15,11 @@ They come into force with: vagrant provision (on one machine: setup/local.sh).
 USAGE
 }
 
-# As setup/lib/usage.sh says it, which a shell on macOS or Windows may not understand.
-show_version() {
-    echo "secrets.sh $(sed -n 's/^version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")"
-}
-
-fail() {
-    echo "secrets.sh: $1" >&2
-    exit 1
-}
+unset CDPATH
+folder=$(cd "$(dirname "$0")/.." && pwd -P)
+. "$folder/setup/lib/common/posix.sh"
 
 keys='POSTGRES_PASSWORD POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD'
-unset CDPATH
-here=$(cd "$(dirname "$0")" && pwd -P)
-folder=${here%/*}
 file=$folder/.env.local
 
 case ${1:-} in
@@ -39,20 +30,9 @@ case ${1:-} in
     *) echo "secrets.sh: there is no command $1" >&2 && usage >&2 && exit 2 ;;
 esac
 
-# line_of KEY: how a line that sets it begins. The last one counts.
-line_of() {
-    printf '^[[:blank:]]*\(export[[:blank:]][[:blank:]]*\)\{0,1\}%s[[:blank:]]*=[[:blank:]]*' "$1"
-}
-
-# value_of KEY: as it stands in the file, without quotes, blanks and a comment around it.
-value_of() {
-    sed -n "s/$(line_of "$1")//p" "$file.new" | tail -n 1 | tr -d '\r' |
-        sed -e "s/^'\(.*\)'.*/\1/; t" -e 's/^"\(.*\)".*/\1/; t' -e 's/[[:blank:]].*//; s/^#.*//'
-}
-
 # is_secret TEXT: nothing, what everybody knows and what .env comes with are no passwords.
 is_secret() {
-    [ -n "$1" ] && ! grep -qxF -e "$1" "$here/lib/well_known_passwords"
+    [ -n "$1" ] && ! grep -qxF -e "$1" "$folder/setup/lib/common/well_known_passwords"
 }
 
 umask 077
@@ -69,7 +49,7 @@ else
 fi
 written=''
 for key in $keys; do
-    $renew || ! is_secret "$(value_of "$key")" || continue
+    $renew || ! is_secret "$(value_of "$key" "$file.new")" || continue
     secret=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
     [ "${#secret}" -eq 48 ] || fail 'there is no /dev/urandom to read from: write the passwords into .env.local yourself'
     # In the place of the first line that sets it, where a comment may speak of it.

@@ -6,9 +6,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/common/say.sh"
+source "$repo/setup/lib/common/usage.sh"
 
 usage() {
     cat <<'USAGE'
@@ -81,8 +81,8 @@ ask() {
 steps=0
 failures=0
 
-# step TEXT STATUS PART URL [CURL_ARGUMENT…]: the answer has this status, and PART in it.
-step() {
+# check TEXT STATUS PART URL [CURL_ARGUMENT…]: the answer has this status, and PART in it.
+check() {
     local status
     steps=$((steps + 1))
     status=$(ask "${@:4}")
@@ -97,38 +97,38 @@ step() {
 
 movies_go_from_creation_to_end() {
     local title="Smoke test $$-$RANDOM" id=0
-    step 'create a movie' 201 "\"$title\"" "$1" "${json[@]}" --data "{\"title\": \"$title\", \"description\": \"A test\"}"
+    check 'create a movie' 201 "\"$title\"" "$1" "${json[@]}" --data "{\"title\": \"$title\", \"description\": \"A test\"}"
     if [[ $(head -c 1000 "$answer") =~ \"id\":\ *([0-9]+) ]]; then
         id=${BASH_REMATCH[1]}
         movie=$1/$id
     fi
-    step 'list all movies' 200 "\"$title\"" "$1"
-    step 'find it by a part of its title' 200 "\"$title\"" "$1?title=mOKE%20test%20$$"
-    step 'read it' 200 "\"$title\"" "$1/$id"
-    step 'change its title' 200 "\"$title, changed\"" "$1/$id" --request PUT "${json[@]}" --data "{\"title\": \"$title, changed\"}"
-    step 'read what has changed' 200 "\"$title, changed\"" "$1/$id"
-    step 'delete it' 200 'has been deleted' "$1/$id" --request DELETE
+    check 'list all movies' 200 "\"$title\"" "$1"
+    check 'find it by a part of its title' 200 "\"$title\"" "$1?title=mOKE%20test%20$$"
+    check 'read it' 200 "\"$title\"" "$1/$id"
+    check 'change its title' 200 "\"$title, changed\"" "$1/$id" --request PUT "${json[@]}" --data "{\"title\": \"$title, changed\"}"
+    check 'read what has changed' 200 "\"$title, changed\"" "$1/$id"
+    check 'delete it' 200 'has been deleted' "$1/$id" --request DELETE
     ((failures > 0)) || movie=''
-    step 'read it when it is gone' 404 '"status":404' "$1/$id"
+    check 'read it when it is gone' 404 '"status":404' "$1/$id"
 }
 
 mistakes_are_refused() {
     local unknown=$1/9223372036854775807
-    step 'read a movie that there is not' 404 '"status":404' "$unknown"
-    step 'change a movie that there is not' 404 '"status":404' "$unknown" --request PUT "${json[@]}" --data '{"title": "A"}'
-    step 'delete a movie that there is not' 404 '"status":404' "$unknown" --request DELETE
-    step 'create a movie without a description' 400 description "$1" "${json[@]}" --data '{"title": "A"}'
-    step 'create a movie from what is no JSON' 400 '"status":400' "$1" "${json[@]}" --data 'A'
+    check 'read a movie that there is not' 404 '"status":404' "$unknown"
+    check 'change a movie that there is not' 404 '"status":404' "$unknown" --request PUT "${json[@]}" --data '{"title": "A"}'
+    check 'delete a movie that there is not' 404 '"status":404' "$unknown" --request DELETE
+    check 'create a movie without a description' 400 description "$1" "${json[@]}" --data '{"title": "A"}'
+    check 'create a movie from what is no JSON' 400 '"status":400' "$1" "${json[@]}" --data 'A'
 }
 
 an_order_is_taken() {
-    step 'place an order' 200 'Message posted' "$1" "${json[@]}" \
+    check 'place an order' 200 'Message posted' "$1" "${json[@]}" \
         --data '{"user_id": "smoke-test", "number_of_items": "1", "total_amount": "10"}'
     message_id=''
     [[ ! $(head -c 1000 "$answer") =~ \"message_id\":\ *\"([^\"]+)\" ]] || message_id=${BASH_REMATCH[1]}
-    step 'place an order of no items' 400 number_of_items "$1" "${json[@]}" \
+    check 'place an order of no items' 400 number_of_items "$1" "${json[@]}" \
         --data '{"user_id": "smoke-test", "number_of_items": 0, "total_amount": "10"}'
-    step 'place an order without an amount' 400 total_amount "$1" "${json[@]}" \
+    check 'place an order without an amount' 400 total_amount "$1" "${json[@]}" \
         --data '{"user_id": "smoke-test", "number_of_items": 1}'
 }
 
@@ -138,7 +138,7 @@ an_order_arrives() {
     until ask "$found" >/dev/null && grep -qF '"total_amount"' "$answer" || ((SECONDS >= deadline)); do
         sleep 0.2
     done
-    step 'see the order recorded' 200 '"total_amount":"10.00"' "$found"
+    check 'see the order recorded' 200 '"total_amount":"10.00"' "$found"
 }
 
 main "$@"

@@ -6,12 +6,13 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/browser.sh"
-source "$repo/setup/lib/test_servers.sh"
-source "$repo/setup/lib/readme.sh"
-source "$repo/setup/lib/monitoring.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/local/checkers.sh"
+source "$repo/setup/lib/local/browser.sh"
+source "$repo/setup/lib/local/test_servers.sh"
+source "$repo/setup/lib/local/readme.sh"
+source "$repo/setup/lib/local/monitoring.sh"
 
 usage() {
     cat <<'USAGE'
@@ -191,14 +192,14 @@ dependencies() {
 
 shell_scripts() {
     local scripts
-    mapfile -t scripts < <(find setup e2e tests bench -name '*.sh')
+    mapfile -t scripts < <(find setup tests bench -name '*.sh')
     shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
 }
 
 # command_lines: every script that people call answers help, version and nonsense alike.
 command_lines() {
     local script status said=$folder/said
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
+    for script in setup/*.sh bench/run.sh tests/e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
         [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
         status=0

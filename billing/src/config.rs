@@ -1,9 +1,9 @@
 //! The settings of the two billing programs.
 
+use common::amqp::{Purpose, QueueConfig};
 use common::db::{DatabaseConfig, Role};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
-use common::queue::{Purpose, QueueConfig};
 
 /// Orders are only read here, and reads do not wait for the disk.
 const API_WORKERS: usize = 4;

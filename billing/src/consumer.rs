@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
+use common::amqp::{AmqpConnection, AmqpError, QueueConfig};
 use common::db::{Database, DbError};
 use common::metrics::Metrics;
 use common::outage::Outage;
 use common::process::StartError;
-use common::queue::{Link, LinkError, QueueConfig};
 use common::shutdown::Shutdown;
 use crossbeam_channel::{Receiver, RecvError, select};
 
@@ -32,7 +32,7 @@ const BATCH_MAX: usize = 1000;
 const BATCH_LINGER: Duration = Duration::from_millis(3);
 
 /// At most so many messages here that are not acknowledged: those that are held, the batch that is
-/// committed, and the next one. What they may weigh is bounded by the [`Link`].
+/// committed, and the next one. What they may weigh is bounded by the [`AmqpConnection`].
 const PREFETCH: u16 = 20_000;
 
 /// With so many messages held the session ends, and all of them wait in the queue.
@@ -109,8 +109,8 @@ impl From<DbError> for Interruption {
     }
 }
 
-impl From<LinkError> for Interruption {
-    fn from(error: LinkError) -> Self {
+impl From<AmqpError> for Interruption {
+    fn from(error: AmqpError) -> Self {
         Self {
             cause: error.to_string(),
             level: error.level(),
@@ -121,7 +121,7 @@ impl From<LinkError> for Interruption {
 
 impl From<amiquip::Error> for Interruption {
     fn from(error: amiquip::Error) -> Self {
-        LinkError::from(error).into()
+        AmqpError::from(error).into()
     }
 }
 
@@ -157,7 +157,7 @@ impl Consumer {
         let mut link = self.connect()?;
         let channel = link.open_channel()?;
         link.declare(&self.queue.queue)?;
-        let limit = link.limit();
+        let limit = link.deadline();
         channel.qos(0, PREFETCH, false)?;
         // A second receiver, dropped after the consumer: amiquip's thread ends the connection
         // when it has a delivery for one that is gone.
@@ -167,7 +167,7 @@ impl Consumer {
         drop(limit);
         deliveries = consumer.receiver().clone();
         // Last, so that it is dropped first: the farewells above get a limit.
-        let _limit = link.limit_from_drop();
+        let _limit = link.deadline_on_drop();
 
         self.health.state().rabbitmq = true;
         if self.outage.connects() {
@@ -202,12 +202,12 @@ impl Consumer {
 
     /// Connects to both servers. Where one is away the other is asked all the same, so that
     /// `/ready` tells the truth of each.
-    fn connect(&mut self) -> Result<Link, Interruption> {
+    fn connect(&mut self) -> Result<AmqpConnection, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
         self.health.state().trying_since = Some(Instant::now());
         let checked = self.store.check();
         self.health.state().trying_since = None;
-        let link = Link::open(&self.queue, "billing-consumer");
+        let link = AmqpConnection::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
         if checked.is_err() {
@@ -290,7 +290,7 @@ impl Consumer {
 
 /// The messages of one channel that are not acknowledged.
 struct Hand<'a> {
-    link: &'a Link,
+    link: &'a AmqpConnection,
     channel: &'a Channel,
     deliveries: &'a Receiver<ConsumerMessage>,
     ledger: Ledger,
@@ -302,8 +302,8 @@ impl Hand<'_> {
     fn take_batch(
         &mut self,
         first: Result<ConsumerMessage, RecvError>,
-    ) -> Result<Vec<Message>, LinkError> {
-        let ended = LinkError::Broken("the broker ended the deliveries");
+    ) -> Result<Vec<Message>, AmqpError> {
+        let ended = AmqpError::Broken("the broker ended the deliveries");
         let mut batch = vec![self.take(first.map_err(|_| ended)?)?];
         let deadline = Instant::now() + BATCH_LINGER;
         while batch.len() < BATCH_MAX {
@@ -315,7 +315,7 @@ impl Hand<'_> {
         Ok(batch)
     }
 
-    fn take(&mut self, message: ConsumerMessage) -> Result<Message, LinkError> {
+    fn take(&mut self, message: ConsumerMessage) -> Result<Message, AmqpError> {
         let delivery = delivery(message)?;
         let tag = delivery.delivery_tag();
         self.ledger.open(tag, Instant::now());
@@ -365,14 +365,14 @@ impl Hand<'_> {
 }
 
 /// The message in what amiquip tells a consumer; everything else it tells is an end.
-fn delivery(message: ConsumerMessage) -> Result<Delivery, LinkError> {
+fn delivery(message: ConsumerMessage) -> Result<Delivery, AmqpError> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),
         ConsumerMessage::ServerClosedChannel(error)
         | ConsumerMessage::ServerClosedConnection(error) => Err(error.into()),
-        ConsumerMessage::ServerCancelled => Err(LinkError::Broken("the queue was deleted")),
+        ConsumerMessage::ServerCancelled => Err(AmqpError::Broken("the queue was deleted")),
         ConsumerMessage::ClientCancelled
         | ConsumerMessage::ClientClosedChannel
-        | ConsumerMessage::ClientClosedConnection => Err(LinkError::Broken("the link was closed")),
+        | ConsumerMessage::ClientClosedConnection => Err(AmqpError::Broken("the link was closed")),
     }
 }

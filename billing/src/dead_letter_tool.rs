@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use amiquip::AmqpValue;
+use common::amqp::{AmqpConnection, AmqpError, Purpose, QueueConfig};
 use common::db::{Database, DatabaseConfig, DbError, Role};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
-use common::queue::{Link, LinkError, Purpose, QueueConfig};
 use common::shutdown::Shutdown;
 use serde_json::Value;
 
@@ -370,18 +370,18 @@ fn import(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let lost = |error: LinkError| CommandError::Failed(error.to_string());
-    let mut link = Link::open(config, PROGRAM).map_err(lost)?;
+    let lost = |error: AmqpError| CommandError::Failed(error.to_string());
+    let mut link = AmqpConnection::open(config, PROGRAM).map_err(lost)?;
     let mut imported = 0;
     if link.count(&config.dead_queue()).map_err(lost)?.is_some() {
         let channel = link.open_channel().map_err(lost)?;
-        let _limit = link.limit_from_drop();
+        let _limit = link.deadline_on_drop();
         loop {
             if shutdown.is_requested() {
                 let text = format!("stopped before the end; {imported} dead letters imported");
                 return Err(CommandError::Failed(text));
             }
-            let limit = link.limit();
+            let limit = link.deadline();
             let got = channel.basic_get(config.dead_queue(), false);
             drop(limit);
             let Some(got) = got.map_err(|error| lost(error.into()))? else {

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::SystemTime;
 
 use amiquip::{AmqpProperties, AmqpValue, Confirm, FieldTable, Publish, QueueDeclareOptions};
+use common::amqp::{AmqpConnection, QueueConfig, QueueType};
 use common::db::DatabaseConfig;
 use common::http::HttpConfig;
-use common::queue::{Link, QueueConfig, QueueType};
 use postgres::{Client, Transaction};
 use serde_json::{Value, json};
 use testkit::{Relay, Service, TestDatabase, TestQueue, eventually, eventually_some};
@@ -923,8 +923,8 @@ fn publish_changed(
         brokers: relay.address().into(),
         ..queue.config()
     };
-    let mut link = Link::open(&through_relay, "tests").expect("a link");
-    let confirming = link.open_confirming(queue.name()).expect("a channel");
+    let mut link = AmqpConnection::open(&through_relay, "tests").expect("a connection");
+    let confirming = link.open_confirm_channel(queue.name()).expect("a channel");
     let mut publish = Publish::new(body, queue.name());
     publish.properties = properties;
     confirming
@@ -996,8 +996,8 @@ fn a_routing_key_that_is_not_utf_8_makes_a_dead_letter_and_ends_no_connection() 
         brokers: relay.address().into(),
         ..queue.config()
     };
-    let mut link = Link::open(&through_relay, "tests").expect("a link");
-    let confirming = link.open_confirming(queue.name()).expect("a channel");
+    let mut link = AmqpConnection::open(&through_relay, "tests").expect("a connection");
+    let confirming = link.open_confirm_channel(queue.name()).expect("a channel");
     for (body, id) in [(b"{}".to_vec(), "odd"), (order("odd"), "valid")] {
         let mut publish = Publish::new(&body, "poison");
         publish.properties = with_id(id).with_headers(headers.clone());

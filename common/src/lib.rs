@@ -8,14 +8,10 @@ pub mod shutdown;
 pub mod http;
 pub mod order;
 
+#[cfg(feature = "queue")]
+pub mod amqp;
 #[cfg(feature = "db")]
 pub mod db;
-#[cfg(feature = "queue")]
-mod inflow;
-#[cfg(feature = "queue")]
-pub mod queue;
-#[cfg(feature = "queue")]
-mod sanitizing;
 
 pub mod backoff;
 pub mod log;

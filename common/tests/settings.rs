@@ -14,7 +14,7 @@ const REFUSED: char = '\u{1}';
 /// Prints, for each file, the value of KEY or the sentence; a NUL behind each.
 const SCRIPT: &str = r#"
 set -euo pipefail
-source "$1/setup/lib/settings.sh"
+source "$1/setup/lib/common/settings.sh"
 die() { printf '\x01%s' "$1"; exit 1; }
 for ((i = 0; i < $3; i++)); do
     (read_settings "$2/$i" && printf '%s' "${SETTINGS[KEY]-}") || true
@@ -232,7 +232,7 @@ fn what_the_scripts_write_is_what_they_were_given() {
             .collect::<Vec<_>>(),
     );
     let script = r#"
-        source "$1/setup/lib/settings.sh"
+        source "$1/setup/lib/common/settings.sh"
         for ((i = 0; i < $3; i++)); do
             IFS= read -rd '' value <"$2/$i"
             printf 'KEY=%s\0' "$(quoted "$value")"

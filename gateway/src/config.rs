@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use common::amqp::{Purpose, QueueConfig};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
-use common::queue::{Purpose, QueueConfig};
 
 use crate::access::AccessConfig;
 

@@ -5,10 +5,10 @@ mod config;
 
 mod access;
 mod api;
+mod connection;
 mod documents;
 mod forward;
 mod keys;
-mod link;
 mod probe;
 mod proxy;
 mod publisher;

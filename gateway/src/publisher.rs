@@ -1,8 +1,8 @@
 //! Orders onto the queue. One thread publishes them; the HTTP workers hand it orders over a bounded
 //! channel, each with the client who waits for the answer, and that comes when the broker has
 //! confirmed the message. So few workers carry many waiting clients, and orders that come together
-//! are published together. The thread itself never waits for the broker: the link is made and left
-//! by another (`link.rs`), so every order is answered in its time, whatever the link does.
+//! are published together. The thread itself never waits for the broker: the connection is made and left
+//! by another (`connection.rs`), so every order is answered in its time, whatever the connection does.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,21 +14,23 @@ use std::time::{Duration, Instant, SystemTime};
 use amiquip::{
     AmqpProperties, AmqpValue, Confirm, ConnectionBlockedNotification, FieldTable, Publish,
 };
+use common::amqp::{AmqpError, OutstandingConfirms, QueueConfig};
 use common::http::{DependencyState, Problem, Request, Response};
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
 use common::process::StartError;
-use common::queue::{LinkError, QueueConfig, Unconfirmed};
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
+use crate::connection::{
+    self, ConnectionEvent, ConnectionHandle, PublishChannel, Reason, Released,
+};
 use crate::keys::{Keys, Known};
-use crate::link::{self, LinkEvent, LinkHandle, PublishChannel, Reason, Released};
 
 /// How long a client waits, from placing the order, whatever becomes of it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A link whose oldest message has waited so long has forgotten it, and is given up.
+/// A connection whose oldest message has waited so long has forgotten it, and is given up.
 const LINK_LIMIT: Duration = Duration::from_secs(15);
 
 /// Orders that wait to be published; the next one is refused.
@@ -210,8 +212,8 @@ pub(crate) struct Publishing {
     /// Never sent on: dropped, it ends the thread.
     end: Sender<Infallible>,
     thread: JoinHandle<()>,
-    /// Closed when the thread with the link has ended.
-    link_ended: Receiver<()>,
+    /// Closed when the thread with the connection has ended.
+    connection_ended: Receiver<()>,
 }
 
 impl Publishing {
@@ -220,11 +222,11 @@ impl Publishing {
     pub(crate) fn end(self) {
         drop(self.end);
         let _ = self.thread.join();
-        let _ = self.link_ended.recv_timeout(FAREWELL_LIMIT);
+        let _ = self.connection_ended.recv_timeout(FAREWELL_LIMIT);
     }
 }
 
-/// Starts the threads that publish and that have the link.
+/// Starts the threads that publish and that have the connection.
 pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
@@ -234,16 +236,16 @@ pub(crate) fn start(
     let (end, ended) = crossbeam_channel::bounded(0);
     let state = Arc::new(State::default());
     let counts = Counts::new(metrics);
-    let LinkHandle {
-        events: link_events,
+    let ConnectionHandle {
+        events: connection_events,
         released,
-        ended: link_ended,
-    } = link::start(config).map_err(no_thread)?;
+        ended: connection_ended,
+    } = connection::start(config).map_err(no_thread)?;
     let mut publisher = Publisher {
         queue: config.queue.clone(),
         waiting,
         ended,
-        link_events,
+        connection_events,
         released,
         state: Arc::clone(&state),
         counts: counts.clone(),
@@ -265,7 +267,7 @@ pub(crate) fn start(
     let publishing = Publishing {
         end,
         thread,
-        link_ended,
+        connection_ended,
     };
     Ok((orders, publishing))
 }
@@ -345,10 +347,10 @@ impl Counts {
 /// Something that the publisher's thread waits for.
 enum Event {
     Order(Waiting),
-    Link(LinkEvent),
+    Connection(ConnectionEvent),
     Confirm(Confirm),
     Alarm(ConnectionBlockedNotification),
-    LinkEnded,
+    ConnectionEnded,
     Tick,
     End,
 }
@@ -357,11 +359,11 @@ struct Publisher {
     queue: String,
     waiting: Receiver<Waiting>,
     ended: Receiver<Infallible>,
-    link_events: Receiver<LinkEvent>,
+    connection_events: Receiver<ConnectionEvent>,
     released: Sender<Released>,
     state: Arc<State>,
     counts: Counts,
-    /// Where orders are published; None while there is no link, or another channel is on its way.
+    /// Where orders are published; None while there is no connection, or another channel is on its way.
     channel: Option<OpenChannel>,
     /// The oldest order that waits, so that its limit can be looked at.
     next: Option<Waiting>,
@@ -372,8 +374,8 @@ struct Publisher {
 
 /// A channel, and what was published on it.
 struct OpenChannel {
-    on_link: PublishChannel,
-    unconfirmed: Unconfirmed<Sent>,
+    publish_channel: PublishChannel,
+    outstanding: OutstandingConfirms<Sent>,
     /// Whether the broker has taken a message.
     confirmed: bool,
     opened: Instant,
@@ -398,7 +400,7 @@ impl Publisher {
     fn run(&mut self) {
         // Were this thread to end by a panic, orders would be refused for ever after.
         while catch_unwind(AssertUnwindSafe(|| self.publish_until_the_end())).is_err() {
-            self.lose(LinkError::Broken("the publisher panicked"));
+            self.lose(AmqpError::Broken("the publisher panicked"));
         }
     }
 
@@ -406,11 +408,11 @@ impl Publisher {
         loop {
             match self.next_event() {
                 Event::Order(waiting) => self.next = Some(waiting),
-                Event::Link(LinkEvent::Opened(channel)) => self.open(channel),
-                Event::Link(LinkEvent::Lost) => self.set_connected(false),
+                Event::Connection(ConnectionEvent::Opened(channel)) => self.open(channel),
+                Event::Connection(ConnectionEvent::Lost) => self.set_connected(false),
                 Event::Confirm(confirm) => self.settle(confirm),
                 Event::Alarm(notification) => self.note_alarm(&notification),
-                Event::LinkEnded => self.lose(LinkError::Broken("it ended the link")),
+                Event::ConnectionEnded => self.lose(AmqpError::Broken("it ended the link")),
                 Event::Tick => {}
                 Event::End => return self.finish(),
             }
@@ -429,15 +431,20 @@ impl Publisher {
             Some(_) => &no_orders,
         };
         let (confirms, alarms) = match &self.channel {
-            Some(OpenChannel { on_link, .. }) => (&on_link.confirming.confirms, &on_link.blocked),
+            Some(OpenChannel {
+                publish_channel, ..
+            }) => (
+                &publish_channel.confirming.confirms,
+                &publish_channel.blocked,
+            ),
             None => (&no_confirms, &no_alarms),
         };
         select! {
             recv(waiting) -> waiting => waiting.map_or(Event::End, Event::Order),
-            recv(confirms) -> confirm => confirm.map_or(Event::LinkEnded, Event::Confirm),
-            recv(alarms) -> alarm => alarm.map_or(Event::LinkEnded, Event::Alarm),
+            recv(confirms) -> confirm => confirm.map_or(Event::ConnectionEnded, Event::Confirm),
+            recv(alarms) -> alarm => alarm.map_or(Event::ConnectionEnded, Event::Alarm),
             // Its thread ends after this one.
-            recv(self.link_events) -> event => event.map_or(Event::End, Event::Link),
+            recv(self.connection_events) -> event => event.map_or(Event::End, Event::Connection),
             recv(self.ended) -> _ => Event::End,
             default(TICK) => Event::Tick,
         }
@@ -446,14 +453,14 @@ impl Publisher {
     fn open(&mut self, channel: PublishChannel) {
         let opened = Instant::now();
         self.channel = Some(OpenChannel {
-            on_link: channel,
-            unconfirmed: Unconfirmed::default(),
+            publish_channel: channel,
+            outstanding: OutstandingConfirms::default(),
             confirmed: false,
             opened,
             read_since: opened,
             to_be_renewed: false,
         });
-        // A link may be blocked from its beginning; it says so, and it is of the same mind while
+        // A connection may be blocked from its beginning; it says so, and it is of the same mind while
         // its channels change.
         if !self.state.connected.load(Ordering::Relaxed) {
             self.set_connected(true);
@@ -473,8 +480,8 @@ impl Publisher {
         self.counts.blocked.set(i64::from(blocked));
     }
 
-    /// Nothing that was sent over the link will be confirmed, and nothing more is sent.
-    fn lose(&mut self, error: LinkError) {
+    /// Nothing that was sent over the connection will be confirmed, and nothing more is sent.
+    fn lose(&mut self, error: AmqpError) {
         self.set_connected(false);
         self.release(Reason::Lost(error), "the link broke before the confirm");
     }
@@ -484,11 +491,11 @@ impl Publisher {
         let Some(mut channel) = self.channel.take() else {
             return;
         };
-        for sent in channel.unconfirmed.iter_mut() {
+        for sent in channel.outstanding.iter_mut() {
             self.counts.tell(sent, Outcome::Unknown(cause));
         }
         let _ = self.released.send(Released {
-            channel: channel.on_link,
+            channel: channel.publish_channel,
             confirmed: channel.confirmed,
             reason,
         });
@@ -545,12 +552,12 @@ impl Publisher {
             properties: properties(&message),
         };
         let published = channel
-            .on_link
+            .publish_channel
             .confirming
             .channel
             .basic_publish("", publish);
         self.counts.published.inc();
-        channel.unconfirmed.push(Sent {
+        channel.outstanding.push(Sent {
             message_id: message.message_id,
             placed,
             client: Some(client),
@@ -567,7 +574,7 @@ impl Publisher {
             return;
         };
         channel.note_returns();
-        let (taken, settled) = channel.unconfirmed.settle(confirm);
+        let (taken, settled) = channel.outstanding.settle(confirm);
         for mut sent in settled.into_values() {
             let outcome = match (taken, sent.returned) {
                 (true, false) => Outcome::Confirmed,
@@ -605,7 +612,7 @@ impl Publisher {
         };
         if let Some(channel) = &mut self.channel {
             channel.to_be_renewed = due(channel);
-            if channel.to_be_renewed && channel.unconfirmed.is_empty() {
+            if channel.to_be_renewed && channel.outstanding.is_empty() {
                 self.release(Reason::Renew, "");
             }
         }
@@ -620,7 +627,7 @@ impl Publisher {
             return;
         };
         let mut silent = Duration::ZERO;
-        for sent in channel.unconfirmed.iter_mut() {
+        for sent in channel.outstanding.iter_mut() {
             silent = silent.max(sent.placed.max(channel.read_since).elapsed());
             if sent.placed.elapsed() >= ANSWER_LIMIT {
                 self.counts
@@ -630,7 +637,7 @@ impl Publisher {
         // While an alarm lasts, the broker has said why it is silent.
         let blocked = self.state.blocked.load(Ordering::Relaxed);
         if silent > LINK_LIMIT && !blocked {
-            self.lose(LinkError::Broken("it does not confirm"));
+            self.lose(AmqpError::Broken("it does not confirm"));
         } else {
             self.renew();
         }
@@ -655,15 +662,15 @@ impl Publisher {
 
 impl OpenChannel {
     fn has_room(&self) -> bool {
-        !self.to_be_renewed && self.unconfirmed.len() < WINDOW_MAX
+        !self.to_be_renewed && self.outstanding.len() < WINDOW_MAX
     }
 
     /// Marks the messages that no queue took: each is returned first, and then confirmed like any
     /// other.
     fn note_returns(&mut self) {
-        for returned in self.on_link.confirming.returns.try_iter() {
+        for returned in self.publish_channel.confirming.returns.try_iter() {
             let id = returned.properties.message_id().as_deref();
-            let mut waiting = self.unconfirmed.iter_mut();
+            let mut waiting = self.outstanding.iter_mut();
             let sent = waiting.find(|sent| !sent.returned && Some(&*sent.message_id) == id);
             if let Some(sent) = sent {
                 sent.returned = true;

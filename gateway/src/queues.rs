@@ -1,15 +1,15 @@
 //! How many orders wait and how many programs take them: for the metrics, and for the status when
 //! somebody looks on. The gateway is who tells it, since it is there while the consumer is not.
 //!
-//! It asks over a link of its own. The publisher's would not do: while an alarm of the broker
-//! lasts, RabbitMQ reads nothing more from a link that publishes, and a question would wait in
+//! It asks over a connection of its own. The publisher's would not do: while an alarm of the broker
+//! lasts, RabbitMQ reads nothing more from a connection that publishes, and a question would wait in
 //! front of the orders behind it.
 
 use std::io;
 use std::time::{Duration, Instant};
 
+use common::amqp::{AmqpConnection, AmqpError, Counts, QueueConfig};
 use common::metrics::{IntGaugeVec, Metrics};
-use common::queue::{Counts, Link, LinkError, QueueConfig};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::asker::Asker;
@@ -45,7 +45,7 @@ pub(crate) fn watch(config: &QueueConfig, metrics: &Metrics) -> io::Result<Asker
         let watch = Watch {
             config: &config,
             gauges: &gauges,
-            link: None,
+            connection: None,
         };
         watch.answer(asked);
     })
@@ -54,7 +54,7 @@ pub(crate) fn watch(config: &QueueConfig, metrics: &Metrics) -> io::Result<Asker
 struct Watch<'a> {
     config: &'a QueueConfig,
     gauges: &'a Gauges,
-    link: Option<Link>,
+    connection: Option<AmqpConnection>,
 }
 
 impl Watch<'_> {
@@ -70,25 +70,25 @@ impl Watch<'_> {
         }
     }
 
-    /// The next look after one that failed begins with a new link.
+    /// The next look after one that failed begins with a new connection.
     fn look(&mut self) -> Option<Orders> {
         let counted = self.count();
         if let Err(error) = &counted {
             log::debug!(cause = error.to_string().as_str(); "the queue cannot be counted");
-            self.link = None;
+            self.connection = None;
             self.gauges.forget();
         }
         counted.ok()
     }
 
-    fn count(&mut self) -> Result<Orders, LinkError> {
-        let link = match self.link.take() {
-            Some(link) => link,
-            None => Link::open(self.config, "api-gateway, queues")?,
+    fn count(&mut self) -> Result<Orders, AmqpError> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => AmqpConnection::open(self.config, "api-gateway, queues")?,
         };
-        let link = self.link.insert(link);
+        let connection = self.connection.insert(connection);
         let asked = Instant::now();
-        let counts = link.count(&self.config.queue)?;
+        let counts = connection.count(&self.config.queue)?;
         let latency = asked.elapsed();
         self.gauges.show(&self.config.queue, counts);
         Ok(Orders {

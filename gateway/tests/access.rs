@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use alone::SETTINGS;
+use common::amqp::{QueueConfig, QueueType};
 use common::env::Vars;
 use common::http::HttpConfig;
-use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
 use testkit::{Client, Program, RawReply, Reply, Service, Upstream, eventually};
 

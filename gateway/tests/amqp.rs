@@ -1,8 +1,8 @@
-//! What a link to the broker bears, on a real RabbitMQ: texts that strangers put into its methods,
+//! What a connection to the broker bears, on a real RabbitMQ: texts that strangers put into its methods,
 //! and queues that somebody else has made.
 
 use amiquip::{AmqpProperties, AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable, Publish};
-use common::queue::{Link, QueueConfig};
+use common::amqp::{AmqpConnection, QueueConfig};
 use testkit::TestQueue;
 
 /// Makes the first byte of each `poison` one that UTF-8 does not have.
@@ -36,8 +36,10 @@ fn a_routing_key_that_is_not_utf_8_ends_no_connection_and_can_be_told() {
         brokers: relay.address().into(),
         ..queue.config()
     };
-    let mut link = Link::open(&config, "tests").expect("a link");
-    let confirming = link.open_confirming(queue.name()).expect("a channel");
+    let mut connection = AmqpConnection::open(&config, "tests").expect("a connection");
+    let confirming = connection
+        .open_confirm_channel(queue.name())
+        .expect("a channel");
     let publish = |publish| confirming.channel.basic_publish("", publish);
 
     publish(poisoned("poison-1", Some(queue.name()))).expect("a publish");

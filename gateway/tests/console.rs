@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
+use common::amqp::{QueueConfig, QueueType};
 use common::env::Vars;
 use common::http::HttpConfig;
-use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
 use serde_json::json;
 use testkit::{Reply, Service, Upstream};

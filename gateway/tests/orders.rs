@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpValue, QueueDeclareOptions};
+use common::amqp::QueueConfig;
 use common::env::Vars;
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
 use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
 use testkit::{Client, Message, RawReply, Relay, Reply, Service, TestQueue, Upstream, eventually};

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
+use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
-use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
 use testkit::{Client, Play, RawReply, Recorded, Reply, Service, Upstream, eventually};

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::amqp::QueueConfig;
 use common::env::Vars;
 use common::http::HttpConfig;
-use common::queue::QueueConfig;
 use gateway::{AccessConfig, Gateway, Limits};
 use serde_json::{Value, json};
 use testkit::{Play, Reply, Service, TestQueue, Upstream, eventually};

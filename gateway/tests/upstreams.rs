@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
-use common::queue::{QueueConfig, QueueType};
 use gateway::{AccessConfig, Gateway, Limits};
 use testkit::{Relay, Service, Upstream, eventually};
 

@@ -7,13 +7,14 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
-source "$repo/setup/lib/quoting.sh"
-source "$repo/setup/lib/settings.sh"
-source "$repo/setup/lib/ports.sh"
-source "$repo/setup/lib/install.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/common/say.sh"
+source "$repo/setup/lib/common/usage.sh"
+source "$repo/setup/lib/common/quoting.sh"
+source "$repo/setup/lib/common/settings.sh"
+source "$repo/setup/lib/common/ports.sh"
+source "$repo/setup/lib/common/install.sh"
+source "$repo/setup/lib/local/checkers.sh"
 
 usage() {
     cat <<'USAGE'

@@ -8,9 +8,9 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/apps.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/common/apps.sh"
 source "$repo/tests/vms/checks.sh"
 
 main() {
@@ -74,7 +74,7 @@ starts() {
     is 'no program tells its metrics without the key of operations' '401 401 401 401' metrics_with another
     is 'and each with it' '200 200 200 200' metrics_with hunter2
     is 'which is in no list of PM2, nor in a log' 1 exit_of grep -rqF hunter2 "$LOCAL_DIR/apps.json" "$LOCAL_DIR/pm2" "$LOCAL_DIR/logs"
-    is 'local logs, settings and PM2 are for their owner alone' '' open_to_others
+    is 'local logs, settings and PM2 are for their owner alone' '' what_is_open_to_others
     is 'and is ready' 0 exit_of alone "$repo/setup/local.sh" status
     is 'PM2 is reached without HOME' 4 online
 }
@@ -106,8 +106,8 @@ port_of() {
     echo "${!key}"
 }
 
-# open_to_others: what anybody but the owner can read, of what is not for everybody.
-open_to_others() {
+# what_is_open_to_others: what anybody but the owner can read, of what is not for everybody.
+what_is_open_to_others() {
     find "$LOCAL_DIR"/{logs,pm2,settings.env,salt} -maxdepth 0 -perm /077
 }
 

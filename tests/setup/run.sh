@@ -7,9 +7,10 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/servers.sh"
-source "$repo/setup/lib/apps.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/local/servers.sh"
+source "$repo/setup/lib/local/checkers.sh"
+source "$repo/setup/lib/common/apps.sh"
 source "$repo/tests/vms/checks.sh"
 
 usage() {
@@ -59,7 +60,7 @@ the_environment() {
     local script
     cd "$repo"
     # A script that is called before it has read surroundings.sh does what the environment says.
-    for script in setup/*.sh bench/run.sh e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
+    for script in setup/*.sh bench/run.sh tests/e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $script == setup/secrets.sh || $script == setup/keys.sh ]] ||
             is "$script makes its environment known first" 3 head_lines "$script"
         is "$script does not mind where it is called from and with what" "${script##*/}" odd_version "$script"
@@ -67,12 +68,12 @@ the_environment() {
     ln -s "$repo/setup/local.sh" "$scratch/linked.sh"
     is 'a script finds its folder through a link' linked.sh odd_version "$scratch/linked.sh"
     is 'who has no HOME gets the one that the system knows' ~ env -u HOME bash -p -c \
-        'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$repo"
+        'repo=$1; source "$1/setup/lib/common/surroundings.sh"; echo "$HOME"' bash "$repo"
     temporary_files
     is 'a folder for temporary files that is gone is not used' "/tmp/crud-master-$EUID" env TMPDIR=/nowhere bash -p -c \
-        'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
+        'repo=$1; source "$1/setup/lib/common/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
     is 'a line break in the path is refused' 1 exit_of bash -p -c \
-        'repo=/a$'"'\\n'"'b; source "$1/setup/lib/surroundings.sh"' bash "$repo"
+        'repo=/a$'"'\\n'"'b; source "$1/setup/lib/common/surroundings.sh"' bash "$repo"
 }
 
 # temporary_files: programs believe files of fixed names there, and run them.
@@ -83,7 +84,7 @@ temporary_files() {
     is 'where nobody else writes' "711 $EUID" stat -c '%a %u' "$place/crud-master-$EUID"
     is 'which a script that is called uses too' "$place/crud-master-$EUID" places_in "$place/crud-master-$EUID"
     is 'Node runs nothing that it finds compiled' 1 env bash -p -c \
-        'repo=$1; source "$1/setup/lib/surroundings.sh"; printenv NODE_DISABLE_COMPILE_CACHE' bash "$repo"
+        'repo=$1; source "$1/setup/lib/common/surroundings.sh"; printenv NODE_DISABLE_COMPILE_CACHE' bash "$repo"
     chmod 777 "$place/crud-master-$EUID"
     is 'one where others write is not used' "$place/crud-master-$EUID-" sample_of places_in "$place"
     rm -r "$place/crud-master-$EUID"
@@ -102,7 +103,7 @@ temporary_files() {
 }
 
 places_in() {
-    TMPDIR=$1 bash -p -c 'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$TMPDIR"' bash "$repo"
+    TMPDIR=$1 bash -p -c 'repo=$1; source "$1/setup/lib/common/surroundings.sh"; echo "$TMPDIR"' bash "$repo"
 }
 
 # sample_of COMMAND…: without the random end.
@@ -159,7 +160,7 @@ made_tool() (
 )
 
 head_lines() {
-    head -n 16 "$1" | grep -cE '^case \$- in |^repo=\$\(readlink -f "\$0"\) |^source "\$repo/setup/lib/surroundings.sh"$'
+    head -n 16 "$1" | grep -cE '^case \$- in |^repo=\$\(readlink -f "\$0"\) |^source "\$repo/setup/lib/common/surroundings.sh"$'
 }
 
 # odd_version SCRIPT: its name, as it says it.
@@ -271,14 +272,15 @@ disks() {
         last_line env LOCAL_DIR="$disk/platform" setup/local.sh up
     is 'and nothing is left there' filler ls "$disk"
 
-    install -d "$disk/setup/lib"
+    install -d "$disk/setup/lib/common"
     cp setup/secrets.sh "$disk/setup"
+    cp setup/lib/common/posix.sh "$disk/setup/lib/common"
     echo RUST_LOG=debug >"$disk/.env.local"
     cat /dev/zero >"$disk/filler" 2>/dev/null || true
     is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"
     is 'whole' RUST_LOG=debug cat "$disk/.env.local"
     is 'a full disk for temporary files is not used' "/tmp/crud-master-$EUID" env TMPDIR="$disk" bash -p -c \
-        'repo=$1; source "$1/setup/lib/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
+        'repo=$1; source "$1/setup/lib/common/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
     is 'a pid that cannot be written down starts nothing' 1 exit_of start_daemon "$disk/no/pid" /dev/null A=b sleep 600
 
     said=$(cd "$disk" && folder=$disk && (step 'Write something' cp /bin/bash "$disk/file") 2>&1) || true
@@ -300,7 +302,7 @@ disks() {
     is 'whichever command it is' "local.sh: $scratch/checkout/.local belongs to root: be that user, or name another LOCAL_DIR" \
         last_line as_nobody "$scratch/checkout/setup/local.sh" status
     is 'a HOME of another user is not used' ~nobody as_nobody env HOME=/root bash -p -c \
-        'repo=$1; source "$1/setup/lib/surroundings.sh"; echo "$HOME"' bash "$scratch/checkout"
+        'repo=$1; source "$1/setup/lib/common/surroundings.sh"; echo "$HOME"' bash "$scratch/checkout"
 }
 
 as_nobody() {

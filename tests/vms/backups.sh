@@ -2,16 +2,14 @@
 # Backups without machines: what setup/backup.sh and setup/restore.sh do to folders and databases,
 # on a PostgreSQL that is there for tests.
 #
-#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/postgres.sh has it, and its port
+#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/local/postgres.sh has it, and its port
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
-source "$repo/setup/lib/backups.sh"
-source "$repo/tests/vms/checks.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/tests/vms/test_server.sh"
 
 server=$(readlink -f "$1")
 set_setting POSTGRES_PORT "$2"
@@ -29,12 +27,6 @@ main() {
     echo "DROP ROLE $owner;" | administrator_psql
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
-}
-
-# as_administrator COMMAND…: the server of the tests has no Unix socket.
-as_administrator() {
-    env "${superuser_session[@]}" PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE="$server/pgpass" \
-        PATH="$(postgres_programs "$server"):$PATH" "$@"
 }
 
 old_backups_go() {

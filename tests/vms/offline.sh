@@ -6,8 +6,8 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/setup/lib/machines/machine.sh"
 source "$repo/tests/vms/checks.sh"
 
 scratch=$(mktemp -d)
@@ -101,9 +101,9 @@ settings_by_ruby() {
 
 settings() {
     local before
-    install -d "$scratch/project/setup/lib"
+    install -d "$scratch/project/setup/lib/common"
     cp "$repo/setup/secrets.sh" "$scratch/project/setup"
-    cp "$repo/setup/lib/well_known_passwords" "$scratch/project/setup/lib"
+    cp "$repo"/setup/lib/common/{posix.sh,well_known_passwords} "$scratch/project/setup/lib/common"
     cp "$repo/.env" "$scratch/project"
     printf 'RUST_LOG=debug\n' >"$scratch/project/.env.local"
     is 'setup/secrets.sh works in a POSIX shell' 0 exit_of sh "$scratch/project/setup/secrets.sh"
@@ -223,7 +223,8 @@ a_build_leaves_nothing() {
         --manifest-path "$workshop/source/Cargo.toml"
     is 'a crate does what it likes' 0 exit_of as_builder hostile_crate
     is 'which is there now' 0 exit_of test -x "$workshop/home/.cargo/bin/cargo"
-    clear_builder
+    is 'what cannot be removed of what it has left is told' 1 exit_of while_nothing_can_be_removed clear_builder
+    is 'and a file of somebody else that vanishes meanwhile stops nothing' 0 exit_of while_files_vanish clear_builder
     is 'what it has left running is ended' 1 exit_of pgrep --runstates DRS -u "$builder"
     is 'and what it has left for others is gone' '' find /tmp /var/tmp /dev/shm -maxdepth 1 -user "$builder"
     provide_scratch_builder
@@ -231,6 +232,18 @@ a_build_leaves_nothing() {
     is 'and calls nothing of its own' 1 exit_of grep "$workshop" <(as_builder show_path)
     rm -rf "$workshop"
 }
+
+while_nothing_can_be_removed() (
+    # shellcheck disable=SC2317 # by the command
+    find() { [[ $* == *-delete ]] || command find "$@"; }
+    "$@"
+)
+
+while_files_vanish() (
+    # shellcheck disable=SC2317 # by the command
+    find() { command find "$@" && false; }
+    "$@"
+)
 
 # provide_scratch_builder: a user without a name.
 provide_scratch_builder() {
@@ -362,7 +375,7 @@ while True:
         pressed = True
 os.waitpid(pid, 0)
 print(shown.decode().replace("\r\n", "\n").strip())' \
-        "set -euo pipefail; repo=\$1; source \"\$repo/setup/lib/users.sh\"; $1" "$2" "$repo"
+        "set -euo pipefail; repo=\$1; source \"\$repo/setup/lib/common/users.sh\"; $1" "$2" "$repo"
 }
 
 on_terminal_of_operator() {
@@ -491,7 +504,7 @@ what_a_guest_says() {
     done
     is 'nor of one that has a program without end' '' in_place_of "x86_64\n$source\n" endless
     is 'nor of one that lacks some' '' in_place_of "x86_64\n$source\n" ''
-    is 'the names are those of setup/lib/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
+    is 'the names are those of setup/lib/machines/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
 }
 
 # ruby_says PROGRAM: with the Vagrantfile's own functions.
@@ -622,10 +635,10 @@ the_supervisor() {
     local variables
     tools=$scratch/tools
     install -d "$scratch/state/pm2" "$tools/pm2"
-    fingerprint "$repo"/setup/lib/pm2/package*.json >"$tools/pm2/version"
+    fingerprint "$repo"/setup/lib/common/pm2/package*.json >"$tools/pm2/version"
     # shellcheck disable=SC2016 # for another shell
     is 'its unit does not depend on who provisions' "$(HOME=/nowhere unit_text)" env -u HOME bash -p -c \
-        'repo=$1 PATH=$2; source "$1/setup/lib/surroundings.sh"; source "$1/setup/lib/machine.sh"; PATH=$2 tools=$3; unit_text' \
+        'repo=$1 PATH=$2; source "$1/setup/lib/common/surroundings.sh"; source "$1/setup/lib/machines/machine.sh"; PATH=$2 tools=$3; unit_text' \
         bash "$repo" "$PATH" "$tools"
     mapfile -t variables < <(state=$scratch/state unit_text | sed -n 's/^Environment=//p' | tr -d '"')
     start_daemon "$scratch/state/pm2/pm2.pid" /dev/null "${variables[0]}" "${variables[@]}" sleep 600
@@ -887,8 +900,8 @@ a property of the queue, auto_delete=true: the queue is deleted, with its orders
 what_is_fetched() {
     is 'every package behind PM2 is named with its hash' 'True' python3 -c 'import json, sys
 packages = json.load(open(sys.argv[1]))["packages"]
-print(all("integrity" in entry for name, entry in packages.items() if name) and len(packages) > 50)' "$repo/setup/lib/pm2/package-lock.json"
-    is 'Node is named with that of each platform' 2 grep -cE '^ +--hash=sha256:[0-9a-f]{64}' "$repo/setup/lib/node/requirements.txt"
+print(all("integrity" in entry for name, entry in packages.items() if name) and len(packages) > 50)' "$repo/setup/lib/common/pm2/package-lock.json"
+    is 'Node is named with that of each platform' 2 grep -cE '^ +--hash=sha256:[0-9a-f]{64}' "$repo/setup/lib/common/node/requirements.txt"
     is 'the boxes have versions' 2 grep -cE 'pin\(.*"[0-9.]{8,}"\)' "$repo/Vagrantfile"
 }
 
@@ -900,7 +913,7 @@ policy() {
 # told ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
 told() {
     printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1${4:+,$4}}" "$2" "$3" |
-        node "$repo/setup/lib/what_deletes_orders.js"
+        node "$repo/setup/lib/common/what_deletes_orders.js"
 }
 
 # check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.

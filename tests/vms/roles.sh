@@ -3,16 +3,14 @@
 # tests. The role of a service wants to be superuser: it owns its database, and whatever setup/ does there
 # must not run what it has left. Who reads can only read, who publishes can only publish.
 #
-#   tests/vms/roles.sh FOLDER PORT    of setup/lib/test_servers.sh: the servers, and the first of their ports
+#   tests/vms/roles.sh FOLDER PORT    of setup/lib/local/test_servers.sh: the servers, and the first of their ports
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
-source "$repo/setup/lib/machine.sh"
-source "$repo/setup/lib/backups.sh"
-source "$repo/tests/vms/checks.sh"
+source "$repo/setup/lib/common/surroundings.sh"
+source "$repo/tests/vms/test_server.sh"
 
 server=$(readlink -f "$1/postgres")
 broker_home=$1/rabbitmq
@@ -56,13 +54,6 @@ clean_up() {
         broker_api DELETE "$name" '{}' 2>/dev/null || true
     done
     rm -rf "$scratch"
-}
-
-# as_administrator COMMAND…: the server of the tests has no Unix socket. What each session begins with is
-# machine_postgres.sh's own.
-as_administrator() {
-    env "${superuser_session[@]}" PGHOST=127.0.0.1 PGUSER=postgres PGPASSFILE="$server/pgpass" \
-        PATH="$(postgres_programs "$server"):$PATH" "$@"
 }
 
 # lays_its_traps: names of PostgreSQL's own, in public and in a schema of the role's name, whichever is

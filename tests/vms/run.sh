@@ -6,11 +6,11 @@ case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
 
 repo=$(readlink -f "$0") repo=${repo%/*/*/*}
-source "$repo/setup/lib/surroundings.sh"
+source "$repo/setup/lib/common/surroundings.sh"
 here=$repo/tests/vms
-source "$repo/setup/lib/say.sh"
-source "$repo/setup/lib/usage.sh"
-source "$repo/setup/lib/readme.sh"
+source "$repo/setup/lib/common/say.sh"
+source "$repo/setup/lib/common/usage.sh"
+source "$repo/setup/lib/local/readme.sh"
 source "$repo/tests/vms/checks.sh"
 
 lab=${VMLAB:-${TMPDIR:-/tmp}/crud-master-vms}
@@ -101,10 +101,10 @@ prepare() {
 
 install_what_is_missing() {
     local packages=(mmdebstrap slirp4netns vagrant rsync openssh-client netcat-openbsd iproute2 curl python3)
-    dpkg --status "${packages[@]}" >/dev/null 2>&1 || step "Install ${packages[*]}" install_packages
+    dpkg --status "${packages[@]}" >/dev/null 2>&1 || step "Install ${packages[*]}" install_lab_packages
 }
 
-install_packages() {
+install_lab_packages() {
     apt-get update --quiet || true
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${packages[@]}"
 }

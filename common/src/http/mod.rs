@@ -2,6 +2,9 @@
 //! to a [`Response`] or a [`Problem`]; everything around it is done here, once. Each folder uses
 //! only those before it.
 
+#[cfg(feature = "shuttle")]
+#[allow(dead_code, reason = "the tests alone move it")]
+mod clock;
 mod sync;
 
 mod message;

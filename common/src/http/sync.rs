@@ -10,7 +10,7 @@ pub(crate) use threads::sync::{Mutex, MutexGuard, atomic};
 pub(crate) use threads::thread_local;
 
 #[cfg(feature = "shuttle")]
-pub(crate) use super::server::poller::now;
+pub(crate) use super::clock::now;
 #[cfg(not(feature = "shuttle"))]
 pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()

@@ -1,5 +1,5 @@
 //! A kernel in memory, for the schedules: descriptors that are used again, oneshot registrations,
-//! and sockets with little room. Its clock stands until a test moves it.
+//! and sockets with little room. Its clock is `clock.rs`.
 
 #![allow(
     missing_docs,
@@ -11,31 +11,22 @@
 #![allow(dead_code, reason = "the tests alone boot it")]
 #![allow(clippy::struct_excessive_bools, reason = "a kernel has many flags")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use shuttle::rand::Rng;
 use shuttle::sync::Condvar;
 
 use super::table::Token;
+use crate::http::clock;
 use crate::http::sync::{Mutex, lock};
 
 thread_local! {
-    static CLOCK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static KERNEL: RefCell<Option<Arc<Kernel>>> = const { RefCell::new(None) };
-}
-
-pub(crate) fn now() -> Instant {
-    static BASE: OnceLock<Instant> = OnceLock::new();
-    *BASE.get_or_init(Instant::now) + CLOCK.get()
-}
-
-pub(crate) fn advance(time: Duration) {
-    CLOCK.set(CLOCK.get() + time);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +79,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// The kernel of what follows on this thread.
     pub(crate) fn boot(room: usize) -> Arc<Self> {
-        CLOCK.set(Duration::ZERO);
+        clock::reset();
         let state = Mutex::new(State {
             listening: true,
             ..State::default()

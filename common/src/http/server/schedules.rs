@@ -14,8 +14,9 @@ use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
 use super::core::Core;
-use super::poller::{self, Client, Kernel, advance, now};
+use super::poller::{self, Client, Kernel};
 use super::{Interest, Socket, connect, sweeper, watch, worker};
+use crate::http::clock::{advance, now};
 use crate::http::limits::Limits;
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};

@@ -1,0 +1,289 @@
+//! A connection to the broker that can be cut, and how all programs see to it that the queue is there.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use amiquip::{
+    Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
+    ConnectionTuning, QueueDeclareOptions, Return,
+};
+use crossbeam_channel::Receiver;
+use socket2::{SockRef, TcpKeepalive};
+
+use super::config::{Broker, Brokers, QueueConfig, QueueType};
+use super::error::{ACCESS_REFUSED, AmqpError, NOT_FOUND, PRECONDITION_FAILED};
+use super::inbound_limit::{FrameFilter, InboundLimit};
+use super::queue_mismatch::effect;
+use super::sanitizing_stream::SanitizingStream;
+use super::watchdog::{Deadline, DeadlineOnDrop, EXCHANGE_LIMIT, Watchdog};
+
+/// How long the broker may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// A broker that is silent for two of these is given up (AMQP 0-9-1 §4.2.7), in seconds.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// When a peer that acknowledges nothing is given up.
+const DEAD_PEER: Duration = Duration::from_secs(20);
+
+/// Frames on their way to the thread that writes them. A message is three; amiquip's own bound
+/// of 16 would make a publisher wait at every fifth message.
+const FRAMES_MAX: usize = 4096;
+
+/// What waits in a queue, and who takes it from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages that are ready to be delivered.
+    pub ready: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
+/// A channel whose messages the broker confirms.
+pub struct ConfirmChannel {
+    /// What the broker says of messages that no queue took. For a message this is sent before
+    /// its confirm (RabbitMQ, Publisher Confirms).
+    pub returns: Receiver<Return>,
+    /// The broker's confirms.
+    pub confirms: Receiver<Confirm>,
+    /// Publish here, and note each message in an [`OutstandingConfirms`].
+    pub channel: Channel,
+}
+
+/// A connection to the broker. Dropping it takes [`EXCHANGE_LIMIT`] at most.
+pub struct AmqpConnection {
+    watchdog: Watchdog,
+    connection: Connection,
+    inbound_limit: Arc<InboundLimit>,
+    queue_type: QueueType,
+    brokers: Brokers,
+    /// Which of the brokers this is.
+    broker: usize,
+    /// Whether the queue was compared with what is asked for.
+    compared: bool,
+    /// What the broker says when one of its alarms begins or ends.
+    pub blocked: Receiver<ConnectionBlockedNotification>,
+}
+
+impl AmqpConnection {
+    /// Connects to the first of the nodes that answers; `program` is what the management page
+    /// shows.
+    pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
+        let mut failure = AmqpError::Broken("there is none");
+        for (number, broker) in config.brokers.in_turn() {
+            match Self::open_to(number, broker, config, program) {
+                Ok(connection) => {
+                    // Unless this one serves. A node that is cut off from the others may answer.
+                    config.brokers.try_first(number + 1);
+                    return Ok(connection);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    fn open_to(
+        number: usize,
+        broker: &Broker,
+        config: &QueueConfig,
+        program: &str,
+    ) -> Result<Self, AmqpError> {
+        let socket = connect(broker)?;
+        let (wakened, wake) = mio::Registration::new2();
+        let inbound_limit = InboundLimit::new(wake);
+        let watchdog = Watchdog::start(socket.try_clone()?, &inbound_limit)?;
+        let deadline = watchdog.deadline();
+        let options = ConnectionOptions::default()
+            .auth(Auth::Plain {
+                username: config.user.clone(),
+                password: config.password.clone(),
+            })
+            .heartbeat(HEARTBEAT_SECONDS)
+            .connection_timeout(Some(EXCHANGE_LIMIT))
+            .information(Some(program.to_owned()));
+        let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
+        let filter = FrameFilter::new(Arc::clone(&inbound_limit));
+        let stream =
+            SanitizingStream::new(mio::net::TcpStream::from_stream(socket)?, filter, wakened);
+        let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
+        let blocked = connection.listen_for_connection_blocked()?;
+        drop(deadline);
+        Ok(Self {
+            watchdog,
+            connection,
+            inbound_limit,
+            queue_type: config.queue_type,
+            brokers: config.brokers.clone(),
+            broker: number,
+            compared: false,
+            blocked,
+        })
+    }
+
+    /// Opens a channel.
+    pub fn open_channel(&mut self) -> Result<Channel, AmqpError> {
+        let _deadline = self.deadline();
+        Ok(self.connection.open_channel(None)?)
+    }
+
+    /// Opens a channel for confirmed messages to that queue, which is made where it is not there.
+    pub fn open_confirm_channel(&mut self, queue: &str) -> Result<ConfirmChannel, AmqpError> {
+        self.find_or_make(queue)?;
+        let channel = self.open_channel()?;
+        let _deadline = self.deadline();
+        let returns = channel.listen_for_returns()?;
+        let confirms = channel.listen_for_publisher_confirms()?;
+        channel.enable_publisher_confirms()?;
+        Ok(ConfirmChannel {
+            returns,
+            confirms,
+            channel,
+        })
+    }
+
+    /// Sees to it that a queue is there. One that is there is used as it is; what it has beyond what
+    /// is configured, the log tells at level error. To learn that takes a declaration, so whoever
+    /// only publishes, and may not configure the queue, does not ask.
+    pub fn declare(&mut self, queue: &str) -> Result<(), AmqpError> {
+        if self.find_or_make(queue)? && !std::mem::replace(&mut self.compared, true) {
+            self.compare(queue)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a queue is there already, so that a user who may configure nothing will do. Otherwise
+    /// it is made, durable and of the type that is configured.
+    fn find_or_make(&mut self, queue: &str) -> Result<bool, AmqpError> {
+        let found = self.count(queue)?.is_some();
+        if !found {
+            self.make(queue)?;
+        }
+        self.brokers.try_first(self.broker);
+        Ok(found)
+    }
+
+    /// Declares a queue as all of our programs do, on a channel of its own: the broker closes one
+    /// whose wish it refuses.
+    fn make(&mut self, queue: &str) -> Result<(), amiquip::Error> {
+        let options = QueueDeclareOptions {
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: self.queue_type.arguments(),
+        };
+        // Before the channel, so that closing it is within the deadline too.
+        let _deadline = self.deadline();
+        let channel = self.connection.open_channel(None)?;
+        channel.queue_declare(queue, options).map(drop)
+    }
+
+    /// Tells the log what a queue has that is not asked for. The broker says it only to who
+    /// declares the queue otherwise, and names the first difference.
+    fn compare(&mut self, queue: &str) -> Result<(), AmqpError> {
+        let said = match self.make(queue) {
+            Err(amiquip::Error::ServerClosedChannel {
+                code: PRECONDITION_FAILED,
+                message,
+                ..
+            }) => message,
+            // Who has no right to configure learns nothing, and goes on.
+            Ok(())
+            | Err(amiquip::Error::ServerClosedChannel {
+                code: ACCESS_REFUSED,
+                ..
+            }) => String::new(),
+            Err(error) => return Err(error.into()),
+        };
+        if self.brokers.is_news(&said) && !said.is_empty() {
+            log::error!(
+                queue = queue,
+                effect = effect(&said),
+                cause = said.as_str();
+                "the queue has other arguments than {}={} asks for, and is used as it is",
+                QueueType::VARIABLE, self.queue_type.name()
+            );
+        }
+        Ok(())
+    }
+
+    /// Counts what is in a queue; None where there is no such queue. For that the broker closes
+    /// the channel that asks, so each question has one of its own.
+    pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, AmqpError> {
+        let channel = self.open_channel()?;
+        // Before the channel, so that closing it is within the deadline too.
+        let deadline = self.deadline();
+        let counted = match channel.queue_declare_passive(queue) {
+            Ok(declared) => Ok(Some(Counts {
+                ready: declared.declared_message_count().unwrap_or(0),
+                consumers: declared.declared_consumer_count().unwrap_or(0),
+            })),
+            Err(amiquip::Error::ServerClosedChannel {
+                code: NOT_FOUND, ..
+            }) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        drop(channel);
+        drop(deadline);
+        counted
+    }
+
+    /// Whether no further deliveries are read, since those that are kept weigh too much.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.inbound_limit.is_full()
+    }
+
+    /// To be called with the tags of deliveries whose content is not kept any more. While those
+    /// that are kept have 32 MiB together, no further ones are read from the broker.
+    pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {
+        self.inbound_limit.release(delivery_tags);
+    }
+
+    /// This delivery takes so many bytes of memory less than it had.
+    pub fn reduce(&self, delivery_tag: u64, bytes: usize) {
+        self.inbound_limit.reduce(delivery_tag, bytes);
+    }
+
+    /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
+    /// waited for; then the connection is cut.
+    #[must_use]
+    pub fn deadline(&self) -> Deadline {
+        self.watchdog.deadline()
+    }
+
+    /// Puts a deadline on the drops that follow, and lets no more deliveries in. Declared after
+    /// the channels, the returned value is dropped before them, and then the time begins.
+    #[must_use]
+    pub fn deadline_on_drop(&self) -> DeadlineOnDrop {
+        self.watchdog.deadline_on_drop(&self.inbound_limit)
+    }
+}
+
+impl Drop for AmqpConnection {
+    fn drop(&mut self) {
+        // The drop of amiquip's connection, which follows, waits until the broker has closed it.
+        drop(self.deadline_on_drop());
+    }
+}
+
+fn connect(broker: &Broker) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
+            Ok(socket) => {
+                // Without it each confirmed message waits 40 ms for a delayed acknowledgement.
+                socket.set_nodelay(true)?;
+                let options = SockRef::from(&socket);
+                options.set_tcp_user_timeout(Some(DEAD_PEER))?;
+                // For a broker that is set to have no heartbeats.
+                options.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD_PEER))?;
+                return Ok(socket);
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}

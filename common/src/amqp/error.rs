@@ -1,0 +1,65 @@
+//! Why a connection to the broker could not be opened, or has ended, and the reply codes that say so.
+
+use std::fmt;
+use std::io;
+
+/// Reply codes of AMQP 0-9-1.
+pub(super) const ACCESS_REFUSED: u16 = 403;
+pub(super) const NOT_FOUND: u16 = 404;
+pub(super) const PRECONDITION_FAILED: u16 = 406;
+
+/// Why a connection to the broker could not be opened, or has ended.
+#[derive(Debug)]
+pub enum AmqpError {
+    /// No socket to the broker could be opened.
+    Connect(io::Error),
+    /// The broker closed the connection or a channel, or the socket failed.
+    Ended(amiquip::Error),
+    /// The broker did something that leaves no way on; the text says what.
+    Broken(&'static str),
+}
+
+impl AmqpError {
+    /// Error where it does not pass by itself: only an operator can mend a password or a right.
+    #[must_use]
+    pub fn level(&self) -> log::Level {
+        match self {
+            Self::Ended(
+                amiquip::Error::InvalidCredentials
+                | amiquip::Error::ServerClosedChannel {
+                    code: ACCESS_REFUSED,
+                    ..
+                }
+                | amiquip::Error::ServerClosedConnection {
+                    code: ACCESS_REFUSED,
+                    ..
+                },
+            ) => log::Level::Error,
+            _ => log::Level::Warn,
+        }
+    }
+}
+
+impl From<amiquip::Error> for AmqpError {
+    fn from(error: amiquip::Error) -> Self {
+        Self::Ended(error)
+    }
+}
+
+impl From<io::Error> for AmqpError {
+    fn from(error: io::Error) -> Self {
+        Self::Connect(error)
+    }
+}
+
+impl fmt::Display for AmqpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
+            Self::Ended(error) => write!(f, "lost RabbitMQ: {error}"),
+            Self::Broken(text) => write!(f, "gave RabbitMQ up: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for AmqpError {}

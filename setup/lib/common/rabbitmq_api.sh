@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# What is said to RabbitMQ as its administrator, whichever node it is: the queue, users and their rights. HOME is the
+# folder with the file "administrator", which has his password.
+
+# rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: as the administrator. Neither his
+# password nor what is in the JSON shows on a command line.
+rabbitmq_api() {
+    rabbitmq_curl "$1" --output /dev/null \
+        --request "$3" --header 'Content-Type: application/json' --data-binary @- \
+        "http://127.0.0.1:$2/api/$4" <<<"${5:-}"
+}
+
+# rabbitmq_curl HOME ARGUMENT…
+rabbitmq_curl() {
+    curl --disable --noproxy '*' --silent --show-error --fail --max-time 30 \
+        --config <(echo "user = \"setup:$(<"$1/administrator")\"") \
+        "${@:2}"
+}
+
+# rabbitmq_tell_what_deletes_orders HOME MANAGEMENT_PORT QUEUE: warns of arguments and policies of
+# the queue that make RabbitMQ delete orders. It changes nothing: somebody has set them.
+rabbitmq_tell_what_deletes_orders() {
+    local path line
+    use_node
+    while read -r line; do
+        say "WARNING: of $3, $line"
+    done < <(
+        for path in "queues/%2F/$(url_text "$3")" policies/%2F operator-policies/%2F; do
+            rabbitmq_curl "$1" "http://127.0.0.1:$2/api/$path" && echo
+        done | node "${repo:?}/setup/lib/common/what_deletes_orders.js"
+    )
+}
+
+# rabbitmq_provide HOME MANAGEMENT_PORT: the durable queue where there is none yet, classic as anybody
+# declares it or quorum as the programs do, and the users of the two programs that meet there. The
+# gateway's publishes and may look at the management page; it finds the queue by a passive declaration,
+# which needs no right, and cannot read, purge or delete it. The consumer's reads the queue, and makes it
+# anew where somebody has deleted it. QUEUE.dead is where former versions kept dead letters:
+# `billing-dead-letters import` reads it.
+rabbitmq_provide() {
+    local path queue arguments={}
+    path=queues/%2F/$(url_text "${SETTINGS[RABBITMQ_QUEUE]}")
+    queue=$(regex_text "${SETTINGS[RABBITMQ_QUEUE]}")
+    [[ ${SETTINGS[BILLING_QUEUE_TYPE]:-classic} != quorum ]] ||
+        arguments='{"x-queue-type": "quorum", "x-delivery-limit": 2147483647}'
+    rabbitmq_api "$1" "$2" GET "$path" ||
+        rabbitmq_api "$1" "$2" PUT "$path" "{\"durable\": true, \"auto_delete\": false, \"arguments\": $arguments}"
+    rabbitmq_user "$1" "$2" RABBITMQ_CONSUMER '' "^$queue\$" '^$' "^$queue(\\.dead)?\$"
+    rabbitmq_user "$1" "$2" RABBITMQ management '^$' '^amq\.default$' '^$'
+}
+
+# rabbitmq_user HOME MANAGEMENT_PORT SETTINGS TAGS CONFIGURE WRITE READ: the user whom the settings that begin
+# so name, with these rights and no others.
+rabbitmq_user() {
+    local user
+    user=$(url_text "${SETTINGS[${3}_USER]}")
+    rabbitmq_api "$1" "$2" PUT "users/$user" \
+        "{\"password\": $(json_text "${SETTINGS[${3}_PASSWORD]}"), \"tags\": \"$4\"}"
+    rabbitmq_api "$1" "$2" PUT "permissions/%2F/$user" \
+        "{\"configure\": $(json_text "$5"), \"write\": $(json_text "$6"), \"read\": $(json_text "$7")}"
+}

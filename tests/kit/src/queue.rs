@@ -1,0 +1,296 @@
+//! Queues of RabbitMQ for one test.
+
+use std::net::SocketAddr;
+
+use amiquip::{
+    AmqpProperties, AmqpValue, Channel, Confirm, Get, Publish, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use common::amqp::{AmqpConnection, QueueConfig, QueueType};
+
+use crate::{Client, Relay, SETTINGS, unique_name};
+
+/// A queue of orders, deleted with its test. Whoever uses it first declares it, as in production.
+pub struct TestQueue {
+    broker: SocketAddr,
+    config: QueueConfig,
+}
+
+/// A message taken off a queue.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its content.
+    pub body: Vec<u8>,
+    /// Its properties.
+    pub properties: AmqpProperties,
+}
+
+impl TestQueue {
+    /// Chooses a name.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn create() -> Self {
+        Self::create_of(QueueType::Classic)
+    }
+
+    /// The same for queues of that type.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn create_of(queue_type: QueueType) -> Self {
+        let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        let host = text("RABBITMQ_HOST").parse().expect("an IP address");
+        let port = SETTINGS.port("RABBITMQ_PORT");
+        let broker = SocketAddr::new(host, port.expect("TEST_ENV_FILE is complete"));
+        let config = QueueConfig {
+            brokers: broker.into(),
+            user: text("RABBITMQ_USER"),
+            password: text("RABBITMQ_PASSWORD"),
+            queue: unique_name("test"),
+            queue_type,
+        };
+        Self { broker, config }
+    }
+
+    /// A relay in front of the broker, up from the start.
+    #[must_use]
+    pub fn relay_up(&self) -> Relay {
+        Relay::up(&self.broker.ip().to_string(), self.broker.port())
+    }
+
+    /// A relay in front of the broker, down from the start.
+    #[must_use]
+    pub fn relay_down(&self) -> Relay {
+        Relay::down(&self.broker.ip().to_string(), self.broker.port())
+    }
+
+    /// A relay in front of the broker that changes what clients send, as
+    /// [`Relay::changing`] does.
+    #[must_use]
+    pub fn relay_changing(&self, change: fn(&mut [u8])) -> Relay {
+        Relay::changing(&self.broker.ip().to_string(), self.broker.port(), change)
+    }
+
+    /// For the service that is tested.
+    #[must_use]
+    pub fn config(&self) -> QueueConfig {
+        self.config.clone()
+    }
+
+    /// The same as variables, for a program that is tested as a process.
+    #[must_use]
+    pub fn vars(&self) -> Vec<(String, String)> {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        vec![
+            pair("RABBITMQ_HOST", &self.broker.ip().to_string()),
+            pair("RABBITMQ_PORT", &self.broker.port().to_string()),
+            pair("RABBITMQ_USER", &self.config.user),
+            pair("RABBITMQ_PASSWORD", &self.config.password),
+            pair("RABBITMQ_CONSUMER_USER", &self.config.user),
+            pair("RABBITMQ_CONSUMER_PASSWORD", &self.config.password),
+            pair("RABBITMQ_QUEUE", &self.config.queue),
+            pair("BILLING_QUEUE_TYPE", self.config.queue_type.name()),
+        ]
+    }
+
+    /// The name of the queue of orders.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.queue
+    }
+
+    /// The queue in which older versions kept dead letters, as a queue of orders.
+    #[must_use]
+    pub fn old_dead_queue(&self) -> Self {
+        let mut config = self.config();
+        config.queue = config.dead_queue();
+        Self {
+            broker: self.broker,
+            config,
+        }
+    }
+
+    /// Publishes to the queue of orders as a stranger would, and waits for the confirm.
+    ///
+    /// # Panics
+    /// When the broker does not take it.
+    pub fn publish(&self, body: &[u8], properties: AmqpProperties) {
+        self.publish_all(&[(body.to_vec(), properties)]);
+    }
+
+    /// The same for many messages.
+    ///
+    /// # Panics
+    /// When the broker does not take them.
+    pub fn publish_all(&self, messages: &[(Vec<u8>, AmqpProperties)]) {
+        let mut connection = self.connection();
+        let confirming = connection
+            .open_confirm_channel(self.name())
+            .expect("a channel");
+        for (body, properties) in messages {
+            let publish = Publish {
+                body,
+                routing_key: self.name().to_owned(),
+                mandatory: true,
+                immediate: false,
+                properties: properties.clone(),
+            };
+            confirming
+                .channel
+                .basic_publish("", publish)
+                .expect("a publish");
+        }
+        let mut confirmed = 0;
+        while confirmed < messages.len() as u64 {
+            match confirming.confirms.recv().expect("a confirm") {
+                Confirm::Ack(ack) => confirmed = confirmed.max(ack.delivery_tag),
+                Confirm::Nack(nack) => panic!("the broker refused {nack:?}"),
+            }
+        }
+    }
+
+    /// Takes the next message off the queue of orders.
+    #[must_use]
+    pub fn take(&self) -> Option<Message> {
+        self.on_channel(|channel| Some(message(channel.basic_get(self.name(), true).ok()??)))
+    }
+
+    /// Takes every message off the queue of orders.
+    #[must_use]
+    pub fn take_all(&self) -> Vec<Message> {
+        self.on_channel(|channel| {
+            let next = || Some(message(channel.basic_get(self.name(), true).ok()??));
+            std::iter::from_fn(next).collect()
+        })
+    }
+
+    /// Messages that wait in the queue of orders, and its consumers; None where there is no
+    /// such queue.
+    #[must_use]
+    pub fn counts(&self) -> Option<(u32, u32)> {
+        self.on_channel(|channel| {
+            let queue = channel.queue_declare_passive(self.name()).ok()?;
+            Some((
+                queue.declared_message_count()?,
+                queue.declared_consumer_count()?,
+            ))
+        })
+    }
+
+    /// Makes the queue of orders before anybody else does, durable and with these arguments.
+    ///
+    /// # Panics
+    /// When the broker refuses it.
+    pub fn declare_with(&self, arguments: &[(&str, AmqpValue)]) {
+        let arguments = arguments.iter().cloned();
+        let options = QueueDeclareOptions {
+            durable: true,
+            arguments: arguments
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+            ..QueueDeclareOptions::default()
+        };
+        self.on_channel(|channel| {
+            let declared = channel.queue_declare(self.name(), options);
+            declared.expect("a queue that is not there yet");
+        });
+    }
+
+    /// A user of the broker who may publish, and neither read nor configure anything.
+    #[must_use]
+    pub fn publisher(&self) -> QueueConfig {
+        self.user_who_may("^$", "^amq\\\\.default$", "^$")
+    }
+
+    /// A user of the broker who may make the queue of orders and read it and the old one of dead letters,
+    /// and publish nothing.
+    #[must_use]
+    pub fn consumer(&self) -> QueueConfig {
+        let queue = self.name();
+        self.user_who_may(
+            &format!("^{queue}$"),
+            "^$",
+            &format!("^{queue}(\\\\.dead)?$"),
+        )
+    }
+
+    /// Makes a user of the broker with these patterns, which stand in JSON. They stay: the name is nobody
+    /// else's, and the broker goes with the tests.
+    fn user_who_may(&self, configure: &str, write: &str, read: &str) -> QueueConfig {
+        let user = unique_name("user");
+        self.manage(
+            &format!("/api/users/{user}"),
+            &format!(r#"{{"password":"{user}","tags":""}}"#),
+        );
+        self.manage(
+            &format!("/api/permissions/%2F/{user}"),
+            &format!(r#"{{"configure":"{configure}","write":"{write}","read":"{read}"}}"#),
+        );
+        QueueConfig {
+            password: user.clone(),
+            user,
+            ..self.config()
+        }
+    }
+
+    fn manage(&self, path: &str, body: &str) {
+        let port = SETTINGS.port("RABBITMQ_MANAGEMENT_PORT");
+        let port = port.expect("TEST_ENV_FILE is complete");
+        let who = format!("{}:{}", self.config.user, self.config.password);
+        let basic = format!("Basic {}", BASE64_STANDARD.encode(who));
+        let headers = [
+            ("authorization", basic.as_str()),
+            ("content-type", "application/json"),
+        ];
+        let client = Client::new(SocketAddr::new(self.broker.ip(), port));
+        let reply = client.send("PUT", path, &headers, Some(body));
+        assert!((200..300).contains(&reply.status), "{path}: {}", reply.text);
+    }
+
+    /// Deletes the queue of orders, with what is in it.
+    pub fn delete(&self) {
+        self.delete_queue(self.name());
+    }
+
+    /// Runs something on a channel of its own.
+    ///
+    /// # Panics
+    /// When the test server is not there.
+    pub fn on_channel<T>(&self, work: impl FnOnce(&Channel) -> T) -> T {
+        let mut connection = self.connection();
+        let channel = connection.open_channel().expect("a channel");
+        work(&channel)
+    }
+
+    fn delete_queue(&self, queue: &str) {
+        self.on_channel(|channel| {
+            let _ = channel.queue_delete(queue, QueueDeleteOptions::default());
+        });
+    }
+
+    fn connection(&self) -> AmqpConnection {
+        AmqpConnection::open(&self.config, "tests").expect("the RabbitMQ that TEST_ENV_FILE names")
+    }
+}
+
+fn message(get: Get) -> Message {
+    Message {
+        body: get.delivery.body,
+        properties: get.delivery.properties,
+    }
+}
+
+impl Drop for TestQueue {
+    fn drop(&mut self) {
+        // A panic while a failed test unwinds would hide the first one.
+        if std::thread::panicking() {
+            return;
+        }
+        self.delete_queue(self.name());
+    }
+}
