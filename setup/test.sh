@@ -54,6 +54,7 @@ all_checks() {
     check 'The schedules of the server' schedules
     check 'The API on tiny_http' on_tiny_http
     check 'Dependencies' dependencies
+    check 'The figures of docs/AUDIT.md' setup/audit.sh check
     check 'Shell scripts' shell_scripts
     check 'Their command lines' command_lines
     check 'The set-up in odd surroundings' tests/setup/run.sh
@@ -66,6 +67,11 @@ all_checks() {
     check 'A platform to ask' setup/local.sh up
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$LOCAL_DIR/settings.env"
+    if may_trace; then
+        check 'What docs/AUDIT.md says that programs do' setup/audit.sh check running
+    else
+        not_run+=('What docs/AUDIT.md says that programs do: strace may not attach to a process')
+    fi
     check 'The API documents' tests/api/run.sh
     if find_chromium >/dev/null; then
         check 'The console in a browser' tests/browser/run.sh
@@ -218,6 +224,17 @@ choose_platform() {
         export "$name=$((next++))"
     done
     export LOCAL_DIR=$folder/local
+}
+
+# may_trace: containers and kernels may forbid it.
+may_trace() {
+    local traced status=0
+    sleep 60 &
+    traced=$!
+    timeout 1 strace --quiet=all --output /dev/null --attach "$traced" || status=$?
+    kill "$traced"
+    wait "$traced" || true
+    ((status == 124))
 }
 
 readme_examples() {
