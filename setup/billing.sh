@@ -37,7 +37,7 @@ main() {
     provide_rabbitmq
     provide_operator_program billing-dead-letters billing-consumer
     provide_apps
-    tell_what_deletes_orders
+    warn_of_lossy_policies
     end_machine
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The drill: orders are placed, and movies read and changed, without a pause while whatever they
-# pass is killed, stopped or cut off, and at the end the books are compared. On servers of its own,
-# which are gone afterwards.
+# The drill: clients place orders, and read and change movies, without a pause while programs and servers are
+# killed, stopped or cut off; at the end the answers are compared with the tables. It starts servers of its
+# own and removes them afterwards.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -14,7 +14,7 @@ source "$repo/setup/lib/local/test_servers.sh"
 usage() {
     cat <<'USAGE'
 Places orders among unreadable messages, and reads and changes movies, without a pause while programs
-are killed, servers stopped, links cut, tables locked, disks filled, rights revoked and the gateway
+are killed, servers stopped, connections cut, tables locked, disks filled, rights revoked and the gateway
 flooded with what it refuses. Fails if an
 order that was answered 200 is not recorded exactly once, an unreadable message is not a dead letter
 once, a consumer's /ready is wrong, or a movie is not linearizable.

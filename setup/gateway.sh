@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Provisions the gateway machine: api-gateway, the one door. As root, on Debian or Ubuntu; can be
+# Provisions the gateway machine: api-gateway. As root, on Debian or Ubuntu; can be
 # run again at any time.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
@@ -11,7 +11,7 @@ source "$repo/setup/lib/machines/machine.sh"
 
 usage() {
     cat <<'USAGE'
-Provisions the gateway machine: api-gateway, the one door.
+Provisions the gateway machine: api-gateway.
 
   sudo bash setup/gateway.sh     on Debian or Ubuntu, with systemd; again at any time
   setup/gateway.sh help | version

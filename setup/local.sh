@@ -262,7 +262,7 @@ choose_guards() {
     set_setting API_KEYS_FILE "$file"
 }
 
-# listen_address APP: where keys are in force, the gateway is the one door, and the others listen on loopback.
+# listen_address APP: where keys are in force, only the gateway is open to clients, and the others listen on loopback.
 listen_address() {
     if [[ -n ${SETTINGS[API_KEYS_FILE]:-} && $1 != api-gateway ]]; then
         echo 127.0.0.1
@@ -379,7 +379,7 @@ start_rabbitmq() {
         "${SETTINGS[ERL_EPMD_PORT]}"
     step 'Make the queue and its users' \
         rabbitmq_provide "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
-    rabbitmq_tell_what_deletes_orders "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+    rabbitmq_warn_of_lossy_policies "$alias/rabbitmq" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
 }
 

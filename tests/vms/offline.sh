@@ -32,7 +32,7 @@ main() {
     firewall
     strangers
     guards
-    what_deletes_orders
+    lossy_policies
     what_is_fetched
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
@@ -869,31 +869,31 @@ brought_keys() (
     cat "${SETTINGS[API_KEYS_FILE]}"
 )
 
-# What makes RabbitMQ delete orders
+# Policies and arguments that delete orders
 
-what_deletes_orders() {
-    is 'a queue as it is made deletes none' '' told '{}' '[]' '[]'
-    is 'an argument that deletes orders is told' \
+lossy_policies() {
+    is 'a queue as it is made deletes none' '' warnings '{}' '[]' '[]'
+    is 'of an argument that deletes orders there is a warning' \
         'an argument of the queue, message-ttl=1000: orders that wait for longer are deleted' \
-        told '{"x-message-ttl":1000,"x-queue-type":"classic"}' '[]' '[]'
-    is 'of policies those in force are told, and of full queues those that delete' \
+        warnings '{"x-message-ttl":1000,"x-queue-type":"classic"}' '[]' '[]'
+    is 'of policies there is one for those in force, and of limits for those that delete' \
         'the policy b, expires=60000: the queue is deleted, with its orders, when no consumer uses it for so long
 the policy c, max-length=5: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
-        told '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
+        warnings '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
         "[$(policy c 0 '{"max-length":5}')]"
-    is 'a queue that is gone with RabbitMQ, a connection or a consumer is told' \
+    is 'of a queue that is deleted with RabbitMQ, a connection or a consumer there is one' \
         'a property of the queue, durable=false: the queue is deleted, with its orders, when RabbitMQ restarts
 a property of the queue, exclusive=true: the queue is deleted, with its orders, when its connection ends
 a property of the queue, auto_delete=true: the queue is deleted, with its orders, when its last consumer goes' \
-        told '{}' '[]' '[]' '"durable":false,"exclusive":true,"auto_delete":true'
+        warnings '{}' '[]' '[]' '"durable":false,"exclusive":true,"auto_delete":true'
     is 'what has the name of a thing of JavaScript hides nothing' \
         'an argument of the queue, max-length=1: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
-        told '{"x-constructor":"a","x-__defineGetter__":"a","x-__proto__":{"overflow":"reject-publish"},"x-toString":1,"x-max-length":1}' '[]' '[]'
+        warnings '{"x-constructor":"a","x-__defineGetter__":"a","x-__proto__":{"overflow":"reject-publish"},"x-toString":1,"x-max-length":1}' '[]' '[]'
     is 'and no name speaks to a terminal' \
         'the policy \u{1b}[2J\u{202e}p, message-ttl=1: orders that wait for longer are deleted' \
-        told '{}' "[$(policy '\u001b[2J\u202ep' 1 '{"message-ttl":1}')]" '[]'
-    is 'and those that refuse orders are not' '' \
-        told '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
+        warnings '{}' "[$(policy '\u001b[2J\u202ep' 1 '{"message-ttl":1}')]" '[]'
+    is 'and of those that refuse orders there is none' '' \
+        warnings '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
 }
 
 # what_is_fetched: by version and hash, so that each machine has the same.
@@ -910,10 +910,10 @@ policy() {
     echo "{\"name\":\"$1\",\"pattern\":\"^bill\",\"apply-to\":\"queues\",\"priority\":$2,\"definition\":$3}"
 }
 
-# told ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
-told() {
+# warnings ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
+warnings() {
     printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1${4:+,$4}}" "$2" "$3" |
-        node "$repo/setup/lib/common/what_deletes_orders.js"
+        node "$repo/setup/lib/common/lossy_policies.js"
 }
 
 # check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What is said to RabbitMQ as its administrator, whichever node it is: the queue, users and their rights. HOME is the
-# folder with the file "administrator", which has his password.
+# Requests to the management API of RabbitMQ as its administrator, on one machine or several: the queue, users and
+# their rights. HOME is the folder with the file "administrator", which has the password.
 
-# rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: as the administrator. Neither his
-# password nor what is in the JSON shows on a command line.
+# rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: as the administrator. Neither the
+# password nor the JSON shows on a command line.
 rabbitmq_api() {
     rabbitmq_curl "$1" --output /dev/null \
         --request "$3" --header 'Content-Type: application/json' --data-binary @- \
@@ -17,9 +17,9 @@ rabbitmq_curl() {
         "${@:2}"
 }
 
-# rabbitmq_tell_what_deletes_orders HOME MANAGEMENT_PORT QUEUE: warns of arguments and policies of
-# the queue that make RabbitMQ delete orders. It changes nothing: somebody has set them.
-rabbitmq_tell_what_deletes_orders() {
+# rabbitmq_warn_of_lossy_policies HOME MANAGEMENT_PORT QUEUE: warns of arguments and policies of
+# the queue that make RabbitMQ delete orders. It changes nothing, since an operator has set them.
+rabbitmq_warn_of_lossy_policies() {
     local path line
     use_node
     while read -r line; do
@@ -27,13 +27,13 @@ rabbitmq_tell_what_deletes_orders() {
     done < <(
         for path in "queues/%2F/$(url_text "$3")" policies/%2F operator-policies/%2F; do
             rabbitmq_curl "$1" "http://127.0.0.1:$2/api/$path" && echo
-        done | node "${repo:?}/setup/lib/common/what_deletes_orders.js"
+        done | node "${repo:?}/setup/lib/common/lossy_policies.js"
     )
 }
 
 # rabbitmq_provide HOME MANAGEMENT_PORT: the durable queue where there is none yet, classic as anybody
 # declares it or quorum as the programs do, and the users of the two programs that meet there. The
-# gateway's publishes and may look at the management page; it finds the queue by a passive declaration,
+# gateway's publishes and may see the management page; it finds the queue by a passive declaration,
 # which needs no right, and cannot read, purge or delete it. The consumer's reads the queue, and makes it
 # anew where somebody has deleted it. QUEUE.dead is where former versions kept dead letters:
 # `billing-dead-letters import` reads it.

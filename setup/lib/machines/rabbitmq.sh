@@ -106,9 +106,9 @@ foreign_guest() {
     fi
 }
 
-# tell_what_deletes_orders: once there is a Node.
-tell_what_deletes_orders() {
-    rabbitmq_tell_what_deletes_orders "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
+# warn_of_lossy_policies: needs Node.
+warn_of_lossy_policies() {
+    rabbitmq_warn_of_lossy_policies "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
 }
 

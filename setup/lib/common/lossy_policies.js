@@ -1,12 +1,12 @@
 'use strict';
-// Says which properties and arguments of a queue, and which policies in force for it, make RabbitMQ delete
-// orders. Names and values are what somebody has chosen.
+// Prints which properties and arguments of a queue, and which policies in force for it, make RabbitMQ delete
+// orders. Names and values may be any text.
 // Standard input has three lines of JSON, as the management API answers them: the queue, the
 // policies, the operator policies.
 
 const [queue, ...policies] = require('fs').readFileSync(0, 'utf8').trim().split('\n').map((line) => JSON.parse(line));
 
-/** What each takes from a queue that is to keep orders, and whatever happens to RabbitMQ. */
+/** The properties with which a queue does not keep orders, and why. */
 const properties = {
   durable: (value) => value === false && 'the queue is deleted, with its orders, when RabbitMQ restarts',
   exclusive: (value) => value === true && 'the queue is deleted, with its orders, when its connection ends',
@@ -27,29 +27,29 @@ function full(limit) {
 
 /** Of several policies that match, the one with the highest priority is in force. */
 function inForce(list) {
-  const suits = ({ pattern, 'apply-to': to }) => to !== 'exchanges' && new RegExp(pattern).test(queue.name);
-  return list.filter(suits).sort((a, b) => b.priority - a.priority).slice(0, 1);
+  const matches = ({ pattern, 'apply-to': to }) => to !== 'exchanges' && new RegExp(pattern).test(queue.name);
+  return list.filter(matches).sort((a, b) => b.priority - a.priority).slice(0, 1);
 }
 
 const plain = Object.entries(queue.arguments).map(([name, value]) => [name.replace(/^x-/, ''), value]);
 const sources = [['an argument of the queue', Object.fromEntries(plain)]];
-for (const [name, effect] of Object.entries(properties)) tell('a property of the queue', name, queue[name], effect(queue[name]));
+for (const [name, effect] of Object.entries(properties)) warn('a property of the queue', name, queue[name], effect(queue[name]));
 for (const list of policies) {
   for (const { name, definition } of inForce(list)) sources.push([`the policy ${name}`, definition]);
 }
-// What happens to a full queue may be said by one, and when it is full by another.
+// One source may have the overflow behaviour of a queue, and another its limit.
 const overflow = sources.map(([, limits]) => limits).findLast((limits) => Object.hasOwn(limits, 'overflow'))?.overflow;
 for (const [source, limits] of sources) {
   for (const name of Object.keys(limits)) {
-    if (Object.hasOwn(effects, name)) tell(source, name, limits[name], effects[name]({ overflow, ...limits }));
+    if (Object.hasOwn(effects, name)) warn(source, name, limits[name], effects[name]({ overflow, ...limits }));
   }
 }
 
-function tell(source, name, value, effect) {
+function warn(source, name, value, effect) {
   if (effect) console.log(plainText(`${source}, ${name}=${JSON.stringify(value)}: ${effect}`));
 }
 
-/** A terminal obeys control characters, and some turn the text around. */
+/** Escapes characters that control a terminal or change the direction of the text. */
 function plainText(text) {
   return text.replace(/[\p{C}\u2028\u2029]/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 }
