@@ -27,7 +27,7 @@ fn whatever_clients_do_billing_goes_on() {
          SELECT 'message-' || n, repeat('a', 50), 1, 1 FROM generate_series(1, 40000) n",
     );
 
-    attack::Target::new(&program, "/api/orders/1").withstands_everything("/api/orders");
+    attack::AttackedProgram::new(&program, "/api/orders/1").withstands_everything("/api/orders");
 }
 
 #[test]

@@ -547,7 +547,7 @@ fn a_backlog_of_huge_messages_is_settled_in_bounded_memory() {
         let metrics = client.get("/metrics").text;
         recorded(&database) == 6 * 12 && metrics.contains("orders_dead_total{reason=\"body\"} 66\n")
     });
-    let most = program.facts().most_resident_kib / 1024;
+    let most = program.stats().most_resident_kib / 1024;
     assert!(most < 160, "{most} MiB for a backlog of 312 MiB");
     program.signal("TERM");
     let (status, log) = program.wait();

@@ -1,7 +1,7 @@
-//! A connection to PostgreSQL that mends itself. Whatever goes wrong takes one way back: drop
-//! the connection, answer that the database is away, and dial again a little later. Dialling
-//! brings the schema up to date, where the role owns it, and prepares the statements, so a database
-//! that was away, or restored from a backup, needs no restart of ours.
+//! A connection to PostgreSQL that is opened again after every failure: the failed one is dropped, callers get
+//! the answer that the database is unavailable, and a little later the next call dials. Each dial brings the
+//! schema up to date, if the role owns it, and prepares the statements, so after an outage of the database,
+//! or a restored backup, no program need be restarted.
 
 use std::fmt;
 use std::io;
@@ -24,62 +24,62 @@ use crate::shutdown::Shutdown;
 /// How long a server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// After this long without use a connection is asked whether it still lives: the server may
-/// have been restarted, and a write cannot be repeated to find out.
+/// A connection that was unused for longer is tested before its next use: the server may have been restarted,
+/// and a write cannot be repeated to find out.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
-/// How long that question may take.
+/// How long that test may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
 /// When a peer that acknowledges nothing is given up.
 const DEAD_PEER: Duration = Duration::from_secs(20);
 
-/// Server-side limits. A lock is held for milliseconds, so whoever waits seconds for one waits
-/// behind an operator; the statement limit is for what nobody waits for any longer.
+/// Server-side limits. The programs hold locks for milliseconds, so a wait of seconds means that somebody else
+/// holds the lock. The statement limit ends statements whose clients have long had their answer.
 const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
                        -c idle_in_transaction_session_timeout=10min";
 
-/// The longest that a stream may take to be read: as long its snapshot keeps PostgreSQL from
-/// cleaning up, and its lock keeps a migration waiting.
+/// How long a stream may take to be read. Until its end its snapshot keeps PostgreSQL from removing dead rows,
+/// and its lock makes a migration wait.
 const STREAM_LIMIT: Duration = Duration::from_mins(10);
 
-/// How many rows of a stream are held in memory.
+/// How many rows of a stream are in memory at once.
 const ROWS_FETCHED: u16 = 1000;
 
-/// Held while a schema is brought up to date, so that two programs do not do it at once.
+/// The advisory lock that a program holds while it brings a schema up to date, so that no two do so at once.
 const MIGRATION_LOCK: i64 = 0x6d6f_7669_6573;
 
-/// SQLSTATEs (PostgreSQL's manual, appendix A). Somebody else is in the way.
+/// SQLSTATEs (PostgreSQL's manual, appendix A) of a conflict with another session.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 const DEADLOCK_DETECTED: &str = "40P01";
 const SERIALIZATION_FAILURE: &str = "40001";
 
-/// A value cannot be held.
+/// SQLSTATEs of a value that PostgreSQL cannot store.
 const STRING_TOO_LONG: &str = "22001";
 const NUMBER_OUT_OF_RANGE: &str = "22003";
 const NOT_IN_REPERTOIRE: &str = "22021";
 const UNTRANSLATABLE_CHARACTER: &str = "22P05";
 
-/// A server that can only be read, as a standby is.
+/// The SQLSTATE of a server that is read-only, as a standby is.
 const READ_ONLY_TRANSACTION: &str = "25006";
 
-/// The class of constraints.
+/// The class of SQLSTATEs of broken constraints.
 const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
 
-/// Classes in which waiting may help: connection exceptions, insufficient resources (a full disk, too
-/// many connections), operator intervention (a shutdown, a cancelled statement).
+/// Classes of SQLSTATEs that may pass: connection exceptions, insufficient resources (a full disk, too many
+/// connections), operator intervention (a shutdown, a cancelled statement).
 const OUTAGES: [&str; 3] = ["08", "53", "57"];
 
 /// The versions of a schema, oldest first: a name, which is recorded, and its SQL. A version
 /// that was released is never changed, only followed by another.
 pub type Migrations = &'static [(&'static str, &'static str)];
 
-/// What a program is in its database.
+/// The role that a program has in its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It owns the tables, and brings the schema up to date.
+    /// The role owns the tables, and brings the schema up to date.
     Owner,
-    /// It can only read, and waits until the owner has brought the schema up to date.
+    /// The role can only read, and waits until the owner has brought the schema up to date.
     Reader,
 }
 
@@ -100,7 +100,7 @@ pub struct DatabaseConfig {
     pub host: String,
     /// The server's port.
     pub port: u16,
-    /// What the program is there.
+    /// The role that the program has there.
     pub role: Role,
     /// The name of the role to connect as.
     pub user: String,
@@ -159,21 +159,21 @@ fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
     ))
 }
 
-/// Why something in the database was not done.
+/// Why a statement failed.
 #[derive(Debug, Clone)]
 pub enum DbError {
-    /// The server is away, starting, full or too busy: the same may succeed later.
+    /// The server is unreachable, starting, full or too busy; a later try may succeed.
     Unavailable(String),
-    /// Somebody else holds a lock, or two transactions waited for each other: the same may succeed
-    /// later, and something else at once.
+    /// Another session holds a lock, or two transactions waited for each other; a later try may succeed, and
+    /// another statement at once.
     Locked(String),
-    /// Something is too long, or out of range, for what it is to be put into.
+    /// A value is too long, or out of range, for its column.
     BadData(String),
     /// PostgreSQL cannot hold this text in its encoding.
     Unencodable(String),
     /// These values break a constraint.
     Violated(String),
-    /// The server refused what was asked: a mistake of ours, or a broken schema.
+    /// The server refused the statement: a defect of the program, or a broken schema.
     Refused(String),
 }
 
@@ -181,7 +181,7 @@ impl DbError {
     fn new(error: &Error) -> Self {
         let text = describe(error);
         let Some(said) = error.as_db_error() else {
-            // Without an SQLSTATE only a failure of the connection itself is an outage.
+            // An error without an SQLSTATE is an outage only if the connection itself failed.
             let io = std::error::Error::source(error)
                 .is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
             return if io || error.is_closed() {
@@ -230,11 +230,11 @@ impl From<DbError> for Problem {
                 Problem::unavailable("the database is away; try again", error)
             }
             DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
-            // A database that was made with another encoding than UTF-8.
+            // The database was created with another encoding than UTF-8.
             DbError::Unencodable(_) => {
                 Problem::bad_request("the database has no characters for what was sent")
             }
-            // Whatever else a client may not send was refused before it came here.
+            // The rules of the service have refused all other invalid values before.
             DbError::BadData(_) | DbError::Violated(_) | DbError::Refused(_) => {
                 Problem::internal(error)
             }
@@ -242,10 +242,10 @@ impl From<DbError> for Problem {
     }
 }
 
-/// Why a change is not known to be made.
+/// Why a change failed, or may have failed.
 #[derive(Debug, Clone)]
 pub enum ChangeError {
-    /// Nothing was changed: it never reached the server, or the server refused it.
+    /// Nothing was changed: the statement never reached the server, or the server refused it.
     NotMade(DbError),
     /// The connection ended before the server had answered: the change may have been made.
     Unknown(DbError),
@@ -259,17 +259,17 @@ impl From<ChangeError> for DbError {
     }
 }
 
-/// Whether the server refused a statement, so that nothing of it was done. A fatal error is none:
-/// it ends the session, perhaps of one that has just committed.
+/// Whether the server refused a statement and changed nothing. A fatal error is no refusal: it ends the
+/// session, perhaps just after the commit.
 fn is_refusal(error: &Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
 }
 
-/// Whether a prepared statement does not fit any more, and nothing of it was done: the types of its
-/// columns have changed (`cached plan must not change result type`), or the server has forgotten
-/// it (`DISCARD ALL`, a pooler).
+/// Whether a prepared statement is not valid any more, and changed nothing: the types of its columns have
+/// changed (`cached plan must not change result type`), or the server has dropped it (`DISCARD ALL`, a
+/// pooler).
 fn is_stale(error: &Error) -> bool {
     is_refusal(error)
         && [
@@ -280,7 +280,7 @@ fn is_stale(error: &Error) -> bool {
         .contains(&error.code())
 }
 
-/// The error with what the server said, for the log.
+/// The error with the message of the server, for the log.
 fn describe(error: &Error) -> String {
     match error.as_db_error() {
         Some(db_error) => format!(
@@ -295,27 +295,27 @@ fn describe(error: &Error) -> String {
     }
 }
 
-/// A database, as all connections of a service know it.
+/// A database, shared by all connections of a service.
 pub struct Database {
     config: postgres::Config,
     role: Role,
     schema: String,
     migrations: Migrations,
-    gate: Mutex<Gate>,
+    circuit_breaker: Mutex<CircuitBreaker>,
     connected: OnceLock<IntGauge>,
 }
 
-/// While the server is away its callers hear so at once, instead of each waiting for a dial of
-/// its own; and when one dial succeeds, all may.
-struct Gate {
+/// After a failed dial further callers fail at once, until the backoff has passed and one of them may dial
+/// again. After a dial that succeeds all may.
+struct CircuitBreaker {
     backoff: Backoff,
     next_dial: Instant,
-    /// Why the last dial failed, for those who come before the next one.
+    /// Why the last dial failed, for the callers before the next dial.
     failure: Option<DbError>,
 }
 
 impl Database {
-    /// Dials nothing yet; the first use of a connection does.
+    /// Does not dial yet; the first use of a connection does.
     #[must_use]
     pub fn new(config: &DatabaseConfig, migrations: Migrations) -> Arc<Self> {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -324,7 +324,7 @@ impl Database {
             role: config.role,
             schema: config.schema.clone(),
             migrations,
-            gate: Mutex::new(Gate {
+            circuit_breaker: Mutex::new(CircuitBreaker {
                 backoff,
                 next_dial: Instant::now(),
                 failure: None,
@@ -333,9 +333,9 @@ impl Database {
         })
     }
 
-    /// Has the metrics show whether it is there, as far as those who use it have seen.
+    /// Adds a metric that shows whether the last use of the database reached it.
     pub fn show_in(&self, metrics: &Metrics) {
-        let help = "1 while the database is there, as last seen.";
+        let help = "1 if the last use of the database reached it.";
         let _ = self
             .connected
             .set(metrics.gauge("postgresql_connected", help));
@@ -348,72 +348,74 @@ impl Database {
     }
 
     fn next_dial(&self) -> Instant {
-        self.gate().next_dial
+        self.circuit_breaker().next_dial
     }
 
-    fn dial<S>(&self, prepare: Prepare<S>) -> Result<Live<S>, DbError> {
+    fn dial<S>(&self, prepare: Prepare<S>) -> Result<OpenConnection<S>, DbError> {
         if let Some(failure) = self.recent_failure() {
             return Err(failure);
         }
         let dialled = dial(self, prepare);
         self.set_connected(dialled.is_ok());
-        let mut gate = self.gate();
-        gate.failure = dialled.as_ref().err().cloned();
+        let mut circuit_breaker = self.circuit_breaker();
+        circuit_breaker.failure = dialled.as_ref().err().cloned();
         if dialled.is_ok() {
-            gate.backoff.reset();
-            gate.next_dial = Instant::now();
+            circuit_breaker.backoff.reset();
+            circuit_breaker.next_dial = Instant::now();
         } else {
-            gate.next_dial = Instant::now() + gate.backoff.delay();
+            circuit_breaker.next_dial = Instant::now() + circuit_breaker.backoff.delay();
         }
         dialled
     }
 
     /// A schema that refused the statements of the last dial is no server that is away.
     fn recent_failure(&self) -> Option<DbError> {
-        let gate = self.gate();
-        let recent = Instant::now() < gate.next_dial;
-        gate.failure.clone().filter(|_| recent)
+        let circuit_breaker = self.circuit_breaker();
+        let recent = Instant::now() < circuit_breaker.next_dial;
+        circuit_breaker.failure.clone().filter(|_| recent)
     }
 
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        // Whoever panicked while holding it left nothing half done.
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn circuit_breaker(&self) -> MutexGuard<'_, CircuitBreaker> {
+        // A thread that panicked while it held the lock left no field half changed.
+        self.circuit_breaker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Prepares a service's statements on a new connection.
 pub type Prepare<S> = fn(&mut Client) -> Result<S, Error>;
 
-/// A connection and the statements `S` that were prepared on it; its owner is one thread.
+/// A connection and the statements `S` that were prepared on it. One thread owns it.
 pub struct Connection<S> {
     database: Arc<Database>,
     prepare: Prepare<S>,
-    live: Option<Live<S>>,
-    /// A stream of rows ended in an error, and nobody looked what it left.
+    open: Option<OpenConnection<S>>,
+    /// A stream of rows ended in an error, after which the state of the connection is unknown.
     broken: bool,
 }
 
-struct Live<S> {
+struct OpenConnection<S> {
     client: Client,
     statements: S,
     last_used: Instant,
 }
 
 impl<S> Connection<S> {
-    /// Dials nothing yet; the first use does.
+    /// Does not dial yet; the first use does.
     #[must_use]
     pub fn new(database: &Arc<Database>, prepare: Prepare<S>) -> Self {
         Self {
             database: Arc::clone(database),
             prepare,
-            live: None,
+            open: None,
             broken: false,
         }
     }
 
-    /// Runs one statement or one transaction. It is repeated, on a new connection, where its
-    /// prepared statements were stale, since then nothing of it was done, and otherwise never:
-    /// after an outage midway, whether it was done is for the caller to ask again.
+    /// Runs one statement or one transaction. It is repeated, on a new connection, only if its prepared
+    /// statements were stale, since then nothing was changed. After an outage midway the caller has to find
+    /// out whether it was carried out.
     pub fn run<T>(
         &mut self,
         query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
@@ -421,21 +423,21 @@ impl<S> Connection<S> {
         self.change(query).map_err(DbError::from)
     }
 
-    /// Runs one statement or one transaction as [`Connection::run`] does, and tells of a failure
-    /// whether anything may have been changed.
+    /// Runs one statement or one transaction as [`Connection::run`] does; the error shows whether anything
+    /// may have been changed.
     pub fn change<T>(
         &mut self,
         mut query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
     ) -> Result<T, ChangeError> {
         let mut repeated = false;
         loop {
-            let live = self.live().map_err(ChangeError::NotMade)?;
-            let result = query(&mut live.client, &live.statements);
-            live.last_used = Instant::now();
+            let open = self.open_connection().map_err(ChangeError::NotMade)?;
+            let result = query(&mut open.client, &open.statements);
+            open.last_used = Instant::now();
             match result {
                 Ok(result) => return Ok(result),
                 Err(error) if is_stale(&error) && !mem::replace(&mut repeated, true) => {
-                    self.live = None;
+                    self.open = None;
                 }
                 Err(error) if is_refusal(&error) => {
                     return Err(ChangeError::NotMade(self.lost(&error)));
@@ -445,30 +447,29 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Begins a query whose rows are fetched by the thousand, all as they were at its
-    /// begin: in memory that does not grow with their number. What is bound is given as text, and
-    /// so is what [`Rows::run`] asks: prepared in the transaction of the stream it cannot be stale,
-    /// as a statement that was prepared before may be.
+    /// Begins a query whose rows are fetched by the thousand, from one snapshot, so that memory does not grow
+    /// with their number. The query, and those of [`RowStream::run`], are given as text: a statement that is
+    /// prepared in the transaction of the stream cannot be stale.
     pub fn stream(
         &mut self,
         bind: impl FnOnce(&mut Transaction<'_>, &S) -> Result<Portal, Error>,
-    ) -> Result<(Rows<'_>, &S), DbError> {
-        self.live()?;
-        let Some(live) = &mut self.live else {
-            unreachable!("live() has just set it")
+    ) -> Result<(RowStream<'_>, &S), DbError> {
+        self.open_connection()?;
+        let Some(open) = &mut self.open else {
+            unreachable!("open_connection() has just set it")
         };
-        live.last_used = Instant::now();
-        // Unless it ends well.
+        open.last_used = Instant::now();
+        // The stream sets it to false when it has begun.
         self.broken = true;
-        let statements = &live.statements;
-        let rows = Rows::begin(&mut live.client, &mut self.broken, |transaction| {
+        let statements = &open.statements;
+        let rows = RowStream::begin(&mut open.client, &mut self.broken, |transaction| {
             bind(transaction, statements)
         });
         Ok((rows.map_err(|error| DbError::new(&error))?, statements))
     }
 
-    /// Dials in a thread of its own until the server is there, so that the schema is in place
-    /// before anyone asks for it; then the connection has done its work.
+    /// Dials in a thread of its own until the server answers, so that the schema is up to date before the
+    /// first request; then closes the connection.
     pub fn bring_up(mut self, shutdown: &Shutdown) -> io::Result<JoinHandle<()>>
     where
         S: Send + 'static,
@@ -494,33 +495,33 @@ impl<S> Connection<S> {
             })
     }
 
-    /// Whether the database answers, now.
+    /// Whether the database answers now.
     pub fn is_up(&mut self) -> bool {
         self.run(|client, _| client.batch_execute("")).is_ok()
     }
 
-    /// A connection that works as far as can be known.
-    fn live(&mut self) -> Result<&mut Live<S>, DbError> {
+    /// The open connection, tested if it was idle, or a new one.
+    fn open_connection(&mut self) -> Result<&mut OpenConnection<S>, DbError> {
         let usable = !mem::take(&mut self.broken)
-            && self.live.as_mut().is_some_and(|live| {
-                !live.client.is_closed()
-                    && (live.last_used.elapsed() < TRUSTED_IDLE
-                        || live.client.is_valid(PROBE_LIMIT).is_ok())
+            && self.open.as_mut().is_some_and(|open| {
+                !open.client.is_closed()
+                    && (open.last_used.elapsed() < TRUSTED_IDLE
+                        || open.client.is_valid(PROBE_LIMIT).is_ok())
             });
         if !usable {
-            self.live = None;
+            self.open = None;
         }
-        match &mut self.live {
-            Some(live) => Ok(live),
+        match &mut self.open {
+            Some(open) => Ok(open),
             empty => Ok(empty.insert(self.database.dial(self.prepare)?)),
         }
     }
 
     fn lost(&mut self, error: &Error) -> DbError {
         let error = DbError::new(error);
-        // A changed schema is found out about, and perhaps put in place, by the next dial.
+        // The next dial checks the schema, and perhaps brings it up to date.
         if matches!(error, DbError::Unavailable(_) | DbError::Refused(_)) {
-            self.live = None;
+            self.open = None;
         }
         if matches!(error, DbError::Unavailable(_)) {
             self.database.set_connected(false);
@@ -529,8 +530,8 @@ impl<S> Connection<S> {
     }
 }
 
-fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<Live<S>, DbError> {
-    // A wrong password or a database that is not there yet is mended from outside, like an outage.
+fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>, DbError> {
+    // Like an outage, a wrong password or a missing database is for an operator to correct.
     let mut client = database
         .config
         .connect(NoTls)
@@ -543,14 +544,14 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<Live<S>, DbError>
         Role::Reader => await_owner(&mut client, database.migrations),
     }?;
     let statements = prepare(&mut client).map_err(|error| DbError::new(&error))?;
-    Ok(Live {
+    Ok(OpenConnection {
         client,
         statements,
         last_used: Instant::now(),
     })
 }
 
-/// Where the schema is not there, tables would be made in `public`, which is searched too.
+/// Without its own schema a service would create its tables in `public`, which is in the search path too.
 fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
     let sql = "SELECT WHERE current_schema() = $1";
     let found = client
@@ -563,8 +564,8 @@ fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Brings the schema up to date. Versions that are not known here are left alone: a newer
-/// program is being put in place beside this one.
+/// Brings the schema up to date. Versions that this program does not have are ignored: a newer program has
+/// brought them.
 fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
     if pending(client, migrations)?.is_empty() {
         return Ok(());
@@ -586,7 +587,7 @@ fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
     transaction.commit()
 }
 
-/// Who only reads is served once the schema is up to date.
+/// Fails until the program of the owner has brought the schema up to date.
 fn await_owner(client: &mut Client, migrations: Migrations) -> Result<(), DbError> {
     let pending = pending(client, migrations).map_err(|error| DbError::new(&error))?;
     match pending.first() {
@@ -602,7 +603,7 @@ fn pending(
     client: &mut impl postgres::GenericClient,
     migrations: Migrations,
 ) -> Result<Vec<(&'static str, &'static str)>, Error> {
-    // In the service's own schema: `public`, which is searched too, may belong to another.
+    // In the service's own schema: `public`, which is in the search path too, may have those of another.
     let known = client.query_one(
         "SELECT to_regclass(quote_ident(current_schema()) || '.schema_migrations') IS NOT NULL",
         &[],
@@ -620,8 +621,8 @@ fn pending(
         .collect())
 }
 
-/// Rows as they are fetched. Dropped before the end, the others are never asked for.
-pub struct Rows<'a> {
+/// The rows of a portal, fetched in parts. If it is dropped before its end, the rest is never fetched.
+pub struct RowStream<'a> {
     transaction: Transaction<'a>,
     portal: Portal,
     fetched: vec::IntoIter<Row>,
@@ -630,7 +631,7 @@ pub struct Rows<'a> {
     broken: &'a mut bool,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> RowStream<'a> {
     fn begin(
         client: &'a mut Client,
         broken: &'a mut bool,
@@ -649,7 +650,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Runs another query in between, in the transaction of the stream.
+    /// Runs another query in the transaction of the stream.
     pub fn run<T>(
         &mut self,
         query: impl FnOnce(&mut Transaction<'a>) -> Result<T, Error>,
@@ -664,7 +665,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl Iterator for Rows<'_> {
+impl Iterator for RowStream<'_> {
     type Item = Result<Row, DbError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -1,5 +1,5 @@
-//! What `/metrics` shows. Each started service has a registry of its own, so that several can
-//! live in one process, as they do in the tests.
+//! The metrics of `/metrics`. Each service has a registry of its own, so that several can run in one process, as
+//! they do in the tests.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
@@ -36,12 +36,12 @@ impl Metrics {
         let requests = Opts::new("http_requests_total", "Requests answered.");
         let seconds = HistogramOpts::new(
             "http_request_duration_seconds",
-            "Time from the request's arrival, whole, to the end of its answer.",
+            "Time from the arrival of the complete request to the end of its answer.",
         );
         let connections = Opts::new("http_connections", "Connections that are open.");
         let refused_connections = Opts::new(
             "http_connections_refused_total",
-            "Connections that were one too many.",
+            "Connections that were closed at a limit of connections.",
         );
         let refused_requests = Opts::new(
             "http_requests_refused_total",
@@ -73,10 +73,10 @@ impl Metrics {
             .expect(CONSTANT_NAMES);
     }
 
-    /// A counter of this service's own.
+    /// A counter of this service.
     ///
     /// # Panics
-    /// When `name` is taken or is no metric name: a slip in the program, seen at its start.
+    /// When `name` is taken or is not a valid name: a defect of the program that shows at its start.
     #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         let counter = IntCounter::new(name, help).expect(CONSTANT_NAMES);
@@ -84,7 +84,7 @@ impl Metrics {
         counter
     }
 
-    /// A counter with one label, `label`, whose values the program knows.
+    /// A counter with one label, `label`.
     ///
     /// # Panics
     /// As [`Metrics::counter`].
@@ -106,7 +106,7 @@ impl Metrics {
         gauge
     }
 
-    /// A value that is computed whenever it is asked for.
+    /// A value that is computed whenever metrics are collected.
     ///
     /// # Panics
     /// As [`Metrics::counter`].
@@ -120,8 +120,7 @@ impl Metrics {
         self.register(Computed { gauge, value });
     }
 
-    /// Values that go up and down, with one label, `label`. One that is not known is taken out, and
-    /// then not shown.
+    /// Values that go up and down, with one label, `label`. A value that is removed is not shown.
     ///
     /// # Panics
     /// As [`Metrics::counter`].
@@ -141,7 +140,7 @@ impl Metrics {
         self.histogram(name, help, &SECONDS)
     }
 
-    /// A distribution of how many things were done at once.
+    /// A distribution of sizes of batches.
     ///
     /// # Panics
     /// As [`Metrics::counter`].
@@ -157,7 +156,7 @@ impl Metrics {
         histogram
     }
 
-    /// Everything, in the Prometheus text format, version 0.0.4.
+    /// All metrics, in the Prometheus text format, version 0.0.4.
     #[must_use]
     pub fn text(&self) -> String {
         TextEncoder::new()
@@ -185,10 +184,10 @@ impl<V: Fn() -> i64 + Send + Sync> Collector for Computed<V> {
 
 const CONSTANT_NAMES: &str = "metric names are constants, each used once in a service";
 
-/// From a movie out of the cache to a caller who has long gone.
+/// From a movie in the cache to a time limit.
 const SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// From one to the largest batch that anyone takes.
+/// From one to the largest batch.
 const SIZES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];

@@ -77,12 +77,12 @@ impl fmt::Display for Role {
     }
 }
 
-/// Which requests count towards the limit.
+/// Which requests count towards the rate limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Counted {
+enum RateCounted {
     Always,
-    /// Those that come without a key where one is needed.
-    Strangers,
+    /// Those without a valid key, where keys are in force.
+    Unauthenticated,
 }
 
 /// Whose requests are counted together.
@@ -242,29 +242,33 @@ impl Access {
 
     /// Whether this request may be done, now; says by whose key, where keys are in force.
     pub(crate) fn check(&self, request: &Head) -> Result<(), Problem> {
-        self.check_for(needed_role(&request.method), Counted::Always, request)
+        self.check_for(needed_role(&request.method), RateCounted::Always, request)
     }
 
     /// Checks a request for what only an administrator may do, whatever the method.
     pub(crate) fn check_administrator(&self, request: &Head) -> Result<(), Problem> {
-        self.check_for(Role::Admin, Counted::Always, request)
+        self.check_for(Role::Admin, RateCounted::Always, request)
     }
 
-    /// The same for what is asked every second and answered from memory: were it counted, whoever
-    /// looks on could do nothing else. Who guesses at keys is counted here too.
-    pub(crate) fn check_onlooker(&self, request: &Head) -> Result<(), Problem> {
-        self.check_for(needed_role(&request.method), Counted::Strangers, request)
+    /// Checks a request for the status. The console sends one every second and it is answered from memory, so
+    /// it does not count towards the limit, unless it has no valid key.
+    pub(crate) fn check_status(&self, request: &Head) -> Result<(), Problem> {
+        self.check_for(
+            needed_role(&request.method),
+            RateCounted::Unauthenticated,
+            request,
+        )
     }
 
-    fn check_for(&self, needed: Role, counted: Counted, request: &Head) -> Result<(), Problem> {
+    fn check_for(&self, needed: Role, counted: RateCounted, request: &Head) -> Result<(), Problem> {
         let keys = self.keys.as_ref();
         let keys = keys.map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner));
         let key = keys.as_ref().map(|keys| authenticated(keys, request));
-        let is_stranger = matches!(key, Some(Err(_)));
+        let is_unauthenticated = matches!(key, Some(Err(_)));
         if let Some(limiter) = &self.limiter
-            && (counted == Counted::Always || is_stranger)
+            && (counted == RateCounted::Always || is_unauthenticated)
         {
-            // Whoever guesses at keys is counted by address.
+            // Requests without a valid key are counted by address.
             let caller = match &key {
                 Some(Ok(key)) => Caller::Key(key.name.clone()),
                 _ => Caller::Address(network(request.client)),

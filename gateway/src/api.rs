@@ -1,4 +1,4 @@
-//! What the gateway answers itself, and what it passes on.
+//! The routes of the gateway: orders are published, other requests are forwarded.
 
 use common::http::{Handler, Head, Lease, Method, Problem, Request, Route, Verb, require_no_tag};
 use common::order::{NewOrder, ORDER_BYTES_MAX};
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::access::Access;
 use crate::forward::{Forwarder, forward};
-use crate::publisher::{Orders, Outgoing};
+use crate::publisher::{OrderMessage, OrderSender};
 
 /// The longest `Idempotency-Key`, in characters.
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
@@ -14,7 +14,7 @@ const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 pub(crate) const MOVIES: &[Route<Forwarder>] =
     &[(Verb::Any, "/api/movies/*", Handler::Owned(forward))];
 
-pub(crate) const BILLING: &[Route<Orders>] =
+pub(crate) const BILLING: &[Route<OrderSender>] =
     &[(Verb::Post, "/api/billing", Handler::Owned(place_order))];
 
 pub(crate) const DEAD_LETTERS: &[Route<Forwarder>] = &[
@@ -27,7 +27,7 @@ pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
     (Verb::Get, "/api/orders/:id", Handler::Owned(forward)),
 ];
 
-/// What the head of an order decides: who sends it, and whether an order can follow.
+/// Checks the head of a request for an order: the caller, and whether an order can follow.
 pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Problem> {
     access.check(head)?;
     head.require_query_of(&[])?;
@@ -42,18 +42,18 @@ pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Proble
 }
 
 /// Answers 200 when the broker has confirmed the message, and not before.
-fn place_order(mut lease: Lease<Orders>, request: Request) {
-    match outgoing(&request) {
-        Ok(order) => {
-            let _ = request.message_id.set(order.message_id.clone());
-            lease.state().place(order, request);
+fn place_order(mut lease: Lease<OrderSender>, request: Request) {
+    match order_message(&request) {
+        Ok(message) => {
+            let _ = request.message_id.set(message.message_id.clone());
+            lease.state().place(message, request);
         }
         Err(problem) => request.respond(Err(problem)),
     }
 }
 
-/// The order that a request becomes.
-fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
+/// The message that a request for an order becomes.
+fn order_message(request: &Request) -> Result<OrderMessage, Problem> {
     request.require_json()?;
     let key = request
         .single_header("Idempotency-Key")?
@@ -62,22 +62,22 @@ fn outgoing(request: &Request) -> Result<Outgoing, Problem> {
     if request.body.len() > ORDER_BYTES_MAX {
         return Err(Problem::content_too_large(ORDER_BYTES_MAX));
     }
-    let (order, message) = NewOrder::with_message(&request.body)
+    let (order, body) = NewOrder::with_message(&request.body)
         .map_err(|error| Problem::bad_request(error.to_string()))?;
     let (message_id, keyed) = match key {
         Some(key) => (message_id(request.caller.get(), key), Some(order)),
         None => (Uuid::now_v7().to_string(), None),
     };
-    Ok(Outgoing {
-        body: message,
+    Ok(OrderMessage {
+        body,
         message_id,
         request_id: request.request_id.clone(),
         keyed,
     })
 }
 
-/// A key is its caller's, where callers are known. Neither a key nor a message id of ours has a
-/// space, so no two callers, and nobody without a name, come to the same id.
+/// The message id that is made of a key and, where keys of the API are in force, of the caller's name. Neither
+/// an `Idempotency-Key` nor a UUID has a space, so two callers never have one message id.
 fn message_id(caller: Option<&String>, key: String) -> String {
     match caller {
         Some(caller) => format!("{caller} {key}"),
@@ -85,7 +85,7 @@ fn message_id(caller: Option<&String>, key: String) -> String {
     }
 }
 
-/// The key, taken out of its quotes where it has some.
+/// The key, without its quotes if it has some.
 fn idempotency_key(given: &str) -> Result<String, Problem> {
     let key = match given.strip_prefix('"') {
         Some(quoted) => unquoted(quoted).ok_or_else(|| {

@@ -9,10 +9,10 @@ use common::http::HttpConfig;
 
 use crate::access::AccessConfig;
 
-/// A worker of movies waits for the inventory nearly all of its time.
+/// A slot for movies waits for the inventory nearly all of its time.
 const WORKERS: usize = 32;
 
-/// Everything that the gateway is told.
+/// All settings of the gateway.
 #[derive(Clone)]
 pub struct Config {
     /// Where it listens.

@@ -1,6 +1,6 @@
-//! The connection to the broker, on a thread of its own: whatever opens, declares or closes waits for the
-//! broker, and no order waits with it. The thread hands the publisher a channel for confirmed messages,
-//! and takes it back to close it, with what is to be done next.
+//! The connection to the broker, on a thread of its own: opening, declaring and closing wait for the
+//! broker, and no order waits meanwhile. The thread sends the publisher a channel with publisher confirms. The
+//! publisher releases the channel to this thread, which closes it, with the reason.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,71 +12,71 @@ use common::amqp::{AmqpConnection, AmqpError, ConfirmChannel, QueueConfig};
 use common::outage::Outage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-/// A connection that held so long was one, even where no order came to prove it.
+/// A connection that has lasted so long ends the outage, even if no order was confirmed on it.
 const PROVEN_AFTER: Duration = Duration::from_mins(1);
 
-/// A channel for the publisher, who gives it back and never drops it: a drop waits for the broker.
+/// A channel for the publisher. The publisher releases it and never drops it: a drop waits for the broker.
 pub(crate) struct PublishChannel {
-    pub(crate) confirming: ConfirmChannel,
+    pub(crate) confirm_channel: ConfirmChannel,
     /// The broker's alarms.
     pub(crate) blocked: Receiver<ConnectionBlockedNotification>,
 }
 
-/// What the publisher hears of the connection.
+/// What happened to the connection.
 pub(crate) enum ConnectionEvent {
     /// Orders can be published.
     Opened(PublishChannel),
-    /// The channel that was to be renewed will not come: the connection is lost.
+    /// The connection is lost, and no channel will follow the one that was released.
     Lost,
 }
 
-/// A channel that comes back.
-pub(crate) struct Released {
+/// A channel that the publisher has released.
+pub(crate) struct ReleasedChannel {
     pub(crate) channel: PublishChannel,
     /// Whether the broker has confirmed a message on it.
     pub(crate) confirmed: bool,
-    pub(crate) reason: Reason,
+    pub(crate) reason: ReleaseReason,
 }
 
-/// Why a channel comes back.
-pub(crate) enum Reason {
-    /// Another one on the same connection is wanted, and the queue declared anew.
+/// Why the publisher has released a channel.
+pub(crate) enum ReleaseReason {
+    /// The publisher needs another channel on this connection, for which the queue is declared again.
     Renew,
-    /// The connection serves no more.
+    /// The connection is lost.
     Lost(AmqpError),
-    /// Nobody will place an order any more.
+    /// The program ends.
     Shutdown,
 }
 
-/// The publisher's end.
+/// Connects the publisher to the thread of the connection.
 pub(crate) struct ConnectionHandle {
     pub(crate) events: Receiver<ConnectionEvent>,
-    pub(crate) released: Sender<Released>,
+    pub(crate) release: Sender<ReleasedChannel>,
     /// Closed when the thread has ended.
     pub(crate) ended: Receiver<()>,
 }
 
-/// Starts the thread. It ends when its channel comes back for good, or the publisher is gone.
+/// Starts the thread. It ends when its channel is released for shutdown, or the publisher has ended.
 pub(crate) fn start(config: &QueueConfig) -> io::Result<ConnectionHandle> {
-    // Without a buffer: a channel that the publisher does not take stays with its connection.
+    // Without a buffer, so that a channel which the publisher does not take stays with this thread.
     let (opened, events) = crossbeam_channel::bounded(0);
-    let (released, comes_back) = crossbeam_channel::unbounded();
+    let (release, released) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let config = config.clone();
     thread::Builder::new()
-        .name("connection".to_owned())
+        .name("amqp-connection".to_owned())
         .spawn(move || {
             let _alive = alive;
             ConnectionThread {
                 config,
                 opened,
-                comes_back,
+                released,
             }
             .run();
         })?;
     Ok(ConnectionHandle {
         events,
-        released,
+        release,
         ended,
     })
 }
@@ -84,7 +84,7 @@ pub(crate) fn start(config: &QueueConfig) -> io::Result<ConnectionHandle> {
 struct ConnectionThread {
     config: QueueConfig,
     opened: Sender<ConnectionEvent>,
-    comes_back: Receiver<Released>,
+    released: Receiver<ReleasedChannel>,
 }
 
 impl ConnectionThread {
@@ -93,7 +93,7 @@ impl ConnectionThread {
         let mut outage = Outage::none(Duration::from_millis(100), Duration::from_secs(3));
         loop {
             let mut proven = false;
-            // Were this thread to end by a panic, orders would be refused for ever after.
+            // If a panic ended this thread, the gateway would refuse every later order.
             let left = catch_unwind(AssertUnwindSafe(|| self.serve(&mut outage, &mut proven)));
             let error = match left {
                 Ok(Ok(())) => return,
@@ -104,27 +104,27 @@ impl ConnectionThread {
             if proven {
                 outage.end();
             }
-            let text = "no link to the broker; orders are refused";
+            let text = "no connection to the broker; orders are refused";
             let pause = outage.note(error.level(), &error.to_string(), text);
-            // The publisher has no channel now, so none comes back: this waits, or is told of the end.
-            if let Err(RecvTimeoutError::Disconnected) = self.comes_back.recv_timeout(pause) {
+            // The publisher has no channel that it could release, so this waits, or ends with the publisher.
+            if let Err(RecvTimeoutError::Disconnected) = self.released.recv_timeout(pause) {
                 return;
             }
         }
     }
 
-    /// Hands out channels of one connection until it is lost; Ok at the end.
+    /// Sends the publisher channels of one connection until the connection is lost; Ok at shutdown.
     fn serve(&self, outage: &mut Outage, proven: &mut bool) -> Result<(), AmqpError> {
         let mut connection = AmqpConnection::open(&self.config, "api-gateway")?;
         let opened = Instant::now();
         loop {
-            let confirming = connection.open_confirm_channel(&self.config.queue)?;
+            let confirm_channel = connection.open_confirm_channel(&self.config.queue)?;
             let blocked = connection.blocked.clone();
             if outage.connects() {
                 log::info!(queue = self.config.queue.as_str(); "publishing");
             }
             let channel = PublishChannel {
-                confirming,
+                confirm_channel,
                 blocked,
             };
             if let Err(refused) = self.opened.send(ConnectionEvent::Opened(channel)) {
@@ -132,17 +132,17 @@ impl ConnectionThread {
                 drop(refused);
                 return Ok(());
             }
-            let Ok(released) = self.comes_back.recv() else {
+            let Ok(released) = self.released.recv() else {
                 return Ok(());
             };
             *proven |= released.confirmed || opened.elapsed() >= PROVEN_AFTER;
-            // Before the channel's farewell.
+            // Closing the channel waits for the broker.
             let _deadline = connection.deadline();
             drop(released.channel);
             match released.reason {
-                Reason::Renew => {}
-                Reason::Lost(error) => return Err(error),
-                Reason::Shutdown => return Ok(()),
+                ReleaseReason::Renew => {}
+                ReleaseReason::Lost(error) => return Err(error),
+                ReleaseReason::Shutdown => return Ok(()),
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The one door: `proxy` forwards movies to the inventory, `publisher` puts orders on the
-//! queue, `api` says which is which; `status` and `console` are for people.
+//! The API gateway: `proxy` forwards movies to the inventory, `publisher` publishes orders, `api` has the
+//! routes; `status` and `console` are for operators.
 
 mod config;
 
@@ -8,15 +8,15 @@ mod api;
 mod connection;
 mod documents;
 mod forward;
-mod keys;
+mod idempotency_keys;
 mod probe;
 mod proxy;
 mod publisher;
 mod upstreams;
 
-mod asker;
 mod console;
-mod queues;
+mod probe_thread;
+mod queue_monitor;
 mod status;
 
 use std::net::SocketAddr;
@@ -34,41 +34,41 @@ use access::Access;
 use console::Console;
 use forward::Forwarder;
 use probe::Probe;
-use publisher::{Orders, Publishing};
-use status::{Services, Status};
+use publisher::{OrderSender, PublisherHandle};
+use status::{PlatformStatus, ProbedServices};
 use upstreams::Upstreams;
 
-/// People who look on share what is asked for them once a second.
+/// Requests for the status share one snapshot a second.
 const STATUS_WORKERS: usize = 2;
 
-/// As many as billing-api has to read orders with, and as many for dead letters.
+/// As many slots as billing-api has for orders, and for dead letters.
 const RECORDED_ORDERS_WORKERS: usize = 4;
 
 /// The running service.
 pub struct Gateway {
     server: Server,
-    publishing: Publishing,
+    publisher: PublisherHandle,
 }
 
-/// Starts the service: what `main` and the tests call alike.
+/// Starts the service; `main` and the tests call this function.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
     let metrics = Metrics::new();
-    let (orders, publishing) = publisher::start(&config.queue, &metrics)?;
+    let (orders, publisher) = publisher::start(&config.queue, &metrics)?;
     let services = |name, addresses: &[SocketAddr]| {
         Upstreams::new(name, addresses, config.http.operations_key.clone())
     };
     let upstreams = services("the inventory", &config.inventories);
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    probe::watch(&upstreams, shutdown).map_err(no_thread)?;
+    probe::start_health_checks(&upstreams, shutdown).map_err(no_thread)?;
     let billing_api = services("billing", &[config.billing_api]);
     let billing_consumer = services("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;
-    let queues = queues::watch(&config.queue, &metrics).map_err(no_thread)?;
-    let status = Status::new(
+    let queue_monitor = queue_monitor::start(&config.queue, &metrics).map_err(no_thread)?;
+    let status = PlatformStatus::new(
         &orders,
         &config.queue.queue,
-        queues,
-        &Services {
+        queue_monitor,
+        &ProbedServices {
             inventory: &upstreams,
             billing_api: &billing_api,
             billing_consumer: &billing_consumer,
@@ -100,16 +100,16 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         }
     };
     let server = Server::start(&config.http, bulkheads, dependencies, &metrics, shutdown)?;
-    Ok(Gateway { server, publishing })
+    Ok(Gateway { server, publisher })
 }
 
-/// A bulkhead for each kind of request: a dead inventory does not stop orders, nor a blocked broker
-/// movies.
+/// A bulkhead for each kind of request, so that an outage of the inventory stops no order, and an alarm of
+/// the broker no movie.
 fn bulkheads(
     config: &Config,
     access: &Arc<Access>,
-    orders: &Orders,
-    status: &Arc<Status>,
+    orders: &OrderSender,
+    status: &Arc<PlatformStatus>,
     [inventory, billing]: [&Arc<Upstreams>; 2],
 ) -> Vec<Arc<dyn Submit>> {
     let (workers, limits) = (config.http.workers, &config.http.limits);
@@ -142,11 +142,11 @@ fn bulkheads(
     let status = status.with_guard({
         let access = Arc::clone(access);
         move |head| {
-            access.check_onlooker(head)?;
+            access.check_status(head)?;
             head.require_query_of(&[])
         }
     });
-    // Who has placed what is for administrators, where there are any.
+    // Recorded orders are for administrators, where keys are in force.
     let read_from_billing = |prefix, routes| {
         let access = Arc::clone(access);
         forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, billing)
@@ -188,10 +188,10 @@ impl Gateway {
 }
 
 impl Running for Gateway {
-    /// The publisher ends when every client has an answer. Threads that only ask hold nothing that
-    /// would have to be waited for.
+    /// Waits until every client has its answer, and ends the publisher. A shutdown need not wait for the
+    /// threads that probe.
     fn join(self) {
         self.server.join();
-        self.publishing.end();
+        self.publisher.end();
     }
 }

@@ -1,4 +1,4 @@
-//! The gateway: the one door.
+//! The API gateway.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use gateway::{Config, start};
 fn main() -> ExitCode {
     common::process::run(
         "api-gateway",
-        "The one door: forwards movies to the inventory and puts orders on the queue.",
+        "Forwards requests for movies to the inventory and publishes orders to the queue.",
         |vars, shutdown| start(&Config::from_vars(vars)?, shutdown),
     )
 }

@@ -1,4 +1,4 @@
-//! Asks the services behind how they are. Whoever asks has a thread for it, and may wait.
+//! Sends health checks to the services behind the gateway. A check blocks the thread that runs it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,30 +11,33 @@ use ureq::Agent;
 
 use crate::upstreams::Upstreams;
 
-/// How long a service may take to say that it lives.
-const LIMIT: Duration = Duration::from_secs(1);
+/// How long a service may take to answer a check.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection that was idle for longer is not used again.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a service that was marked down is asked whether it is back.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How often a service that is marked down is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// Starts the thread that asks those marked down whether they are back.
-pub(crate) fn watch(upstreams: &Arc<Upstreams>, shutdown: &Shutdown) -> io::Result<()> {
+/// Starts the thread that checks the services that are marked down.
+pub(crate) fn start_health_checks(
+    upstreams: &Arc<Upstreams>,
+    shutdown: &Shutdown,
+) -> io::Result<()> {
     let (upstreams, shutdown) = (Arc::clone(upstreams), shutdown.clone());
     thread::Builder::new()
-        .name("upstreams".to_owned())
+        .name("health-checks".to_owned())
         .spawn(move || {
             let probe = Probe::new(&upstreams);
-            while !shutdown.wait_at_most(ASK_AGAIN) {
+            while !shutdown.wait_at_most(CHECK_EVERY) {
                 upstreams.mark_up(|address| probe.is_ready(address));
             }
         })
         .map(drop)
 }
 
-/// The services of one kind, as one thread asks them.
+/// Checks services of one kind, for one thread.
 pub(crate) struct Probe {
     upstreams: Arc<Upstreams>,
     agent: Agent,
@@ -52,9 +55,9 @@ impl Probe {
             .max_idle_connections(upstreams.len())
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE_LIMIT)
-            .timeout_connect(Some(LIMIT))
-            .timeout_recv_response(Some(LIMIT))
-            .timeout_per_read(Some(LIMIT))
+            .timeout_connect(Some(CHECK_LIMIT))
+            .timeout_recv_response(Some(CHECK_LIMIT))
+            .timeout_per_read(Some(CHECK_LIMIT))
             .build();
         Self {
             upstreams: Arc::clone(upstreams),
@@ -62,38 +65,38 @@ impl Probe {
         }
     }
 
-    /// Whether the process of one of them answers, now.
+    /// Whether the process of one of them answers now.
     pub(crate) fn is_up(&self) -> bool {
-        self.ask("/health").is_some_and(|(status, _)| status == 200)
+        self.get("/health").is_some_and(|(status, _)| status == 200)
     }
 
-    /// What one of them answers to a GET, soon: the status and the content. None where it does not
-    /// answer.
-    pub(crate) fn ask(&self, path: &str) -> Option<(u16, Vec<u8>)> {
-        self.ask_at(self.upstreams.choose(), path)
+    /// The status and the content of the answer of one of them to a GET; None if it does not answer in
+    /// time.
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, Vec<u8>)> {
+        self.get_at(self.upstreams.choose(), path)
     }
 
-    /// Whether that one can work, now.
+    /// Whether the service at this address is ready now.
     fn is_ready(&self, address: SocketAddr) -> bool {
-        self.ask_at(address, "/ready")
+        self.get_at(address, "/ready")
             .is_some_and(|(status, _)| status == 200)
     }
 
-    fn ask_at(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
-        let ask = || {
+    fn get_at(&self, address: SocketAddr, path: &str) -> Option<(u16, Vec<u8>)> {
+        let send = || {
             let mut request = self.agent.get(format!("http://{address}{path}"));
             if let Some(key) = self.upstreams.operations_key() {
                 request = request.header("authorization", key.authorization());
             }
             request.call()
         };
-        // A connection that was closed while it was idle is no answer.
-        let answer = match ask() {
-            Err(ureq::Error::Io(_)) => ask(),
+        // The service may have closed an idle connection: one that fails is tried again.
+        let answer = match send() {
+            Err(ureq::Error::Io(_)) => send(),
             answer => answer,
         };
         let mut answer = answer.ok()?;
-        // Read to its end, so that the connection can be used again.
+        // The body is read to its end, so that the connection can be used again.
         let body = answer.body_mut().read_to_vec().ok()?;
         Some((answer.status().as_u16(), body))
     }

@@ -1,8 +1,8 @@
-//! Orders onto the queue. One thread publishes them; the HTTP workers hand it orders over a bounded
-//! channel, each with the client who waits for the answer, and that comes when the broker has
-//! confirmed the message. So few workers carry many waiting clients, and orders that come together
-//! are published together. The thread itself never waits for the broker: the connection is made and left
-//! by another (`connection.rs`), so every order is answered in its time, whatever the connection does.
+//! Publishes orders. The HTTP workers send each order, with its request, over a bounded channel to the
+//! publisher's thread, which answers the request when the broker has confirmed the message. Few workers
+//! therefore serve many waiting clients, and orders that arrive together are published together. The
+//! publisher's thread never waits for the broker: another thread opens and closes the connection
+//! (`connection.rs`), so every order is answered in time, whatever the connection does.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,125 +23,125 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
 use crate::connection::{
-    self, ConnectionEvent, ConnectionHandle, PublishChannel, Reason, Released,
+    self, ConnectionEvent, ConnectionHandle, PublishChannel, ReleaseReason, ReleasedChannel,
 };
-use crate::keys::{Keys, Known};
+use crate::idempotency_keys::{IdempotencyKeys, KeyMatch};
 
-/// How long a client waits, from placing the order, whatever becomes of it.
+/// How long a client waits at most, from the arrival of its order.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A connection whose oldest message has waited so long has forgotten it, and is given up.
-const LINK_LIMIT: Duration = Duration::from_secs(15);
+/// A connection is closed when its oldest message has waited for a confirm for so long.
+const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(15);
 
-/// Orders that wait to be published; the next one is refused.
+/// How many orders may wait to be published; the gateway refuses further ones.
 const WAITING_MAX: usize = 1024;
 
-/// Messages that are published and not confirmed. With [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX)
-/// they are less than amiquip holds for a broker that does not read: beyond that it would make this
-/// thread wait.
+/// How many messages may be published and not confirmed. With
+/// [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX) they have fewer bytes than amiquip buffers for a
+/// broker that does not read. With more, amiquip would block this thread.
 const WINDOW_MAX: usize = 512;
 
-/// How often limits are looked at.
+/// How often the publisher checks its time limits.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Where the broker has refused every order for so long, a channel of another making is tried: one
-/// that was opened while a quorum queue had no leader refuses for ever.
+/// When the broker has refused every order for so long, the publisher opens another channel: RabbitMQ
+/// refuses for ever on a channel that was opened while a quorum queue had no leader.
 const REFUSING_AFTER: Duration = Duration::from_secs(5);
 
-/// After so long without an order that was refused, it may be otherwise by now: who is not ready is
-/// sent no orders that could show it.
-const REFUSAL_COUNTS: Duration = Duration::from_secs(10);
+/// A refusal that is older than this makes the gateway unready no longer: a load balancer sends an
+/// unready gateway no order that could show that the broker accepts orders again.
+const REFUSAL_RECENT: Duration = Duration::from_secs(10);
 
-/// How often the log is told of orders that the broker has refused.
-const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(1);
+/// How often the publisher logs how many orders the broker has refused.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the farewell to the broker may take when no order is left.
-const FAREWELL_LIMIT: Duration = Duration::from_millis(300);
+/// How long the connection may take to close when no order is left.
+const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 
-/// An order on its way to the queue.
-pub(crate) struct Outgoing {
-    /// The client's fields, each as it was written.
+/// The message that an order becomes.
+pub(crate) struct OrderMessage {
+    /// The fields of the order, each as the client wrote it.
     pub(crate) body: Vec<u8>,
     pub(crate) message_id: String,
     pub(crate) request_id: String,
-    /// The order as it is read, where the client has chosen the message id: with a key of theirs.
+    /// The parsed order, where the request has an `Idempotency-Key`.
     pub(crate) keyed: Option<NewOrder>,
 }
 
-/// What became of a message.
+/// What the broker did with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// The broker has it, on disk.
+enum PublishOutcome {
+    /// The broker has stored it.
     Confirmed,
     /// The broker does not have it.
     Refused(Refusal),
-    /// The broker has not said.
+    /// No confirm has come.
     Unknown(&'static str),
 }
 
 /// Why the broker does not have a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    Away,
+    Disconnected,
     Blocked,
     Full,
-    Late,
+    TimedOut,
     NoQueue,
     Nack,
 }
 
 impl Refusal {
     const ALL: [Self; 6] = [
-        Self::Away,
+        Self::Disconnected,
         Self::Blocked,
         Self::Full,
-        Self::Late,
+        Self::TimedOut,
         Self::NoQueue,
         Self::Nack,
     ];
 
-    /// For the metrics, and for the log.
+    /// The label of the metric, and the cause in the log.
     fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::Away => ("away", "there is no link to RabbitMQ"),
+            Self::Disconnected => ("disconnected", "there is no connection to RabbitMQ"),
             Self::Blocked => ("blocked", "an alarm of RabbitMQ blocks publishers"),
             Self::Full => ("full", "too many orders wait already"),
-            Self::Late => ("late", "it waited too long"),
+            Self::TimedOut => ("timeout", "it waited too long"),
             Self::NoQueue => ("no_queue", "the queue is gone"),
             Self::Nack => ("nack", "RabbitMQ could not store it"),
         }
     }
 }
 
-struct Waiting {
-    message: Outgoing,
+struct PendingOrder {
+    message: OrderMessage,
     placed: Instant,
     client: Request,
 }
 
-/// The workers' end; cheap to clone.
+/// Sends orders to the publisher's thread; a clone is cheap.
 #[derive(Clone)]
-pub(crate) struct Orders {
-    waiting: Sender<Waiting>,
-    state: Arc<State>,
-    counts: Counts,
+pub(crate) struct OrderSender {
+    waiting: Sender<PendingOrder>,
+    state: Arc<BrokerState>,
+    order_metrics: OrderMetrics,
 }
 
-/// What the publisher's thread last knew of the broker.
+/// The state of the broker, as the publisher's thread last saw it.
 #[derive(Default)]
-struct State {
+struct BrokerState {
     connected: AtomicBool,
-    /// An alarm: the broker is short of memory or disk and reads no publishes.
+    /// The broker has an alarm: it is short of memory or disk and reads no messages.
     blocked: AtomicBool,
-    /// For some time the broker has taken none of the orders that it was sent.
+    /// The broker has refused every order for some time.
     refusing: AtomicBool,
 }
 
-impl State {
-    /// Why an order has no chance now.
+impl BrokerState {
+    /// Why the broker cannot accept an order now.
     fn closed_by(&self) -> Option<Refusal> {
         if !self.connected.load(Ordering::Relaxed) {
-            Some(Refusal::Away)
+            Some(Refusal::Disconnected)
         } else if self.blocked.load(Ordering::Relaxed) {
             Some(Refusal::Blocked)
         } else {
@@ -150,8 +150,8 @@ impl State {
     }
 }
 
-impl Orders {
-    /// How RabbitMQ is, as far as orders go.
+impl OrderSender {
+    /// Whether RabbitMQ accepts orders.
     pub(crate) fn state(&self) -> DependencyState {
         match self.state.closed_by() {
             Some(Refusal::Blocked) => DependencyState::Blocked,
@@ -161,28 +161,31 @@ impl Orders {
         }
     }
 
-    /// How many orders were confirmed since the start.
+    /// How many orders the broker has confirmed since the start.
     pub(crate) fn confirmed(&self) -> u64 {
-        self.counts.confirmed.get()
+        self.order_metrics.confirmed.get()
     }
 
-    /// The client is answered when the broker has confirmed the message, or with a problem, at
-    /// [`ANSWER_LIMIT`] at the latest.
-    pub(crate) fn place(&self, message: Outgoing, client: Request) {
+    /// Publishes the message, and answers the client when the broker has confirmed it, or with a problem
+    /// after [`ANSWER_LIMIT`] at the latest.
+    pub(crate) fn place(&self, message: OrderMessage, client: Request) {
         if let Some(refusal) = self.state.closed_by() {
-            return self.counts.refuse(client, refusal);
+            return self.order_metrics.refuse(client, refusal);
         }
-        let waiting = Waiting {
+        let waiting = PendingOrder {
             message,
             placed: Instant::now(),
             client,
         };
         match self.waiting.try_send(waiting) {
             Ok(()) => {}
-            Err(TrySendError::Full(waiting)) => self.counts.refuse(waiting.client, Refusal::Full),
-            // The program ends.
+            Err(TrySendError::Full(waiting)) => {
+                self.order_metrics.refuse(waiting.client, Refusal::Full);
+            }
+            // The publisher has ended, since the program ends.
             Err(TrySendError::Disconnected(waiting)) => {
-                self.counts.refuse(waiting.client, Refusal::Away);
+                self.order_metrics
+                    .refuse(waiting.client, Refusal::Disconnected);
             }
         }
     }
@@ -207,38 +210,38 @@ fn unknown(cause: &'static str) -> Problem {
     )
 }
 
-/// The publisher's thread, to be ended.
-pub(crate) struct Publishing {
-    /// Never sent on: dropped, it ends the thread.
+/// Ends the publisher's thread.
+pub(crate) struct PublisherHandle {
+    /// Nothing is sent on it: dropping it ends the thread.
     end: Sender<Infallible>,
     thread: JoinHandle<()>,
-    /// Closed when the thread with the connection has ended.
+    /// Closed when the thread of the connection has ended.
     connection_ended: Receiver<()>,
 }
 
-impl Publishing {
-    /// To be called when every client is answered. A broker that does not hear the farewell is
-    /// left without: it has been told of every order, and no client waits for what it says.
+impl PublisherHandle {
+    /// Ends the thread; every client must have its answer. If the connection does not close in time, the
+    /// program exits without: every order is published, and no client waits for a confirm.
     pub(crate) fn end(self) {
         drop(self.end);
         let _ = self.thread.join();
-        let _ = self.connection_ended.recv_timeout(FAREWELL_LIMIT);
+        let _ = self.connection_ended.recv_timeout(CLOSE_LIMIT);
     }
 }
 
-/// Starts the threads that publish and that have the connection.
+/// Starts the thread that publishes and the thread of the connection.
 pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
-) -> Result<(Orders, Publishing), StartError> {
+) -> Result<(OrderSender, PublisherHandle), StartError> {
     let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
     let (sender, waiting) = crossbeam_channel::bounded(WAITING_MAX);
     let (end, ended) = crossbeam_channel::bounded(0);
-    let state = Arc::new(State::default());
-    let counts = Counts::new(metrics);
+    let state = Arc::new(BrokerState::default());
+    let order_metrics = OrderMetrics::new(metrics);
     let ConnectionHandle {
         events: connection_events,
-        released,
+        release: release_channel,
         ended: connection_ended,
     } = connection::start(config).map_err(no_thread)?;
     let mut publisher = Publisher {
@@ -246,34 +249,34 @@ pub(crate) fn start(
         waiting,
         ended,
         connection_events,
-        released,
+        release_channel,
         state: Arc::clone(&state),
-        counts: counts.clone(),
+        order_metrics: order_metrics.clone(),
         channel: None,
         next: None,
-        keys: Keys::default(),
-        refusals: Refusals::default(),
-        last_look: Instant::now(),
+        idempotency_keys: IdempotencyKeys::default(),
+        refusals: RefusalPeriod::default(),
+        last_check: Instant::now(),
     };
     let thread = thread::Builder::new()
         .name("publisher".to_owned())
         .spawn(move || publisher.run())
         .map_err(no_thread)?;
-    let orders = Orders {
+    let orders = OrderSender {
         waiting: sender,
         state,
-        counts,
+        order_metrics,
     };
-    let publishing = Publishing {
+    let handle = PublisherHandle {
         end,
         thread,
         connection_ended,
     };
-    Ok((orders, publishing))
+    Ok((orders, handle))
 }
 
 #[derive(Clone)]
-struct Counts {
+struct OrderMetrics {
     published: IntCounter,
     confirmed: IntCounter,
     refused: IntCounterVec,
@@ -283,7 +286,7 @@ struct Counts {
     blocked: IntGauge,
 }
 
-impl Counts {
+impl OrderMetrics {
     fn new(metrics: &Metrics) -> Self {
         let counter = |name, help| metrics.counter(name, help);
         let refused = metrics.counters(
@@ -292,7 +295,7 @@ impl Counts {
             "cause",
         );
         for refusal in Refusal::ALL {
-            // Shown as 0 until it happens: an alarm can ask for it.
+            // The metric exists from the start, as 0, so that an alert can be written for it.
             let _ = refused.with_label_values(&[refusal.texts().0]);
         }
         Self {
@@ -309,7 +312,7 @@ impl Counts {
             ),
             connected: metrics.gauge(
                 "rabbitmq_connected",
-                "1 while there is a link to the broker.",
+                "1 while there is a connection to the broker.",
             ),
             blocked: metrics.gauge(
                 "rabbitmq_blocked",
@@ -323,20 +326,20 @@ impl Counts {
         client.respond(Err(refused(refusal)));
     }
 
-    /// Answers the client, unless they had another answer before.
-    fn tell(&self, sent: &mut Sent, outcome: Outcome) {
+    /// Answers the client, unless it has an answer already.
+    fn answer(&self, sent: &mut UnconfirmedOrder, outcome: PublishOutcome) {
         let Some(client) = sent.client.take() else {
             return;
         };
         match outcome {
-            Outcome::Confirmed => {
+            PublishOutcome::Confirmed => {
                 self.confirmed.inc();
                 let waited = sent.placed.elapsed();
                 self.seconds.observe(waited.as_secs_f64());
                 client.respond(Ok(confirmed(&sent.message_id)));
             }
-            Outcome::Refused(refusal) => self.refuse(client, refusal),
-            Outcome::Unknown(cause) => {
+            PublishOutcome::Refused(refusal) => self.refuse(client, refusal),
+            PublishOutcome::Unknown(cause) => {
                 self.unknown.inc();
                 client.respond(Err(unknown(cause)));
             }
@@ -344,9 +347,9 @@ impl Counts {
     }
 }
 
-/// Something that the publisher's thread waits for.
+/// An event that the publisher's thread handles.
 enum Event {
-    Order(Waiting),
+    Order(PendingOrder),
     Connection(ConnectionEvent),
     Confirm(Confirm),
     Alarm(ConnectionBlockedNotification),
@@ -357,48 +360,48 @@ enum Event {
 
 struct Publisher {
     queue: String,
-    waiting: Receiver<Waiting>,
+    waiting: Receiver<PendingOrder>,
     ended: Receiver<Infallible>,
     connection_events: Receiver<ConnectionEvent>,
-    released: Sender<Released>,
-    state: Arc<State>,
-    counts: Counts,
-    /// Where orders are published; None while there is no connection, or another channel is on its way.
+    release_channel: Sender<ReleasedChannel>,
+    state: Arc<BrokerState>,
+    order_metrics: OrderMetrics,
+    /// The channel that orders are published on; None without a connection, and while another channel is opened.
     channel: Option<OpenChannel>,
-    /// The oldest order that waits, so that its limit can be looked at.
-    next: Option<Waiting>,
-    keys: Keys,
-    refusals: Refusals,
-    last_look: Instant,
+    /// The oldest order that waits, taken out of the queue so that its time limit can be checked.
+    next: Option<PendingOrder>,
+    idempotency_keys: IdempotencyKeys,
+    refusals: RefusalPeriod,
+    last_check: Instant,
 }
 
-/// A channel, and what was published on it.
+/// A channel, and the messages that were published on it.
 struct OpenChannel {
     publish_channel: PublishChannel,
-    outstanding: OutstandingConfirms<Sent>,
-    /// Whether the broker has taken a message.
+    outstanding: OutstandingConfirms<UnconfirmedOrder>,
+    /// Whether the broker has confirmed a message.
     confirmed: bool,
     opened: Instant,
-    /// Since when the broker reads what is published: from the beginning, or from the end of its
-    /// last alarm.
+    /// Since when the broker reads messages: since the channel was opened, or since its last alarm
+    /// ended.
     read_since: Instant,
-    /// It is given back as soon as nothing waits for its confirm.
+    /// The channel is released as soon as no message waits for its confirm.
     to_be_renewed: bool,
 }
 
-/// Orders that the broker would not have, since it last took one.
+/// The orders that the broker has refused since it last confirmed one.
 #[derive(Default)]
-struct Refusals {
+struct RefusalPeriod {
     first: Option<Instant>,
     last: Option<Instant>,
-    /// Those that the log was not told of yet.
-    untold: u64,
-    last_told: Option<Instant>,
+    /// How many refusals are not logged yet.
+    unlogged: u64,
+    last_logged: Option<Instant>,
 }
 
 impl Publisher {
     fn run(&mut self) {
-        // Were this thread to end by a panic, orders would be refused for ever after.
+        // If a panic ended this thread, the gateway would refuse every later order.
         while catch_unwind(AssertUnwindSafe(|| self.publish_until_the_end())).is_err() {
             self.lose(AmqpError::Broken("the publisher panicked"));
         }
@@ -412,14 +415,14 @@ impl Publisher {
                 Event::Connection(ConnectionEvent::Lost) => self.set_connected(false),
                 Event::Confirm(confirm) => self.settle(confirm),
                 Event::Alarm(notification) => self.note_alarm(&notification),
-                Event::ConnectionEnded => self.lose(AmqpError::Broken("it ended the link")),
+                Event::ConnectionEnded => self.lose(AmqpError::Broken("it closed the connection")),
                 Event::Tick => {}
                 Event::End => return self.finish(),
             }
-            self.attend_to_the_next();
-            if self.last_look.elapsed() >= TICK {
-                self.last_look = Instant::now();
-                self.look_at_limits();
+            self.publish_next();
+            if self.last_check.elapsed() >= TICK {
+                self.last_check = Instant::now();
+                self.check_limits();
             }
         }
     }
@@ -434,7 +437,7 @@ impl Publisher {
             Some(OpenChannel {
                 publish_channel, ..
             }) => (
-                &publish_channel.confirming.confirms,
+                &publish_channel.confirm_channel.confirms,
                 &publish_channel.blocked,
             ),
             None => (&no_confirms, &no_alarms),
@@ -469,56 +472,64 @@ impl Publisher {
 
     fn set_connected(&mut self, connected: bool) {
         self.set_blocked(false);
-        self.refusals = Refusals::default();
+        self.refusals = RefusalPeriod::default();
         self.state.refusing.store(false, Ordering::Relaxed);
         self.state.connected.store(connected, Ordering::Relaxed);
-        self.counts.connected.set(i64::from(connected));
+        self.order_metrics.connected.set(i64::from(connected));
     }
 
     fn set_blocked(&self, blocked: bool) {
         self.state.blocked.store(blocked, Ordering::Relaxed);
-        self.counts.blocked.set(i64::from(blocked));
+        self.order_metrics.blocked.set(i64::from(blocked));
     }
 
-    /// Nothing that was sent over the connection will be confirmed, and nothing more is sent.
+    /// Gives the connection up: no message on it will be confirmed, and no more is published on it.
     fn lose(&mut self, error: AmqpError) {
         self.set_connected(false);
-        self.release(Reason::Lost(error), "the link broke before the confirm");
+        self.release(
+            ReleaseReason::Lost(error),
+            "the connection was lost before the confirm",
+        );
     }
 
-    /// Those who wait for confirms on the channel hear that there will be none.
-    fn release(&mut self, reason: Reason, cause: &'static str) {
+    /// Releases the channel, and answers those who wait for its confirms that their orders are unknown.
+    fn release(&mut self, reason: ReleaseReason, cause: &'static str) {
         let Some(mut channel) = self.channel.take() else {
             return;
         };
         for sent in channel.outstanding.iter_mut() {
-            self.counts.tell(sent, Outcome::Unknown(cause));
+            self.order_metrics
+                .answer(sent, PublishOutcome::Unknown(cause));
         }
-        let _ = self.released.send(Released {
+        let _ = self.release_channel.send(ReleasedChannel {
             channel: channel.publish_channel,
             confirmed: channel.confirmed,
             reason,
         });
     }
 
-    /// Nobody will place an order any more, and whoever still waits has waited for too long.
+    /// Releases the channel at the end of the program, and refuses the orders that still wait.
     fn finish(&mut self) {
         self.set_connected(false);
-        self.release(Reason::Shutdown, "the gateway ended before the confirm");
+        self.release(
+            ReleaseReason::Shutdown,
+            "the gateway ended before the confirm",
+        );
         for waiting in self.next.take().into_iter().chain(self.waiting.try_iter()) {
-            self.counts.refuse(waiting.client, Refusal::Away);
+            self.order_metrics
+                .refuse(waiting.client, Refusal::Disconnected);
         }
     }
 
-    /// The order that has waited longest is published, or refused, or goes on waiting for room.
-    fn attend_to_the_next(&mut self) {
+    /// Publishes the order that has waited longest, or refuses it, or leaves it to wait for room.
+    fn publish_next(&mut self) {
         let Some(waiting) = self.next.take() else {
             return;
         };
         if let Some(refusal) = self.state.closed_by() {
-            self.counts.refuse(waiting.client, refusal);
+            self.order_metrics.refuse(waiting.client, refusal);
         } else if waiting.placed.elapsed() >= ANSWER_LIMIT {
-            self.counts.refuse(waiting.client, Refusal::Late);
+            self.order_metrics.refuse(waiting.client, Refusal::TimedOut);
         } else if self.channel.as_ref().is_some_and(OpenChannel::has_room) {
             self.publish(waiting);
         } else {
@@ -526,18 +537,21 @@ impl Publisher {
         }
     }
 
-    fn publish(&mut self, waiting: Waiting) {
+    fn publish(&mut self, waiting: PendingOrder) {
         let Some(channel) = &mut self.channel else {
-            return self.counts.refuse(waiting.client, Refusal::Away);
+            return self
+                .order_metrics
+                .refuse(waiting.client, Refusal::Disconnected);
         };
-        let Waiting {
+        let PendingOrder {
             mut message,
             placed,
             client,
         } = waiting;
         let keyed = message.keyed.take();
-        let known = keyed.map(|order| self.keys.remember(&message.message_id, order));
-        if known == Some(Known::Other) {
+        let key_match =
+            keyed.map(|order| self.idempotency_keys.remember(&message.message_id, order));
+        if key_match == Some(KeyMatch::Other) {
             return client.respond(Err(Problem::new(
                 422,
                 "this Idempotency-Key was used for another order; send that one again, or this one \
@@ -553,16 +567,16 @@ impl Publisher {
         };
         let published = channel
             .publish_channel
-            .confirming
+            .confirm_channel
             .channel
             .basic_publish("", publish);
-        self.counts.published.inc();
-        channel.outstanding.push(Sent {
+        self.order_metrics.published.inc();
+        channel.outstanding.push(UnconfirmedOrder {
             message_id: message.message_id,
             placed,
             client: Some(client),
             returned: false,
-            is_new_key: known == Some(Known::New),
+            is_new_key: key_match == Some(KeyMatch::New),
         });
         if let Err(error) = published {
             self.lose(error.into());
@@ -577,29 +591,29 @@ impl Publisher {
         let (taken, settled) = channel.outstanding.settle(confirm);
         for mut sent in settled.into_values() {
             let outcome = match (taken, sent.returned) {
-                (true, false) => Outcome::Confirmed,
-                (true, true) => Outcome::Refused(Refusal::NoQueue),
-                (false, _) => Outcome::Refused(Refusal::Nack),
+                (true, false) => PublishOutcome::Confirmed,
+                (true, true) => PublishOutcome::Refused(Refusal::NoQueue),
+                (false, _) => PublishOutcome::Refused(Refusal::Nack),
             };
-            if outcome == Outcome::Confirmed {
+            if outcome == PublishOutcome::Confirmed {
                 channel.confirmed = true;
                 self.refusals.first = None;
                 self.state.refusing.store(false, Ordering::Relaxed);
             } else {
-                // Another channel declares the queue anew.
+                // With the next channel the queue is declared again.
                 channel.to_be_renewed |= sent.returned;
                 self.refusals.note();
                 if sent.is_new_key {
-                    self.keys.forget(&sent.message_id);
+                    self.idempotency_keys.forget(&sent.message_id);
                 }
             }
-            self.counts.tell(&mut sent, outcome);
+            self.order_metrics.answer(&mut sent, outcome);
         }
         self.renew();
     }
 
-    /// Gives the channel back for another one, where that is due and nothing waits on it. A broker
-    /// with an alarm would not answer.
+    /// Releases the channel for another one, if that is due and no message waits for its confirm. During
+    /// an alarm it does nothing, since the broker would not answer.
     fn renew(&mut self) {
         if self.state.closed_by().is_some() {
             return;
@@ -608,20 +622,20 @@ impl Publisher {
             channel.to_be_renewed
                 || channel.opened.elapsed() >= REFUSING_AFTER
                     && self.refusals.last > Some(channel.opened)
-                    && self.refusals.have_lasted()
+                    && self.refusals.persist()
         };
         if let Some(channel) = &mut self.channel {
             channel.to_be_renewed = due(channel);
             if channel.to_be_renewed && channel.outstanding.is_empty() {
-                self.release(Reason::Renew, "");
+                self.release(ReleaseReason::Renew, "");
             }
         }
     }
 
-    /// Answers those who have waited long enough, and looks how the broker is.
-    fn look_at_limits(&mut self) {
-        self.refusals.tell();
-        let refusing = self.refusals.have_lasted() && self.refusals.count_still();
+    /// Answers the clients whose time is over, and gives up a connection that does not confirm.
+    fn check_limits(&mut self) {
+        self.refusals.log();
+        let refusing = self.refusals.persist() && self.refusals.are_recent();
         self.state.refusing.store(refusing, Ordering::Relaxed);
         let Some(channel) = &mut self.channel else {
             return;
@@ -630,13 +644,13 @@ impl Publisher {
         for sent in channel.outstanding.iter_mut() {
             silent = silent.max(sent.placed.max(channel.read_since).elapsed());
             if sent.placed.elapsed() >= ANSWER_LIMIT {
-                self.counts
-                    .tell(sent, Outcome::Unknown("no confirm in time"));
+                self.order_metrics
+                    .answer(sent, PublishOutcome::Unknown("no confirm in time"));
             }
         }
-        // While an alarm lasts, the broker has said why it is silent.
+        // During an alarm the broker confirms nothing; that is no broken connection.
         let blocked = self.state.blocked.load(Ordering::Relaxed);
-        if silent > LINK_LIMIT && !blocked {
+        if silent > UNCONFIRMED_LIMIT && !blocked {
             self.lose(AmqpError::Broken("it does not confirm"));
         } else {
             self.renew();
@@ -665,10 +679,10 @@ impl OpenChannel {
         !self.to_be_renewed && self.outstanding.len() < WINDOW_MAX
     }
 
-    /// Marks the messages that no queue took: each is returned first, and then confirmed like any
-    /// other.
+    /// Marks the messages that no queue took. The broker returns such a message first and confirms it
+    /// afterwards.
     fn note_returns(&mut self) {
-        for returned in self.publish_channel.confirming.returns.try_iter() {
+        for returned in self.publish_channel.confirm_channel.returns.try_iter() {
             let id = returned.properties.message_id().as_deref();
             let mut waiting = self.outstanding.iter_mut();
             let sent = waiting.find(|sent| !sent.returned && Some(&*sent.message_id) == id);
@@ -679,51 +693,51 @@ impl OpenChannel {
     }
 }
 
-impl Refusals {
+impl RefusalPeriod {
     fn note(&mut self) {
         let now = Instant::now();
         self.first.get_or_insert(now);
         self.last = Some(now);
-        self.untold += 1;
-        self.tell();
+        self.unlogged += 1;
+        self.log();
     }
 
-    /// Whether nothing else has come of orders for some time.
-    fn have_lasted(&self) -> bool {
+    /// Whether the broker has confirmed no order for some time.
+    fn persist(&self) -> bool {
         self.first
             .is_some_and(|first| first.elapsed() >= REFUSING_AFTER)
     }
 
-    /// Whether the last one is not too long ago.
-    fn count_still(&self) -> bool {
+    /// Whether the last refusal is recent.
+    fn are_recent(&self) -> bool {
         self.last
-            .is_some_and(|last| last.elapsed() < REFUSAL_COUNTS)
+            .is_some_and(|last| last.elapsed() < REFUSAL_RECENT)
     }
 
-    fn tell(&mut self) {
-        let told_lately = self
-            .last_told
-            .is_some_and(|told| told.elapsed() < REFUSALS_TOLD_EVERY);
-        if self.untold > 0 && !told_lately {
-            log::warn!(orders = self.untold; "the broker refused orders");
-            self.untold = 0;
-            self.last_told = Some(Instant::now());
+    fn log(&mut self) {
+        let logged_lately = self
+            .last_logged
+            .is_some_and(|told| told.elapsed() < REFUSALS_LOGGED_EVERY);
+        if self.unlogged > 0 && !logged_lately {
+            log::warn!(orders = self.unlogged; "the broker refused orders");
+            self.unlogged = 0;
+            self.last_logged = Some(Instant::now());
         }
     }
 }
 
-/// A published message whose confirm is awaited.
-struct Sent {
+/// A published message that the broker has not confirmed yet.
+struct UnconfirmedOrder {
     message_id: String,
     placed: Instant,
-    /// Who waits for it; None where they have been answered.
+    /// The request that waits for the confirm; None if it has been answered.
     client: Option<Request>,
     returned: bool,
-    /// Its key was not known before.
+    /// Its `Idempotency-Key` was not remembered before.
     is_new_key: bool,
 }
 
-fn properties(message: &Outgoing) -> AmqpProperties {
+fn properties(message: &OrderMessage) -> AmqpProperties {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,6 +1,6 @@
-//! How the platform is, for whoever looks on: `GET /api/status`. Every part is asked on a thread of
-//! its own and has a second to answer; however many look on, each is asked once a second. No
-//! service is asked, and no connection to it kept, while nobody looks.
+//! `GET /api/status`: the state of every component of the platform. Each component is probed on a thread of
+//! its own, has a second to answer, and is probed once a second however many clients ask. Without such
+//! requests no service is probed, and no connection to one is kept.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,147 +11,153 @@ use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::asker::Asker;
 use crate::probe::Probe;
-use crate::publisher::Orders;
-use crate::queues;
+use crate::probe_thread::ProbeThread;
+use crate::publisher::OrderSender;
+use crate::queue_monitor::QueueSample;
 use crate::upstreams::Upstreams;
 
-/// How long a part may take to answer.
+/// How long a component may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long an answer is good for.
+/// How long a snapshot is fresh.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// After so long without a question, what was needed to ask is given up.
-const REST_AFTER: Duration = Duration::from_secs(10);
+/// After so long without a request, a probe closes its connections.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-pub(crate) const ROUTES: &[Route<Arc<Status>>] =
+pub(crate) const ROUTES: &[Route<Arc<PlatformStatus>>] =
     &[(Verb::Get, "/api/status", Handler::One(get_status))];
 
 #[expect(
     clippy::unnecessary_wraps,
     reason = "a handler may fail; this one does not"
 )]
-fn get_status<'a>(status: &'a mut Arc<Status>, _: &Request) -> HandlerResult<'a> {
+fn get_status<'a>(status: &'a mut Arc<PlatformStatus>, _: &Request) -> HandlerResult<'a> {
     let response = Response::json(200, &status.report());
     Ok(response.with_header("cache-control", "no-store"))
 }
 
-/// Knows whom to ask, and what they said last.
-pub(crate) struct Status {
-    orders: Orders,
+/// Probes the components, and keeps the last snapshot.
+pub(crate) struct PlatformStatus {
+    orders: OrderSender,
     queue: String,
     orders_readable: bool,
-    inventory: Asker<Service>,
-    billing: Asker<Service>,
-    consumer: Asker<Service>,
-    dead_letters: Asker<Option<u64>>,
-    rabbitmq: Asker<Option<queues::Orders>>,
-    last: Mutex<Option<Round>>,
+    inventory: ProbeThread<ServiceStatus>,
+    billing: ProbeThread<ServiceStatus>,
+    consumer: ProbeThread<ServiceStatus>,
+    dead_letters: ProbeThread<Option<u64>>,
+    rabbitmq: ProbeThread<Option<QueueSample>>,
+    last: Mutex<Option<Snapshot>>,
 }
 
-/// What all parts said.
+/// The states of all components.
 #[derive(Clone)]
-struct Round {
-    asked: Instant,
-    inventory: Service,
-    billing: Service,
-    consumer: Service,
+struct Snapshot {
+    taken: Instant,
+    inventory: ServiceStatus,
+    billing: ServiceStatus,
+    consumer: ServiceStatus,
     dead_letters: Option<u64>,
-    rabbitmq: Option<queues::Orders>,
+    rabbitmq: Option<QueueSample>,
 }
 
-/// The services that are asked.
-pub(crate) struct Services<'a> {
+/// The services that are probed.
+pub(crate) struct ProbedServices<'a> {
     pub(crate) inventory: &'a Arc<Upstreams>,
     pub(crate) billing_api: &'a Arc<Upstreams>,
     pub(crate) billing_consumer: &'a Arc<Upstreams>,
 }
 
-impl Status {
-    /// Nobody is asked yet.
+impl PlatformStatus {
+    /// Starts the threads; no component is probed yet.
     pub(crate) fn new(
-        orders: &Orders,
+        orders: &OrderSender,
         queue: &str,
-        rabbitmq: Asker<Option<queues::Orders>>,
-        services: &Services<'_>,
+        rabbitmq: ProbeThread<Option<QueueSample>>,
+        services: &ProbedServices<'_>,
         orders_readable: bool,
     ) -> io::Result<Self> {
-        let service = |name, upstreams| asker(name, upstreams, Service::asked);
+        let service = |name, upstreams| probe_thread(name, upstreams, ServiceStatus::probed);
         Ok(Self {
             orders: orders.clone(),
             queue: queue.to_owned(),
             orders_readable,
-            inventory: service("ask-inventory", services.inventory)?,
-            billing: service("ask-billing", services.billing_api)?,
-            consumer: service("ask-consumer", services.billing_consumer)?,
-            dead_letters: asker("ask-dead", services.billing_api, dead_letters)?,
+            inventory: service("probe-inventory", services.inventory)?,
+            billing: service("probe-billing", services.billing_api)?,
+            consumer: service("probe-consumer", services.billing_consumer)?,
+            dead_letters: probe_thread("probe-dead", services.billing_api, dead_letters)?,
             rabbitmq,
             last: Mutex::default(),
         })
     }
 
-    /// Of a second ago at most. Who comes while all are asked waits for what they say.
-    fn report(&self) -> Report<'_> {
+    /// The report of a snapshot that is a second old at most. Requests during the probes wait for the result.
+    fn report(&self) -> StatusReport<'_> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = last.take().filter(|round| round.asked.elapsed() < FRESH);
-        let round = last.insert(fresh.unwrap_or_else(|| self.ask())).clone();
+        let fresh = last
+            .take()
+            .filter(|snapshot| snapshot.taken.elapsed() < FRESH);
+        let snapshot = last
+            .insert(fresh.unwrap_or_else(|| self.probe_all()))
+            .clone();
         drop(last);
-        self.report_of(&round)
+        self.report_of(&snapshot)
     }
 
-    fn ask(&self) -> Round {
-        let asked = Instant::now();
-        let inventory = self.inventory.ask();
-        let billing = self.billing.ask();
-        let consumer = self.consumer.ask();
-        let dead_letters = self.dead_letters.ask();
-        let rabbitmq = self.rabbitmq.ask();
-        let until = asked + ANSWER_LIMIT;
-        Round {
-            asked,
-            inventory: inventory.recv_deadline(until).unwrap_or(Service::DOWN),
-            billing: billing.recv_deadline(until).unwrap_or(Service::DOWN),
-            consumer: consumer.recv_deadline(until).unwrap_or(Service::DOWN),
+    fn probe_all(&self) -> Snapshot {
+        let taken = Instant::now();
+        let inventory = self.inventory.request();
+        let billing = self.billing.request();
+        let consumer = self.consumer.request();
+        let dead_letters = self.dead_letters.request();
+        let rabbitmq = self.rabbitmq.request();
+        let until = taken + ANSWER_LIMIT;
+        Snapshot {
+            taken,
+            inventory: inventory
+                .recv_deadline(until)
+                .unwrap_or(ServiceStatus::DOWN),
+            billing: billing.recv_deadline(until).unwrap_or(ServiceStatus::DOWN),
+            consumer: consumer.recv_deadline(until).unwrap_or(ServiceStatus::DOWN),
             dead_letters: dead_letters.recv_deadline(until).ok().flatten(),
             rabbitmq: rabbitmq.recv_deadline(until).ok().flatten(),
         }
     }
 
-    fn report_of(&self, round: &Round) -> Report<'_> {
-        let queues = round.rabbitmq.as_ref();
-        let rabbitmq = RabbitMq {
-            state: match (self.orders.state(), queues) {
-                (DependencyState::Blocked, _) => State::Blocked,
-                (DependencyState::Refusing, _) => State::Refusing,
-                (DependencyState::Up, Some(_)) => State::Up,
-                _ => State::Down,
+    fn report_of(&self, snapshot: &Snapshot) -> StatusReport<'_> {
+        let queue = snapshot.rabbitmq.as_ref();
+        let rabbitmq = RabbitMqStatus {
+            state: match (self.orders.state(), queue) {
+                (DependencyState::Blocked, _) => ComponentState::Blocked,
+                (DependencyState::Refusing, _) => ComponentState::Refusing,
+                (DependencyState::Up, Some(_)) => ComponentState::Up,
+                _ => ComponentState::Down,
             },
-            latency_ms: queues.map(|queues| milliseconds(queues.latency)),
+            latency_ms: queue.map(|queue| milliseconds(queue.latency)),
         };
-        let services = [round.inventory, round.billing, round.consumer];
+        let services = [snapshot.inventory, snapshot.billing, snapshot.consumer];
         let states = services.map(|service| service.state);
         let all_up = states
             .iter()
             .chain([&rabbitmq.state])
-            .all(|state| *state == State::Up);
-        let consumed = queues.is_some_and(|queues| queues.consumers > 0);
-        Report {
+            .all(|state| *state == ComponentState::Up);
+        let consumed = queue.is_some_and(|queue| queue.consumers > 0);
+        StatusReport {
             status: if all_up && consumed { "ok" } else { "degraded" },
-            gateway: Gateway {
-                state: State::Up,
+            gateway: GatewayStatus {
+                state: ComponentState::Up,
                 orders_posted: self.orders.confirmed(),
             },
-            inventory: round.inventory,
-            billing: round.billing,
-            consumer: round.consumer,
+            inventory: snapshot.inventory,
+            billing: snapshot.billing,
+            consumer: snapshot.consumer,
             rabbitmq,
-            queue: queues.map(|queues| Queue {
+            queue: queue.map(|queue| QueueStatus {
                 name: &self.queue,
-                ready: queues.ready,
-                consumers: queues.consumers,
-                dead: round.dead_letters,
+                ready: queue.ready,
+                consumers: queue.consumers,
+                dead: snapshot.dead_letters,
             }),
             orders_readable: self.orders_readable,
         }
@@ -159,70 +165,70 @@ impl Status {
 }
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct StatusReport<'a> {
     status: &'static str,
-    gateway: Gateway,
-    inventory: Service,
-    billing: Service,
-    consumer: Service,
-    rabbitmq: RabbitMq,
-    queue: Option<Queue<'a>>,
+    gateway: GatewayStatus,
+    inventory: ServiceStatus,
+    billing: ServiceStatus,
+    consumer: ServiceStatus,
+    rabbitmq: RabbitMqStatus,
+    queue: Option<QueueStatus<'a>>,
     orders_readable: bool,
 }
 
 #[derive(Serialize)]
-struct Gateway {
-    state: State,
+struct GatewayStatus {
+    state: ComponentState,
     orders_posted: u64,
 }
 
 #[derive(Serialize)]
-struct RabbitMq {
-    state: State,
+struct RabbitMqStatus {
+    state: ComponentState,
     latency_ms: Option<f64>,
 }
 
 #[derive(Serialize)]
-struct Queue<'a> {
+struct QueueStatus<'a> {
     name: &'a str,
     ready: u32,
     consumers: u32,
-    /// None where billing-api does not say.
+    /// None if billing-api does not answer.
     dead: Option<u64>,
 }
 
-/// How a part is.
+/// The state of a component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+enum ComponentState {
     Up,
-    /// It answers, but lacks what it needs.
+    /// The component answers, but one of its dependencies is down.
     Degraded,
     Down,
-    /// An alarm of RabbitMQ keeps orders out.
+    /// An alarm of RabbitMQ blocks publishers.
     Blocked,
-    /// RabbitMQ takes none of the orders that it is sent.
+    /// RabbitMQ refuses every order.
     Refusing,
 }
 
-/// What a service says of itself and of its database.
+/// The state of a service and of its database, as its `/ready` reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-struct Service {
-    state: State,
+struct ServiceStatus {
+    state: ComponentState,
     latency_ms: Option<f64>,
     postgresql: &'static str,
 }
 
-impl Service {
+impl ServiceStatus {
     const DOWN: Self = Self {
-        state: State::Down,
+        state: ComponentState::Down,
         latency_ms: None,
         postgresql: "unknown",
     };
 
-    fn asked(probe: &Probe) -> Self {
+    fn probed(probe: &Probe) -> Self {
         let asked = Instant::now();
-        match probe.ask("/ready") {
+        match probe.get("/ready") {
             Some((status, body)) => Self::of_answer(status, &body, asked.elapsed()),
             None => Self::DOWN,
         }
@@ -230,9 +236,9 @@ impl Service {
 
     fn of_answer(status: u16, body: &[u8], latency: Duration) -> Self {
         let state = match status {
-            200 => State::Up,
-            503 => State::Degraded,
-            // Whoever this is, it is none of ours.
+            200 => ComponentState::Up,
+            503 => ComponentState::Degraded,
+            // Another program has the address.
             _ => return Self::DOWN,
         };
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -249,33 +255,33 @@ impl Service {
     }
 }
 
-/// With two places: what is behind them is noise.
+/// Rounded to hundredths: further digits are noise.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// How many dead letters there are, as billing-api says.
+/// How many dead letters billing-api counts.
 fn dead_letters(billing: &Probe) -> Option<u64> {
-    let (status, body) = billing.ask("/api/dead-letters/count")?;
+    let (status, body) = billing.get("/api/dead-letters/count")?;
     let answer: Value = serde_json::from_slice(&body).ok()?;
     answer["count"].as_u64().filter(|_| status == 200)
 }
 
-/// Asks services of one kind; what is needed for that is kept for as long as there are questions.
-fn asker<A: Send + 'static>(
+/// Starts a thread that probes services of one kind. It keeps its connections while requests come.
+fn probe_thread<A: Send + 'static>(
     name: &str,
     upstreams: &Arc<Upstreams>,
     ask: fn(&Probe) -> A,
-) -> io::Result<Asker<A>> {
+) -> io::Result<ProbeThread<A>> {
     let upstreams = Arc::clone(upstreams);
-    Asker::start(name, move |asked: &Receiver<Sender<A>>| {
-        while let Ok(first) = asked.recv() {
+    ProbeThread::start(name, move |received: &Receiver<Sender<A>>| {
+        while let Ok(first) = received.recv() {
             let probe = Probe::new(&upstreams);
             let mut next = Ok(first);
             while let Ok(reply) = next {
-                // Whoever asked may have stopped waiting.
+                // The request for the status may have timed out.
                 let _ = reply.send(ask(&probe));
-                next = asked.recv_timeout(REST_AFTER);
+                next = received.recv_timeout(IDLE_LIMIT);
             }
         }
     })
@@ -285,24 +291,33 @@ fn asker<A: Send + 'static>(
 mod tests {
     use super::*;
 
-    fn service(status: u16, body: &str) -> Service {
-        Service::of_answer(status, body.as_bytes(), Duration::from_micros(1234))
+    fn service(status: u16, body: &str) -> ServiceStatus {
+        ServiceStatus::of_answer(status, body.as_bytes(), Duration::from_micros(1234))
     }
 
     #[test]
-    fn a_service_is_what_its_readiness_says() {
+    fn the_state_of_a_service_is_that_of_its_readiness() {
         let up = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
         let down = r#"{"status":503,"dependencies":{"postgresql":"down"}}"#;
-        let answered = |state, postgresql| Service {
+        let answered = |state, postgresql| ServiceStatus {
             state,
             latency_ms: Some(1.23),
             postgresql,
         };
 
-        assert_eq!(service(200, up), answered(State::Up, "up"));
-        assert_eq!(service(503, down), answered(State::Degraded, "down"));
-        assert_eq!(service(503, "{}"), answered(State::Degraded, "unknown"));
-        assert_eq!(service(503, "busy"), answered(State::Degraded, "unknown"));
-        assert_eq!(service(404, up), Service::DOWN);
+        assert_eq!(service(200, up), answered(ComponentState::Up, "up"));
+        assert_eq!(
+            service(503, down),
+            answered(ComponentState::Degraded, "down")
+        );
+        assert_eq!(
+            service(503, "{}"),
+            answered(ComponentState::Degraded, "unknown")
+        );
+        assert_eq!(
+            service(503, "busy"),
+            answered(ComponentState::Degraded, "unknown")
+        );
+        assert_eq!(service(404, up), ServiceStatus::DOWN);
     }
 }

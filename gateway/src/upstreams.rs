@@ -1,6 +1,5 @@
-//! The services that requests are forwarded to, those of one kind in turn. One that fails is
-//! marked down until its `/ready` says that it is back, so that a dead one costs its callers one try
-//! and not each of them a time-out.
+//! The services that requests are forwarded to, those of one kind in turn. One that fails is marked down until
+//! its `/ready` answers 200, so that an outage of it delays one request and not each.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use common::http::OperationsKey;
 /// All services of one kind, as all workers see them.
 pub(crate) struct Upstreams {
     service: &'static str,
-    /// By which they tell their dependencies, where that takes a key.
+    /// The key with which `/ready` shows the dependencies, where one is set.
     operations_key: Option<OperationsKey>,
     all: Vec<Upstream>,
     next: AtomicUsize,
@@ -23,7 +22,7 @@ struct Upstream {
 }
 
 impl Upstreams {
-    /// At least one address; `service` is what clients hear of when it cannot be reached.
+    /// At least one address; `service` is the name in the answer when none can be reached.
     pub(crate) fn new(
         service: &'static str,
         addresses: &[SocketAddr],
@@ -41,12 +40,12 @@ impl Upstreams {
         })
     }
 
-    /// What they are called in an answer.
+    /// The name of the services in an answer.
     pub(crate) fn service(&self) -> &'static str {
         self.service
     }
 
-    /// What to send for more than their status.
+    /// The key to send for the details of `/ready`.
     pub(crate) fn operations_key(&self) -> Option<&OperationsKey> {
         self.operations_key.as_ref()
     }
@@ -56,8 +55,8 @@ impl Upstreams {
         self.all.len()
     }
 
-    /// The one whose turn it is among those that work; where none does, among all: one of them
-    /// may be back before anybody has asked it.
+    /// The next service that is up. If all are marked down, the next of all: one may work again before a
+    /// health check has found out.
     pub(crate) fn choose(&self) -> SocketAddr {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..self.len()).map(|step| &self.all[(turn + step) % self.len()]);
@@ -67,7 +66,7 @@ impl Upstreams {
             .address
     }
 
-    /// Another one that works than the one which has just failed.
+    /// A service that is up, other than the one that has just failed.
     pub(crate) fn choose_other(&self, failed: SocketAddr) -> Option<SocketAddr> {
         let others = self
             .all
@@ -77,7 +76,7 @@ impl Upstreams {
         working.next().map(|upstream| upstream.address)
     }
 
-    /// Marks one down. The only one there is stays: there is nobody to turn to.
+    /// Marks a service down. The only service of its kind is never marked: there is no other to choose.
     pub(crate) fn mark_down(&self, failed: SocketAddr) {
         if self.len() < 2 {
             return;
@@ -94,7 +93,7 @@ impl Upstreams {
         }
     }
 
-    /// Asks those marked down whether they are back.
+    /// Marks up the services that were marked down and for which `is_back` returns true.
     pub(crate) fn mark_up(&self, is_back: impl Fn(SocketAddr) -> bool) {
         for upstream in &self.all {
             if upstream.down.load(Ordering::Relaxed) && is_back(upstream.address) {

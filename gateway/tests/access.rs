@@ -10,7 +10,7 @@ use common::amqp::{QueueConfig, QueueType};
 use common::env::Vars;
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Gateway, Limits};
-use testkit::{Client, Program, RawReply, Reply, Service, Upstream, eventually};
+use testkit::{Client, Program, RawReply, Reply, ScriptedUpstream, Service, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -104,7 +104,7 @@ fn ask(gateway: &Service<Gateway>, method: &str, path: &str, authorization: Opti
 
 #[test]
 fn each_role_may_do_its_own_and_no_more() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let gateway = gateway(keys.vars(), inventory.address());
     for (key, expected) in [
@@ -130,7 +130,7 @@ fn each_role_may_do_its_own_and_no_more() {
 
 #[test]
 fn nobody_we_know_is_asked_for_a_key() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let gateway = gateway(keys.vars(), inventory.address());
     for authorization in [
@@ -158,7 +158,7 @@ fn nobody_we_know_is_asked_for_a_key() {
 
 #[test]
 fn a_key_is_limited_to_its_own_rate() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let mut vars = keys.vars();
     vars.push(("RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned()));
@@ -187,7 +187,7 @@ fn a_key_is_limited_to_its_own_rate() {
 
 #[test]
 fn without_keys_an_address_is_limited() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let vars = vec![("RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned())];
     let gateway = gateway(vars, inventory.address());
 
@@ -244,7 +244,7 @@ fn a_wrong_setting_is_named_and_ends_the_program() {
 
 #[test]
 fn the_keys_are_those_that_the_file_has_now_and_a_broken_file_changes_none() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let program = program(&keys, inventory.address());
     let client = Client::new(program.address());
@@ -272,7 +272,7 @@ fn the_keys_are_those_that_the_file_has_now_and_a_broken_file_changes_none() {
 
 #[test]
 fn the_log_tells_by_whose_key_a_request_came() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let program = program(&keys, inventory.address());
     let client = Client::new(program.address());
@@ -308,7 +308,7 @@ fn an_open_gateway_says_so_at_its_start() {
 
 #[test]
 fn what_the_head_of_an_order_decides_is_answered_without_asking_for_its_body() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let gateway = gateway(keys.vars(), inventory.address());
     let ask = |lines: &str| {
@@ -336,7 +336,7 @@ fn what_the_head_of_an_order_decides_is_answered_without_asking_for_its_body() {
 
 #[test]
 fn a_body_in_chunks_of_somebody_without_a_key_is_passed_over_and_the_connection_kept() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let keys = KeysFile::with(KEYS);
     let gateway = gateway(keys.vars(), inventory.address());
     let requests = "PUT /api/movies/1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
@@ -356,7 +356,7 @@ fn a_body_in_chunks_of_somebody_without_a_key_is_passed_over_and_the_connection_
 
 #[test]
 fn a_name_that_is_not_ours_is_refused_where_names_are_given() {
-    let inventory = Upstream::answering(NO_CONTENT);
+    let inventory = ScriptedUpstream::answering(NO_CONTENT);
     let mut config = HttpConfig::on_loopback(1);
     config.hosts = vec!["movies.example".to_owned()];
     let gateway = gateway_with(config, Vec::new(), inventory.address());

@@ -1,6 +1,6 @@
 //! The gateway among hostile, broken and slow clients, and what of it reaches the inventory.
 
-use testkit::{Play, Program, TestQueue, Upstream, attack};
+use testkit::{Program, ScriptedReply, ScriptedUpstream, TestQueue, attack};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -8,7 +8,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 const LARGE_BYTES: usize = 8_000_000;
 
 /// An inventory of one movie, and of a list that is large.
-fn inventory() -> Upstream {
+fn inventory() -> ScriptedUpstream {
     let answer = |body: &str| {
         format!(
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
@@ -16,13 +16,13 @@ fn inventory() -> Upstream {
         )
     };
     let (list, movie) = (answer(&"a".repeat(LARGE_BYTES)), answer("ok"));
-    Upstream::start(move |request| {
+    ScriptedUpstream::start(move |request| {
         let is_list = request.line.contains(" /api/movies ");
-        Play::Answer(if is_list { &list } else { &movie }.clone().into_bytes())
+        ScriptedReply::Answer(if is_list { &list } else { &movie }.clone().into_bytes())
     })
 }
 
-fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
+fn vars(queue: &TestQueue, inventory: &ScriptedUpstream) -> Vec<(String, String)> {
     let address = inventory.address();
     let (host, port) = (address.ip().to_string(), address.port().to_string());
     let own = [
@@ -46,7 +46,7 @@ fn whatever_clients_do_the_gateway_goes_on() {
     let queue = TestQueue::create();
     let program = Program::start(PROGRAM, vars(&queue, &inventory()));
 
-    attack::Target::new(&program, "/api/movies/1").withstands_everything("/api/movies");
+    attack::AttackedProgram::new(&program, "/api/movies/1").withstands_everything("/api/movies");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn no_part_of_a_malformed_request_reaches_the_inventory() {
     let inventory = inventory();
     let program = Program::start(PROGRAM, vars(&queue, &inventory));
 
-    attack::Target::new(&program, "/api/movies/1").withstands_malformed_requests();
+    attack::AttackedProgram::new(&program, "/api/movies/1").withstands_malformed_requests();
 
     let requests = inventory.requests();
     assert!(!requests.is_empty());

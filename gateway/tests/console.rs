@@ -8,7 +8,7 @@ use common::env::Vars;
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Gateway, Limits};
 use serde_json::json;
-use testkit::{Reply, Service, Upstream};
+use testkit::{Reply, ScriptedUpstream, Service};
 
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
@@ -132,7 +132,7 @@ fn the_page_is_only_read() {
 
 #[test]
 fn orders_and_dead_letters_are_not_there_unless_they_are_exposed() {
-    let billing = Upstream::answering(NO_ORDERS);
+    let billing = ScriptedUpstream::answering(NO_ORDERS);
     let gateway = gateway(billing.address(), false, AccessConfig::default());
 
     for path in [
@@ -151,7 +151,7 @@ fn orders_and_dead_letters_are_not_there_unless_they_are_exposed() {
 
 #[test]
 fn exposed_orders_are_forwarded_and_only_read() {
-    let billing = Upstream::answering(NO_ORDERS);
+    let billing = ScriptedUpstream::answering(NO_ORDERS);
     let gateway = gateway(billing.address(), true, AccessConfig::default());
 
     let list = gateway
@@ -193,7 +193,7 @@ fn exposed_orders_are_forwarded_and_only_read() {
 
 #[test]
 fn dead_letters_are_forwarded_and_only_read_where_orders_are() {
-    let billing = Upstream::answering(NO_ORDERS);
+    let billing = ScriptedUpstream::answering(NO_ORDERS);
     let gateway = gateway(billing.address(), true, AccessConfig::default());
 
     let list = gateway.client.get("/api/dead-letters?limit=1&reason=body");
@@ -234,7 +234,7 @@ fn a_billing_that_is_gone_is_named() {
 
 #[test]
 fn where_keys_are_in_force_orders_and_dead_letters_are_for_administrators() {
-    let billing = Upstream::answering(NO_ORDERS);
+    let billing = ScriptedUpstream::answering(NO_ORDERS);
     let file = std::env::temp_dir().join(format!("crud-master-keys-{}", uuid::Uuid::new_v4()));
     std::fs::write(&file, KEYS).expect("a file for keys");
     let vars = Vars::from_pairs([("API_KEYS_FILE", file.display().to_string())]);

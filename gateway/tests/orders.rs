@@ -11,7 +11,9 @@ use common::env::Vars;
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
-use testkit::{Client, Message, RawReply, Relay, Reply, Service, TestQueue, Upstream, eventually};
+use testkit::{
+    Client, QueuedMessage, RawReply, Relay, Reply, ScriptedUpstream, Service, TestQueue, eventually,
+};
 
 const WORKERS: usize = 8;
 
@@ -34,8 +36,8 @@ admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
 const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0b\0\x0a\0\x3c\x06memory\xce";
 const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
 
-/// When a link is given up on which the oldest order is not confirmed, and a little more.
-const LINK_LIMIT: Duration = Duration::from_millis(16_500);
+/// When the gateway closes a connection whose oldest order is not confirmed, and a little more.
+const UNCONFIRMED_LIMIT: Duration = Duration::from_millis(16_500);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -66,7 +68,7 @@ impl Gateway {
     }
 
     fn with_access(config: QueueConfig, queue: TestQueue, access: AccessConfig) -> Self {
-        let inventory = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let inventory = ScriptedUpstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         let config = gateway::Config {
             http: HttpConfig::on_loopback(WORKERS),
             inventories: vec![inventory.address()],
@@ -128,8 +130,8 @@ fn message_id(reply: &Reply) -> String {
     id.expect("an answer with a message id").to_owned()
 }
 
-fn ids(messages: &[Message]) -> Vec<String> {
-    let id = |message: &Message| message.properties.message_id().clone();
+fn ids(messages: &[QueuedMessage]) -> Vec<String> {
+    let id = |message: &QueuedMessage| message.properties.message_id().clone();
     messages.iter().filter_map(id).collect()
 }
 
@@ -152,7 +154,7 @@ fn an_order_is_on_the_queue_with_its_fields_as_they_were_written_when_it_is_answ
     assert_eq!((reply.status, &reply.json), (200, &answer));
     let messages = gateway.queue.take_all();
     assert_eq!(messages.len(), 1);
-    let Message {
+    let QueuedMessage {
         body: taken,
         properties,
     } = &messages[0];
@@ -498,7 +500,7 @@ fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() 
     assert_eq!(ids(&gateway.queue.take_all()), [message_id(&reply)]);
     let metrics = gateway.client().get("/metrics").text;
     for line in [
-        "orders_refused_total{cause=\"away\"} 1",
+        "orders_refused_total{cause=\"disconnected\"} 1",
         "orders_refused_total{cause=\"blocked\"} 0",
         "orders_published_total 1",
         "orders_confirmed_total 1",
@@ -607,7 +609,10 @@ fn an_order_is_never_confirmed_into_a_queue_that_was_deleted() {
         metric(&gateway, "orders_refused_total{cause=\"no_queue\"}"),
         1
     );
-    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"disconnected\"}"),
+        0
+    );
 }
 
 #[test]
@@ -670,7 +675,10 @@ fn an_order_that_the_broker_refuses_costs_no_other_and_no_link() {
         (200, &json!("up"))
     );
     assert_eq!(metric(&gateway, "orders_refused_total{cause=\"nack\"}"), 14);
-    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"disconnected\"}"),
+        0
+    );
     assert!(gateway.queue.take().is_some());
     assert_eq!(gateway.place(&order().to_string()).status, 200);
 }
@@ -700,7 +708,10 @@ fn a_broker_that_takes_no_order_for_long_is_not_ready_and_takes_them_when_it_can
         gateway.place(&order().to_string()).status == 200
     });
     assert_eq!(gateway.client().get("/ready").status, 200);
-    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"disconnected\"}"),
+        0
+    );
 }
 
 /// How often confirms were asked for.
@@ -726,7 +737,10 @@ fn a_channel_on_which_every_order_is_refused_for_long_is_replaced_on_the_link_th
         CONFIRM_SELECTS.load(Ordering::Relaxed) == 2
     });
 
-    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"disconnected\"}"),
+        0
+    );
     assert!(gateway.queue.take().is_some());
     assert_eq!(gateway.place(&order().to_string()).status, 200);
 }
@@ -763,7 +777,7 @@ fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
         assert_eq!(status, 503);
         assert!(took < IN_TIME, "{took:?}");
     }
-    assert!(metric(&gateway, "orders_refused_total{cause=\"late\"}") > 0);
+    assert!(metric(&gateway, "orders_refused_total{cause=\"timeout\"}") > 0);
     assert!(metric(&gateway, "orders_unknown_total") > 0);
 }
 
@@ -809,7 +823,7 @@ fn an_alarm_ends_no_link_however_long_an_order_waits_behind_it() {
         assert_eq!(reply.join().expect("a client").status, 503);
     });
 
-    while started.elapsed() < LINK_LIMIT {
+    while started.elapsed() < UNCONFIRMED_LIMIT {
         let ready = gateway.client().get("/ready");
         assert_eq!(ready.json["dependencies"]["rabbitmq"], "blocked");
         thread::yield_now();
@@ -820,7 +834,10 @@ fn an_alarm_ends_no_link_however_long_an_order_waits_behind_it() {
     gateway.wait_until_ready();
     assert_eq!(gateway.place(&order().to_string()).status, 200);
     assert_eq!(gateway.queue.take_all().len(), 2);
-    assert_eq!(metric(&gateway, "orders_refused_total{cause=\"away\"}"), 0);
+    assert_eq!(
+        metric(&gateway, "orders_refused_total{cause=\"disconnected\"}"),
+        0
+    );
 }
 
 #[test]

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
 use serde_json::{Value, json};
-use testkit::{Client, Play, Program, Relay, Reply, TestQueue, Upstream, eventually};
+use testkit::{
+    Client, Program, Relay, Reply, ScriptedReply, ScriptedUpstream, TestQueue, eventually,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-fn vars(queue: &TestQueue, inventory: &Upstream) -> Vec<(String, String)> {
+fn vars(queue: &TestQueue, inventory: &ScriptedUpstream) -> Vec<(String, String)> {
     let mut vars = queue.vars();
     for (key, value) in [
         ("LISTEN_ADDRESS", "127.0.0.1"),
@@ -53,7 +55,7 @@ fn wait_until_ready(client: &Client) {
 #[test]
 fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listens() {
     let queue = TestQueue::create();
-    let inventory = Upstream::answering(OK);
+    let inventory = ScriptedUpstream::answering(OK);
     let port = "is malformed: it must be a port number from 0 to 65535";
     let missing = "is missing: set it in .env or in the environment";
     for (key, value, problem) in [
@@ -121,7 +123,7 @@ fn a_missing_or_malformed_setting_is_named_and_ends_the_program_before_it_listen
 #[test]
 fn a_port_that_is_taken_is_named() {
     let queue = TestQueue::create();
-    let inventory = Upstream::answering(OK);
+    let inventory = ScriptedUpstream::answering(OK);
     let port = inventory.address().port().to_string();
     let vars = with(vars(&queue, &inventory), "API_GATEWAY_PORT", &port);
 
@@ -138,7 +140,7 @@ fn a_port_that_is_taken_is_named() {
 fn sigint_and_sigterm_end_the_program_with_0() {
     for signal in ["INT", "TERM"] {
         let queue = TestQueue::create();
-        let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+        let program = Program::start(PROGRAM, vars(&queue, &ScriptedUpstream::answering(OK)));
         wait_until_ready(&Client::new(program.address()));
 
         program.signal(signal);
@@ -155,7 +157,11 @@ fn sigint_and_sigterm_end_the_program_with_0() {
 #[test]
 fn a_signal_ends_the_program_with_0_while_nothing_behind_it_is_there() {
     let queue = TestQueue::create();
-    let nobody = with(vars(&queue, &Upstream::answering(OK)), "RABBITMQ_PORT", "1");
+    let nobody = with(
+        vars(&queue, &ScriptedUpstream::answering(OK)),
+        "RABBITMQ_PORT",
+        "1",
+    );
     let program = Program::start(PROGRAM, with(nobody, "INVENTORY_API_PORT", "1"));
     let client = Client::new(program.address());
     assert_eq!(client.post("/api/billing", &order()).status, 503);
@@ -171,11 +177,11 @@ fn a_request_that_was_accepted_before_the_signal_is_answered() {
     let queue = TestQueue::create();
     let (release, released) = mpsc::channel();
     let released = Mutex::new(released);
-    let inventory = Upstream::start(move |request| {
+    let inventory = ScriptedUpstream::start(move |request| {
         if request.line.contains("/api/movies") {
             let _ = released.lock().expect("nobody panics").recv();
         }
-        Play::Answer(OK.into())
+        ScriptedReply::Answer(OK.into())
     });
     let program = Program::start(PROGRAM, vars(&queue, &inventory));
     let client = Client::new(program.address());
@@ -197,7 +203,7 @@ fn a_request_that_was_accepted_before_the_signal_is_answered() {
 #[test]
 fn orders_at_the_time_of_the_signal_are_on_the_queue_where_they_were_answered() {
     let queue = TestQueue::create();
-    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let program = Program::start(PROGRAM, vars(&queue, &ScriptedUpstream::answering(OK)));
     let address = program.address();
     wait_until_ready(&Client::new(address));
     let clients = [(); 4].map(|()| Client::new(address));
@@ -241,7 +247,7 @@ fn orders_at_the_time_of_the_signal_are_on_the_queue_where_they_were_answered() 
 #[test]
 fn started_before_the_inventory_and_rabbitmq_it_answers_and_heals_by_itself() {
     let queue = TestQueue::create();
-    let inventory = Upstream::answering(OK);
+    let inventory = ScriptedUpstream::answering(OK);
     let address = inventory.address();
     let movies = Relay::down(&address.ip().to_string(), address.port());
     let orders = queue.relay_down();
@@ -276,7 +282,7 @@ fn started_before_the_inventory_and_rabbitmq_it_answers_and_heals_by_itself() {
 #[test]
 fn each_line_about_a_request_has_its_id() {
     let queue = TestQueue::create();
-    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let program = Program::start(PROGRAM, vars(&queue, &ScriptedUpstream::answering(OK)));
     let client = Client::new(program.address());
     wait_until_ready(&client);
     let body = order().to_string();
@@ -306,7 +312,7 @@ fn each_line_about_a_request_has_its_id() {
 #[test]
 fn nobody_fills_the_log_by_what_is_refused() {
     let queue = TestQueue::create();
-    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let program = Program::start(PROGRAM, vars(&queue, &ScriptedUpstream::answering(OK)));
     let client = Client::new(program.address());
     let target = format!("/{}", "n".repeat(8000));
 
@@ -332,7 +338,7 @@ fn nobody_fills_the_log_by_what_is_refused() {
 fn large_and_nested_bodies_from_many_clients_take_little_memory() {
     const LIMIT_KIB: usize = 300 * 1024;
     const CLIENTS: usize = 16;
-    let (queue, inventory) = (TestQueue::create(), Upstream::answering(OK));
+    let (queue, inventory) = (TestQueue::create(), ScriptedUpstream::answering(OK));
     let program = Program::start(PROGRAM, vars(&queue, &inventory));
     let client = Client::new(program.address());
     wait_until_ready(&client);
@@ -364,7 +370,7 @@ fn large_and_nested_bodies_from_many_clients_take_little_memory() {
             assert_eq!(statuses, [expected; CLIENTS], "{path} {body:.40}");
         }
     }
-    let most = program.facts().most_resident_kib;
+    let most = program.stats().most_resident_kib;
     assert!(most < LIMIT_KIB, "{most} KiB");
 }
 
@@ -389,7 +395,7 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
 fn a_password_that_rabbitmq_does_not_know_is_one_error() {
     let queue = TestQueue::create();
     let vars = with(
-        vars(&queue, &Upstream::answering(OK)),
+        vars(&queue, &ScriptedUpstream::answering(OK)),
         "RABBITMQ_PASSWORD",
         "another",
     );
@@ -403,7 +409,7 @@ fn a_password_that_rabbitmq_does_not_know_is_one_error() {
     let (_, log) = program.wait();
     let told: Vec<_> = log
         .lines()
-        .filter(|l| l.contains("no link to the broker"))
+        .filter(|l| l.contains("no connection to the broker"))
         .collect();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains("level=error"), "{told:?}");
@@ -417,7 +423,7 @@ fn orders_that_the_broker_refuses_are_a_line_a_second_and_end_no_link() {
         ("x-max-length", AmqpValue::LongLongInt(1)),
         ("x-overflow", overflow),
     ]);
-    let program = Program::start(PROGRAM, vars(&queue, &Upstream::answering(OK)));
+    let program = Program::start(PROGRAM, vars(&queue, &ScriptedUpstream::answering(OK)));
     let client = Client::new(program.address());
     wait_until_ready(&client);
     let started = Instant::now();
@@ -435,7 +441,10 @@ fn orders_that_the_broker_refuses_are_a_line_a_second_and_end_no_link() {
         "{log}"
     );
     assert_eq!(
-        (count("no link to the broker"), count("msg=publishing")),
+        (
+            count("no connection to the broker"),
+            count("msg=publishing")
+        ),
         (0, 1)
     );
 }
@@ -446,7 +455,7 @@ fn a_broker_that_takes_links_and_serves_none_is_told_of_once() {
     let relay = queue.relay_up();
     let port = relay.address().port().to_string();
     let vars = with(
-        vars(&queue, &Upstream::answering(OK)),
+        vars(&queue, &ScriptedUpstream::answering(OK)),
         "RABBITMQ_PORT",
         &port,
     );
@@ -457,7 +466,9 @@ fn a_broker_that_takes_links_and_serves_none_is_told_of_once() {
 
     for _ in 0..3 {
         relay.cut();
-        eventually("the link is gone", || client.get("/ready").status == 503);
+        eventually("the connection is lost", || {
+            client.get("/ready").status == 503
+        });
         relay.restore();
         wait_until_ready(&client);
     }
@@ -465,7 +476,7 @@ fn a_broker_that_takes_links_and_serves_none_is_told_of_once() {
     let log = program.log();
     let told: Vec<_> = log
         .lines()
-        .filter(|l| l.contains("no link to the broker"))
+        .filter(|l| l.contains("no connection to the broker"))
         .collect();
     let causes: HashSet<_> = told
         .iter()
@@ -510,7 +521,7 @@ fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_with_orders
     let relay = queue.relay_up();
     let port = relay.address().port().to_string();
     let vars = with(
-        vars(&queue, &Upstream::answering(OK)),
+        vars(&queue, &ScriptedUpstream::answering(OK)),
         "RABBITMQ_PORT",
         &port,
     );
@@ -539,7 +550,7 @@ fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_before_the_
     relay.freeze();
     let port = relay.address().port().to_string();
     let vars = with(
-        vars(&queue, &Upstream::answering(OK)),
+        vars(&queue, &ScriptedUpstream::answering(OK)),
         "RABBITMQ_PORT",
         &port,
     );
@@ -555,7 +566,7 @@ fn a_signal_ends_the_program_with_0_in_time_while_rabbitmq_is_frozen_before_the_
 #[test]
 fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_requests_in_flight() {
     let queue = TestQueue::create();
-    let inventory = Upstream::start(|_| Play::Silence);
+    let inventory = ScriptedUpstream::start(|_| ScriptedReply::Silence);
     let program = Program::start(PROGRAM, vars(&queue, &inventory));
 
     let reply = ends_in_time(
@@ -571,13 +582,13 @@ fn a_signal_ends_the_program_with_0_in_time_while_an_inventory_is_frozen_with_re
 #[test]
 fn with_a_key_of_operations_nobody_else_sees_the_metrics_and_the_services_are_asked_with_it() {
     let bearer = "Bearer a-key";
-    let inventory = Upstream::start(move |request| {
+    let inventory = ScriptedUpstream::start(move |request| {
         let known = request.values("authorization") == [bearer];
         let up = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
         let body = if known { up } else { "{}" };
         let length = body.len();
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-        Play::Answer((head + body).into_bytes())
+        ScriptedReply::Answer((head + body).into_bytes())
     });
     let queue = TestQueue::create();
     let program = Program::start(
@@ -595,8 +606,7 @@ fn with_a_key_of_operations_nobody_else_sees_the_metrics_and_the_services_are_as
     assert_eq!(ready.json["dependencies"], up);
     let metrics = client.send("GET", "/metrics", &header, None);
     assert!(metrics.text.contains("\nprocess_threads "));
-    // Whoever may look on is told by the gateway, which has the key; it is not a client's, nor is a
-    // client's sent on.
+    // The gateway probes services with its own key, and forwards no client's key.
     let status = client.get("/api/status").json;
     assert_eq!(status["inventory"]["postgresql"], "up");
     let _ = client.send("GET", "/api/movies", &header, None);

@@ -1,5 +1,5 @@
 //! Movies, forwarded: what arrives at the inventory and what comes back, byte for byte, with an
-//! upstream in the inventory's place that plays whatever an inventory might, or should not.
+//! scripted upstream in place of the inventory that sends valid and invalid answers.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,7 +11,9 @@ use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Limits};
 use serde_json::{Value, json};
-use testkit::{Client, Play, RawReply, Recorded, Reply, Service, Upstream, eventually};
+use testkit::{
+    Client, RawReply, RecordedRequest, Reply, ScriptedReply, ScriptedUpstream, Service, eventually,
+};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -20,11 +22,11 @@ const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 struct Gateway {
     service: Service<gateway::Gateway>,
-    upstream: Upstream,
+    upstream: ScriptedUpstream,
 }
 
 impl Gateway {
-    fn before(upstream: Upstream) -> Self {
+    fn before(upstream: ScriptedUpstream) -> Self {
         let service = forwarding_to(upstream.address(), Limits::default());
         Self { service, upstream }
     }
@@ -50,7 +52,7 @@ impl Gateway {
     }
 
     /// The only request that the upstream had.
-    fn received(&self) -> Recorded {
+    fn received(&self) -> RecordedRequest {
         let requests = self.upstream.requests();
         assert_eq!(requests.len(), 1, "{requests:?}");
         requests[0].clone()
@@ -123,7 +125,7 @@ fn bad_gateway(detail: &str) -> (u16, Value) {
 
 #[test]
 fn method_path_and_query_arrive_byte_for_byte() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
     let lines = [
         "GET /api/movies",
         "GET /api/movies/",
@@ -161,7 +163,7 @@ fn method_path_and_query_arrive_byte_for_byte() {
 
 #[test]
 fn a_body_arrives_byte_for_byte_whatever_the_method() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
     let body = "\0 not JSON \r\n\r\n ü 🎬 ";
     for method in ["POST", "PUT", "PATCH", "DELETE", "GET", "OPTIONS", "REPORT"] {
         let length = format!("Content-Length: {}", body.len());
@@ -182,7 +184,7 @@ fn a_body_arrives_byte_for_byte_whatever_the_method() {
 
 #[test]
 fn a_chunked_body_arrives_with_its_length() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let reply = gateway.send(
         "POST /api/movies",
@@ -200,7 +202,7 @@ fn a_chunked_body_arrives_with_its_length() {
 /// None has no framing that ureq could send, but an empty body without a length says the same.
 #[test]
 fn an_empty_body_and_none_can_be_told_apart() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     for (lines, body) in [
         (&["Content-Length: 0"][..], ""),
@@ -227,7 +229,7 @@ fn an_empty_body_and_none_can_be_told_apart() {
 
 #[test]
 fn a_body_of_a_megabyte_arrives_whole() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
     let body = "0123456789abcdef".repeat(64 * 1024);
 
     let reply = gateway
@@ -240,7 +242,7 @@ fn a_body_of_a_megabyte_arrives_whole() {
 
 #[test]
 fn end_to_end_headers_arrive_and_nothing_is_added_but_who_asked() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let _ = gateway.send(
         "GET /api/movies",
@@ -278,7 +280,7 @@ fn end_to_end_headers_arrive_and_nothing_is_added_but_who_asked() {
 
 #[test]
 fn what_a_client_shows_to_the_gateway_does_not_reach_the_inventory() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let reply = gateway.send(
         "GET /api/movies",
@@ -299,7 +301,7 @@ fn what_a_client_shows_to_the_gateway_does_not_reach_the_inventory() {
 
 #[test]
 fn headers_of_one_connection_do_not_reach_the_inventory() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let _ = gateway.send(
         "GET /api/movies",
@@ -340,7 +342,7 @@ fn headers_of_one_connection_do_not_reach_the_inventory() {
 
 #[test]
 fn a_client_that_came_through_other_proxies_keeps_its_trace() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let _ = gateway.send(
         "GET /api/movies",
@@ -375,7 +377,7 @@ fn a_client_that_came_through_other_proxies_keeps_its_trace() {
 
 #[test]
 fn a_request_id_is_taken_from_the_client_or_made_and_is_the_same_on_both_sides() {
-    let gateway = Gateway::before(Upstream::answering(
+    let gateway = Gateway::before(ScriptedUpstream::answering(
         "HTTP/1.1 204 No Content\r\nX-Request-Id: the-inventory's own\r\n\r\n",
     ));
 
@@ -400,7 +402,7 @@ fn a_request_id_is_taken_from_the_client_or_made_and_is_the_same_on_both_sides()
 
 #[test]
 fn status_headers_and_content_come_back_as_they_were_sent() {
-    let gateway = Gateway::before(Upstream::answering(
+    let gateway = Gateway::before(ScriptedUpstream::answering(
         "HTTP/1.1 200 Very Well\r\n\
          Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n\
          Set-Cookie: a=1; Path=/\r\n\
@@ -446,7 +448,7 @@ fn status_headers_and_content_come_back_as_they_were_sent() {
 
 #[test]
 fn every_answer_says_once_that_browsers_are_not_to_guess_nor_to_give_it_to_other_sites() {
-    let gateway = Gateway::before(Upstream::answering(
+    let gateway = Gateway::before(ScriptedUpstream::answering(
         "HTTP/1.1 200 OK\r\nX-Content-Type-Options: other\r\n\
          Cross-Origin-Resource-Policy: cross-origin\r\nContent-Length: 2\r\n\r\nok",
     ));
@@ -476,7 +478,7 @@ fn every_answer_says_once_that_browsers_are_not_to_guess_nor_to_give_it_to_other
 
 #[test]
 fn headers_of_the_inner_connection_do_not_reach_the_client() {
-    let gateway = Gateway::before(Upstream::answering(
+    let gateway = Gateway::before(ScriptedUpstream::answering(
         "HTTP/1.1 200 OK\r\n\
          Connection: X-Listed\r\n\
          Connection: keep-alive, X-Listed-Later\r\n\
@@ -536,7 +538,7 @@ fn odd_statuses_pass() {
             "",
         ),
     ] {
-        let gateway = Gateway::before(Upstream::answering(format!("HTTP/1.1 {answer}")));
+        let gateway = Gateway::before(ScriptedUpstream::answering(format!("HTTP/1.1 {answer}")));
 
         let reply = gateway.get();
 
@@ -554,7 +556,7 @@ fn odd_statuses_pass() {
 
 #[test]
 fn an_interim_answer_is_not_taken_for_the_answer() {
-    let gateway = Gateway::before(Upstream::answering(format!(
+    let gateway = Gateway::before(ScriptedUpstream::answering(format!(
         "HTTP/1.1 100 Continue\r\n\r\n{OK}"
     )));
 
@@ -565,14 +567,14 @@ fn an_interim_answer_is_not_taken_for_the_answer() {
 
 #[test]
 fn head_gets_the_head_that_get_would_have() {
-    let gateway = Gateway::before(Upstream::start(|request| {
+    let gateway = Gateway::before(ScriptedUpstream::start(|request| {
         let body = if request.line.starts_with("HEAD") {
             ""
         } else {
             "ok"
         };
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Kept: 1\r\n\r\n";
-        Play::Answer(format!("{head}{body}").into_bytes())
+        ScriptedReply::Answer(format!("{head}{body}").into_bytes())
     }));
 
     let got = gateway.get();
@@ -592,7 +594,7 @@ fn head_gets_the_head_that_get_would_have() {
 
 #[test]
 fn a_head_request_with_content_is_forwarded_without_it() {
-    let gateway = Gateway::before(Upstream::answering("HTTP/1.1 200 OK\r\n\r\n"));
+    let gateway = Gateway::before(ScriptedUpstream::answering("HTTP/1.1 200 OK\r\n\r\n"));
 
     let reply = gateway.send("HEAD /api/movies", &["Content-Length: 2"], "{}");
 
@@ -614,10 +616,13 @@ fn answers_of_every_framing_and_of_10_megabytes_come_back_whole() {
         }
         rest = others;
     }
-    for (framing, play) in [
-        ("length", Play::Answer as fn(Vec<u8>) -> Play),
-        ("chunked", Play::Answer),
-        ("the end of the connection", Play::Last),
+    for (framing, reply_with) in [
+        (
+            "length",
+            ScriptedReply::Answer as fn(Vec<u8>) -> ScriptedReply,
+        ),
+        ("chunked", ScriptedReply::Answer),
+        ("the end of the connection", ScriptedReply::Last),
     ] {
         let framed = match framing {
             "length" => &length,
@@ -625,7 +630,7 @@ fn answers_of_every_framing_and_of_10_megabytes_come_back_whole() {
             _ => &format!("\r\n{content}"),
         };
         let answer = format!("HTTP/1.1 200 OK\r\n{framed}").into_bytes();
-        let gateway = Gateway::before(Upstream::start(move |_| play(answer.clone())));
+        let gateway = Gateway::before(ScriptedUpstream::start(move |_| reply_with(answer.clone())));
 
         let reply = gateway.client().get("/api/movies");
 
@@ -636,7 +641,7 @@ fn answers_of_every_framing_and_of_10_megabytes_come_back_whole() {
 
 #[test]
 fn chunks_win_over_a_length_that_is_given_beside_them() {
-    let gateway = Gateway::before(Upstream::answering(
+    let gateway = Gateway::before(ScriptedUpstream::answering(
         "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n\r\n\
          2\r\nok\r\n0\r\n\r\n",
     ));
@@ -654,7 +659,7 @@ fn heads_of_many_headers_pass_both_ways() {
     let lines: Vec<_> = (0..60)
         .map(|number| format!("X-Tag-{number}: {}", "v".repeat(100)))
         .collect();
-    let gateway = Gateway::before(Upstream::answering(format!(
+    let gateway = Gateway::before(ScriptedUpstream::answering(format!(
         "HTTP/1.1 200 OK\r\n{}\r\nContent-Length: 2\r\n\r\nok",
         lines.join("\r\n")
     )));
@@ -675,7 +680,7 @@ fn heads_of_many_headers_pass_both_ways() {
 #[test]
 fn an_answer_with_a_header_of_32_kilobytes_passes() {
     let long = "v".repeat(32 * 1024);
-    let gateway = Gateway::before(Upstream::answering(format!(
+    let gateway = Gateway::before(ScriptedUpstream::answering(format!(
         "HTTP/1.1 200 OK\r\nX-Tag: {long}\r\nContent-Length: 2\r\n\r\nok"
     )));
 
@@ -687,7 +692,7 @@ fn an_answer_with_a_header_of_32_kilobytes_passes() {
 
 #[test]
 fn what_cannot_be_forwarded_is_the_clients_to_mend() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
     for line in [
         "CONNECT /api/movies",
         "GET /api/movies/<7>",
@@ -726,7 +731,9 @@ fn an_inventory_that_hangs_up_or_does_not_speak_http_is_a_502() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nAlien\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nAlien",
     ] {
-        let gateway = Gateway::before(Upstream::start(|_| Play::Last(answer.into())));
+        let gateway = Gateway::before(ScriptedUpstream::start(|_| {
+            ScriptedReply::Last(answer.into())
+        }));
 
         let reply = gateway.get();
 
@@ -742,7 +749,7 @@ fn an_inventory_that_hangs_up_or_does_not_speak_http_is_a_502() {
 
 #[test]
 fn an_inventory_that_says_nothing_is_a_504() {
-    let upstream = Upstream::start(|_| Play::Silence);
+    let upstream = ScriptedUpstream::start(|_| ScriptedReply::Silence);
     let gateway = Gateway {
         service: forwarding_to(upstream.address(), limits(Duration::from_millis(200))),
         upstream,
@@ -764,7 +771,8 @@ fn an_inventory_that_says_nothing_is_a_504() {
 
 #[test]
 fn an_inventory_that_stops_in_the_first_part_of_its_answer_is_a_504() {
-    let upstream = Upstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nAlien");
+    let upstream =
+        ScriptedUpstream::answering("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nAlien");
     let gateway = Gateway {
         service: forwarding_to(upstream.address(), limits(Duration::from_millis(200))),
         upstream,
@@ -780,7 +788,9 @@ fn an_answer_that_breaks_off_cannot_be_taken_for_whole() {
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{chunk}\r\n",
         chunk.len()
     );
-    let gateway = Gateway::before(Upstream::start(move |_| Play::Last(broken.clone().into())));
+    let gateway = Gateway::before(ScriptedUpstream::start(move |_| {
+        ScriptedReply::Last(broken.clone().into())
+    }));
 
     let reply = gateway
         .client()
@@ -792,14 +802,14 @@ fn an_answer_that_breaks_off_cannot_be_taken_for_whole() {
 
 #[test]
 fn connections_to_the_inventory_are_used_again() {
-    let gateway = Gateway::before(Upstream::start(|request| {
+    let gateway = Gateway::before(ScriptedUpstream::start(|request| {
         let answer = match request.line.split(' ').next() {
             Some("HEAD") => "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
             Some("DELETE") => "HTTP/1.1 204 No Content\r\n\r\n",
             Some("PUT") => "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             _ => OK,
         };
-        Play::Answer(answer.into())
+        ScriptedReply::Answer(answer.into())
     }));
 
     for method in ["GET", "HEAD", "DELETE", "PUT", "POST", "GET"] {
@@ -818,11 +828,11 @@ fn connections_to_the_inventory_are_used_again() {
 /// Sends a GET, and then a request of that method on the same connection, on which the
 /// inventory, instead of an answer, hangs up. What came of it, and how often it was asked.
 fn on_a_stale_connection(method: &str, headers: &[(&str, &str)]) -> (Reply, usize) {
-    let gateway = Gateway::before(Upstream::start(|request| {
+    let gateway = Gateway::before(ScriptedUpstream::start(|request| {
         if (request.connection, request.turn) == (0, 1) {
-            Play::Last(Vec::new())
+            ScriptedReply::Last(Vec::new())
         } else {
-            Play::Answer(OK.into())
+            ScriptedReply::Answer(OK.into())
         }
     }));
     assert_eq!(gateway.client().get("/api/movies").status, 200);
@@ -864,7 +874,7 @@ fn what_may_not_be_done_twice_is_never_repeated() {
 
 #[test]
 fn a_connection_that_the_inventory_has_closed_costs_nobody_an_answer() {
-    let gateway = Gateway::before(Upstream::start(|_| Play::Last(OK.into())));
+    let gateway = Gateway::before(ScriptedUpstream::start(|_| ScriptedReply::Last(OK.into())));
     for count in 1..=5 {
         let reply = gateway
             .client()
@@ -878,7 +888,7 @@ fn a_connection_that_the_inventory_has_closed_costs_nobody_an_answer() {
 
 #[test]
 fn an_inventory_that_always_hangs_up_is_asked_twice_at_most() {
-    let gateway = Gateway::before(Upstream::start(|_| Play::Last(Vec::new())));
+    let gateway = Gateway::before(ScriptedUpstream::start(|_| ScriptedReply::Last(Vec::new())));
 
     let reply = gateway.get();
 
@@ -890,7 +900,7 @@ fn an_inventory_that_always_hangs_up_is_asked_twice_at_most() {
 
 #[test]
 fn only_movies_are_forwarded() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
     for target in [
         "/movies",
         "/api",
@@ -906,7 +916,7 @@ fn only_movies_are_forwarded() {
 
 #[test]
 fn the_host_of_an_absolute_target_takes_the_place_of_host() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let reply = gateway.send("GET http://other.example:81/api/movies?a=b", &[], "");
 
@@ -918,7 +928,7 @@ fn the_host_of_an_absolute_target_takes_the_place_of_host() {
 
 #[test]
 fn options_and_trace_go_as_far_as_max_forwards_says() {
-    let gateway = Gateway::before(Upstream::answering(OK));
+    let gateway = Gateway::before(ScriptedUpstream::answering(OK));
 
     let last = gateway.send("OPTIONS /api/movies", &["Max-Forwards: 0"], "");
     let next = gateway.send("OPTIONS /api/movies", &["Max-Forwards: 5"], "");
@@ -940,7 +950,7 @@ fn options_and_trace_go_as_far_as_max_forwards_says() {
 #[test]
 fn a_204_has_no_length_whatever_the_inventory_says() {
     let answer = "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n";
-    let gateway = Gateway::before(Upstream::answering(answer));
+    let gateway = Gateway::before(ScriptedUpstream::answering(answer));
 
     let reply = gateway.get();
 
@@ -953,7 +963,7 @@ fn a_204_has_no_length_whatever_the_inventory_says() {
 #[test]
 fn what_changes_something_is_not_repeated_where_its_connection_was_new() {
     for (method, asked) in [("PUT", 1), ("DELETE", 1), ("GET", 2)] {
-        let gateway = Gateway::before(Upstream::start(|_| Play::Last(Vec::new())));
+        let gateway = Gateway::before(ScriptedUpstream::start(|_| ScriptedReply::Last(Vec::new())));
 
         let reply = gateway.send(&format!("{method} /api/movies/1"), &[], "");
 

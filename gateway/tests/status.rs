@@ -1,4 +1,4 @@
-//! How the platform is, for whoever looks on: a real RabbitMQ, and services that a test plays.
+//! `GET /api/status`, with a real RabbitMQ and scripted services.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use common::env::Vars;
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Gateway, Limits};
 use serde_json::{Value, json};
-use testkit::{Play, Reply, Service, TestQueue, Upstream, eventually};
+use testkit::{Reply, ScriptedReply, ScriptedUpstream, Service, TestQueue, eventually};
 
 /// The hash of `reader-key`.
 const READER: &str =
@@ -24,14 +24,14 @@ fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-fn ready() -> Upstream {
+fn ready() -> ScriptedUpstream {
     let body = r#"{"status":"ready","dependencies":{"postgresql":"up"}}"#;
-    Upstream::answering(answer("200 OK", body))
+    ScriptedUpstream::answering(answer("200 OK", body))
 }
 
-fn without_database() -> Upstream {
+fn without_database() -> ScriptedUpstream {
     let body = r#"{"status":503,"dependencies":{"postgresql":"down"}}"#;
-    Upstream::answering(answer("503 Service Unavailable", body))
+    ScriptedUpstream::answering(answer("503 Service Unavailable", body))
 }
 
 struct Parts {
@@ -153,7 +153,7 @@ fn what_is_away_is_shown_as_down_and_as_up_when_it_is_back() {
 
 #[test]
 fn a_part_that_says_nothing_costs_a_second_and_hides_no_other() {
-    let (silent, billing) = (Upstream::start(|_| Play::Silence), ready());
+    let (silent, billing) = (ScriptedUpstream::start(|_| ScriptedReply::Silence), ready());
     let queue = TestQueue::create();
     let gateway = gateway(Parts {
         inventory: silent.address(),
@@ -249,14 +249,14 @@ fn dead_letters_are_counted_by_billing_and_unknown_while_it_does_not_say() {
     let (inventory, queue) = (ready(), TestQueue::create());
     let answers = Arc::new(AtomicBool::new(true));
     let answering = Arc::clone(&answers);
-    let billing = Upstream::start(move |request| match request.line.as_str() {
+    let billing = ScriptedUpstream::start(move |request| match request.line.as_str() {
         "GET /api/dead-letters/count HTTP/1.1" if answering.load(Ordering::Relaxed) => {
-            Play::Answer(answer("200 OK", r#"{"count":7,"bytes":4096}"#).into())
+            ScriptedReply::Answer(answer("200 OK", r#"{"count":7,"bytes":4096}"#).into())
         }
         "GET /api/dead-letters/count HTTP/1.1" => {
-            Play::Answer(answer("503 Service Unavailable", r#"{"count":7}"#).into())
+            ScriptedReply::Answer(answer("503 Service Unavailable", r#"{"count":7}"#).into())
         }
-        _ => Play::Answer(answer("200 OK", "{}").into()),
+        _ => ScriptedReply::Answer(answer("200 OK", "{}").into()),
     });
     let gateway = gateway(Parts {
         inventory: inventory.address(),
@@ -277,9 +277,9 @@ fn a_consumer_that_records_nothing_is_seen_and_the_platform_degraded() {
     let (inventory, billing, queue) = (ready(), ready(), TestQueue::create());
     let records = Arc::new(AtomicBool::new(true));
     let recording = Arc::clone(&records);
-    let consumer = Upstream::start(move |request| {
+    let consumer = ScriptedUpstream::start(move |request| {
         assert_eq!(request.line, "GET /ready HTTP/1.1");
-        Play::Answer(
+        ScriptedReply::Answer(
             if recording.load(Ordering::Relaxed) {
                 let states = r#"{"dependencies":{"postgresql":"up","rabbitmq":"up"}}"#;
                 answer("200 OK", states)

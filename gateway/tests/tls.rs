@@ -16,7 +16,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use testkit::{Program, Upstream, eventually};
+use testkit::{Program, ScriptedUpstream, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
@@ -105,7 +105,7 @@ fn https_is_spoken_in_both_versions_and_said_to_the_inventory() {
         "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n{}",
         "m".repeat(100_000)
     );
-    let inventory = Upstream::answering(answer);
+    let inventory = ScriptedUpstream::answering(answer);
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let address = gateway.address();
@@ -137,7 +137,7 @@ fn https_is_spoken_in_both_versions_and_said_to_the_inventory() {
 
 #[test]
 fn whoever_came_by_https_is_told_to_do_so_again() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let address = gateway.address();
@@ -154,7 +154,7 @@ fn whoever_came_by_https_is_told_to_do_so_again() {
 
 #[test]
 fn whoever_speaks_plainly_to_a_tls_port_is_told_so_plainly() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let address = gateway.address();
@@ -172,7 +172,7 @@ fn whoever_speaks_plainly_to_a_tls_port_is_told_so_plainly() {
 
 #[test]
 fn a_large_body_arrives_whole_however_it_is_cut_into_records() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let begin = "POST /api/movies HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
@@ -209,7 +209,7 @@ fn a_large_body_arrives_whole_however_it_is_cut_into_records() {
 
 #[test]
 fn a_full_record_may_come_together_with_the_end_of_the_handshake() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let mut stream = connect(gateway.address(), &certificate);
@@ -242,7 +242,7 @@ fn a_full_record_may_come_together_with_the_end_of_the_handshake() {
 
 #[test]
 fn what_comes_behind_a_farewell_is_nobodys() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let address = gateway.address();
@@ -282,7 +282,7 @@ fn connect(
 
 #[test]
 fn a_new_certificate_is_used_once_it_is_there_and_a_broken_one_is_not() {
-    let inventory = Upstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
+    let inventory = ScriptedUpstream::answering("HTTP/1.1 204 No Content\r\n\r\n");
     let certificate = Certificate::create();
     let gateway = start(inventory.address(), &certificate.cert(), &certificate.key());
     let address = gateway.address();

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
 use gateway::{AccessConfig, Gateway, Limits};
-use testkit::{Relay, Service, Upstream, eventually};
+use testkit::{Relay, ScriptedUpstream, Service, eventually};
 
 /// An inventory that answers every request with its name.
-fn inventory(name: &str) -> Upstream {
-    Upstream::answering(format!(
+fn inventory(name: &str) -> ScriptedUpstream {
+    ScriptedUpstream::answering(format!(
         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
         name.len()
     ))

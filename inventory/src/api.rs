@@ -10,8 +10,8 @@ use common::http::{
 };
 use serde_json::json;
 
-use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleBroken};
-use crate::store::{ListedMovie, MovieStore};
+use crate::movie::{Movie, MovieChanges, MovieFields, NewMovie, RuleViolation};
+use crate::store::{MovieRow, MovieStore};
 
 pub(crate) const ROUTES: &[Route<MovieStore>] = &[
     (Verb::Get, "/api/movies", Handler::Batch(&LIST_MOVIES)),
@@ -30,8 +30,8 @@ const LIST_MOVIES: Batch<MovieStore> = Batch {
     one: list_movies,
 };
 
-/// One commit for all, which share the wait for the disk. While one slot waits for it, what comes
-/// next gathers at the other, which is behind it in any case: movies are created in turn.
+/// Creates that wait share one commit (group commit). While one slot waits for the disk, further creates queue
+/// for the other one; it would have to wait in any case, since movies are created in turn.
 const CREATE_MOVIES: Batch<MovieStore> = Batch {
     slots: 2,
     requests_max: 256,
@@ -48,8 +48,8 @@ const GET_MOVIES: Batch<MovieStore> = Batch {
     one: get_movie,
 };
 
-/// What the query of each path may have.
-pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
+/// Checks that the query has only parameters of its path.
+pub(crate) fn check_query(head: &Head) -> Result<(), Problem> {
     let is_list =
         head.route() == "/api/movies" && matches!(head.method, Method::GET | Method::HEAD);
     head.require_query_of(if is_list {
@@ -59,7 +59,7 @@ pub(crate) fn knows_query(head: &Head) -> Result<(), Problem> {
     })
 }
 
-/// Short pages of all movies can be read together.
+/// Whether this is a short page of all movies; one statement reads several of these.
 fn is_short_page(request: &Head) -> bool {
     let page = Page::from_query(request);
     let short = page.is_ok_and(|page| page.limit.is_some_and(|limit| limit <= 100));
@@ -80,11 +80,11 @@ fn list_pages(movies: &mut MovieStore, requests: &[Request]) -> Answers {
                 .collect();
         }
     };
-    let answer = |((request, page), listed): ((&Request, &Page), Vec<ListedMovie>)| {
-        // What has long descriptions is sent one by one.
-        let whole = listed.iter().all(ListedMovie::is_whole);
+    let answer = |((request, page), listed): ((&Request, &Page), Vec<MovieRow>)| {
+        // A page with long descriptions is streamed.
+        let whole = listed.iter().all(MovieRow::is_complete);
         whole.then(|| {
-            page.respond(listed, ListedMovie::id, request, |listed| {
+            page.respond(listed, MovieRow::id, request, |listed| {
                 Ok(json_if_changed(request, &listed))
             })
         })
@@ -106,8 +106,8 @@ fn list_movies<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerResu
     } else {
         movies.search(&part, page)?
     };
-    page.respond(listed, ListedMovie::id, request, |listed| {
-        if listed.iter().all(ListedMovie::is_whole) {
+    page.respond(listed, MovieRow::id, request, |listed| {
+        if listed.iter().all(MovieRow::is_complete) {
             Ok(json_if_changed(request, &listed))
         } else {
             whole_list(request, movies.complete(listed))
@@ -151,7 +151,7 @@ fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     answer.unwrap_or_else(|| Err(Problem::internal("no answer came back")))
 }
 
-/// The id of each. One that PostgreSQL does not take is no reason to refuse the others.
+/// Creates movies and returns the id of each. If PostgreSQL refuses one, the others are created one by one.
 fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, ChangeError>> {
     match movies.create(new_movies) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),
@@ -187,8 +187,8 @@ fn get_movies(movies: &mut MovieStore, requests: &[Request]) -> Answers {
         let id = movie_id(request)?;
         let found = found.as_ref().map_err(DbError::clone)?;
         let movie = found.get(&id).ok_or_else(|| no_such_movie(request))?;
-        // Many that are long would be too much at once.
-        let whole = movie.is_whole();
+        // Movies with long descriptions are read one by one, to limit the memory.
+        let whole = movie.is_complete();
         Ok(whole.then(|| json_if_changed(request, movie)))
     };
     requests.iter().map(answer).map(Result::transpose).collect()
@@ -242,7 +242,7 @@ fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     Ok(Response::json(200, &answer))
 }
 
-/// Why a change was not confirmed; `unknown` is the detail for where it may have been made.
+/// The problem of a change that was not confirmed; `unknown` is its detail if the change may have been made.
 fn not_made(error: ChangeError, unknown: &'static str) -> Problem {
     match error {
         ChangeError::NotMade(error) => error.into(),
@@ -250,7 +250,7 @@ fn not_made(error: ChangeError, unknown: &'static str) -> Problem {
     }
 }
 
-/// An id that is no number, or too large for one, is an id that no movie has.
+/// The id in the path. No movie has an id that is no number, or out of range.
 fn movie_id(request: &Request) -> Result<i64, Problem> {
     request.id_param("id").ok_or_else(|| no_such_movie(request))
 }
@@ -259,8 +259,8 @@ fn no_such_movie(request: &Request) -> Problem {
     Problem::not_found(format!("there is no movie with id {}", request.param("id")))
 }
 
-impl From<RuleBroken> for Problem {
-    fn from(RuleBroken(rule): RuleBroken) -> Self {
+impl From<RuleViolation> for Problem {
+    fn from(RuleViolation(rule): RuleViolation) -> Self {
         Problem::bad_request(rule)
     }
 }

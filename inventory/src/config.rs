@@ -4,10 +4,10 @@ use common::db::{DatabaseConfig, Role};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 
-/// A create waits for the disk most of its time, so more workers than cores get more done.
+/// A create waits for the disk most of its time, so more slots than cores do more work.
 const WORKERS: usize = 16;
 
-/// Everything that the inventory is told.
+/// All settings of the inventory.
 #[derive(Clone)]
 pub struct Config {
     /// Where it listens.

@@ -26,7 +26,7 @@ pub struct Inventory {
     bring_up: JoinHandle<()>,
 }
 
-/// Starts the service: what `main` and the tests call alike.
+/// Starts the service; `main` and the tests call this function.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartError> {
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
@@ -54,7 +54,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     };
     let server = Server::start(
         &config.http,
-        vec![Arc::new(movies.with_guard(api::knows_query))],
+        vec![Arc::new(movies.with_guard(api::check_query))],
         dependencies,
         &metrics,
         shutdown,

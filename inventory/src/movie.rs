@@ -1,4 +1,4 @@
-//! A movie and its rules. A [`NewMovie`] or [`MovieChanges`] that exists keeps them.
+//! A movie and its rules. Every [`NewMovie`] and every [`MovieChanges`] keeps them.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,7 @@ pub(crate) struct NewMovie {
 }
 
 impl NewMovie {
-    /// The movie that it is once it is stored.
+    /// The movie as it is stored, with its id.
     pub(crate) fn with_id(self, id: i64) -> Movie {
         let Self { title, description } = self;
         Movie {
@@ -34,14 +34,14 @@ impl NewMovie {
     }
 }
 
-/// What to change of a movie; at least one field.
+/// Changes of a movie: at least one field.
 pub(crate) struct MovieChanges {
     pub(crate) title: Option<String>,
     pub(crate) description: Option<String>,
 }
 
-/// What a client sent, as it is written in the body: a value that is not wanted costs no memory,
-/// however much is nested in it. None is a field that was left out.
+/// The fields of a body, each as the client wrote it, so that a value of the wrong type takes no memory, however
+/// deep it is nested. None is a field that was left out.
 #[derive(Deserialize)]
 pub(crate) struct MovieFields<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
@@ -50,20 +50,20 @@ pub(crate) struct MovieFields<'a> {
     description: Option<&'a RawValue>,
 }
 
-/// A field that was not left out, `null` too.
+/// A field that was not left out; it may be `null`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
 
-/// Which rule was broken, for the client to read.
+/// The rule that was broken, in words for the client.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RuleBroken(pub(crate) Cow<'static, str>);
+pub(crate) struct RuleViolation(pub(crate) Cow<'static, str>);
 
 impl TryFrom<MovieFields<'_>> for NewMovie {
-    type Error = RuleBroken;
+    type Error = RuleViolation;
 
-    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleBroken> {
-        let required = |field: &str| RuleBroken(format!("{field} is required").into());
+    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleViolation> {
+        let required = |field: &str| RuleViolation(format!("{field} is required").into());
         Ok(Self {
             title: title(fields.title.ok_or_else(|| required("title"))?)?,
             description: description(fields.description.ok_or_else(|| required("description"))?)?,
@@ -72,11 +72,11 @@ impl TryFrom<MovieFields<'_>> for NewMovie {
 }
 
 impl TryFrom<MovieFields<'_>> for MovieChanges {
-    type Error = RuleBroken;
+    type Error = RuleViolation;
 
-    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleBroken> {
+    fn try_from(fields: MovieFields<'_>) -> Result<Self, RuleViolation> {
         if fields.title.is_none() && fields.description.is_none() {
-            return Err(RuleBroken("title or description is required".into()));
+            return Err(RuleViolation("title or description is required".into()));
         }
         Ok(Self {
             title: fields.title.map(title).transpose()?,
@@ -85,34 +85,34 @@ impl TryFrom<MovieFields<'_>> for MovieChanges {
     }
 }
 
-fn title(value: &RawValue) -> Result<String, RuleBroken> {
+fn title(value: &RawValue) -> Result<String, RuleViolation> {
     let title = text("title", value)?;
-    // A character has at least one byte, so most titles need not be counted.
+    // A character has at least one byte, so the characters of most titles need not be counted.
     if title.len() > TITLE_CHARS_MAX && title.chars().count() > TITLE_CHARS_MAX {
-        return Err(RuleBroken(
+        return Err(RuleViolation(
             format!("title may have at most {TITLE_CHARS_MAX} characters").into(),
         ));
     }
     Ok(title)
 }
 
-fn description(value: &RawValue) -> Result<String, RuleBroken> {
+fn description(value: &RawValue) -> Result<String, RuleViolation> {
     text("description", value)
 }
 
-fn text(field: &str, value: &RawValue) -> Result<String, RuleBroken> {
-    let broken = |rule: &str| RuleBroken(format!("{field} {rule}").into());
+fn text(field: &str, value: &RawValue) -> Result<String, RuleViolation> {
+    let broken = |rule: &str| RuleViolation(format!("{field} {rule}").into());
     let json = value.get();
     if !json.starts_with('"') {
         return Err(broken("must be a string"));
     }
-    // Half of a surrogate pair is JSON, and no text.
+    // Half of a surrogate pair is valid in JSON, but is no character.
     let text: String =
         serde_json::from_str(json).map_err(|_| broken("is not a well-formed string"))?;
     if text.trim().is_empty() {
         Err(broken("must not be blank"))
     } else if text.contains('\0') {
-        // PostgreSQL has no NUL in its text.
+        // PostgreSQL cannot store NUL in text.
         Err(broken("must not contain NUL"))
     } else {
         Ok(text)

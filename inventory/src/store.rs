@@ -22,18 +22,18 @@ pub(crate) const MIGRATIONS: Migrations = &[
     ),
 ];
 
-/// What is listed of a movie. A long description is not: it is read when its turn comes, so that
-/// many rows have their place in memory.
+/// The columns of a list. A long description is read only when the movie is written to the client, so that
+/// many rows fit in memory.
 const LISTED: &str = "id, title, \
                       CASE WHEN octet_length(description) <= 2048 THEN description END AS description";
 
-/// One movie, whole.
+/// One movie with its whole description.
 const FIND: &str = "SELECT id, title, description FROM movies WHERE id = $1";
 
-/// New movies become visible in the order of their ids, so that who reads behind the last id that
-/// they have seen misses none: ids are drawn when all before them are committed. The lock is that
-/// of this table, whatever other schemas the database has; it ends with the transaction, which is
-/// this statement.
+/// New movies become visible in the order of their ids, so that a client that asks for the movies after the last
+/// id it has seen misses none: ids are assigned when all smaller ones are committed. The advisory lock is that
+/// of this table, whatever other schemas the database has; it ends with the transaction, which is this
+/// statement.
 const CREATE: &str = "WITH turn AS MATERIALIZED ( \
          SELECT pg_advisory_xact_lock('pg_class'::regclass::oid::integer, 'movies'::regclass::oid::integer) \
      ) \
@@ -42,8 +42,8 @@ const CREATE: &str = "WITH turn AS MATERIALIZED ( \
      FROM turn, unnest($1::text[], $2::text[]) WITH ORDINALITY AS new (title, description, place) \
      ORDER BY new.place RETURNING id";
 
-/// A list of the movies with a part in their title, whatever its case: the parameters are a pattern
-/// of LIKE, the id to begin behind, and how many rows there are at most.
+/// Lists the movies whose title contains a text, in any case. The parameters are a pattern of LIKE, the id
+/// after which the list begins, and the greatest number of rows.
 #[must_use]
 pub fn search_sql() -> String {
     format!(
@@ -52,7 +52,7 @@ pub fn search_sql() -> String {
     )
 }
 
-/// The movies, seen through one place's connection.
+/// The movies, over the connection of one slot.
 pub(crate) struct MovieStore {
     connection: Connection<Statements>,
 }
@@ -61,7 +61,7 @@ struct Statements {
     /// Prepared by each stream.
     list: String,
     pages: Statement,
-    /// Planned anew for each pattern: a plan that serves all of them reads the table.
+    /// The statement is not prepared, so that each pattern gets a plan of its own: a generic plan scans the table.
     search: String,
     find: Statement,
     find_listed: Statement,
@@ -84,8 +84,8 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
         ))?,
         search: search_sql(),
         find: client.prepare(FIND)?,
-        // One plan for all times, since a subquery hides from the planner how many ids there are;
-        // and by the limit each is looked up by its id, however few movies there are.
+        // A generic plan suffices, since the subquery hides the number of ids from the planner; with the limit
+        // each movie is looked up by its id, however few movies there are.
         find_listed: client.prepare(&format!(
             "SELECT found.* FROM unnest((SELECT $1::bigint[])) AS wanted (id), LATERAL ( \
                  SELECT {LISTED} FROM movies WHERE id = wanted.id LIMIT 1 \
@@ -109,7 +109,7 @@ impl MovieStore {
         }
     }
 
-    /// Puts the schema in place as soon as the server is there.
+    /// Brings the schema up to date as soon as the server answers.
     pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError> {
         self.connection
             .bring_up(shutdown)
@@ -120,26 +120,25 @@ impl MovieStore {
         self.connection.is_up()
     }
 
-    /// The movies of each page, as many as it wants read, in the order of their ids.
-    pub(crate) fn pages(&mut self, pages: &[Page]) -> Result<Vec<Vec<ListedMovie>>, DbError> {
+    /// The movies of each page, in the order of their ids.
+    pub(crate) fn pages(&mut self, pages: &[Page]) -> Result<Vec<Vec<MovieRow>>, DbError> {
         let after: Vec<i64> = pages.iter().map(|page| page.after).collect();
         let limits: Vec<i64> = pages.iter().filter_map(|page| page.rows()).collect();
         let rows = self
             .connection
             .run(|client, statements| client.query(&statements.pages, &[&after, &limits]))?;
-        let mut listed: Vec<Vec<ListedMovie>> = pages.iter().map(|_| Vec::new()).collect();
+        let mut listed: Vec<Vec<MovieRow>> = pages.iter().map(|_| Vec::new()).collect();
         for row in rows {
             let place = usize::try_from(row.get::<_, i64>("place") - 1).ok();
             if let Some(page) = place.and_then(|place| listed.get_mut(place)) {
-                page.push(ListedMovie(row));
+                page.push(MovieRow(row));
             }
         }
         Ok(listed)
     }
 
-    /// The movies of one page, as many as it wants read, of those whose title contains `part`, in
-    /// any case.
-    pub(crate) fn search(&mut self, part: &str, page: Page) -> Result<Vec<ListedMovie>, DbError> {
+    /// The movies of one page, of those whose title contains `part` in any case.
+    pub(crate) fn search(&mut self, part: &str, page: Page) -> Result<Vec<MovieRow>, DbError> {
         let (pattern, limit) = (search_pattern(part), page.rows());
         let rows = self.connection.run(|client, statements| {
             let params: [(&(dyn ToSql + Sync), Type); 3] = [
@@ -149,15 +148,15 @@ impl MovieStore {
             ];
             client.query_typed(&statements.search, &params)
         })?;
-        Ok(rows.into_iter().map(ListedMovie).collect())
+        Ok(rows.into_iter().map(MovieRow).collect())
     }
 
-    /// All movies behind that id whose title contains `part`, in the order of their ids.
+    /// All movies after that id whose title contains `part`, in the order of their ids.
     pub(crate) fn all<'a>(
         &'a mut self,
         part: &str,
         after: i64,
-    ) -> Result<impl Iterator<Item = Result<ListedMovie, DbError>> + use<'a>, DbError> {
+    ) -> Result<impl Iterator<Item = Result<MovieRow, DbError>> + use<'a>, DbError> {
         let (mut rows, _) = self.connection.stream(|transaction, statements| {
             if part.is_empty() {
                 transaction.bind(&*statements.list, &[&after])
@@ -168,33 +167,33 @@ impl MovieStore {
         })?;
         Ok(iter::from_fn(move || {
             let row = rows.next()?;
-            let movie = row.map(ListedMovie).and_then(|movie| {
-                if movie.is_whole() {
+            let movie = row.map(MovieRow).and_then(|movie| {
+                if movie.is_complete() {
                     return Ok(Some(movie));
                 }
                 let id = movie.id();
                 rows.run(|transaction| transaction.query_typed_opt(FIND, &[(&id, Type::INT8)]))
-                    .map(|row| row.map(ListedMovie))
+                    .map(|row| row.map(MovieRow))
             });
             Some(movie)
         })
         .filter_map(Result::transpose))
     }
 
-    /// Listed movies as a whole; one that is gone meanwhile is left out.
+    /// Reads the long descriptions of listed movies; leaves out a movie that was deleted meanwhile.
     pub(crate) fn complete(
         &mut self,
-        listed: Vec<ListedMovie>,
-    ) -> impl Iterator<Item = Result<ListedMovie, DbError>> {
+        listed: Vec<MovieRow>,
+    ) -> impl Iterator<Item = Result<MovieRow, DbError>> {
         listed.into_iter().filter_map(|movie| {
-            if movie.is_whole() {
+            if movie.is_complete() {
                 return Some(Ok(movie));
             }
             let id = movie.id();
             let row = self
                 .connection
                 .run(|client, statements| client.query_opt(&statements.find, &[&id]));
-            row.map(|row| row.map(ListedMovie)).transpose()
+            row.map(|row| row.map(MovieRow)).transpose()
         })
     }
 
@@ -204,15 +203,15 @@ impl MovieStore {
             .map(|row| row.map(movie))
     }
 
-    /// Of these movies those that there are, in any order.
-    pub(crate) fn find_listed(&mut self, ids: &[i64]) -> Result<Vec<ListedMovie>, DbError> {
+    /// Those of these movies that exist, in any order.
+    pub(crate) fn find_listed(&mut self, ids: &[i64]) -> Result<Vec<MovieRow>, DbError> {
         let found = self
             .connection
             .run(|client, statements| client.query(&statements.find_listed, &[&ids]))?;
-        Ok(found.into_iter().map(ListedMovie).collect())
+        Ok(found.into_iter().map(MovieRow).collect())
     }
 
-    /// The ids of the new movies, which are stored all together or not at all.
+    /// Stores the new movies, all or none; returns their ids.
     pub(crate) fn create(&mut self, new_movies: &[&NewMovie]) -> Result<Vec<i64>, ChangeError> {
         let titles: Vec<&str> = new_movies.iter().map(|new| new.title.as_str()).collect();
         let descriptions: Vec<&str> = new_movies
@@ -222,13 +221,13 @@ impl MovieStore {
         let rows = self.connection.change(|client, statements| {
             client.query(&statements.create, &[&titles, &descriptions])
         })?;
-        // They are given out in order, and it is nowhere said that they are returned in it.
+        // The ids are assigned in order, but RETURNING promises no order.
         let mut ids: Vec<i64> = rows.iter().map(|row| row.get("id")).collect();
         ids.sort_unstable();
         Ok(ids)
     }
 
-    /// The movie after the change; None where there is none of that id.
+    /// Changes a movie; None if no movie has that id.
     pub(crate) fn change(
         &mut self,
         id: i64,
@@ -238,8 +237,8 @@ impl MovieStore {
             .change(|client, statements| change(client, statements, id, changes))
     }
 
-    /// The movie after the change if, as it is now, it passes the check; nobody changes it in
-    /// between. None where there is none of that id.
+    /// Changes the movie if it passes the check; its row is locked from the check to the commit. None if no
+    /// movie has that id.
     pub(crate) fn change_if<E>(
         &mut self,
         id: i64,
@@ -260,7 +259,7 @@ impl MovieStore {
         })
     }
 
-    /// Whether there was such a movie.
+    /// Deletes a movie; whether there was one.
     pub(crate) fn delete(&mut self, id: i64) -> Result<bool, ChangeError> {
         let deleted = self
             .connection
@@ -268,8 +267,8 @@ impl MovieStore {
         Ok(deleted > 0)
     }
 
-    /// Deletes the movie if, as it is now, it passes the check; nobody changes it in between. None
-    /// where there is none of that id.
+    /// Deletes the movie if it passes the check; its row is locked from the check to the commit. None if no
+    /// movie has that id.
     pub(crate) fn delete_if<E>(
         &mut self,
         id: i64,
@@ -289,7 +288,7 @@ impl MovieStore {
         })
     }
 
-    /// How many there were.
+    /// Deletes all movies; returns their number.
     pub(crate) fn delete_all(&mut self) -> Result<u64, ChangeError> {
         self.connection
             .change(|client, statements| client.execute(&statements.delete_all, &[]))
@@ -306,11 +305,11 @@ fn change(
     Ok(client.query_opt(&statements.change, &params)?.map(movie))
 }
 
-/// A movie among many, written from the row as it came.
-pub(crate) struct ListedMovie(Row);
+/// A row of movies, which is written to the client without a copy.
+pub(crate) struct MovieRow(Row);
 
-/// The only place that knows the columns of a row of movies.
-impl ListedMovie {
+/// Only this code names the columns of a row of movies.
+impl MovieRow {
     pub(crate) fn id(&self) -> i64 {
         self.0.get("id")
     }
@@ -319,18 +318,18 @@ impl ListedMovie {
         self.0.get("title")
     }
 
-    /// None where it is long, and did not come with the list.
+    /// None if it is long, and was not read with the list.
     fn description(&self) -> Option<&str> {
         self.0.get("description")
     }
 
-    /// Whether its description came with it.
-    pub(crate) fn is_whole(&self) -> bool {
+    /// Whether its description was read.
+    pub(crate) fn is_complete(&self) -> bool {
         self.description().is_some()
     }
 }
 
-impl Serialize for ListedMovie {
+impl Serialize for MovieRow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut movie = serializer.serialize_struct("Movie", 3)?;
         movie.serialize_field("id", &self.id())?;
@@ -342,7 +341,7 @@ impl Serialize for ListedMovie {
 
 /// A movie from a row with its whole description.
 fn movie(row: Row) -> Movie {
-    let row = ListedMovie(row);
+    let row = MovieRow(row);
     Movie {
         id: row.id(),
         title: row.title().to_owned(),
@@ -350,7 +349,7 @@ fn movie(row: Row) -> Movie {
     }
 }
 
-/// The LIKE pattern for "contains this": `%` and `_` stand for themselves.
+/// The pattern of LIKE for texts that contain `part`, in which `%` and `_` are escaped.
 #[must_use]
 pub fn search_pattern(part: &str) -> String {
     let mut pattern = String::with_capacity(part.len() + 2);
@@ -372,7 +371,7 @@ mod tests {
 
     use super::*;
 
-    fn movies(listed: impl Iterator<Item = Result<ListedMovie, DbError>>) -> Vec<i64> {
+    fn movies(listed: impl Iterator<Item = Result<MovieRow, DbError>>) -> Vec<i64> {
         listed.map(|movie| movie.expect("a movie").id()).collect()
     }
 
@@ -394,7 +393,7 @@ mod tests {
         };
         let listed = store.pages(&[page]).expect("a page").remove(0);
         assert_eq!(listed.len(), 2);
-        assert!(!listed.iter().any(ListedMovie::is_whole));
+        assert!(!listed.iter().any(MovieRow::is_complete));
 
         database.execute("DELETE FROM movies WHERE title = 'Alien'");
 

@@ -35,7 +35,7 @@ mod own_engine {
              SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 8000)",
         );
 
-        attack::Target::new(&program, "/api/movies/1").withstands_everything(LARGE);
+        attack::AttackedProgram::new(&program, "/api/movies/1").withstands_everything(LARGE);
     }
 
     #[test]

@@ -163,7 +163,7 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
         "INSERT INTO movies (title, description) \
          SELECT 'Film ' || n, repeat('x', 1000000) FROM generate_series(1, 100) n",
     );
-    let before = program.facts().most_resident_kib;
+    let before = program.stats().most_resident_kib;
 
     for target in [
         "/api/movies",
@@ -173,7 +173,7 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
         let listed = client.get(target);
 
         assert!(listed.text.len() > 100_000_000, "{target}");
-        let more = program.facts().most_resident_kib - before;
+        let more = program.stats().most_resident_kib - before;
         assert!(more < LITTLE_KIB, "{more} KiB for {target}");
     }
 
@@ -192,7 +192,7 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
         lengths.iter().all(|length| *length > 1_000_000),
         "{lengths:?}"
     );
-    let more = program.facts().most_resident_kib - before;
+    let more = program.stats().most_resident_kib - before;
     // Part of it is what readers have not taken yet.
     assert!(
         more < 3 * LITTLE_KIB,
@@ -260,7 +260,7 @@ fn bodies_of_a_megabyte_from_many_clients_take_little_memory() {
             assert_eq!(statuses, [expected; CLIENTS], "{method} {body:.40}");
         }
     }
-    let most = program.facts().most_resident_kib;
+    let most = program.stats().most_resident_kib;
     assert!(most < LIMIT_KIB, "{most} KiB");
 }
 

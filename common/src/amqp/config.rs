@@ -1,4 +1,4 @@
-//! Where the broker is, which queue the orders take, and how the broker keeps it.
+//! The settings of the connection to the broker and of the queue of orders.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,12 +8,12 @@ use amiquip::{AmqpValue, FieldTable};
 
 use crate::env::{ConfigError, Vars};
 
-/// What a program does with the queue of orders; each has a user of the broker of its own.
+/// What a program does with the queue of orders; for each the broker has a user of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// It puts orders there.
+    /// The program publishes orders.
     Publish,
-    /// It takes them from there.
+    /// The program consumes orders.
     Consume,
 }
 
@@ -27,18 +27,18 @@ impl Purpose {
     }
 }
 
-/// Where the broker is, and which queue the orders take.
+/// The settings of the connection to the broker and of the queue of orders.
 #[derive(Clone)]
 pub struct QueueConfig {
     /// The broker's nodes.
     pub brokers: Brokers,
     /// The user to connect as.
     pub user: String,
-    /// Their password.
+    /// The password of the user.
     pub password: String,
     /// The queue of orders.
     pub queue: String,
-    /// How the broker keeps it.
+    /// The type of the queue.
     pub queue_type: QueueType,
 }
 
@@ -55,7 +55,7 @@ impl QueueConfig {
         })
     }
 
-    /// The queue in which former versions kept what can never be recorded.
+    /// The queue in which former versions kept dead letters.
     #[must_use]
     pub fn dead_queue(&self) -> String {
         format!("{}.dead", self.queue)
@@ -71,13 +71,13 @@ pub struct Broker {
     pub port: u16,
 }
 
-/// The broker's nodes, tried in turn, the one that served last first. Clones share what they
-/// know of that, and what the log was told of the queue.
+/// The broker's nodes, tried in turn, the one that served last first. Clones share the order of the nodes, and
+/// the last mismatch of the queue that was logged.
 #[derive(Clone)]
 pub struct Brokers {
     nodes: Vec<Broker>,
     first: Arc<AtomicUsize>,
-    mismatch_told: Arc<Mutex<String>>,
+    logged_mismatch: Arc<Mutex<String>>,
 }
 
 impl Brokers {
@@ -98,7 +98,7 @@ impl Brokers {
         Self {
             nodes,
             first: Arc::default(),
-            mismatch_told: Arc::default(),
+            logged_mismatch: Arc::default(),
         }
     }
 
@@ -114,13 +114,13 @@ impl Brokers {
         self.first.store(number, Ordering::Relaxed);
     }
 
-    /// Whether this differs from what the log was told last, which it replaces.
-    pub(super) fn is_news(&self, mismatch: &str) -> bool {
-        let told = self.mismatch_told.lock();
-        let mut told = told.unwrap_or_else(PoisonError::into_inner);
-        let news = *told != mismatch;
-        mismatch.clone_into(&mut told);
-        news
+    /// Whether this mismatch differs from the last one that was logged, which it replaces.
+    pub(super) fn is_new_mismatch(&self, mismatch: &str) -> bool {
+        let logged = self.logged_mismatch.lock();
+        let mut logged = logged.unwrap_or_else(PoisonError::into_inner);
+        let is_new = *logged != mismatch;
+        mismatch.clone_into(&mut logged);
+        is_new
     }
 }
 
@@ -158,13 +158,13 @@ fn broker(text: &str, default_port: u16) -> Option<Broker> {
     })
 }
 
-/// How the broker keeps a queue.
+/// The type of a queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum QueueType {
-    /// On one node.
+    /// The queue is on one node.
     #[default]
     Classic,
-    /// On several nodes of a cluster; it serves for as long as most of them do.
+    /// The queue is replicated on several nodes of a cluster, and works while most of them do.
     Quorum,
 }
 
@@ -188,14 +188,14 @@ impl QueueType {
         }
     }
 
-    /// A classic queue has none, so that a stranger who declares it plainly agrees with us.
+    /// A classic queue has none, so that a declaration without arguments by another program matches.
     pub(super) fn arguments(self) -> FieldTable {
         let mut arguments = FieldTable::new();
         if self == Self::Quorum {
             let text = AmqpValue::LongString(self.name().to_owned());
             arguments.insert("x-queue-type".to_owned(), text);
-            // RabbitMQ 4 throws a message away that came back 20 times; an outage of the
-            // database is no reason to.
+            // RabbitMQ 4 drops a message that was redelivered 20 times, which an outage of the database can
+            // bring about.
             let limit = AmqpValue::LongInt(i32::MAX);
             arguments.insert("x-delivery-limit".to_owned(), limit);
         }
@@ -259,11 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_is_news_until_it_changes() {
+    fn a_mismatch_is_new_once() {
         let brokers = Brokers::new(Vec::new());
-        let news = ["", "a", "a", "b", "", "b"].map(|said| brokers.clone().is_news(said));
+        let is_new =
+            ["", "a", "a", "b", "", "b"].map(|mismatch| brokers.clone().is_new_mismatch(mismatch));
 
-        assert_eq!(news, [false, true, false, true, true, true]);
+        assert_eq!(is_new, [false, true, false, true, true, true]);
     }
 
     #[test]

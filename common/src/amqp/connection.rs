@@ -1,4 +1,4 @@
-//! A connection to the broker that can be cut, and how all programs see to it that the queue is there.
+//! A connection to the broker whose blocking calls have deadlines, and the declaration of the queue.
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -22,19 +22,19 @@ use super::watchdog::{Deadline, DeadlineOnDrop, EXCHANGE_LIMIT, Watchdog};
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// A broker that is silent for two of these is given up (AMQP 0-9-1 §4.2.7), in seconds.
+/// In seconds; the connection to a broker that is silent for two heartbeats is closed (AMQP 0-9-1 §4.2.7).
 const HEARTBEAT_SECONDS: u16 = 10;
 
-/// When a peer that acknowledges nothing is given up.
+/// When the connection to a peer that acknowledges nothing is closed.
 const DEAD_PEER: Duration = Duration::from_secs(20);
 
-/// Frames on their way to the thread that writes them. A message is three; amiquip's own bound
+/// How many frames may wait for amiquip's thread, which writes them. A message has three; amiquip's own bound
 /// of 16 would make a publisher wait at every fifth message.
 const FRAMES_MAX: usize = 4096;
 
-/// What waits in a queue, and who takes it from there.
+/// The messages and consumers of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
+pub struct QueueCounts {
     /// Messages that are ready to be delivered.
     pub ready: u32,
     /// Consumers.
@@ -43,12 +43,12 @@ pub struct Counts {
 
 /// A channel whose messages the broker confirms.
 pub struct ConfirmChannel {
-    /// What the broker says of messages that no queue took. For a message this is sent before
-    /// its confirm (RabbitMQ, Publisher Confirms).
+    /// The messages that no queue took. The broker returns a message before it confirms it
+    /// (RabbitMQ, Publisher Confirms).
     pub returns: Receiver<Return>,
     /// The broker's confirms.
     pub confirms: Receiver<Confirm>,
-    /// Publish here, and note each message in an [`OutstandingConfirms`].
+    /// The channel to publish on; each message must be added to an [`OutstandingConfirms`].
     pub channel: Channel,
 }
 
@@ -59,23 +59,23 @@ pub struct AmqpConnection {
     inbound_limit: Arc<InboundLimit>,
     queue_type: QueueType,
     brokers: Brokers,
-    /// Which of the brokers this is.
+    /// The number of the node.
     broker: usize,
-    /// Whether the queue was compared with what is asked for.
+    /// Whether the arguments of the queue were compared with the settings.
     compared: bool,
-    /// What the broker says when one of its alarms begins or ends.
+    /// The begin and the end of alarms of the broker.
     pub blocked: Receiver<ConnectionBlockedNotification>,
 }
 
 impl AmqpConnection {
-    /// Connects to the first of the nodes that answers; `program` is what the management page
-    /// shows.
+    /// Connects to the first of the nodes that answers; the management page shows `program`.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
         let mut failure = AmqpError::Broken("there is none");
         for (number, broker) in config.brokers.in_turn() {
             match Self::open_to(number, broker, config, program) {
                 Ok(connection) => {
-                    // Unless this one serves. A node that is cut off from the others may answer.
+                    // The next try begins behind this node, unless it serves the queue: a node that is cut
+                    // off from the others may accept connections.
                     config.brokers.try_first(number + 1);
                     return Ok(connection);
                 }
@@ -129,7 +129,7 @@ impl AmqpConnection {
         Ok(self.connection.open_channel(None)?)
     }
 
-    /// Opens a channel for confirmed messages to that queue, which is made where it is not there.
+    /// Opens a channel with publisher confirms, and declares the queue if it does not exist.
     pub fn open_confirm_channel(&mut self, queue: &str) -> Result<ConfirmChannel, AmqpError> {
         self.find_or_make(queue)?;
         let channel = self.open_channel()?;
@@ -144,9 +144,9 @@ impl AmqpConnection {
         })
     }
 
-    /// Sees to it that a queue is there. One that is there is used as it is; what it has beyond what
-    /// is configured, the log tells at level error. To learn that takes a declaration, so whoever
-    /// only publishes, and may not configure the queue, does not ask.
+    /// Declares a queue if it does not exist. A queue that exists is used as it is; a difference to the
+    /// settings is logged at level error. That takes a declaration, so a program that only publishes, and may
+    /// not configure the queue, does not call this.
     pub fn declare(&mut self, queue: &str) -> Result<(), AmqpError> {
         if self.find_or_make(queue)? && !std::mem::replace(&mut self.compared, true) {
             self.compare(queue)?;
@@ -154,8 +154,8 @@ impl AmqpConnection {
         Ok(())
     }
 
-    /// Whether a queue is there already, so that a user who may configure nothing will do. Otherwise
-    /// it is made, durable and of the type that is configured.
+    /// Declares a queue, durable and of the configured type, if it does not exist; returns whether it existed.
+    /// For a queue that exists this takes no right to configure.
     fn find_or_make(&mut self, queue: &str) -> Result<bool, AmqpError> {
         let found = self.count(queue)?.is_some();
         if !found {
@@ -165,8 +165,8 @@ impl AmqpConnection {
         Ok(found)
     }
 
-    /// Declares a queue as all of our programs do, on a channel of its own: the broker closes one
-    /// whose wish it refuses.
+    /// Declares a queue on a channel of its own, since the broker closes a channel whose declaration it
+    /// refuses.
     fn make(&mut self, queue: &str) -> Result<(), amiquip::Error> {
         let options = QueueDeclareOptions {
             durable: true,
@@ -180,8 +180,8 @@ impl AmqpConnection {
         channel.queue_declare(queue, options).map(drop)
     }
 
-    /// Tells the log what a queue has that is not asked for. The broker says it only to who
-    /// declares the queue otherwise, and names the first difference.
+    /// Logs the first difference between the arguments of a queue and the settings. The broker reports it only
+    /// in answer to a declaration.
     fn compare(&mut self, queue: &str) -> Result<(), AmqpError> {
         let said = match self.make(queue) {
             Err(amiquip::Error::ServerClosedChannel {
@@ -189,7 +189,7 @@ impl AmqpConnection {
                 message,
                 ..
             }) => message,
-            // Who has no right to configure learns nothing, and goes on.
+            // Without the right to configure the difference cannot be found.
             Ok(())
             | Err(amiquip::Error::ServerClosedChannel {
                 code: ACCESS_REFUSED,
@@ -197,7 +197,7 @@ impl AmqpConnection {
             }) => String::new(),
             Err(error) => return Err(error.into()),
         };
-        if self.brokers.is_news(&said) && !said.is_empty() {
+        if self.brokers.is_new_mismatch(&said) && !said.is_empty() {
             log::error!(
                 queue = queue,
                 effect = effect(&said),
@@ -209,14 +209,14 @@ impl AmqpConnection {
         Ok(())
     }
 
-    /// Counts what is in a queue; None where there is no such queue. For that the broker closes
-    /// the channel that asks, so each question has one of its own.
-    pub fn count(&mut self, queue: &str) -> Result<Option<Counts>, AmqpError> {
+    /// Counts the messages and consumers of a queue; None if there is no such queue. In that case the broker
+    /// closes the channel, so each count opens one of its own.
+    pub fn count(&mut self, queue: &str) -> Result<Option<QueueCounts>, AmqpError> {
         let channel = self.open_channel()?;
         // Before the channel, so that closing it is within the deadline too.
         let deadline = self.deadline();
         let counted = match channel.queue_declare_passive(queue) {
-            Ok(declared) => Ok(Some(Counts {
+            Ok(declared) => Ok(Some(QueueCounts {
                 ready: declared.declared_message_count().unwrap_or(0),
                 consumers: declared.declared_consumer_count().unwrap_or(0),
             })),
@@ -230,32 +230,31 @@ impl AmqpConnection {
         counted
     }
 
-    /// Whether no further deliveries are read, since those that are kept weigh too much.
+    /// Whether deliveries that are kept have so many bytes that no further ones are read.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.inbound_limit.is_full()
     }
 
-    /// To be called with the tags of deliveries whose content is not kept any more. While those
-    /// that are kept have 32 MiB together, no further ones are read from the broker.
+    /// Must be called with the tags of deliveries whose content is freed. While deliveries with 32 MiB
+    /// together are kept, no further ones are read from the broker.
     pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {
         self.inbound_limit.release(delivery_tags);
     }
 
-    /// This delivery takes so many bytes of memory less than it had.
+    /// Counts so many bytes of a delivery as freed.
     pub fn reduce(&self, delivery_tag: u64, bytes: usize) {
         self.inbound_limit.reduce(delivery_tag, bytes);
     }
 
-    /// For as long as the returned value lives, at most [`EXCHANGE_LIMIT`], the broker is
-    /// waited for; then the connection is cut.
+    /// Shuts the socket down after [`EXCHANGE_LIMIT`], unless the returned value is dropped before.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
         self.watchdog.deadline()
     }
 
-    /// Puts a deadline on the drops that follow, and lets no more deliveries in. Declared after
-    /// the channels, the returned value is dropped before them, and then the time begins.
+    /// When the returned value is dropped, reads no more deliveries and sets a deadline for the drops that
+    /// follow. It has to be declared after the channels, so that it is dropped before them.
     #[must_use]
     pub fn deadline_on_drop(&self) -> DeadlineOnDrop {
         self.watchdog.deadline_on_drop(&self.inbound_limit)

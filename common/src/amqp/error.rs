@@ -15,12 +15,13 @@ pub enum AmqpError {
     Connect(io::Error),
     /// The broker closed the connection or a channel, or the socket failed.
     Ended(amiquip::Error),
-    /// The broker did something that leaves no way on; the text says what.
+    /// The connection cannot be used any longer; the text has the reason.
     Broken(&'static str),
 }
 
 impl AmqpError {
-    /// Error where it does not pass by itself: only an operator can mend a password or a right.
+    /// Level error for a failure that does not pass by itself: only an operator can correct a password or a
+    /// right.
     #[must_use]
     pub fn level(&self) -> log::Level {
         match self {

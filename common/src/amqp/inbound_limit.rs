@@ -1,7 +1,7 @@
-//! How many bytes of deliveries are let in. AMQP counts messages and RabbitMQ ignores the
-//! limit in bytes that the protocol has, while one message may have 16 MiB and more; and amiquip
-//! keeps whatever arrives, without a bound. So the bound is put before it: while too much is in
-//! hand, no further message is read from the socket, and TCP holds the broker back.
+//! Limits how many bytes of deliveries are in memory. RabbitMQ's prefetch counts messages and ignores the limit
+//! in bytes that AMQP has, one message may have 16 MiB and more, and amiquip buffers all that arrive. The
+//! limit therefore is before amiquip: while too many bytes are unacknowledged, no further message is read
+//! from the socket, and TCP makes the broker wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,11 +10,11 @@ use mio::{Ready, SetReadiness};
 
 use super::frame::{CONTENT_BODY, CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
 
-/// Messages that are delivered and not done with may weigh so much together. One more is let in
-/// below it, of whatever size: otherwise a message that is larger would never arrive.
+/// How many bytes unreleased deliveries may have together. Below it one more is read, of any size; otherwise a
+/// message that is larger would never arrive.
 const IN_HAND_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// A table of many small headers takes so many times its bytes when it is read.
+/// A parsed table of many small headers takes so many times its encoded bytes.
 const READ_HEADER_FACTOR: usize = 32;
 
 /// Class and method of `basic.deliver`.
@@ -23,19 +23,19 @@ const DELIVER: [u8; 4] = [0, 60, 0, 60];
 /// The deliveries in hand. The owner of the connection releases them, and the [`FrameFilter`] lets further
 /// ones in.
 pub(super) struct InboundLimit {
-    state: Mutex<State>,
-    /// Tells the reader of the socket to look again.
+    state: Mutex<DeliveryState>,
+    /// Wakes the thread that reads the socket.
     wake: SetReadiness,
 }
 
 #[derive(Default)]
-struct State {
-    /// By delivery tag.
+struct DeliveryState {
+    /// The bytes of each delivery, by its tag.
     in_hand: HashMap<u64, usize>,
     weight: usize,
-    /// A delivery has arrived that has to wait.
+    /// A delivery waits in the socket until there is room.
     waiting: bool,
-    /// Nobody takes messages any more.
+    /// The consumer takes no more messages.
     ended: bool,
 }
 
@@ -47,7 +47,7 @@ impl InboundLimit {
         })
     }
 
-    /// These deliveries take no memory any more.
+    /// Counts these deliveries as freed.
     pub(super) fn release(&self, tags: impl IntoIterator<Item = u64>) {
         let mut state = self.state();
         for tag in tags {
@@ -56,10 +56,10 @@ impl InboundLimit {
         self.wake(state);
     }
 
-    /// This delivery takes so many bytes less.
+    /// Counts so many bytes of this delivery as freed.
     pub(super) fn reduce(&self, tag: u64, bytes: usize) {
         let mut state = self.state();
-        let State {
+        let DeliveryState {
             in_hand, weight, ..
         } = &mut *state;
         if let Some(own) = in_hand.get_mut(&tag) {
@@ -70,47 +70,46 @@ impl InboundLimit {
         self.wake(state);
     }
 
-    /// Whether a message that comes now has to wait.
+    /// Whether a message that arrives now has to wait.
     pub(super) fn is_full(&self) -> bool {
         self.state().weight >= IN_HAND_BYTES_MAX
     }
 
-    /// No message is let in any more, and none keeps the broker's answers behind it waiting:
-    /// further ones are passed over.
+    /// Drops all further messages, so that none delays the broker's answers behind it.
     pub(super) fn end(&self) {
         let mut state = self.state();
         state.ended = true;
         self.wake(state);
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) {
+    fn wake(&self, mut state: MutexGuard<'_, DeliveryState>) {
         if std::mem::take(&mut state.waiting) {
-            // Its only failure is that of a pipe which the reader's own poll has made.
+            // It fails only if the pipe of the reader's own poll does.
             let _ = self.wake.set_readiness(Ready::readable());
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, DeliveryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What becomes of a frame.
+/// What to do with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrameAction {
     Pass,
-    /// It and those behind it wait until there is room.
+    /// The frame and those behind it wait until there is room.
     Wait,
     Drop,
 }
 
-/// Decides which frames amiquip reads, and when. It stops only between messages: one that has begun to
-/// arrive arrives whole.
+/// Decides which frames amiquip reads, and when. It waits only between messages: a message that has begun to
+/// arrive is read to its end.
 pub(super) struct FrameFilter {
     inbound_limit: Arc<InboundLimit>,
     /// The channel and the tag of the delivery that is arriving.
     arriving: Option<([u8; 2], u64)>,
-    /// The channel of the delivery that is passed over.
+    /// The channel of the delivery that is dropped.
     dropping: Option<[u8; 2]>,
 }
 
@@ -123,7 +122,7 @@ impl FrameFilter {
         }
     }
 
-    /// Decides about a whole frame. One that has to wait is asked about again.
+    /// Decides about a complete frame. For a frame that has to wait it is called again.
     pub(super) fn decide(&mut self, frame: &[u8]) -> FrameAction {
         let channel = [frame[1], frame[2]];
         let payload = &frame[FRAME_HEAD_BYTES..];

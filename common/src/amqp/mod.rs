@@ -13,7 +13,7 @@ mod sanitizing_stream;
 mod watchdog;
 
 pub use config::{Broker, Brokers, Purpose, QueueConfig, QueueType};
-pub use connection::{AmqpConnection, ConfirmChannel, Counts};
+pub use connection::{AmqpConnection, ConfirmChannel, QueueCounts};
 pub use error::AmqpError;
 pub use outstanding_confirms::OutstandingConfirms;
 pub use watchdog::{Deadline, DeadlineOnDrop};

@@ -22,13 +22,13 @@ impl<T> Default for OutstandingConfirms<T> {
 }
 
 impl<T> OutstandingConfirms<T> {
-    /// Notes the message that was just published: the broker counts them from 1.
+    /// Adds the message that was just published; delivery tags count from 1.
     pub fn push(&mut self, message: T) {
         self.last_tag += 1;
         self.waiting.insert(self.last_tag, message);
     }
 
-    /// Takes out the messages that a confirm is about; true where the broker has them.
+    /// Removes the messages that a confirm settles; true for an ack, false for a nack.
     pub fn settle(&mut self, confirm: Confirm) -> (bool, BTreeMap<u64, T>) {
         let (taken, payload) = match confirm {
             Confirm::Ack(payload) => (true, payload),
@@ -49,18 +49,18 @@ impl<T> OutstandingConfirms<T> {
         self.waiting.values()
     }
 
-    /// The messages that wait, oldest first, to be changed.
+    /// The messages that wait, oldest first, for changes.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.waiting.values_mut()
     }
 
-    /// How many wait.
+    /// The number of messages that wait.
     #[must_use]
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether none waits.
+    /// Whether no message waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()

@@ -1,7 +1,6 @@
-//! A queue that is there with other arguments than ours (reply code 406): what the difference
-//! does to orders.
+//! What a difference between the arguments of the queue and the settings (reply code 406) means for orders.
 
-/// What the argument that the broker names does to orders.
+/// What the argument that the broker names means for orders.
 pub(super) fn effect(said: &str) -> &'static str {
     let argument = said.split('\'').nth(1).unwrap_or_default();
     match argument {
@@ -36,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_argument_does_is_told_by_its_name() {
+    fn the_effect_of_an_argument_is_found_by_its_name() {
         let said = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'orders' in \
                     vhost '/': received none but current is the value '1' of type 'signedint'";
 

@@ -1,9 +1,9 @@
 //! A drill: clients place orders, and read and change movies, without a pause while programs are
-//! killed, servers stopped and links cut, and while others lock tables, take rights away or delete
-//! the queue; a stranger publishes what can never be recorded. At the end the books are compared:
-//! every order that was answered 200 is recorded exactly once, and no order twice, whatever was
-//! answered; every unreadable message is one dead letter, and no order is; each consumer's `/ready`
-//! told the truth; and each movie is linearizable.
+//! killed, servers stopped and connections cut, and while others lock tables, revoke rights or delete
+//! the queue; another program publishes messages that can never be recorded. At the end the drill compares
+//! the answers with the tables: every order that was answered 200 is recorded exactly once, and no order
+//! twice, whatever was answered; every unreadable message is one dead letter, and no order is; each
+//! consumer's `/ready` was right; and each movie is linearizable.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,45 +11,45 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::faults::{Fault, Meanwhile};
-use crate::history::{Answered, Asked, Operation, is_linearizable};
-use crate::moviegoers::{Moviegoer, Movies};
-use crate::orders::{Orders, RECOVERY_LIMIT, REST};
-use crate::stage::{Entry, Rows, Stage, lock};
-use crate::stranger::Stranger;
+use crate::faults::{Expectation, Fault};
+use crate::history::{MovieRequest, MovieResponse, Operation, is_linearizable};
+use crate::movie_clients::{MovieClient, SharedMovies};
+use crate::order_client::{OrderClient, RECOVERY_LIMIT, REST};
+use crate::platform_processes::{PlatformProcesses, RowCounts, SentMessage, lock};
+use crate::raw_publisher::RawPublisher;
 
 /// Clients that place orders at the same time.
 const CLIENTS: usize = 16;
 
 /// Clients that read and change movies at the same time.
-const MOVIEGOERS: usize = 6;
+const MOVIE_CLIENTS: usize = 6;
 
-/// How long `/ready` may take to say what is the case.
-const TELL_LIMIT: Duration = Duration::from_secs(20);
+/// How long `/ready` may take to show a change.
+const READY_LIMIT: Duration = Duration::from_secs(20);
 
-/// What came of a fault.
-pub struct Recovery {
-    /// What went wrong.
+/// The outcome of a fault.
+pub struct FaultOutcome {
+    /// The name of the fault.
     pub fault: &'static str,
     /// Orders that were answered 200 while it lasted, and otherwise.
-    pub meanwhile: (usize, usize),
-    /// From its begin until every consumer said that nothing can be recorded, where that is so.
-    pub told_after: Option<Duration>,
+    pub answers: (usize, usize),
+    /// From its begin until the `/ready` of every consumer answered 503, if no order can be recorded.
+    pub unready_after: Option<Duration>,
     /// From its end until an order was confirmed again.
     pub accepts_after: Duration,
     /// From its end until that order was recorded.
     pub records_after: Duration,
     /// From its end until a movie was created.
     pub creates_after: Duration,
-    /// Between which readings of the movies' clock it began.
-    struck: (u64, u64),
+    /// The readings of the clock of the movies before and after it began.
+    injected: (u64, u64),
 }
 
-/// What came of the whole drill.
+/// The outcome of the whole drill.
 #[derive(Default)]
-pub struct Books {
+pub struct DrillReport {
     /// One for each fault.
-    pub recoveries: Vec<Recovery>,
+    pub outcomes: Vec<FaultOutcome>,
     /// Orders that were answered 200.
     pub answered: usize,
     /// Orders that were answered otherwise, or not at all, and not tried again.
@@ -60,66 +60,66 @@ pub struct Books {
     pub dead: usize,
     /// How many movies were asked for, and how often all together.
     pub movies: (usize, usize),
-    /// What does not add up, in words; nothing, where all is well.
+    /// Every error that was found, in words.
     pub wrong: Vec<String>,
 }
 
-/// Runs faults one after the other under a constant load, to the last or until `enough` says
-/// so of how many faults there were and how many orders were answered 200. `tell` hears of each
-/// fault when it is over.
+/// Runs faults one after the other under a constant load, to the last or until `enough` returns true for the
+/// number of faults and the number of orders that were answered 200. `show` is called with the outcome of
+/// each fault.
 ///
 /// # Panics
 /// When the platform does not recover from one.
 pub fn run<'f>(
-    stage: &mut Stage,
+    platform: &mut PlatformProcesses,
     faults: impl IntoIterator<Item = &'f Fault>,
     enough: impl Fn(usize, usize) -> bool,
-    tell: impl Fn(&Recovery),
-) -> Books {
-    let shared = Arc::clone(&stage.shared);
+    show: impl Fn(&FaultOutcome),
+) -> DrillReport {
+    let shared = Arc::clone(&platform.shared);
     let stopped = AtomicBool::new(false);
-    let stranger = Stranger::new(stage.queue.config(), &shared);
-    let movies = Movies::new(&shared.door);
-    let mut books = Books::default();
-    // A client that panics is a panic here.
+    let raw_publisher = RawPublisher::new(platform.queue.config(), &shared);
+    let movies = SharedMovies::new(&shared.gateway_address);
+    let mut report = DrillReport::default();
+    // The panic of a client ends the drill.
     thread::scope(|scope| {
-        // Also where a fault is never recovered from, which panics.
+        // The clients stop also if the platform does not recover, which panics.
         let _stop = StopOnDrop(&stopped);
         for number in 0..CLIENTS {
-            let orders = Orders::new(number.to_string(), &shared);
+            let orders = OrderClient::new(number.to_string(), &shared);
             scope.spawn(|| orders.place_until(&stopped));
         }
-        for _ in 0..MOVIEGOERS {
-            scope.spawn(|| Moviegoer::new(&movies).ask_until(&stopped));
+        for _ in 0..MOVIE_CLIENTS {
+            scope.spawn(|| MovieClient::new(&movies).ask_until(&stopped));
         }
-        scope.spawn(|| stranger.publish_until(&stopped));
-        let mut probe = Orders::new("probe".to_owned(), &shared);
+        scope.spawn(|| raw_publisher.publish_until(&stopped));
+        let mut probe = OrderClient::new("probe".to_owned(), &shared);
         for fault in faults {
-            let recovery = recovery(stage, fault, &mut probe, &movies, &mut books.wrong);
-            tell(&recovery);
-            books.recoveries.push(recovery);
-            if enough(books.recoveries.len(), shared.counts().0) {
+            let outcome = run_fault(platform, fault, &mut probe, &movies, &mut report.wrong);
+            show(&outcome);
+            report.outcomes.push(outcome);
+            if enough(report.outcomes.len(), shared.counts().0) {
                 break;
             }
         }
     });
-    stage.wait_until_all_is_recorded();
-    compare(&mut books, &lock(&shared.book), stage.rows());
-    let struck: Vec<_> = books
-        .recoveries
+    platform.wait_until_all_is_recorded();
+    compare(&mut report, &lock(&shared.sent_messages), platform.rows());
+    let injected: Vec<_> = report
+        .outcomes
         .iter()
-        .map(|recovery| recovery.struck)
+        .map(|outcome| outcome.injected)
         .collect();
     for (id, history) in movies.histories() {
-        books.movies.0 += 1;
-        books.movies.1 += history.len();
-        if !is_linearizable(&with_repeats(&history, &struck)) {
-            books
+        report.movies.0 += 1;
+        report.movies.1 += history.len();
+        if !is_linearizable(&with_repeats(&history, &injected)) {
+            report
                 .wrong
                 .push(format!("movie {id} is not linearizable: {history:#?}"));
         }
     }
-    books
+    report
 }
 
 struct StopOnDrop<'s>(&'s AtomicBool);
@@ -130,63 +130,63 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-fn recovery(
-    stage: &mut Stage,
+fn run_fault(
+    platform: &mut PlatformProcesses,
     fault: &Fault,
-    probe: &mut Orders,
-    movies: &Movies,
+    probe: &mut OrderClient,
+    movies: &SharedMovies,
     wrong: &mut Vec<String>,
-) -> Recovery {
-    let shared = Arc::clone(&stage.shared);
+) -> FaultOutcome {
+    let shared = Arc::clone(&platform.shared);
     let before = shared.counts();
     let mut is_wrong = |what: &str| wrong.push(format!("{}: {what}", fault.name));
-    let strikes = movies.now();
-    (fault.strike)(stage);
-    let (struck, begun) = ((strikes, movies.now()), Instant::now());
-    let mut told_after = None;
-    match fault.meanwhile {
-        Meanwhile::Anything => {}
-        Meanwhile::NoneIsRecorded => {
-            if comes_within(TELL_LIMIT, || stage.consumers_say() == [503, 503]) {
-                told_after = Some(begun.elapsed());
+    let before_injection = movies.now();
+    (fault.inject)(platform);
+    let (injected, begun) = ((before_injection, movies.now()), Instant::now());
+    let mut unready_after = None;
+    match fault.expectation {
+        Expectation::Anything => {}
+        Expectation::NoneIsRecorded => {
+            if comes_within(READY_LIMIT, || platform.consumer_readiness() == [503, 503]) {
+                unready_after = Some(begun.elapsed());
             } else {
                 is_wrong("a consumer is ready, and nothing can be recorded");
             }
         }
-        Meanwhile::OthersAreRecorded => {
+        Expectation::OthersAreRecorded => {
             let id = probe.place_surely();
-            if !comes_within(TELL_LIMIT, || stage.is_recorded(&id)) {
+            if !comes_within(READY_LIMIT, || platform.is_recorded(&id)) {
                 is_wrong("an order waits that has nothing to do with it");
             }
-            if stage.consumers_say() != [200, 200] {
+            if platform.consumer_readiness() != [200, 200] {
                 is_wrong("a consumer is not ready, and records");
             }
         }
     }
     // For a fault to last, time must pass.
     thread::sleep(fault.lasts.saturating_sub(begun.elapsed()));
-    (fault.mend)(stage);
-    let mended = Instant::now();
+    (fault.repair)(platform);
+    let repaired = Instant::now();
     let during = shared.counts();
 
     let id = probe.place_surely();
-    let accepts_after = mended.elapsed();
-    let recorded = comes_within(RECOVERY_LIMIT, || stage.is_recorded(&id));
+    let accepts_after = repaired.elapsed();
+    let recorded = comes_within(RECOVERY_LIMIT, || platform.is_recorded(&id));
     assert!(recorded, "{}: {id} is not recorded", fault.name);
-    let records_after = mended.elapsed();
+    let records_after = repaired.elapsed();
     probe.create_movie_surely();
-    let creates_after = mended.elapsed();
-    if !comes_within(TELL_LIMIT, || stage.consumers_say() == [200, 200]) {
+    let creates_after = repaired.elapsed();
+    if !comes_within(READY_LIMIT, || platform.consumer_readiness() == [200, 200]) {
         is_wrong("it is over, and a consumer is not ready");
     }
-    Recovery {
+    FaultOutcome {
         fault: fault.name,
-        meanwhile: (during.0 - before.0, during.1 - before.1),
-        told_after,
+        answers: (during.0 - before.0, during.1 - before.1),
+        unready_after,
         accepts_after,
         records_after,
         creates_after,
-        struck,
+        injected,
     }
 }
 
@@ -203,92 +203,94 @@ fn comes_within(limit: Duration, mut fact: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// What was sent with what is there.
-fn compare(books: &mut Books, sent: &[Entry], mut rows: Rows) {
-    for entry in sent {
-        let times = rows.of(entry);
-        if entry.unreadable {
-            books.dead += usize::from(times > 0);
-        } else if entry.answered {
-            books.answered += 1;
+/// Compares the messages that were sent with the rows.
+fn compare(report: &mut DrillReport, sent: &[SentMessage], mut rows: RowCounts) {
+    for message in sent {
+        let times = rows.of(message);
+        if message.unreadable {
+            report.dead += usize::from(times > 0);
+        } else if message.answered {
+            report.answered += 1;
         } else {
-            books.unsure += 1;
-            books.unsure_recorded += usize::from(times > 0);
+            report.unsure += 1;
+            report.unsure_recorded += usize::from(times > 0);
         }
-        let kind = if entry.unreadable {
+        let kind = if message.unreadable {
             "a dead letter"
         } else {
             "recorded"
         };
         if times > 1 {
-            books
+            report
                 .wrong
-                .push(format!("{} is {kind} {times} times", entry.id));
-        } else if times == 0 && entry.answered {
-            books
+                .push(format!("{} is {kind} {times} times", message.id));
+        } else if times == 0 && message.answered {
+            report
                 .wrong
-                .push(format!("{} was confirmed and is not {kind}", entry.id));
+                .push(format!("{} was confirmed and is not {kind}", message.id));
         }
-        rows.forget(entry);
+        rows.forget(message);
     }
     for (id, kind) in rows.left() {
-        books
+        report
             .wrong
             .push(format!("{id} is {kind}, and should not be"));
     }
 }
 
 /// A gateway repeats an idempotent request without a precondition when the connection to the
-/// inventory ends before an answer begins (RFC 9110 §9.2.2). One that was under way when a fault
-/// struck was perhaps carried out once more than its answer tells.
-fn with_repeats(history: &[Operation], struck: &[(u64, u64)]) -> Vec<Operation> {
-    let was_under_way = |operation: &Operation| {
+/// inventory ends before an answer begins (RFC 9110 §9.2.2). A request that was in progress when a fault began
+/// was perhaps carried out once more than its answer shows.
+fn with_repeats(history: &[Operation], injected: &[(u64, u64)]) -> Vec<Operation> {
+    let was_in_progress = |operation: &Operation| {
         let (begun, ended) = operation.lasted;
-        struck
+        injected
             .iter()
             .any(|(before, after)| begun < *after && *before < ended)
     };
     let repeatable = |asked| match asked {
-        Asked::Create(_) | Asked::Read => false,
-        Asked::Change { only_if, .. } | Asked::Delete { only_if } => only_if.is_none(),
+        MovieRequest::Create(_) | MovieRequest::Read => false,
+        MovieRequest::Change { only_if, .. } | MovieRequest::Delete { only_if } => {
+            only_if.is_none()
+        }
     };
     let repeats = history
         .iter()
-        .filter(|operation| repeatable(operation.asked) && was_under_way(operation))
+        .filter(|operation| repeatable(operation.asked) && was_in_progress(operation))
         .map(|operation| Operation {
-            answered: Answered::Unknown,
+            answered: MovieResponse::Unknown,
             ..*operation
         });
     history.iter().copied().chain(repeats).collect()
 }
 
-/// The head of the table, and a line of it.
+/// A line of the table of outcomes; its head for None.
 #[must_use]
-pub fn table_line(recovery: Option<&Recovery>) -> String {
+pub fn table_line(outcome: Option<&FaultOutcome>) -> String {
     let mut line = String::new();
     let seconds = |duration: Duration| format!("{:.2} s", duration.as_secs_f64());
-    let written = match recovery {
+    let written = match outcome {
         None => write!(
             line,
-            "{:<34} {:>8} {:>10} {:>11} {:>14} {:>14} {:>14}",
+            "{:<34} {:>8} {:>10} {:>13} {:>14} {:>14} {:>14}",
             "fault",
             "200",
             "otherwise",
-            "told after",
+            "unready after",
             "accepts after",
             "records after",
             "creates after"
         ),
-        Some(recovery) => write!(
+        Some(outcome) => write!(
             line,
-            "{:<34} {:>8} {:>10} {:>11} {:>14} {:>14} {:>14}",
-            recovery.fault,
-            recovery.meanwhile.0,
-            recovery.meanwhile.1,
-            recovery.told_after.map_or_else(String::new, seconds),
-            seconds(recovery.accepts_after),
-            seconds(recovery.records_after),
-            seconds(recovery.creates_after)
+            "{:<34} {:>8} {:>10} {:>13} {:>14} {:>14} {:>14}",
+            outcome.fault,
+            outcome.answers.0,
+            outcome.answers.1,
+            outcome.unready_after.map_or_else(String::new, seconds),
+            seconds(outcome.accepts_after),
+            seconds(outcome.records_after),
+            seconds(outcome.creates_after)
         ),
     };
     written.map_or_else(|_| String::new(), |()| line)

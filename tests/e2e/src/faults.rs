@@ -1,5 +1,5 @@
-//! What goes wrong in the drill, and how it ends: the faults of the programs, of the links between
-//! them, and of what others do to their tables, sessions and queue.
+//! The faults of the drill: faults of the programs, of the connections between them, and changes that others
+//! make to their tables, sessions and queue.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,32 +9,32 @@ use std::time::Duration;
 use amiquip::QueueDeleteOptions;
 use testkit::{Client, Program, Relay, TestDatabase};
 
-use crate::orders::Orders;
-use crate::stage::{Stage, lock};
+use crate::order_client::OrderClient;
+use crate::platform_processes::{PlatformProcesses, lock};
 use crate::wait_until_ready;
 
-/// Something that goes wrong, and how it ends.
+/// A fault: how it begins and how it ends.
 pub struct Fault {
-    /// What goes wrong, for the table.
+    /// Its name in the table.
     pub name: &'static str,
     /// How long it lasts at least.
     pub lasts: Duration,
-    /// What becomes of orders while it lasts.
-    pub meanwhile: Meanwhile,
-    /// Makes it go wrong.
-    pub strike: Box<dyn Fn(&mut Stage)>,
-    /// Ends it, as a supervisor or an operator would.
-    pub mend: Box<dyn Fn(&mut Stage)>,
+    /// What must be true of orders while it lasts.
+    pub expectation: Expectation,
+    /// Begins the fault.
+    pub inject: Box<dyn Fn(&mut PlatformProcesses)>,
+    /// Ends the fault, as a supervisor or an operator would.
+    pub repair: Box<dyn Fn(&mut PlatformProcesses)>,
 }
 
-/// What becomes of orders while a fault lasts.
+/// What must be true of orders while a fault lasts.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Meanwhile {
+pub enum Expectation {
     /// They may be recorded or not.
     Anything,
-    /// None can be recorded, and every consumer says so.
+    /// No order can be recorded, and no consumer is ready.
     NoneIsRecorded,
-    /// Some wait, the others are recorded, and the consumers say so.
+    /// Some orders wait, the others are recorded, and the consumers are ready.
     OthersAreRecorded,
 }
 
@@ -43,30 +43,33 @@ impl Fault {
     pub fn new(
         name: &'static str,
         seconds: u64,
-        strike: impl Fn(&mut Stage) + 'static,
-        mend: impl Fn(&mut Stage) + 'static,
+        inject: impl Fn(&mut PlatformProcesses) + 'static,
+        repair: impl Fn(&mut PlatformProcesses) + 'static,
     ) -> Self {
         Self {
             name,
             lasts: Duration::from_secs(seconds),
-            meanwhile: Meanwhile::Anything,
-            strike: Box::new(strike),
-            mend: Box::new(mend),
+            expectation: Expectation::Anything,
+            inject: Box::new(inject),
+            repair: Box::new(repair),
         }
     }
 
-    /// Has something be looked at while the fault lasts.
+    /// Adds what must be true while the fault lasts.
     #[must_use]
-    pub fn meanwhile(self, meanwhile: Meanwhile) -> Self {
-        Self { meanwhile, ..self }
+    pub fn expecting(self, expectation: Expectation) -> Self {
+        Self {
+            expectation,
+            ..self
+        }
     }
 }
 
-/// All that need no power over the servers.
+/// All faults that can be made without stopping the servers.
 #[must_use]
 pub fn faults() -> Vec<Fault> {
     let mut faults = faults_of_programs();
-    faults.extend(faults_of_links());
+    faults.extend(faults_of_connections());
     faults.extend(faults_of_others());
     faults
 }
@@ -76,49 +79,51 @@ fn faults_of_programs() -> Vec<Fault> {
         Fault::new(
             "a consumer: kill -9",
             1,
-            |stage| drop(stage.consumers[0].take()),
-            |stage| stage.start_consumer(0),
+            |platform| drop(platform.consumers[0].take()),
+            |platform| platform.start_consumer(0),
         ),
         Fault::new(
             "a consumer: SIGINT",
             0,
-            |stage| ended_in_good_order(stage.consumers[1].take()),
-            |stage| stage.start_consumer(1),
+            |platform| ended_in_good_order(platform.consumers[1].take()),
+            |platform| platform.start_consumer(1),
         ),
         Fault::new(
             "both consumers: kill -9",
             1,
-            |stage| {
-                stage
+            |platform| {
+                platform
                     .consumers
                     .iter_mut()
                     .for_each(|consumer| drop(consumer.take()));
             },
-            |stage| (0..stage.consumers.len()).for_each(|number| stage.start_consumer(number)),
+            |platform| {
+                (0..platform.consumers.len()).for_each(|number| platform.start_consumer(number));
+            },
         ),
         Fault::new(
             "gateway: kill -9",
             1,
-            |stage| drop(stage.gateway.take()),
-            Stage::start_gateway,
+            |platform| drop(platform.gateway.take()),
+            PlatformProcesses::start_gateway,
         ),
         Fault::new(
             "gateway: SIGINT",
             0,
-            |stage| ended_in_good_order(stage.gateway.take()),
-            Stage::start_gateway,
+            |platform| ended_in_good_order(platform.gateway.take()),
+            PlatformProcesses::start_gateway,
         ),
         Fault::new(
             "an inventory: kill -9",
             1,
-            |stage| drop(stage.inventories[0].take()),
-            |stage| stage.start_inventory(0),
+            |platform| drop(platform.inventories[0].take()),
+            |platform| platform.start_inventory(0),
         ),
         Fault::new(
             "an inventory: SIGINT",
             0,
-            |stage| ended_in_good_order(stage.inventories[1].take()),
-            |stage| stage.start_inventory(1),
+            |platform| ended_in_good_order(platform.inventories[1].take()),
+            |platform| platform.start_inventory(1),
         ),
     ]
 }
@@ -130,39 +135,39 @@ fn ended_in_good_order(program: Option<Program>) {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
-fn faults_of_links() -> Vec<Fault> {
-    use Meanwhile::{Anything, NoneIsRecorded};
+fn faults_of_connections() -> Vec<Fault> {
+    use Expectation::{Anything, NoneIsRecorded};
     [
-        faults_of_link(
+        faults_of_connection(
             ["gateway to inventory: cut", "gateway to inventory: mute"],
             Anything,
-            |stage| &stage.gateway_to_inventories[0],
+            |platform| &platform.gateway_to_inventories[0],
         ),
-        faults_of_link(
+        faults_of_connection(
             [
                 "inventories to PostgreSQL: cut",
                 "inventories to PostgreSQL: mute",
             ],
             Anything,
-            |stage| &stage.inventories_to_postgresql,
+            |platform| &platform.inventories_to_postgresql,
         ),
-        faults_of_link(
+        faults_of_connection(
             ["gateway to RabbitMQ: cut", "gateway to RabbitMQ: mute"],
             Anything,
-            |stage| &stage.gateway_to_rabbitmq,
+            |platform| &platform.gateway_to_rabbitmq,
         ),
-        faults_of_link(
+        faults_of_connection(
             ["consumers to RabbitMQ: cut", "consumers to RabbitMQ: mute"],
             Anything,
-            |stage| &stage.consumers_to_rabbitmq,
+            |platform| &platform.consumers_to_rabbitmq,
         ),
-        faults_of_link(
+        faults_of_connection(
             [
                 "consumers to PostgreSQL: cut",
                 "consumers to PostgreSQL: mute",
             ],
             NoneIsRecorded,
-            |stage| &stage.consumers_to_postgresql,
+            |platform| &platform.consumers_to_postgresql,
         ),
     ]
     .into_iter()
@@ -170,34 +175,34 @@ fn faults_of_links() -> Vec<Fault> {
     .collect()
 }
 
-/// A connection that is closed, and one that says nothing any more.
-fn faults_of_link(
+/// A connection that is closed, and one over which no more bytes come.
+fn faults_of_connection(
     [cut, mute]: [&'static str; 2],
-    meanwhile: Meanwhile,
-    link: fn(&Stage) -> &Relay,
+    expectation: Expectation,
+    relay: fn(&PlatformProcesses) -> &Relay,
 ) -> [Fault; 2] {
-    let mend = move |stage: &mut Stage| link(stage).restore();
+    let repair = move |platform: &mut PlatformProcesses| relay(platform).restore();
     [
-        Fault::new(cut, 2, move |stage| link(stage).cut(), mend),
-        Fault::new(mute, 6, move |stage| link(stage).freeze(), mend),
+        Fault::new(cut, 2, move |platform| relay(platform).cut(), repair),
+        Fault::new(mute, 6, move |platform| relay(platform).freeze(), repair),
     ]
-    .map(|fault| fault.meanwhile(meanwhile))
+    .map(|fault| fault.expecting(expectation))
 }
 
 /// What operators and other programs do to the tables, sessions and queue of the platform.
 fn faults_of_others() -> Vec<Fault> {
     vec![
-        fault_of_open_transaction("orders: LOCK TABLE", Meanwhile::NoneIsRecorded, |_| {
+        fault_of_open_transaction("orders: LOCK TABLE", Expectation::NoneIsRecorded, |_| {
             "LOCK TABLE orders IN EXCLUSIVE MODE".to_owned()
         }),
         fault_of_open_transaction(
             "dead letters: LOCK TABLE",
-            Meanwhile::OthersAreRecorded,
+            Expectation::OthersAreRecorded,
             |_| "LOCK TABLE dead_letters IN EXCLUSIVE MODE".to_owned(),
         ),
         fault_of_open_transaction(
             "one message id: open transaction",
-            Meanwhile::OthersAreRecorded,
+            Expectation::OthersAreRecorded,
             |id| {
                 format!(
                     "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
@@ -208,27 +213,27 @@ fn faults_of_others() -> Vec<Fault> {
         Fault::new(
             "orders: REVOKE INSERT",
             0,
-            |stage| {
-                stage
+            |platform| {
+                platform
                     .orders
                     .execute("REVOKE INSERT ON orders FROM current_user");
             },
-            |stage| {
-                stage
+            |platform| {
+                platform
                     .orders
                     .execute("GRANT INSERT ON orders TO current_user");
             },
         )
-        .meanwhile(Meanwhile::NoneIsRecorded),
+        .expecting(Expectation::NoneIsRecorded),
         Fault::new("sessions: terminated", 0, terminate_sessions, |_| {}),
         Fault::new("the queue: deleted while empty", 0, delete_queue, |_| {}),
     ]
 }
 
-/// A transaction that an operator forgot, and meanwhile an order with the id that `statement` gets.
+/// A transaction that an operator left open, and meanwhile an order with the id that `statement` gets.
 fn fault_of_open_transaction(
     name: &'static str,
-    meanwhile: Meanwhile,
+    expectation: Expectation,
     statement: impl Fn(&str) -> String + 'static,
 ) -> Fault {
     let forgotten = Rc::new(RefCell::new(None));
@@ -236,70 +241,70 @@ fn fault_of_open_transaction(
     Fault::new(
         name,
         0,
-        move |stage| {
-            let name = format!("held-{}", lock(&stage.shared.book).len());
-            let mut client = stage.orders.connect();
+        move |platform| {
+            let name = format!("held-{}", lock(&platform.shared.sent_messages).len());
+            let mut client = platform.orders.connect();
             let begun =
                 client.batch_execute(&format!("BEGIN; {}", statement(&format!("{name}-1"))));
             begun.expect("a transaction");
             *forgotten.borrow_mut() = Some(client);
-            Orders::new(name, &stage.shared).place_surely();
+            OrderClient::new(name, &platform.shared).place_surely();
         },
         move |_| drop(ended.borrow_mut().take()),
     )
-    .meanwhile(meanwhile)
+    .expecting(expectation)
 }
 
-/// Those of the programs, which come to PostgreSQL from the ports of the relays.
-fn terminate_sessions(stage: &mut Stage) {
+/// Terminates the sessions of the programs, which connect to PostgreSQL from the ports of the relays.
+fn terminate_sessions(platform: &mut PlatformProcesses) {
     let relays = [
-        &stage.consumers_to_postgresql,
-        &stage.inventories_to_postgresql,
+        &platform.consumers_to_postgresql,
+        &platform.inventories_to_postgresql,
     ];
     let ports = relays.into_iter().flat_map(Relay::ports);
     let ports: Vec<i32> = ports.map(i32::from).collect();
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_port = ANY ($1)";
-    assert!(!stage.orders.query(sql, &[&ports]).is_empty());
+    assert!(!platform.orders.query(sql, &[&ports]).is_empty());
 }
 
-/// Where nothing is in it and no consumer has anything in hand, nothing goes with it.
-fn delete_queue(stage: &mut Stage) {
-    let shared = Arc::clone(&stage.shared);
+/// Deletes the queue while it is empty and no consumer has an unacknowledged message.
+fn delete_queue(platform: &mut PlatformProcesses) {
+    let shared = Arc::clone(&platform.shared);
     let _no_traffic = shared.traffic.write();
-    stage.wait_until_all_is_recorded();
-    stage.queue.on_channel(|channel| {
+    platform.wait_until_all_is_recorded();
+    platform.queue.on_channel(|channel| {
         let options = QueueDeleteOptions {
             if_unused: false,
             if_empty: true,
         };
         channel
-            .queue_delete(stage.queue.name(), options)
+            .queue_delete(platform.queue.name(), options)
             .expect("an empty queue");
     });
 }
 
-/// An inventory that does not know what the other one knows, as one on a replica that lags
-/// behind. It breaks what the platform promises, and is none of the drill's faults.
+/// An inventory whose database lacks what the other one has, as a replica that lags behind. It breaks the
+/// promise of the platform, and is no fault of the drill.
 #[must_use]
 pub fn fault_of_a_lagging_inventory() -> Fault {
     let lagging = RefCell::new(None);
     Fault::new(
         "an inventory lags behind",
         2,
-        move |stage| {
+        move |platform| {
             let movies = TestDatabase::create();
-            let inventory = stage.start_inventory_on(&movies);
+            let inventory = platform.start_inventory_on(&movies);
             wait_until_ready(&Client::new(inventory.address()));
-            let relay = &stage.gateway_to_inventories[0];
+            let relay = &platform.gateway_to_inventories[0];
             relay.cut();
             relay.lead_to(inventory.address());
             relay.restore();
             *lagging.borrow_mut() = Some((inventory, movies));
         },
-        |stage| {
-            stage.gateway_to_inventories[0].cut();
-            stage.start_inventory(0);
-            stage.gateway_to_inventories[0].restore();
+        |platform| {
+            platform.gateway_to_inventories[0].cut();
+            platform.start_inventory(0);
+            platform.gateway_to_inventories[0].restore();
         },
     )
 }

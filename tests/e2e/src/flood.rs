@@ -1,4 +1,4 @@
-//! Clients who ask the gateway for what it refuses, as fast as they can, while its log lies on a small
+//! Clients that send the gateway requests which it refuses, as fast as they can, while its log is on a small
 //! disk.
 
 use std::cell::RefCell;
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use testkit::{Client, eventually};
 
-use crate::faults::{Fault, Meanwhile};
+use crate::faults::{Expectation, Fault};
 
-/// Who asks.
+/// How many clients send requests.
 const CLIENTS: usize = 4;
 
-/// Every other one has such a target: with a line for each the log would take 4 MB.
+/// Every other request has a target of so many bytes: with a line for each the log would have 4 MB.
 const REFUSED_MIN: usize = 1000;
 const TARGET_BYTES: usize = 8000;
 
@@ -27,7 +27,7 @@ const TARGET_BYTES: usize = 8000;
 /// counts the others.
 const LINES_BYTES_MAX: u64 = 2048;
 
-/// Where the log lies.
+/// The disk of the log.
 #[derive(Clone)]
 pub enum LogDisk {
     /// In a folder of a disk that has room.
@@ -36,11 +36,11 @@ pub enum LogDisk {
     Small(PathBuf),
 }
 
-/// A flood of refused requests. The log grows by a few lines a second, orders are recorded meanwhile, and so
-/// they are when the disk of the log is full.
+/// A flood of refused requests. The log grows by a few lines a second, and orders are recorded meanwhile, also
+/// when the disk of the log is full.
 ///
 /// # Panics
-/// When it strikes, and the log grows by more.
+/// When it begins, and the log grows by more.
 #[must_use]
 pub fn fault_of_a_flood(disk: LogDisk) -> Fault {
     let (LogDisk::Large(folder) | LogDisk::Small(folder)) = &disk;
@@ -51,27 +51,27 @@ pub fn fault_of_a_flood(disk: LogDisk) -> Fault {
     Fault::new(
         "gateway: a flood of refusals",
         2,
-        move |stage| {
-            let gateway = stage.start_gateway_with_log(&log);
+        move |platform| {
+            let gateway = platform.start_gateway_with_log(&log);
             let begun = Flood::start(gateway);
-            begun.is_hardly_told_of(&log);
+            begun.assert_log_stays_small(&log);
             if matches!(disk, LogDisk::Small(_)) {
                 fill(&filler);
             }
             *flood.borrow_mut() = Some(begun);
         },
-        move |stage| {
+        move |platform| {
             drop(ended.borrow_mut().take());
-            stage.start_gateway();
+            platform.start_gateway();
             for file in &to_remove {
                 let _ = fs::remove_file(file);
             }
         },
     )
-    .meanwhile(Meanwhile::OthersAreRecorded)
+    .expecting(Expectation::OthersAreRecorded)
 }
 
-/// To the last block.
+/// Fills the disk to its last block.
 fn fill(filler: &Path) {
     let mut file = File::create(filler).expect("a file");
     let error = loop {
@@ -105,8 +105,8 @@ impl Flood {
         }
     }
 
-    /// Of many refusals the log has few lines.
-    fn is_hardly_told_of(&self, log: &Path) {
+    /// Checks that many refusals made few lines.
+    fn assert_log_stays_small(&self, log: &Path) {
         eventually("many requests are refused", || {
             self.refused.load(Ordering::Relaxed) >= REFUSED_MIN
         });
@@ -115,7 +115,7 @@ impl Flood {
             line.contains(" status=4") || line.contains("msg=\"more requests refused")
         };
         let bytes: usize = log.lines().filter(refusal).map(str::len).sum();
-        // The second that is under way, and the one that was when it began.
+        // The second in which it began, and the one that has not ended.
         let seconds = self.begun.elapsed() + Duration::from_secs(2);
         assert!(
             bytes > 0 && bytes as u64 <= seconds.as_secs() * LINES_BYTES_MAX,
@@ -133,7 +133,7 @@ impl Drop for Flood {
     }
 }
 
-/// In turn for what there is not, and for what takes a key.
+/// Sends requests in turn for a path that does not exist, and for one that takes a key.
 fn ask_until(stopped: &AtomicBool, gateway: SocketAddr, refused: &AtomicUsize) {
     let client = Client::new(gateway);
     let unknown = format!("/{}", "x".repeat(TARGET_BYTES));

@@ -13,7 +13,7 @@ use todc_utils::specifications::Specification;
 /// What a movie says. Each title and each description of a history is written once, so a number
 /// tells which one it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Content {
+pub struct MovieContent {
     /// Of the title.
     pub title: u64,
     /// Of the description.
@@ -22,9 +22,9 @@ pub struct Content {
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum MovieRequest {
     /// The first of each history: nobody knows the movie's id before its answer.
-    Create(Content),
+    Create(MovieContent),
     /// By its id, or as a page of the list.
     Read,
     /// Of either field or both.
@@ -34,20 +34,20 @@ pub enum Asked {
         /// The new description.
         description: Option<u64>,
         /// What an `If-Match` wants the movie to be.
-        only_if: Option<Content>,
+        only_if: Option<MovieContent>,
     },
     /// Of the whole movie.
     Delete {
         /// What an `If-Match` wants the movie to be.
-        only_if: Option<Content>,
+        only_if: Option<MovieContent>,
     },
 }
 
 /// An answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answered {
+pub enum MovieResponse {
     /// The movie as it is, or as it is now.
-    Movie(Content),
+    Movie(MovieContent),
     /// There was a movie, and now there is none.
     Deleted,
     /// 404.
@@ -62,39 +62,39 @@ pub enum Answered {
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
     /// What was asked.
-    pub asked: Asked,
+    pub asked: MovieRequest,
     /// What was answered.
-    pub answered: Answered,
+    pub answered: MovieResponse,
     /// When it began and when it ended, on a clock of which no two readings are the same.
     pub lasted: (u64, u64),
 }
 
-impl Asked {
+impl MovieRequest {
     /// What it makes of a movie, and its answer.
-    fn carried_out(self, movie: Option<Content>) -> (Answered, Option<Content>) {
+    fn carried_out(self, movie: Option<MovieContent>) -> (MovieResponse, Option<MovieContent>) {
         let only_if = match self {
-            Self::Create(content) => return (Answered::Movie(content), Some(content)),
+            Self::Create(content) => return (MovieResponse::Movie(content), Some(content)),
             Self::Read => None,
             Self::Change { only_if, .. } | Self::Delete { only_if } => only_if,
         };
         let Some(is) = movie else {
-            return (Answered::NoSuchMovie, None);
+            return (MovieResponse::NoSuchMovie, None);
         };
         if only_if.is_some_and(|wanted| wanted != is) {
-            return (Answered::PreconditionFailed, movie);
+            return (MovieResponse::PreconditionFailed, movie);
         }
         match self {
             Self::Change {
                 title, description, ..
             } => {
-                let changed = Content {
+                let changed = MovieContent {
                     title: title.unwrap_or(is.title),
                     description: description.unwrap_or(is.description),
                 };
-                (Answered::Movie(changed), Some(changed))
+                (MovieResponse::Movie(changed), Some(changed))
             }
-            Self::Delete { .. } => (Answered::Deleted, None),
-            Self::Create(_) | Self::Read => (Answered::Movie(is), movie),
+            Self::Delete { .. } => (MovieResponse::Deleted, None),
+            Self::Create(_) | Self::Read => (MovieResponse::Movie(is), movie),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Asked {
 struct OneMovie;
 
 impl Specification for OneMovie {
-    type State = Option<Content>;
+    type State = Option<MovieContent>;
     type Operation = Operation;
 
     fn init() -> Self::State {
@@ -111,7 +111,7 @@ impl Specification for OneMovie {
 
     fn apply(operation: &Operation, movie: &Self::State) -> (bool, Self::State) {
         let (answer, movie) = operation.asked.carried_out(*movie);
-        let explained = [answer, Answered::Unknown].contains(&operation.answered);
+        let explained = [answer, MovieResponse::Unknown].contains(&operation.answered);
         (explained, movie)
     }
 }
@@ -123,7 +123,7 @@ pub fn is_linearizable(operations: &[Operation]) -> bool {
     let traced: Vec<_> = operations
         .iter()
         .filter(|operation| {
-            operation.answered != Answered::Unknown || leaves_traces(operation, operations)
+            operation.answered != MovieResponse::Unknown || leaves_traces(operation, operations)
         })
         .copied()
         .collect();
@@ -132,14 +132,14 @@ pub fn is_linearizable(operations: &[Operation]) -> bool {
 
 /// Whether an answer shows what this request may have made of the movie.
 fn leaves_traces(operation: &Operation, operations: &[Operation]) -> bool {
-    let Asked::Change {
+    let MovieRequest::Change {
         title, description, ..
     } = operation.asked
     else {
         return true;
     };
     operations.iter().any(|other| {
-        matches!(other.answered, Answered::Movie(is)
+        matches!(other.answered, MovieResponse::Movie(is)
             if title == Some(is.title) || description == Some(is.description))
     })
 }
@@ -151,7 +151,7 @@ fn has_order(operations: &[Operation]) -> bool {
         actions.push((begun, number, Action::Call(*operation)));
         // At the end it may also have been carried out after all others, where nobody sees it:
         // that is, never.
-        let unknown = operation.answered == Answered::Unknown;
+        let unknown = operation.answered == MovieResponse::Unknown;
         let ended = if unknown { u64::MAX } else { ended };
         actions.push((ended, number, Action::Response(*operation)));
     }
@@ -166,16 +166,16 @@ fn has_order(operations: &[Operation]) -> bool {
 mod tests {
     use super::*;
 
-    const FIRST: Content = Content {
+    const FIRST: MovieContent = MovieContent {
         title: 1,
         description: 1,
     };
-    const SECOND: Content = Content {
+    const SECOND: MovieContent = MovieContent {
         title: 2,
         description: 1,
     };
 
-    fn operation(asked: Asked, answered: Answered, lasted: (u64, u64)) -> Operation {
+    fn operation(asked: MovieRequest, answered: MovieResponse, lasted: (u64, u64)) -> Operation {
         Operation {
             asked,
             answered,
@@ -184,15 +184,23 @@ mod tests {
     }
 
     fn created() -> Operation {
-        operation(Asked::Create(FIRST), Answered::Movie(FIRST), (0, 1))
+        operation(
+            MovieRequest::Create(FIRST),
+            MovieResponse::Movie(FIRST),
+            (0, 1),
+        )
     }
 
-    fn read(answered: Answered, lasted: (u64, u64)) -> Operation {
-        operation(Asked::Read, answered, lasted)
+    fn read(answered: MovieResponse, lasted: (u64, u64)) -> Operation {
+        operation(MovieRequest::Read, answered, lasted)
     }
 
-    fn retitled(only_if: Option<Content>, answered: Answered, lasted: (u64, u64)) -> Operation {
-        let change = Asked::Change {
+    fn retitled(
+        only_if: Option<MovieContent>,
+        answered: MovieResponse,
+        lasted: (u64, u64),
+    ) -> Operation {
+        let change = MovieRequest::Change {
             title: Some(SECOND.title),
             description: None,
             only_if,
@@ -203,21 +211,21 @@ mod tests {
     #[test]
     fn a_read_during_a_change_may_see_either() {
         for seen in [FIRST, SECOND] {
-            let changed = retitled(None, Answered::Movie(SECOND), (2, 5));
+            let changed = retitled(None, MovieResponse::Movie(SECOND), (2, 5));
 
             assert!(is_linearizable(&[
                 created(),
                 changed,
-                read(Answered::Movie(seen), (3, 4)),
+                read(MovieResponse::Movie(seen), (3, 4)),
             ]));
         }
     }
 
     #[test]
     fn a_read_after_a_change_must_not_be_stale() {
-        let changed = retitled(None, Answered::Movie(SECOND), (2, 3));
+        let changed = retitled(None, MovieResponse::Movie(SECOND), (2, 3));
 
-        let seen = |seen| [created(), changed, read(Answered::Movie(seen), (4, 5))];
+        let seen = |seen| [created(), changed, read(MovieResponse::Movie(seen), (4, 5))];
 
         assert!(is_linearizable(&seen(SECOND)));
         assert!(!is_linearizable(&seen(FIRST)));
@@ -225,8 +233,8 @@ mod tests {
 
     #[test]
     fn what_one_reader_has_seen_a_later_one_sees_too_while_the_change_still_runs() {
-        let changed = retitled(None, Answered::Movie(SECOND), (2, 9));
-        let seen = |content, lasted| read(Answered::Movie(content), lasted);
+        let changed = retitled(None, MovieResponse::Movie(SECOND), (2, 9));
+        let seen = |content, lasted| read(MovieResponse::Movie(content), lasted);
 
         assert!(!is_linearizable(&[
             created(),
@@ -238,9 +246,9 @@ mod tests {
 
     #[test]
     fn a_change_of_unknown_outcome_may_show_late_or_never_and_stays_once_it_has_shown() {
-        let unknown = retitled(None, Answered::Unknown, (2, 3));
-        let seen = |content, lasted| read(Answered::Movie(content), lasted);
-        let reads = |contents: [Content; 3]| {
+        let unknown = retitled(None, MovieResponse::Unknown, (2, 3));
+        let seen = |content, lasted| read(MovieResponse::Movie(content), lasted);
+        let reads = |contents: [MovieContent; 3]| {
             let times = [(4, 5), (6, 7), (8, 9)];
             let reads = contents.into_iter().zip(times);
             let reads = reads.map(|(content, lasted)| seen(content, lasted));
@@ -257,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_precondition_fails_only_where_the_movie_was_another() {
-        let refused = retitled(Some(FIRST), Answered::PreconditionFailed, (4, 5));
-        let changed = retitled(None, Answered::Movie(SECOND), (2, 3));
+        let refused = retitled(Some(FIRST), MovieResponse::PreconditionFailed, (4, 5));
+        let changed = retitled(None, MovieResponse::Movie(SECOND), (2, 3));
 
         assert!(is_linearizable(&[created(), changed, refused]));
         assert!(!is_linearizable(&[created(), refused]));
@@ -266,32 +274,32 @@ mod tests {
 
     #[test]
     fn of_two_changes_with_one_precondition_one_fails() {
-        let first = retitled(Some(FIRST), Answered::Movie(SECOND), (2, 5));
+        let first = retitled(Some(FIRST), MovieResponse::Movie(SECOND), (2, 5));
         let second = |answered| retitled(Some(FIRST), answered, (3, 4));
 
         assert!(is_linearizable(&[
             created(),
             first,
-            second(Answered::PreconditionFailed)
+            second(MovieResponse::PreconditionFailed)
         ]));
         assert!(!is_linearizable(&[
             created(),
             first,
-            second(Answered::Movie(SECOND))
+            second(MovieResponse::Movie(SECOND))
         ]));
     }
 
     #[test]
     fn a_movie_that_was_deleted_does_not_come_back() {
-        let delete = Asked::Delete { only_if: None };
-        let deleted = operation(delete, Answered::Deleted, (2, 3));
-        let again = operation(delete, Answered::NoSuchMovie, (4, 5));
+        let delete = MovieRequest::Delete { only_if: None };
+        let deleted = operation(delete, MovieResponse::Deleted, (2, 3));
+        let again = operation(delete, MovieResponse::NoSuchMovie, (4, 5));
 
         assert!(is_linearizable(&[created(), deleted, again]));
         assert!(!is_linearizable(&[
             created(),
             deleted,
-            read(Answered::Movie(FIRST), (6, 7))
+            read(MovieResponse::Movie(FIRST), (6, 7))
         ]));
     }
 }

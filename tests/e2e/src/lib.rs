@@ -1,17 +1,16 @@
-//! The whole system in one process: each service started by the function that its `main` calls,
-//! on ports of its own, before a schema and a queue of its own. There is nothing here but what
-//! the tests beside it share.
+//! The whole system in one process: each service is started by the function that its `main` calls, with ports,
+//! a schema and a queue of its own. This crate has only what the tests beside it share.
 
 pub mod drill;
 pub mod faults;
 pub mod flood;
 pub mod history;
-mod moviegoers;
-mod orders;
-mod stage;
-mod stranger;
+mod movie_clients;
+mod order_client;
+mod platform_processes;
+mod raw_publisher;
 
-pub use stage::Stage;
+pub use platform_processes::PlatformProcesses;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -28,13 +27,13 @@ use testkit::{Client, Relay, Service, TestDatabase, TestQueue, eventually};
 const WORKERS: usize = 2;
 
 /// An inventory with its movies.
-pub struct Movies {
+pub struct TestInventory {
     /// The running service.
     pub service: Service<Inventory>,
     _database: TestDatabase,
 }
 
-impl Movies {
+impl TestInventory {
     /// Starts an inventory without movies.
     #[must_use]
     pub fn start() -> Self {
@@ -56,20 +55,20 @@ impl Movies {
 
 /// The platform: gateway, inventory, and the two programs of billing.
 pub struct Platform {
-    /// The one door.
+    /// The gateway.
     pub gateway: Service<Gateway>,
     /// The inventory.
-    pub movies: Movies,
+    pub movies: TestInventory,
     /// Where recorded orders are read.
     pub billing_api: Service<BillingApi>,
-    /// The gateway's way to the inventory.
-    pub way_to_inventory: Relay,
-    /// The gateway's way to the broker.
-    pub way_to_broker: Relay,
+    /// The relay between the gateway and the inventory.
+    pub relay_to_inventory: Relay,
+    /// The relay between the gateway and the broker.
+    pub relay_to_broker: Relay,
     /// The queue between the gateway and billing.
     pub queue: TestQueue,
-    /// The gateway's way to the consumer, which has another port each time that it starts.
-    way_to_consumer: Relay,
+    /// The relay between the gateway and the consumer, which has another port each time that it starts.
+    relay_to_consumer: Relay,
     consumer: Option<Service<BillingConsumer>>,
     consumer_config: ConsumerConfig,
     _orders: TestDatabase,
@@ -87,7 +86,7 @@ impl Platform {
     /// Starts everything but the program that records orders.
     #[must_use]
     pub fn start_without_consumer() -> Self {
-        let movies = Movies::start();
+        let movies = TestInventory::start();
         let orders = TestDatabase::create().migrated(billing::MIGRATIONS);
         let queue = TestQueue::create();
         let api_config = ApiConfig {
@@ -99,19 +98,19 @@ impl Platform {
             BillingApi::address,
         );
         let inventory = movies.service.client.address();
-        let way_to_inventory = Relay::up(&inventory.ip().to_string(), inventory.port());
-        let way_to_broker = queue.relay_up();
-        let way_to_consumer = Relay::up("127.0.0.1", 1);
+        let relay_to_inventory = Relay::up(&inventory.ip().to_string(), inventory.port());
+        let relay_to_broker = queue.relay_up();
+        let relay_to_consumer = Relay::up("127.0.0.1", 1);
         let gateway_config = gateway::Config {
             http: http(),
-            inventories: vec![way_to_inventory.address()],
+            inventories: vec![relay_to_inventory.address()],
             billing_api: billing_api.client.address(),
-            billing_consumer: way_to_consumer.address(),
+            billing_consumer: relay_to_consumer.address(),
             expose_orders: true,
             limits: Limits::default(),
             access: AccessConfig::default(),
             queue: QueueConfig {
-                brokers: way_to_broker.address().into(),
+                brokers: relay_to_broker.address().into(),
                 ..queue.config()
             },
         };
@@ -125,9 +124,9 @@ impl Platform {
             gateway,
             movies,
             billing_api,
-            way_to_inventory,
-            way_to_broker,
-            way_to_consumer,
+            relay_to_inventory,
+            relay_to_broker,
+            relay_to_consumer,
             consumer: None,
             consumer_config: ConsumerConfig {
                 dead_letters_bytes_max: 1 << 30,
@@ -147,7 +146,7 @@ impl Platform {
             BillingConsumer::address,
         );
         wait_until_ready(&consumer.client);
-        self.way_to_consumer.lead_to(consumer.client.address());
+        self.relay_to_consumer.lead_to(consumer.client.address());
         self.consumer = Some(consumer);
     }
 

@@ -1,29 +1,28 @@
-//! The drill in its short form: what can go wrong with the programs, with the links between them,
-//! and with the tables and the queue. The servers belong to the other tests too; `setup/drill.sh` stops
-//! those as well.
+//! The drill in its short form: faults of the programs, of the connections between them, and of the tables and
+//! the queue. Other tests use the servers too, so only `setup/drill.sh` stops those.
 
 use std::path::Path;
 
 use e2e::flood::{LogDisk, fault_of_a_flood};
-use e2e::{Stage, drill, faults, programs};
+use e2e::{PlatformProcesses, drill, faults, programs};
 
 #[test]
 fn whatever_dies_every_answered_order_is_recorded_once_and_movies_are_linearizable() {
-    let mut stage = Stage::start(&programs());
+    let mut platform = PlatformProcesses::start(&programs());
     let mut all = faults::faults();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     all.push(fault_of_a_flood(LogDisk::Large(folder.to_owned())));
 
-    report(&drill::table_line(None));
+    print_line(&drill::table_line(None));
     let to_the_last = |_, _| false;
-    let books = drill::run(&mut stage, &all, to_the_last, |recovery| {
-        report(&drill::table_line(Some(recovery)));
+    let report = drill::run(&mut platform, &all, to_the_last, |outcome| {
+        print_line(&drill::table_line(Some(outcome)));
     });
 
-    assert_eq!(books.wrong, [""; 0]);
-    assert!(books.answered > 100, "{} orders", books.answered);
-    assert!(books.dead > 100, "{} dead letters", books.dead);
-    let (movies, requests) = books.movies;
+    assert_eq!(report.wrong, [""; 0]);
+    assert!(report.answered > 100, "{} orders", report.answered);
+    assert!(report.dead > 100, "{} dead letters", report.dead);
+    let (movies, requests) = report.movies;
     assert!(
         movies > 10 && requests > 10 * movies,
         "{requests} of {movies} movies"
@@ -31,22 +30,22 @@ fn whatever_dies_every_answered_order_is_recorded_once_and_movies_are_linearizab
 }
 
 #[test]
-fn movies_that_one_inventory_does_not_know_yet_are_found_not_to_be_linearizable() {
-    let mut stage = Stage::start(&programs());
+fn movies_that_one_inventory_lacks_are_found_not_to_be_linearizable() {
+    let mut platform = PlatformProcesses::start(&programs());
     let fault = faults::fault_of_a_lagging_inventory();
 
-    let books = drill::run(&mut stage, [&fault], |_, _| false, |_| {});
+    let report = drill::run(&mut platform, [&fault], |_, _| false, |_| {});
 
     let not_linearizable = |wrong: &String| wrong.contains("is not linearizable");
     assert!(
-        books.wrong.iter().any(not_linearizable),
+        report.wrong.iter().any(not_linearizable),
         "{:?}",
-        books.wrong
+        report.wrong
     );
 }
 
 /// Shown with `--nocapture`, and where the test fails.
-#[expect(clippy::print_stderr, reason = "whoever measures wants to see it")]
-fn report(line: &str) {
+#[expect(clippy::print_stderr, reason = "the table of a measurement")]
+fn print_line(line: &str) {
     eprintln!("{line}");
 }

@@ -1,4 +1,4 @@
-//! What the logs of the programs tell of one order, from the gateway to its end.
+//! The lines of the logs about one order, from the gateway to the consumer.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use testkit::{Client, Program, TestDatabase, TestQueue, eventually};
 
 /// The two programs that an order passes.
-struct Pair {
+struct OrderPrograms {
     gateway: Program,
     consumer: Program,
     client: Client,
 }
 
-impl Pair {
+impl OrderPrograms {
     fn start(programs: &Path, database: &TestDatabase, queue: &TestQueue, format: &str) -> Self {
         let mut vars = database.vars("BILLING_DB_NAME");
         vars.extend(queue.vars());
@@ -37,7 +37,7 @@ impl Pair {
         let (gateway, consumer) = (start("api-gateway"), start("billing-consumer"));
         let client = Client::new(gateway.address());
         wait_until_ready(&Client::new(consumer.address()));
-        eventually("there is a link to the broker", || {
+        eventually("there is a connection to the broker", || {
             client.get("/ready").json["dependencies"]["rabbitmq"] == "up"
         });
         Self {
@@ -77,9 +77,9 @@ fn assert_has(line: &str, pairs: &[&str]) {
 }
 
 #[test]
-fn one_search_tells_the_life_of_an_order_by_its_message_id_or_by_its_request_id() {
+fn one_search_finds_the_lines_of_an_order_by_its_message_id_or_by_its_request_id() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let pair = Pair::start(&programs(), &database, &queue, "logfmt");
+    let pair = OrderPrograms::start(&programs(), &database, &queue, "logfmt");
 
     let message_id = pair.place(&[("x-request-id", "trace-7")]);
 
@@ -105,9 +105,9 @@ fn one_search_tells_the_life_of_an_order_by_its_message_id_or_by_its_request_id(
 }
 
 #[test]
-fn the_same_stands_in_lines_of_json() {
+fn lines_of_json_have_the_fields_of_an_order() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let pair = Pair::start(&programs(), &database, &queue, "json");
+    let pair = OrderPrograms::start(&programs(), &database, &queue, "json");
 
     let message_id = pair.place(&[("x-request-id", "trace-8")]);
 
@@ -144,9 +144,9 @@ fn the_same_stands_in_lines_of_json() {
 }
 
 #[test]
-fn an_order_sent_twice_is_told_of_as_recorded_once() {
+fn an_order_sent_twice_is_logged_as_recorded_once() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let pair = Pair::start(&programs(), &database, &queue, "logfmt");
+    let pair = OrderPrograms::start(&programs(), &database, &queue, "logfmt");
 
     let first = pair.place(&[("idempotency-key", "key-7")]);
     let _ = pair.lines_with("msg=\"order recorded\"", 1);
@@ -160,9 +160,9 @@ fn an_order_sent_twice_is_told_of_as_recorded_once() {
 }
 
 #[test]
-fn what_a_stranger_publishes_is_told_of_without_forging_a_line() {
+fn a_message_of_another_program_is_logged_without_forging_a_line() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let pair = Pair::start(&programs(), &database, &queue, "logfmt");
+    let pair = OrderPrograms::start(&programs(), &database, &queue, "logfmt");
     let forged = "m-1\nlevel=error msg=\"forged\" x=\u{202e}";
     let headers = [(
         "x-request-id".to_owned(),

@@ -1,19 +1,19 @@
 //! Movies through the gateway are what the inventory answers, to the byte. Two inventories
 //! have the same history: one is asked directly, the other by way of the gateway.
 
-use e2e::{Movies, Platform};
+use e2e::{Platform, TestInventory};
 use serde_json::json;
 use testkit::{RawReply, eventually};
 
-struct Twins {
-    direct: Movies,
+struct DirectAndForwarded {
+    direct: TestInventory,
     platform: Platform,
 }
 
-impl Twins {
+impl DirectAndForwarded {
     fn start() -> Self {
         Self {
-            direct: Movies::start(),
+            direct: TestInventory::start(),
             platform: Platform::start_without_consumer(),
         }
     }
@@ -47,10 +47,10 @@ impl Twins {
 
 #[test]
 fn every_request_without_content_is_answered_as_the_inventory_does() {
-    let twins = Twins::start();
+    let services = DirectAndForwarded::start();
     for title in ["Alien", "Aliens", "100% Wolf", "七人の侍"] {
         let movie = json!({ "title": title, "description": "A film" }).to_string();
-        let [direct, forwarded] = twins.answers_to_json("POST /api/movies", &movie);
+        let [direct, forwarded] = services.answers_to_json("POST /api/movies", &movie);
         assert_eq!(forwarded, direct);
     }
     for (line, status) in [
@@ -107,7 +107,7 @@ fn every_request_without_content_is_answered_as_the_inventory_does() {
         ("DELETE /api/movies/", 200),
         ("GET /api/movies", 200),
     ] {
-        let [direct, forwarded] = twins.answers(line, &[], "");
+        let [direct, forwarded] = services.answers(line, &[], "");
 
         assert_eq!(
             (forwarded.status(), &forwarded),
@@ -119,7 +119,7 @@ fn every_request_without_content_is_answered_as_the_inventory_does() {
 
 #[test]
 fn every_request_with_content_is_answered_as_the_inventory_does() {
-    let twins = Twins::start();
+    let services = DirectAndForwarded::start();
     let film = r#"{"title":"Alien","description":"A film"}"#;
     let huge = json!({ "title": "Alien", "description": "x".repeat(1024 * 1024) }).to_string();
     for (line, body, status) in [
@@ -162,7 +162,7 @@ fn every_request_with_content_is_answered_as_the_inventory_does() {
         ("DELETE /api/movies/2", film, 200),
         ("GET /api/movies", "", 200),
     ] {
-        let [direct, forwarded] = twins.answers_to_json(line, body);
+        let [direct, forwarded] = services.answers_to_json(line, body);
 
         assert_eq!(
             (forwarded.status(), &forwarded),
@@ -174,7 +174,7 @@ fn every_request_with_content_is_answered_as_the_inventory_does() {
 
 #[test]
 fn content_types_and_framings_are_told_apart_as_the_inventory_does() {
-    let twins = Twins::start();
+    let services = DirectAndForwarded::start();
     let film = r#"{"title":"Alien","description":"A film"}"#;
     let length = format!("Content-Length: {}", film.len());
     let chunked = format!("{:x}\r\n{film}\r\n0\r\n\r\n", film.len());
@@ -195,7 +195,7 @@ fn content_types_and_framings_are_told_apart_as_the_inventory_does() {
         (&[json, "Transfer-Encoding: chunked"], "0\r\n\r\n", 411),
         (&[json, &length, "Expect: 100-continue"], film, 201),
     ] {
-        let [direct, forwarded] = twins.answers("POST /api/movies", lines, body);
+        let [direct, forwarded] = services.answers("POST /api/movies", lines, body);
 
         assert_eq!(
             (forwarded.status(), &forwarded),
@@ -264,7 +264,7 @@ fn a_request_id_that_the_gateway_made_is_the_one_that_the_inventory_answers_with
 fn a_broker_that_is_cut_off_does_not_stop_movies() {
     let platform = Platform::start_without_consumer();
     let client = &platform.gateway.client;
-    platform.way_to_broker.cut();
+    platform.relay_to_broker.cut();
     eventually("the loss is noticed", || client.get("/ready").status == 503);
 
     let created = client.post(

@@ -144,7 +144,7 @@ fn a_request_id_goes_with_the_order_to_whoever_takes_it_off_the_queue() {
 fn an_inventory_that_is_gone_does_not_stop_orders_and_is_found_again() {
     let platform = Platform::start();
     let client = &platform.gateway.client;
-    platform.way_to_inventory.cut();
+    platform.relay_to_inventory.cut();
 
     let movies = client.get("/api/movies");
     let placed = platform.place(&order(1));
@@ -160,7 +160,7 @@ fn an_inventory_that_is_gone_does_not_stop_orders_and_is_found_again() {
     let ready = client.get("/ready");
     let states = json!({ "inventory": "down", "rabbitmq": "up" });
     assert_eq!((ready.status, &ready.json["dependencies"]), (503, &states));
-    platform.way_to_inventory.restore();
+    platform.relay_to_inventory.restore();
     assert_eq!(client.get("/api/movies").text, "[]");
 }
 
@@ -168,7 +168,7 @@ fn an_inventory_that_is_gone_does_not_stop_orders_and_is_found_again() {
 fn a_broker_that_was_cut_off_is_found_again_and_no_answered_order_is_lost() {
     let platform = Platform::start();
     let first = platform.place(&order(1));
-    platform.way_to_broker.cut();
+    platform.relay_to_broker.cut();
     eventually("the loss is noticed", || {
         platform.gateway.client.get("/ready").status == 503
     });
@@ -179,7 +179,7 @@ fn a_broker_that_was_cut_off_is_found_again_and_no_answered_order_is_lost() {
         refused.problem(),
         (503, "the order was not placed; try again")
     );
-    platform.way_to_broker.restore();
+    platform.relay_to_broker.restore();
     wait_until_ready(&platform.gateway.client);
     let second = platform.place(&order(3));
     let orders = platform.wait_for_orders(2);

@@ -1,4 +1,4 @@
-//! For tests: real servers to themselves, a client, and waiting for facts. Each test has a
+//! For tests: real servers to themselves, a client, and waiting for stats. Each test has a
 //! schema and queues of its own on the servers that `TEST_ENV_FILE` names, so all tests run at
 //! once and in any order.
 
@@ -16,12 +16,12 @@ mod upstream;
 pub use client::{Client, Reply, exchange};
 pub use database::TestDatabase;
 pub use eventually::{eventually, eventually_some};
-pub use program::{Facts, Program};
-pub use queue::{Message, TestQueue};
+pub use program::{ProcessStats, Program};
+pub use queue::{QueuedMessage, TestQueue};
 pub use raw::RawReply;
 pub use relay::Relay;
 pub use service::Service;
-pub use upstream::{Play, Recorded, Upstream};
+pub use upstream::{RecordedRequest, ScriptedReply, ScriptedUpstream};
 
 use std::path::Path;
 use std::sync::LazyLock;

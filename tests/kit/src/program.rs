@@ -16,7 +16,7 @@ use crate::eventually_some;
 pub struct Program {
     child: Child,
     log: Arc<Mutex<String>>,
-    /// Where its log lies, if not here.
+    /// The file of its log, if it has one.
     log_file: Option<PathBuf>,
     reader: Option<JoinHandle<()>>,
 }
@@ -46,7 +46,7 @@ impl Program {
         Self::spawn(Command::new(path), Some(log), vars)
     }
 
-    /// The same, with at most so many descriptors.
+    /// Starts the program with at most so many descriptors.
     ///
     /// # Panics
     /// When there is no such program.
@@ -56,7 +56,7 @@ impl Program {
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let mut command = Command::new("/bin/sh");
-        // The shell becomes the program, so the process is the same.
+        // The shell becomes the program, in one process.
         command.args(["-c", "ulimit -n \"$1\" && exec \"$0\"", path]);
         command.arg(descriptors.to_string());
         Self::spawn(command, None, vars)
@@ -100,7 +100,7 @@ impl Program {
         }
     }
 
-    /// What it has written so far.
+    /// The log so far.
     ///
     /// # Panics
     /// When the file of its log cannot be read.
@@ -112,7 +112,7 @@ impl Program {
         self.log.lock().expect("the reader does not panic").clone()
     }
 
-    /// Waits until it says where it listens.
+    /// Waits until the program logs its address.
     ///
     /// # Panics
     /// When it does not.
@@ -129,12 +129,12 @@ impl Program {
         })
     }
 
-    /// What the system says of it now.
+    /// Its current statistics.
     ///
     /// # Panics
     /// When it has ended.
     #[must_use]
-    pub fn facts(&self) -> Facts {
+    pub fn stats(&self) -> ProcessStats {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(process.join("status")).expect("the program runs");
         let number = |key: &str| {
@@ -143,7 +143,7 @@ impl Program {
             let number = word.and_then(|word| word.parse().ok());
             number.expect("the program runs")
         };
-        Facts {
+        ProcessStats {
             threads: number("Threads:"),
             resident_kib: number("VmRSS:"),
             most_resident_kib: number("VmHWM:"),
@@ -201,9 +201,9 @@ impl Program {
     }
 }
 
-/// What the system says of a process.
+/// Statistics of a process, from `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct ProcessStats {
     /// Its threads.
     pub threads: usize,
     /// Its open files and sockets.

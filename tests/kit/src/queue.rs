@@ -20,7 +20,7 @@ pub struct TestQueue {
 
 /// A message taken off a queue.
 #[derive(Debug, Clone)]
-pub struct Message {
+pub struct QueuedMessage {
     /// Its content.
     pub body: Vec<u8>,
     /// Its properties.
@@ -37,7 +37,7 @@ impl TestQueue {
         Self::create_of(QueueType::Classic)
     }
 
-    /// The same for queues of that type.
+    /// Chooses a name for a queue of this type.
     ///
     /// # Panics
     /// When `TEST_ENV_FILE` is not complete.
@@ -76,13 +76,13 @@ impl TestQueue {
         Relay::changing(&self.broker.ip().to_string(), self.broker.port(), change)
     }
 
-    /// For the service that is tested.
+    /// The settings for the service that is tested.
     #[must_use]
     pub fn config(&self) -> QueueConfig {
         self.config.clone()
     }
 
-    /// The same as variables, for a program that is tested as a process.
+    /// The settings as variables, for a program that is tested as a process.
     #[must_use]
     pub fn vars(&self) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
@@ -115,7 +115,7 @@ impl TestQueue {
         }
     }
 
-    /// Publishes to the queue of orders as a stranger would, and waits for the confirm.
+    /// Publishes a message to the queue of orders, and waits for the confirm.
     ///
     /// # Panics
     /// When the broker does not take it.
@@ -123,13 +123,13 @@ impl TestQueue {
         self.publish_all(&[(body.to_vec(), properties)]);
     }
 
-    /// The same for many messages.
+    /// Publishes many messages, and waits for their confirms.
     ///
     /// # Panics
     /// When the broker does not take them.
     pub fn publish_all(&self, messages: &[(Vec<u8>, AmqpProperties)]) {
         let mut connection = self.connection();
-        let confirming = connection
+        let confirm_channel = connection
             .open_confirm_channel(self.name())
             .expect("a channel");
         for (body, properties) in messages {
@@ -140,14 +140,14 @@ impl TestQueue {
                 immediate: false,
                 properties: properties.clone(),
             };
-            confirming
+            confirm_channel
                 .channel
                 .basic_publish("", publish)
                 .expect("a publish");
         }
         let mut confirmed = 0;
         while confirmed < messages.len() as u64 {
-            match confirming.confirms.recv().expect("a confirm") {
+            match confirm_channel.confirms.recv().expect("a confirm") {
                 Confirm::Ack(ack) => confirmed = confirmed.max(ack.delivery_tag),
                 Confirm::Nack(nack) => panic!("the broker refused {nack:?}"),
             }
@@ -156,13 +156,13 @@ impl TestQueue {
 
     /// Takes the next message off the queue of orders.
     #[must_use]
-    pub fn take(&self) -> Option<Message> {
+    pub fn take(&self) -> Option<QueuedMessage> {
         self.on_channel(|channel| Some(message(channel.basic_get(self.name(), true).ok()??)))
     }
 
     /// Takes every message off the queue of orders.
     #[must_use]
-    pub fn take_all(&self) -> Vec<Message> {
+    pub fn take_all(&self) -> Vec<QueuedMessage> {
         self.on_channel(|channel| {
             let next = || Some(message(channel.basic_get(self.name(), true).ok()??));
             std::iter::from_fn(next).collect()
@@ -278,8 +278,8 @@ impl TestQueue {
     }
 }
 
-fn message(get: Get) -> Message {
-    Message {
+fn message(get: Get) -> QueuedMessage {
+    QueuedMessage {
         body: get.delivery.body,
         properties: get.delivery.properties,
     }

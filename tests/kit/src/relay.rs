@@ -1,4 +1,4 @@
-//! A relay in front of a real server, to have outages of it without stopping it for the other
+//! A relay in front of a real server, which can interrupt connections without stopping the server for other
 //! tests.
 
 use std::io::{Read, Write};
@@ -9,17 +9,17 @@ use std::thread;
 /// Passes connections on while it is up; while it is down, it closes each at once.
 pub struct Relay {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<RelayShared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct RelayShared {
+    state: Mutex<RelayState>,
     thawed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct RelayState {
     up: bool,
     frozen: bool,
     /// How many pieces wait for the thaw.
@@ -64,7 +64,7 @@ impl Relay {
         let address = listener
             .local_addr()
             .expect("a bound socket has an address");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(RelayShared::default());
         shared.lock().target = Some((host.to_owned(), port));
         let accepting = Arc::clone(&shared);
         // Ends with the test's process, like the threads that it starts.
@@ -157,8 +157,8 @@ impl Relay {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl RelayShared {
+    fn lock(&self) -> MutexGuard<'_, RelayState> {
         self.state.lock().expect("no thread of a relay panics")
     }
 
@@ -180,7 +180,7 @@ fn clone(stream: &TcpStream) -> TcpStream {
     stream.try_clone().expect("a descriptor")
 }
 
-fn pass_on(shared: &Shared, mut from: TcpStream, mut to: TcpStream, change: fn(&mut [u8])) {
+fn pass_on(shared: &RelayShared, mut from: TcpStream, mut to: TcpStream, change: fn(&mut [u8])) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         change(&mut buffer[..read]);

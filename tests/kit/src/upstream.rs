@@ -1,5 +1,5 @@
-//! A server that a test writes, for whoever forwards requests: it keeps the bytes of each
-//! request that arrives, and plays raw bytes back, well-formed or not.
+//! An upstream server whose replies a test scripts: it records the bytes of each request and replies with raw
+//! bytes, well-formed or not.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,15 +10,15 @@ use std::thread;
 use crate::raw::{fields, values};
 
 /// A listening server; it ends with the test's process.
-pub struct Upstream {
+pub struct ScriptedUpstream {
     address: SocketAddr,
-    requests: Arc<Mutex<Vec<Recorded>>>,
+    requests: Arc<Mutex<Vec<RecordedRequest>>>,
     closed: Arc<AtomicUsize>,
 }
 
 /// A request as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedRequest {
     /// Which connection it came on, counted from 0.
     pub connection: usize,
     /// Which request of its connection it is, counted from 0.
@@ -31,8 +31,8 @@ pub struct Recorded {
     pub body: Vec<u8>,
 }
 
-/// What is done about a request.
-pub enum Play {
+/// The scripted reply to a request.
+pub enum ScriptedReply {
     /// These bytes are the answer, and the connection waits for the next request.
     Answer(Vec<u8>),
     /// These bytes are sent, perhaps none, and the connection is closed.
@@ -41,7 +41,7 @@ pub enum Play {
     Silence,
 }
 
-impl Recorded {
+impl RecordedRequest {
     /// All values of a header, whose name is in lower case.
     #[must_use]
     pub fn values(&self, name: &str) -> Vec<&str> {
@@ -49,13 +49,15 @@ impl Recorded {
     }
 }
 
-impl Upstream {
-    /// Starts a server; `play` decides what is done about each request.
+impl ScriptedUpstream {
+    /// Starts a server; `script` chooses the reply to each request.
     ///
     /// # Panics
     /// When no port is to be had.
     #[must_use]
-    pub fn start(play: impl Fn(&Recorded) -> Play + Send + Sync + 'static) -> Self {
+    pub fn start(
+        script: impl Fn(&RecordedRequest) -> ScriptedReply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener
             .local_addr()
@@ -63,13 +65,13 @@ impl Upstream {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let closed = Arc::new(AtomicUsize::new(0));
         let (recorded, ended) = (Arc::clone(&requests), Arc::clone(&closed));
-        let play = Arc::new(play);
+        let script = Arc::new(script);
         thread::spawn(move || {
             for (connection, stream) in listener.incoming().flatten().enumerate() {
-                let (play, recorded) = (Arc::clone(&play), Arc::clone(&recorded));
+                let (script, recorded) = (Arc::clone(&script), Arc::clone(&recorded));
                 let ended = Arc::clone(&ended);
                 thread::spawn(move || {
-                    let _ = converse(connection, stream, &*play, &recorded);
+                    let _ = converse(connection, stream, &*script, &recorded);
                     ended.fetch_add(1, Ordering::Relaxed);
                 });
             }
@@ -85,7 +87,7 @@ impl Upstream {
     #[must_use]
     pub fn answering(answer: impl Into<Vec<u8>>) -> Self {
         let answer = answer.into();
-        Self::start(move |_| Play::Answer(answer.clone()))
+        Self::start(move |_| ScriptedReply::Answer(answer.clone()))
     }
 
     /// Where it listens.
@@ -97,10 +99,13 @@ impl Upstream {
     /// The requests so far, in the order of their arrival.
     ///
     /// # Panics
-    /// When `play` panicked.
+    /// When `script` panicked.
     #[must_use]
-    pub fn requests(&self) -> Vec<Recorded> {
-        self.requests.lock().expect("play does not panic").clone()
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.requests
+            .lock()
+            .expect("the script does not panic")
+            .clone()
     }
 
     /// How many connections are closed on this side.
@@ -113,8 +118,8 @@ impl Upstream {
 fn converse(
     connection: usize,
     stream: TcpStream,
-    play: &(dyn Fn(&Recorded) -> Play + Send + Sync),
-    recorded: &Mutex<Vec<Recorded>>,
+    script: &(dyn Fn(&RecordedRequest) -> ScriptedReply + Send + Sync),
+    recorded: &Mutex<Vec<RecordedRequest>>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
@@ -126,13 +131,13 @@ fn converse(
             .lock()
             .expect("no other thread panics")
             .push(request.clone());
-        match play(&request) {
-            Play::Answer(bytes) => reader.get_mut().write_all(&bytes)?,
-            Play::Last(bytes) => {
+        match script(&request) {
+            ScriptedReply::Answer(bytes) => reader.get_mut().write_all(&bytes)?,
+            ScriptedReply::Last(bytes) => {
                 reader.get_mut().write_all(&bytes)?;
                 break;
             }
-            Play::Silence => {}
+            ScriptedReply::Silence => {}
         }
     }
     Ok(())
@@ -143,7 +148,7 @@ fn read_request(
     reader: &mut BufReader<TcpStream>,
     connection: usize,
     turn: usize,
-) -> io::Result<Option<Recorded>> {
+) -> io::Result<Option<RecordedRequest>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if reader.read_until(b'\n', &mut head)? == 0 {
@@ -164,7 +169,7 @@ fn read_request(
         }
         line_of(reader)?;
     }
-    Ok(Some(Recorded {
+    Ok(Some(RecordedRequest {
         connection,
         turn,
         line,

@@ -1,5 +1,5 @@
-//! The drill in its long form, as `setup/drill.sh` runs it: what can go wrong with the programs,
-//! with the links between them, and with the servers behind them.
+//! The drill in its long form, as `setup/drill.sh` runs it: faults of the programs, of the connections between
+//! them, and of the servers behind them.
 //!
 //! `drill SCRIPT PROGRAMS FAULTS ORDERS SEED`: SCRIPT is asked for the faults of the servers,
 //! PROGRAMS is the folder of the programs; it ends after so many faults and so many orders.
@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use e2e::faults::{self, Fault, Meanwhile};
+use e2e::faults::{self, Expectation, Fault};
 use e2e::flood::{LogDisk, fault_of_a_flood};
-use e2e::{Stage, drill};
+use e2e::{PlatformProcesses, drill};
 
 #[expect(clippy::print_stdout, reason = "the table is what it is run for")]
 fn main() -> ExitCode {
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     all.push(flood(script, Path::new(programs)));
     let mut random = fastrand::Rng::with_seed(number(seed) as u64);
 
-    let mut stage = Stage::start(&PathBuf::from(programs));
+    let mut platform = PlatformProcesses::start(&PathBuf::from(programs));
     println!("{}", drill::table_line(None));
     // Each in turn, in an order of its own in every round.
     let rounds = std::iter::repeat_with(|| {
@@ -34,28 +34,28 @@ fn main() -> ExitCode {
         round
     });
     let enough = |faults, orders| faults >= faults_min && orders >= orders_min;
-    let books = drill::run(&mut stage, rounds.flatten(), enough, |recovery| {
-        println!("{}", drill::table_line(Some(recovery)));
+    let report = drill::run(&mut platform, rounds.flatten(), enough, |outcome| {
+        println!("{}", drill::table_line(Some(outcome)));
     });
 
     println!(
         "\n{} faults; {} orders answered 200, each to be recorded once; {} answered otherwise, \
          of which {} are recorded; {} dead letters; {} movies were asked for {} times",
-        books.recoveries.len(),
-        books.answered,
-        books.unsure,
-        books.unsure_recorded,
-        books.dead,
-        books.movies.0,
-        books.movies.1
+        report.outcomes.len(),
+        report.answered,
+        report.unsure,
+        report.unsure_recorded,
+        report.dead,
+        report.movies.0,
+        report.movies.1
     );
-    for wrong in &books.wrong {
+    for wrong in &report.wrong {
         println!("WRONG: {wrong}");
     }
-    if books.wrong.is_empty() {
+    if report.wrong.is_empty() {
         println!(
-            "Nothing is lost, nothing is there twice, no order is a dead letter, every consumer told \
-             whether it records, and every movie is linearizable."
+            "Nothing is lost, nothing is there twice, no order is a dead letter, every consumer's \
+             /ready was right, and every movie is linearizable."
         );
         ExitCode::SUCCESS
     } else {
@@ -76,16 +76,16 @@ fn flood(script: &str, programs: &Path) -> Fault {
     fault_of_a_flood(LogDisk::Large(beside("")))
 }
 
-/// Each by words that the script knows.
+/// The faults of the servers, each with the commands of the script that begin and end it.
 #[expect(clippy::print_stdout, reason = "what is left out must be said")]
 fn faults_of_servers(script: &str) -> Vec<Fault> {
-    use Meanwhile::{Anything, NoneIsRecorded};
+    use Expectation::{Anything, NoneIsRecorded};
     let fault =
-        |(name, seconds, meanwhile, strike, mend): (_, _, _, &'static str, &'static str)| {
-            let (striking, mending) = (script.to_owned(), script.to_owned());
-            let strike = move |_: &mut Stage| must(&striking, strike);
-            let mend = move |_: &mut Stage| must(&mending, mend);
-            Fault::new(name, seconds, strike, mend).meanwhile(meanwhile)
+        |(name, seconds, expectation, inject, repair): (_, _, _, &'static str, &'static str)| {
+            let (injecting, repairing) = (script.to_owned(), script.to_owned());
+            let inject = move |_: &mut PlatformProcesses| must(&injecting, inject);
+            let repair = move |_: &mut PlatformProcesses| must(&repairing, repair);
+            Fault::new(name, seconds, inject, repair).expecting(expectation)
         };
     let mut all = vec![
         (
@@ -171,7 +171,7 @@ fn must(script: &str, word: &str) {
     assert!(ask(script, word), "{script} fault {word}");
 }
 
-/// Whether the script could do it.
+/// Runs a command of the script; whether it succeeded.
 fn ask(script: &str, word: &str) -> bool {
     let asked = Command::new(script).args(["fault", word]).status();
     asked.is_ok_and(|status| status.success())

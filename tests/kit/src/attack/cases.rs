@@ -14,7 +14,7 @@ pub struct Case {
 /// A line of a table: the name, the bytes, the statuses. In the bytes `|` stands for CR LF and
 /// `{}` for a path at which a GET is answered 200 by a worker. No program knows `/smuggled`: a
 /// request for it that was read as one shows as a 404.
-type Row = (&'static str, &'static [u8], &'static [u16]);
+type CaseRow = (&'static str, &'static [u8], &'static [u16]);
 
 /// All cases for a service that answers a GET of `path` with 200.
 #[must_use]
@@ -67,7 +67,7 @@ fn expanded(template: &[u8], path: &str) -> Vec<u8> {
     bytes
 }
 
-const REQUEST_LINES: &[Row] = &[
+const REQUEST_LINES: &[CaseRow] = &[
     ("nothing at all", b"", &[]),
     ("nothing but empty lines", b"||||||||", &[]),
     (
@@ -177,7 +177,7 @@ const REQUEST_LINES: &[Row] = &[
     ("version with NUL", b"GET {} HTTP/1.1\0|Host: h||", &[400]),
 ];
 
-const OTHER_PROTOCOLS: &[Row] = &[
+const OTHER_PROTOCOLS: &[CaseRow] = &[
     (
         "HTTP/2 with prior knowledge",
         b"PRI * HTTP/2.0||SM||\0\0\0\x04\0\0\0\0\0",
@@ -204,7 +204,7 @@ const OTHER_PROTOCOLS: &[Row] = &[
     ("an answer", b"HTTP/1.1 200 OK|Content-Length: 0||", &[400]),
 ];
 
-const TARGETS: &[Row] = &[
+const TARGETS: &[CaseRow] = &[
     (
         "an absolute URI",
         b"GET http://h{} HTTP/1.1|Host: h||",
@@ -287,7 +287,7 @@ const TARGETS: &[Row] = &[
     ("a word", b"GET health HTTP/1.1|Host: h||", &[400]),
 ];
 
-const HEADERS: &[Row] = &[
+const HEADERS: &[CaseRow] = &[
     ("a space before the colon", b"GET {} HTTP/1.1|Host: h|X : y||", &[400]),
     ("a tab before the colon", b"GET {} HTTP/1.1|Host: h|X\t: y||", &[400]),
     ("a space before the name", b"GET {} HTTP/1.1| Host: h||", &[400]),
@@ -329,7 +329,7 @@ const HEADERS: &[Row] = &[
     ("close among others", b"GET {} HTTP/1.1|Host: h|Connection: a, CLOSE||GET /smuggled HTTP/1.1|Host: h||", &[200]),
 ];
 
-const HOSTS: &[Row] = &[
+const HOSTS: &[CaseRow] = &[
     ("none", b"GET {} HTTP/1.1||", &[400]),
     ("none in HTTP/1.0", b"GET {} HTTP/1.0||", &[200]),
     ("empty", b"GET {} HTTP/1.1|Host:||", &[200]),
@@ -375,7 +375,7 @@ const HOSTS: &[Row] = &[
     ("in a folded line", b"GET {} HTTP/1.1|Host:| h||", &[400]),
 ];
 
-const LENGTHS: &[Row] = &[
+const LENGTHS: &[CaseRow] = &[
     (
         "with leading zeros",
         b"GET {} HTTP/1.1|Host: h|Content-Length: 005||hello",
@@ -558,7 +558,7 @@ const LENGTHS: &[Row] = &[
     ),
 ];
 
-const ENCODINGS: &[Row] = &[
+const ENCODINGS: &[CaseRow] = &[
     (
         "chunked in capitals",
         b"GET {} HTTP/1.1|Host: h|Transfer-Encoding: CHUNKED||0||",
@@ -696,7 +696,7 @@ const ENCODINGS: &[Row] = &[
     ),
 ];
 
-const CHUNKS: &[Row] = &[
+const CHUNKS: &[CaseRow] = &[
     (
         "extensions and trailers",
         b"GET {} HTTP/1.1|Host: h|Transfer-Encoding: chunked||5;a=\"b\"|hello|0;c|X: y||",
@@ -874,7 +874,7 @@ const CHUNKS: &[Row] = &[
     ),
 ];
 
-const PAIRS: &[Row] = &[
+const PAIRS: &[CaseRow] = &[
     ("two requests", b"GET {} HTTP/1.1|Host: h||GET /health HTTP/1.1|Host: h||", &[200, 200]),
     ("a body by length, and a request", b"GET {} HTTP/1.1|Host: h|Content-Length: 5||helloGET /health HTTP/1.1|Host: h||", &[200, 200]),
     ("a body in chunks, and a request", b"GET {} HTTP/1.1|Host: h|Transfer-Encoding: chunked||5|hello|0||GET /health HTTP/1.1|Host: h||", &[200, 200]),

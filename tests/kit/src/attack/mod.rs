@@ -16,12 +16,12 @@ use socket2::{Domain, Socket, Type};
 
 pub use cases::{Case, cases};
 
-use crate::{Client, Facts, Program, eventually};
+use crate::{Client, ProcessStats, Program, eventually};
 
 /// How long any one answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The settings that a program under attack gets, so that what waits for a limit is quick.
+/// The settings of a program under attack: short time limits, so that the tests are quick.
 pub const SETTINGS: &[(&str, &str)] = &[
     ("HTTP_WORKERS", "4"),
     ("HTTP_HEAD_SECONDS", "2"),
@@ -42,13 +42,13 @@ const MEMORY_KIB_MAX: usize = 96 * 1024;
 const OWN_MAX: usize = 32;
 
 /// A program under attack.
-pub struct Target<'p> {
+pub struct AttackedProgram<'p> {
     program: &'p Program,
     address: SocketAddr,
     path: &'static str,
 }
 
-impl<'p> Target<'p> {
+impl<'p> AttackedProgram<'p> {
     /// A program that answers a GET of `path` with 200, by a worker.
     ///
     /// # Panics
@@ -164,7 +164,7 @@ impl<'p> Target<'p> {
             ("trailers", format!("{chunked}0\r\n"), "X: y\r\n"),
             ("chunks", chunked, "1\r\na\r\n"),
         ];
-        let before = self.program.facts();
+        let before = self.program.stats();
 
         thread::scope(|scope| {
             for (name, begin, piece) in &parts {
@@ -197,7 +197,7 @@ impl<'p> Target<'p> {
     /// # Panics
     /// When they do.
     pub fn withstands_large_bodies(&self) {
-        let before = self.program.facts();
+        let before = self.program.stats();
         let head = format!("GET {} HTTP/1.1\r\nHost: h\r\n", self.path);
         let heads = [
             format!("{head}Content-Length: 1048576\r\n\r\n"),
@@ -226,8 +226,8 @@ impl<'p> Target<'p> {
         assert!(statuses.contains(&503), "{statuses:?}");
     }
 
-    fn has_grown_within_bounds(&self, before: Facts, what: &str) {
-        let after = self.program.facts();
+    fn has_grown_within_bounds(&self, before: ProcessStats, what: &str) {
+        let after = self.program.stats();
         let grown = after
             .most_resident_kib
             .saturating_sub(before.most_resident_kib.max(before.resident_kib));
@@ -295,7 +295,7 @@ impl<'p> Target<'p> {
     }
 
     fn withstands_slow_senders(&self, what: &'static str, begin: &str) {
-        let pace = self.pace_of_others(what);
+        let pace = self.latency_of_others(what);
         let mut slow: Vec<_> = (0..300)
             .map(|_| {
                 let mut stream = self.connect();
@@ -327,9 +327,9 @@ impl<'p> Target<'p> {
     /// # Panics
     /// When others are served worse for it, or one of them is not cut off.
     pub fn withstands_slow_readers(&self, large: &str) {
-        let before = self.program.facts();
+        let before = self.program.stats();
         let whole = Client::new(self.address).get(large).text.len();
-        let pace = self.pace_of_others("slow readers");
+        let pace = self.latency_of_others("slow readers");
         let request = format!("GET {large} HTTP/1.1\r\nHost: h\r\n\r\n");
         let mut readers = Vec::new();
 
@@ -398,8 +398,8 @@ impl<'p> Target<'p> {
     /// # Panics
     /// When others are served worse for it.
     pub fn withstands_idle_connections(&self) {
-        let pace = self.pace_of_others("2,000 idle connections");
-        let before = self.program.facts();
+        let pace = self.latency_of_others("2,000 idle connections");
+        let before = self.program.stats();
         let idle: Vec<_> = (0..2000).map(|_| self.connect()).collect();
         eventually("all are accepted", || {
             self.metric("http_connections")
@@ -417,37 +417,37 @@ impl<'p> Target<'p> {
     }
 
     /// Threads, descriptors and connections as they were.
-    fn is_back_to(&self, before: &Before) {
+    fn is_back_to(&self, before: &Baseline) {
         // One connection for all questions: each new one would wake a thread that is to end.
         let client = Client::new(self.address);
         eventually(
             "connections, threads and descriptors are given back",
             || {
-                let now = self.program.facts();
+                let now = self.program.stats();
                 metric(&client, "http_connections") <= before.connections
-                    && now.threads <= before.facts.threads + OWN_MAX
-                    && now.descriptors <= before.facts.descriptors + OWN_MAX
+                    && now.threads <= before.stats.threads + OWN_MAX
+                    && now.descriptors <= before.stats.descriptors + OWN_MAX
             },
         );
         report(&format!(
             "{:?} before, {:?} afterwards",
-            before.facts,
-            self.program.facts()
+            before.stats,
+            self.program.stats()
         ));
     }
 
-    fn before(&self) -> Before {
-        Before {
-            facts: self.program.facts(),
+    fn before(&self) -> Baseline {
+        Baseline {
+            stats: self.program.stats(),
             connections: self.metric("http_connections"),
         }
     }
 
-    /// How quickly others are served now, to be compared.
-    fn pace_of_others(&self, what: &'static str) -> Pace<'_> {
+    /// Measures the latency of other clients, to be compared.
+    fn latency_of_others(&self, what: &'static str) -> LatencyBaseline<'_> {
         let client = Client::new(self.address);
         let times = (0..50).map(|_| self.time_of_one(&client)).collect();
-        Pace {
+        LatencyBaseline {
             target: self,
             what,
             client,
@@ -463,21 +463,21 @@ impl<'p> Target<'p> {
     }
 }
 
-/// What a program has before an attack.
-struct Before {
-    facts: Facts,
+/// What a program uses before an attack.
+struct Baseline {
+    stats: ProcessStats,
     connections: Option<f64>,
 }
 
-/// The pace at which others are served.
-struct Pace<'t> {
-    target: &'t Target<'t>,
+/// The usual latency of other clients.
+struct LatencyBaseline<'t> {
+    target: &'t AttackedProgram<'t>,
     what: &'static str,
     client: Client,
     usual: Duration,
 }
 
-impl Pace<'_> {
+impl LatencyBaseline<'_> {
     /// Serves others, one request for each call of `attack`, until that returns false.
     fn holds_while(&self, mut attack: impl FnMut() -> bool) {
         let started = Instant::now();
@@ -520,7 +520,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// When those that are one too many are not told so, others suffer for it, or anything is
 /// missing afterwards.
 pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: usize) {
-    let target = Target::new(program, path);
+    let target = AttackedProgram::new(program, path);
     let before = target.before();
     let early = Client::new(target.address);
     assert_eq!(early.get(path).status, 200);
@@ -566,7 +566,7 @@ pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: us
 /// # Panics
 /// When it does not.
 pub fn survives_without_descriptors(program: &Program, path: &'static str) {
-    let target = Target::new(program, path);
+    let target = AttackedProgram::new(program, path);
     target.answers_bursts();
     let early = Client::new(target.address);
     assert_eq!(early.get(path).status, 200);

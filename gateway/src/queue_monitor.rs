@@ -1,34 +1,36 @@
-//! How many orders wait and how many programs take them: for the metrics, and for the status when
-//! somebody looks on. The gateway is who tells it, since it is there while the consumer is not.
+//! Counts the messages and the consumers of the queue of orders, for the metrics and for `/api/status`. The
+//! gateway does so because it runs while the consumer does not.
 //!
-//! It asks over a connection of its own. The publisher's would not do: while an alarm of the broker
-//! lasts, RabbitMQ reads nothing more from a connection that publishes, and a question would wait in
-//! front of the orders behind it.
+//! The monitor has a connection of its own: during an alarm RabbitMQ reads nothing from a connection that
+//! publishes, so on the publisher's connection a passive declaration would wait, and orders behind it.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use common::amqp::{AmqpConnection, AmqpError, Counts, QueueConfig};
+use common::amqp::{AmqpConnection, AmqpError, QueueConfig, QueueCounts};
 use common::metrics::{IntGaugeVec, Metrics};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use crate::asker::Asker;
+use crate::probe_thread::ProbeThread;
 
-/// How often the broker is asked while nobody looks on.
+/// How often the monitor asks the broker when no request for the status does.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// What RabbitMQ said of the queue of orders; one that is not there counts as empty.
+/// The queue of orders as RabbitMQ reported it; a queue that does not exist counts as empty.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Orders {
+pub(crate) struct QueueSample {
     pub(crate) latency: Duration,
     pub(crate) ready: u32,
     pub(crate) consumers: u32,
 }
 
-/// Starts the thread that sets the gauges and answers questions: None where RabbitMQ does not
-/// answer. It holds nothing that a shutdown would have to wait for.
-pub(crate) fn watch(config: &QueueConfig, metrics: &Metrics) -> io::Result<Asker<Option<Orders>>> {
-    let gauges = Gauges {
+/// Starts the thread that sets the gauges and takes samples; a sample is None if RabbitMQ does not answer.
+/// A shutdown need not wait for the thread.
+pub(crate) fn start(
+    config: &QueueConfig,
+    metrics: &Metrics,
+) -> io::Result<ProbeThread<Option<QueueSample>>> {
+    let gauges = QueueGauges {
         ready: metrics.gauges(
             "queue_messages_ready",
             "Messages that wait in a queue; absent while the broker is not reached.",
@@ -36,62 +38,62 @@ pub(crate) fn watch(config: &QueueConfig, metrics: &Metrics) -> io::Result<Asker
         ),
         consumers: metrics.gauges(
             "queue_consumers",
-            "Programs that take messages from a queue; absent while the broker is not reached.",
+            "Consumers of a queue; absent while the broker is not reached.",
             "queue",
         ),
     };
     let config = config.clone();
-    Asker::start("queues", move |asked| {
-        let watch = Watch {
+    ProbeThread::start("queue-monitor", move |received| {
+        let monitor = QueueMonitor {
             config: &config,
             gauges: &gauges,
             connection: None,
         };
-        watch.answer(asked);
+        monitor.run(received);
     })
 }
 
-struct Watch<'a> {
+struct QueueMonitor<'a> {
     config: &'a QueueConfig,
-    gauges: &'a Gauges,
+    gauges: &'a QueueGauges,
     connection: Option<AmqpConnection>,
 }
 
-impl Watch<'_> {
-    fn answer(mut self, asked: &Receiver<Sender<Option<Orders>>>) {
+impl QueueMonitor<'_> {
+    fn run(mut self, received: &Receiver<Sender<Option<QueueSample>>>) {
         loop {
-            // Waits first: the queue is made by the publisher meanwhile.
-            match asked.recv_timeout(EVERY) {
-                // Whoever asked may have stopped waiting.
-                Ok(reply) => drop(reply.send(self.look())),
-                Err(RecvTimeoutError::Timeout) => drop(self.look()),
+            // It waits first, since the publisher declares the queue meanwhile.
+            match received.recv_timeout(EVERY) {
+                // The request for the status may have timed out.
+                Ok(reply) => drop(reply.send(self.sample())),
+                Err(RecvTimeoutError::Timeout) => drop(self.sample()),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// The next look after one that failed begins with a new connection.
-    fn look(&mut self) -> Option<Orders> {
-        let counted = self.count();
-        if let Err(error) = &counted {
+    /// After a failure the next sample is taken over a new connection.
+    fn sample(&mut self) -> Option<QueueSample> {
+        let sample = self.count();
+        if let Err(error) = &sample {
             log::debug!(cause = error.to_string().as_str(); "the queue cannot be counted");
             self.connection = None;
             self.gauges.forget();
         }
-        counted.ok()
+        sample.ok()
     }
 
-    fn count(&mut self) -> Result<Orders, AmqpError> {
+    fn count(&mut self) -> Result<QueueSample, AmqpError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => AmqpConnection::open(self.config, "api-gateway, queues")?,
+            None => AmqpConnection::open(self.config, "api-gateway, queue monitor")?,
         };
         let connection = self.connection.insert(connection);
         let asked = Instant::now();
         let counts = connection.count(&self.config.queue)?;
         let latency = asked.elapsed();
         self.gauges.show(&self.config.queue, counts);
-        Ok(Orders {
+        Ok(QueueSample {
             latency,
             ready: counts.map_or(0, |counts| counts.ready),
             consumers: counts.map_or(0, |counts| counts.consumers),
@@ -99,13 +101,13 @@ impl Watch<'_> {
     }
 }
 
-struct Gauges {
+struct QueueGauges {
     ready: IntGaugeVec,
     consumers: IntGaugeVec,
 }
 
-impl Gauges {
-    fn show(&self, queue: &str, counts: Option<Counts>) {
+impl QueueGauges {
+    fn show(&self, queue: &str, counts: Option<QueueCounts>) {
         let label = [queue];
         if let Some(counts) = counts {
             self.ready

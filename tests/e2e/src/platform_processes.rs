@@ -1,5 +1,4 @@
-//! What the drill is played on: the programs that orders and movies pass, each behind relays that
-//! can fail.
+//! The programs of the platform as processes, each behind relays that can fail, for the drill.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,8 +17,8 @@ const INVENTORIES: usize = 2;
 /// Orders are delivered to each in turn.
 const CONSUMERS: usize = 2;
 
-/// The programs, and what the clients share.
-pub struct Stage {
+/// The programs, and the state that the clients share.
+pub struct PlatformProcesses {
     programs: PathBuf,
     pub(crate) orders: TestDatabase,
     pub(crate) movies: TestDatabase,
@@ -32,47 +31,47 @@ pub struct Stage {
     pub(crate) gateway: Option<Program>,
     pub(crate) inventories: [Option<Program>; INVENTORIES],
     pub(crate) consumers: [Option<Program>; CONSUMERS],
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<DrillState>,
 }
 
-/// What the clients share.
-pub(crate) struct Shared {
-    /// Where the gateway is.
-    pub(crate) door: Mutex<SocketAddr>,
-    /// Held for reading during each request that brings an order: whoever holds it for writing
-    /// knows that none is under way.
+/// The state that the clients of the drill share.
+pub(crate) struct DrillState {
+    /// The address of the gateway.
+    pub(crate) gateway_address: Mutex<SocketAddr>,
+    /// Locked for reading during each request for an order; while it is locked for writing, no order is in
+    /// progress.
     pub(crate) traffic: RwLock<()>,
-    /// All that was sent.
-    pub(crate) book: Mutex<Vec<Entry>>,
+    /// All messages that were sent.
+    pub(crate) sent_messages: Mutex<Vec<SentMessage>>,
     /// How often a message was answered with 200 or a confirm, and otherwise or not at all.
     answers: [AtomicUsize; 2],
 }
 
-/// A message in the book.
+/// A message that was sent.
 #[derive(Clone)]
-pub(crate) struct Entry {
+pub(crate) struct SentMessage {
     pub(crate) id: String,
-    /// It can never be recorded.
+    /// The message can never be recorded.
     pub(crate) unreadable: bool,
-    /// With 200 or a confirm, at the first try or at a later one.
+    /// It was answered with 200 or a confirm, at the first try or at a later one.
     pub(crate) answered: bool,
 }
 
-impl Shared {
-    /// Notes a message that is about to be sent; its place in the book.
+impl DrillState {
+    /// Adds a message that is about to be sent; returns its index.
     pub(crate) fn note(&self, id: &str, unreadable: bool) -> usize {
-        let mut book = lock(&self.book);
-        book.push(Entry {
+        let mut sent_messages = lock(&self.sent_messages);
+        sent_messages.push(SentMessage {
             id: id.to_owned(),
             unreadable,
             answered: false,
         });
-        book.len() - 1
+        sent_messages.len() - 1
     }
 
     pub(crate) fn note_outcome(&self, place: usize, answered: bool) {
         self.answers[usize::from(!answered)].fetch_add(1, Ordering::Relaxed);
-        lock(&self.book)[place].answered |= answered;
+        lock(&self.sent_messages)[place].answered |= answered;
     }
 
     /// How often a message was answered with 200 or a confirm, and otherwise or not at all.
@@ -83,33 +82,33 @@ impl Shared {
     }
 }
 
-/// How often each message id is a row.
-pub(crate) struct Rows {
+/// How many rows each message id has.
+pub(crate) struct RowCounts {
     recorded: HashMap<String, i64>,
     dead: HashMap<String, i64>,
 }
 
-impl Rows {
-    /// How often this message is a row where it belongs.
-    pub(crate) fn of(&self, entry: &Entry) -> i64 {
-        let rows = if entry.unreadable {
+impl RowCounts {
+    /// How many rows this message has in the table where it belongs.
+    pub(crate) fn of(&self, message: &SentMessage) -> i64 {
+        let rows = if message.unreadable {
             &self.dead
         } else {
             &self.recorded
         };
-        rows.get(&entry.id).copied().unwrap_or(0)
+        rows.get(&message.id).copied().unwrap_or(0)
     }
 
-    pub(crate) fn forget(&mut self, entry: &Entry) {
-        let rows = if entry.unreadable {
+    pub(crate) fn forget(&mut self, message: &SentMessage) {
+        let rows = if message.unreadable {
             &mut self.dead
         } else {
             &mut self.recorded
         };
-        rows.remove(&entry.id);
+        rows.remove(&message.id);
     }
 
-    /// Those that were not forgotten, and what they are.
+    /// The message ids that were not forgotten, and what their rows are.
     pub(crate) fn left(self) -> impl Iterator<Item = (String, &'static str)> {
         let recorded = self.recorded.into_keys().map(|id| (id, "recorded"));
         let dead = self.dead.into_keys().map(|id| (id, "a dead letter"));
@@ -117,17 +116,17 @@ impl Rows {
     }
 }
 
-impl Stage {
+impl PlatformProcesses {
     /// Starts the programs that are in that folder.
     #[must_use]
     pub fn start(programs: &Path) -> Self {
         let (orders, queue) = (TestDatabase::create(), TestQueue::create());
         let postgresql = orders.config();
         let relay_to_postgresql = || Relay::up(&postgresql.host, postgresql.port);
-        let mut stage = Self {
+        let mut platform = Self {
             programs: programs.to_owned(),
             gateway_to_rabbitmq: queue.relay_up(),
-            // Each leads to its inventory as soon as that is there.
+            // Each gets its inventory as target when that has started.
             gateway_to_inventories: std::array::from_fn(|_| Relay::up("127.0.0.1", 1)),
             inventories_to_postgresql: relay_to_postgresql(),
             consumers_to_rabbitmq: queue.relay_up(),
@@ -138,34 +137,34 @@ impl Stage {
             gateway: None,
             inventories: std::array::from_fn(|_| None),
             consumers: std::array::from_fn(|_| None),
-            shared: Arc::new(Shared {
-                door: Mutex::new(([127, 0, 0, 1], 0).into()),
+            shared: Arc::new(DrillState {
+                gateway_address: Mutex::new(([127, 0, 0, 1], 0).into()),
                 traffic: RwLock::new(()),
-                book: Mutex::default(),
+                sent_messages: Mutex::default(),
                 answers: Default::default(),
             }),
         };
         for number in 0..INVENTORIES {
-            stage.start_inventory(number);
+            platform.start_inventory(number);
         }
-        stage.start_gateway();
+        platform.start_gateway();
         for number in 0..CONSUMERS {
-            stage.start_consumer(number);
+            platform.start_consumer(number);
         }
-        let programs = stage.inventories.iter().chain(&stage.consumers);
-        for program in programs.chain([&stage.gateway]).flatten() {
+        let programs = platform.inventories.iter().chain(&platform.consumers);
+        for program in programs.chain([&platform.gateway]).flatten() {
             wait_until_ready(&Client::new(program.address()));
         }
-        stage
+        platform
     }
 
     pub(crate) fn start_gateway(&mut self) {
         let gateway = self.start_program("api-gateway", self.vars_of_gateway());
-        self.open_the_door_of(gateway);
+        self.set_gateway(gateway);
     }
 
-    /// A gateway that has a line for each request in this file, and tells its metrics to nobody without a key,
-    /// takes the place of the one before; where it is.
+    /// Replaces the gateway by one that logs each request to this file and whose metrics take a key; returns its
+    /// address.
     pub(crate) fn start_gateway_with_log(&mut self, log: &Path) -> SocketAddr {
         self.gateway = None;
         let mut vars = self.vars_of_gateway();
@@ -173,12 +172,12 @@ impl Stage {
         vars.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
         let path = self.programs.join("api-gateway");
         let gateway = Program::start_with_log(&path.to_string_lossy(), log, vars);
-        self.open_the_door_of(gateway)
+        self.set_gateway(gateway)
     }
 
-    fn open_the_door_of(&mut self, gateway: Program) -> SocketAddr {
+    fn set_gateway(&mut self, gateway: Program) -> SocketAddr {
         let address = gateway.address();
-        *lock(&self.shared.door) = address;
+        *lock(&self.shared.gateway_address) = address;
         self.gateway = Some(gateway);
         address
     }
@@ -186,7 +185,7 @@ impl Stage {
     fn vars_of_gateway(&self) -> Vec<(String, String)> {
         let inventories = self.gateway_to_inventories.each_ref();
         let inventories = inventories.map(|relay| format!("http://{}", relay.address()));
-        // Nobody reads orders through the gateway, nor its status: nobody listens on these ports.
+        // Nothing listens on these ports: the drill neither reads orders through the gateway nor its status.
         let vars = [
             ("API_GATEWAY_PORT", "0"),
             ("INVENTORY_URLS", &inventories.join(",")),
@@ -230,8 +229,8 @@ impl Stage {
         Program::start(&path.to_string_lossy(), vars)
     }
 
-    /// What `/ready` of each consumer that runs says.
-    pub(crate) fn consumers_say(&self) -> Vec<u16> {
+    /// The status of the `/ready` of each consumer that runs.
+    pub(crate) fn consumer_readiness(&self) -> Vec<u16> {
         let running = self.consumers.iter().flatten();
         let asked = running.map(|consumer| Client::new(consumer.address()).get("/ready"));
         asked.map(|reply| reply.status).collect()
@@ -242,42 +241,42 @@ impl Stage {
         !self.orders.query(sql, &[&id]).is_empty()
     }
 
-    pub(crate) fn rows(&self) -> Rows {
+    pub(crate) fn rows(&self) -> RowCounts {
         let count = |table: &str| {
             let sql =
                 format!("SELECT coalesce(message_id, 'none'), count(*) FROM {table} GROUP BY 1");
             let rows = self.orders.query(&sql, &[]);
             rows.iter().map(|row| (row.get(0), row.get(1))).collect()
         };
-        Rows {
+        RowCounts {
             recorded: count("orders"),
             dead: count("dead_letters"),
         }
     }
 
-    /// Waits until all that was answered is a row, and nothing is ready in the queue.
+    /// Waits until every message that was answered has a row, and the queue is empty.
     pub(crate) fn wait_until_all_is_recorded(&self) {
         eventually("the queue is empty, and its consumers idle", || {
             let consumers = self.consumers.iter().flatten().count();
             self.queue.counts() == Some((0, u32::try_from(consumers).unwrap_or(0)))
         });
-        let answered = |entry: &&Entry| entry.answered;
-        let mut missing: Vec<Entry> = lock(&self.shared.book)
+        let answered = |message: &&SentMessage| message.answered;
+        let mut missing: Vec<SentMessage> = lock(&self.shared.sent_messages)
             .iter()
             .filter(answered)
             .cloned()
             .collect();
         eventually("the last messages are recorded", || {
             let rows = self.rows();
-            missing.retain(|entry| rows.of(entry) == 0);
+            missing.retain(|message| rows.of(message) == 0);
             missing.is_empty()
         });
     }
 }
 
-/// A drill that fails tells where everything stands, while the programs still run.
-impl Drop for Stage {
-    #[expect(clippy::print_stderr, reason = "a panic is told there")]
+/// Prints the state of everything if the drill fails, while the programs still run.
+impl Drop for PlatformProcesses {
+    #[expect(clippy::print_stderr, reason = "a panic is printed there")]
     fn drop(&mut self) {
         if !thread::panicking() {
             return;
@@ -294,9 +293,9 @@ impl Drop for Stage {
             rows.recorded.len(),
             rows.dead.len()
         );
-        for entry in lock(&self.shared.book).iter() {
-            if entry.answered && rows.of(entry) == 0 {
-                eprintln!("answered, and no row: {}", entry.id);
+        for message in lock(&self.shared.sent_messages).iter() {
+            if message.answered && rows.of(message) == 0 {
+                eprintln!("answered, and no row: {}", message.id);
             }
         }
         let sql = "SELECT concat_ws(' ', pid, pg_blocking_pids(pid), application_name, state,
@@ -309,7 +308,7 @@ impl Drop for Stage {
     }
 }
 
-/// With what all programs are told, and `own`. The later win.
+/// Adds the variables of all programs, and `own`. Later ones win.
 fn vars_with(mut vars: Vec<(String, String)>, own: &[(&str, &str)]) -> Vec<(String, String)> {
     let common = [
         ("LISTEN_ADDRESS", "127.0.0.1"),
@@ -320,7 +319,7 @@ fn vars_with(mut vars: Vec<(String, String)>, own: &[(&str, &str)]) -> Vec<(Stri
     vars
 }
 
-/// The variables that name a server which is reached by that relay.
+/// The variables of a server that is reached through this relay.
 fn vars_of(server: &str, relay: &Relay) -> Vec<(String, String)> {
     let address = relay.address();
     vec![

@@ -1,5 +1,4 @@
-//! Clients that create, read, change and delete a few movies at the same time, and write down
-//! what they were answered.
+//! Clients that create, read, change and delete a few movies at the same time, and record the answers.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,46 +9,46 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::{Client, Reply};
 
-use crate::history::{Answered, Asked, Content, Operation};
-use crate::stage::lock;
+use crate::history::{MovieContent, MovieRequest, MovieResponse, Operation};
+use crate::platform_processes::lock;
 
-/// So few that clients meet at each.
+/// How many movies are used at a time: so few that several clients use one.
 const MOVIES: usize = 2;
 
-/// A movie that was asked for so often is left alone, and the next one created.
+/// After so many requests a movie is replaced by a new one.
 const REQUESTS_MAX: usize = 40;
 
-/// A movie with so many requests of unknown outcome is left alone too: each doubles what may have been.
+/// A movie with so many requests of unknown outcome is replaced too: each doubles the possible histories.
 const UNKNOWN_MAX: usize = 2;
 
-/// What the clients share.
-pub(crate) struct Movies<'d> {
-    door: &'d Mutex<SocketAddr>,
+/// The movies, which the clients share.
+pub(crate) struct SharedMovies<'d> {
+    gateway_address: &'d Mutex<SocketAddr>,
     clock: AtomicU64,
-    current: [Mutex<Option<Arc<Movie>>>; MOVIES],
-    all: Mutex<Vec<Arc<Movie>>>,
+    current: [Mutex<Option<Arc<MovieHistory>>>; MOVIES],
+    all: Mutex<Vec<Arc<MovieHistory>>>,
 }
 
 /// A movie and its history so far.
-struct Movie {
+struct MovieHistory {
     id: i64,
     operations: Mutex<Vec<Operation>>,
 }
 
-impl Movie {
+impl MovieHistory {
     fn can_go_on(&self) -> bool {
         let operations = lock(&self.operations);
         let unknown = operations
             .iter()
-            .filter(|done| done.answered == Answered::Unknown);
+            .filter(|done| done.answered == MovieResponse::Unknown);
         operations.len() < REQUESTS_MAX && unknown.count() < UNKNOWN_MAX
     }
 }
 
-impl<'d> Movies<'d> {
-    pub(crate) fn new(door: &'d Mutex<SocketAddr>) -> Self {
+impl<'d> SharedMovies<'d> {
+    pub(crate) fn new(gateway_address: &'d Mutex<SocketAddr>) -> Self {
         Self {
-            door,
+            gateway_address,
             clock: AtomicU64::new(0),
             current: std::array::from_fn(|_| Mutex::default()),
             all: Mutex::default(),
@@ -67,24 +66,24 @@ impl<'d> Movies<'d> {
             .all
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
-        let history = |movie: Arc<Movie>| (movie.id, lock(&movie.operations).clone());
+        let history = |movie: Arc<MovieHistory>| (movie.id, lock(&movie.operations).clone());
         all.into_iter().map(history).collect()
     }
 }
 
 /// One client.
-pub(crate) struct Moviegoer<'m> {
-    movies: &'m Movies<'m>,
+pub(crate) struct MovieClient<'m> {
+    movies: &'m SharedMovies<'m>,
     client: Client,
     /// The movie that it saw last: its id, what it was, and the tag that stands for that.
-    seen: Option<(i64, Content, String)>,
+    seen: Option<(i64, MovieContent, String)>,
 }
 
-impl<'m> Moviegoer<'m> {
-    pub(crate) fn new(movies: &'m Movies<'m>) -> Self {
+impl<'m> MovieClient<'m> {
+    pub(crate) fn new(movies: &'m SharedMovies<'m>) -> Self {
         Self {
             movies,
-            client: Client::new(*lock(movies.door)),
+            client: Client::new(*lock(movies.gateway_address)),
             seen: None,
         }
     }
@@ -92,7 +91,7 @@ impl<'m> Moviegoer<'m> {
     /// One request after the other.
     pub(crate) fn ask_until(mut self, stopped: &AtomicBool) {
         while !stopped.load(Ordering::Relaxed) {
-            // The orders want their share of the machine.
+            // The pause leaves time of the processors to the orders.
             thread::sleep(Duration::from_millis(fastrand::u64(..5)));
             if let Some(movie) = self.current_movie() {
                 self.ask_of(&movie);
@@ -100,9 +99,9 @@ impl<'m> Moviegoer<'m> {
         }
     }
 
-    /// One of those that are asked for at present. None where it would be a new one, and nobody
-    /// knows whether it was created: it has no id to ask for.
-    fn current_movie(&mut self) -> Option<Arc<Movie>> {
+    /// One of the current movies. None if a new one was needed and its creation has no known outcome: its id
+    /// is not known.
+    fn current_movie(&mut self) -> Option<Arc<MovieHistory>> {
         let mut current = lock(&self.movies.current[fastrand::usize(..MOVIES)]);
         if let Some(movie) = current.as_ref().filter(|movie| movie.can_go_on()) {
             return Some(Arc::clone(movie));
@@ -112,9 +111,9 @@ impl<'m> Moviegoer<'m> {
         Some(Arc::clone(current.insert(movie)))
     }
 
-    fn create(&mut self) -> Option<Movie> {
+    fn create(&mut self) -> Option<MovieHistory> {
         let begun = self.movies.now();
-        let content = Content {
+        let content = MovieContent {
             title: begun,
             description: begun,
         };
@@ -122,17 +121,17 @@ impl<'m> Moviegoer<'m> {
         let reply = self.send("POST", "/api/movies", None, Some(&body))?;
         assert_eq!(reply.status, 201, "{}", reply.text);
         let create = Operation {
-            asked: Asked::Create(content),
-            answered: Answered::Movie(content_of(&reply.json)),
+            asked: MovieRequest::Create(content),
+            answered: MovieResponse::Movie(content_of(&reply.json)),
             lasted: (begun, self.movies.now()),
         };
-        Some(Movie {
+        Some(MovieHistory {
             id: reply.json["id"].as_i64().expect("an id"),
             operations: Mutex::new(vec![create]),
         })
     }
 
-    fn ask_of(&mut self, movie: &Movie) {
+    fn ask_of(&mut self, movie: &MovieHistory) {
         let begun = self.movies.now();
         let (asked, answered) = match fastrand::u8(..40) {
             0 => self.delete(movie.id),
@@ -145,38 +144,42 @@ impl<'m> Moviegoer<'m> {
             answered,
             lasted: (begun, self.movies.now()),
         };
-        // A read without an answer tells nothing.
-        if (asked, answered) != (Asked::Read, Answered::Unknown) {
+        // A read without an answer is no evidence.
+        if (asked, answered) != (MovieRequest::Read, MovieResponse::Unknown) {
             lock(&movie.operations).push(operation);
         }
     }
 
     /// Every other time only where it is not what it was when it was last seen.
-    fn read(&mut self, id: i64) -> (Asked, Answered) {
+    fn read(&mut self, id: i64) -> (MovieRequest, MovieResponse) {
         let tag = self.precondition(id);
         let header = tag.as_ref().map(|(_, tag)| ("if-none-match", tag.as_str()));
         let answered = match (self.send("GET", &path(id), header, None), &tag) {
-            (Some(reply), Some((content, _))) if reply.status == 304 => Answered::Movie(*content),
+            (Some(reply), Some((content, _))) if reply.status == 304 => {
+                MovieResponse::Movie(*content)
+            }
             (reply, _) => self.answered(id, reply),
         };
-        (Asked::Read, answered)
+        (MovieRequest::Read, answered)
     }
 
     /// The page that begins with it, where it is there.
-    fn read_as_page(&mut self, id: i64) -> (Asked, Answered) {
+    fn read_as_page(&mut self, id: i64) -> (MovieRequest, MovieResponse) {
         let target = format!("/api/movies?after={}&limit=1", id - 1);
         let answered = match self.send("GET", &target, None, None) {
-            None => Answered::Unknown,
-            Some(reply) if reply.json[0]["id"] == id => Answered::Movie(content_of(&reply.json[0])),
+            None => MovieResponse::Unknown,
+            Some(reply) if reply.json[0]["id"] == id => {
+                MovieResponse::Movie(content_of(&reply.json[0]))
+            }
             Some(reply) => {
                 assert_eq!(reply.status, 200, "{}", reply.text);
-                Answered::NoSuchMovie
+                MovieResponse::NoSuchMovie
             }
         };
-        (Asked::Read, answered)
+        (MovieRequest::Read, answered)
     }
 
-    fn change(&mut self, id: i64, number: u64) -> (Asked, Answered) {
+    fn change(&mut self, id: i64, number: u64) -> (MovieRequest, MovieResponse) {
         let (title, description) =
             [(true, false), (false, true), (true, true)][fastrand::usize(..3)];
         let mut body = json!({});
@@ -188,7 +191,7 @@ impl<'m> Moviegoer<'m> {
         let tag = self.precondition(id);
         let header = tag.as_ref().map(|(_, tag)| ("if-match", tag.as_str()));
         let reply = self.send("PUT", &path(id), header, Some(&body));
-        let asked = Asked::Change {
+        let asked = MovieRequest::Change {
             title: title.then_some(number),
             description: description.then_some(number),
             only_if: tag.map(|(content, _)| content),
@@ -196,35 +199,35 @@ impl<'m> Moviegoer<'m> {
         (asked, self.answered(id, reply))
     }
 
-    fn delete(&mut self, id: i64) -> (Asked, Answered) {
+    fn delete(&mut self, id: i64) -> (MovieRequest, MovieResponse) {
         let tag = self.precondition(id);
         let header = tag.as_ref().map(|(_, tag)| ("if-match", tag.as_str()));
         let answered = match self.send("DELETE", &path(id), header, None) {
-            Some(reply) if reply.status == 200 => Answered::Deleted,
+            Some(reply) if reply.status == 200 => MovieResponse::Deleted,
             reply => self.answered(id, reply),
         };
         let only_if = tag.map(|(content, _)| content);
-        (Asked::Delete { only_if }, answered)
+        (MovieRequest::Delete { only_if }, answered)
     }
 
     /// What the movie was when it was last seen, every other time that it is the one.
-    fn precondition(&self, id: i64) -> Option<(Content, String)> {
+    fn precondition(&self, id: i64) -> Option<(MovieContent, String)> {
         let seen = self.seen.as_ref().filter(|(seen, _, _)| *seen == id)?;
         fastrand::bool().then(|| (seen.1, seen.2.clone()))
     }
 
-    fn answered(&mut self, id: i64, reply: Option<Reply>) -> Answered {
+    fn answered(&mut self, id: i64, reply: Option<Reply>) -> MovieResponse {
         let Some(reply) = reply else {
-            return Answered::Unknown;
+            return MovieResponse::Unknown;
         };
         match reply.status {
             200 => {
                 let content = content_of(&reply.json);
                 self.seen = Some((id, content, reply.header("etag").to_owned()));
-                Answered::Movie(content)
+                MovieResponse::Movie(content)
             }
-            404 => Answered::NoSuchMovie,
-            412 => Answered::PreconditionFailed,
+            404 => MovieResponse::NoSuchMovie,
+            412 => MovieResponse::PreconditionFailed,
             status => panic!("movie {id} is answered {status}: {}", reply.text),
         }
     }
@@ -237,7 +240,7 @@ impl<'m> Moviegoer<'m> {
         precondition: Option<(&str, &str)>,
         body: Option<&Value>,
     ) -> Option<Reply> {
-        let address = *lock(self.movies.door);
+        let address = *lock(self.movies.gateway_address);
         if self.client.address() != address {
             self.client = Client::new(address);
         }
@@ -260,7 +263,7 @@ fn text(number: u64) -> String {
 }
 
 /// Of a movie as it is answered.
-fn content_of(movie: &Value) -> Content {
+fn content_of(movie: &Value) -> MovieContent {
     let number = |field: &str| {
         let text = movie[field]
             .as_str()
@@ -268,7 +271,7 @@ fn content_of(movie: &Value) -> Content {
         let number = text.and_then(|number| number.parse().ok());
         number.unwrap_or_else(|| panic!("{movie} is none of the movies that were created"))
     };
-    Content {
+    MovieContent {
         title: number("title"),
         description: number("description"),
     }

@@ -1,5 +1,5 @@
-//! Somebody else who publishes to the queue of orders: what can never be recorded, some of it
-//! twice, and orders among it.
+//! Another program that publishes to the queue of orders: messages that can never be recorded, some of them
+//! twice, and orders among them.
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, Confirm, Publish};
 use common::amqp::{AmqpConnection, ConfirmChannel, DeadlineOnDrop, QueueConfig};
 
-use crate::stage::Shared;
+use crate::platform_processes::DrillState;
 
-/// How long it rests after a message.
+/// How long it waits after a message.
 const REST: Duration = Duration::from_millis(40);
 
 /// How long it waits for a confirm.
@@ -31,25 +31,25 @@ const BODIES: [&[u8]; 7] = [
 /// The one of them that can be recorded.
 const ORDER: &[u8] = br#"{"user_id": "20", "number_of_items": 3, "total_amount": "250.00"}"#;
 
-pub(crate) struct Stranger<'s> {
-    shared: &'s Shared,
+pub(crate) struct RawPublisher<'s> {
+    shared: &'s DrillState,
     config: QueueConfig,
-    connected: Option<Connected>,
+    connection: Option<PublisherConnection>,
 }
 
-/// Dropped in this order: the limit begins before the others wait for the broker's farewell.
-struct Connected {
+/// The fields are dropped in this order: the deadline begins before the channel and the connection are closed.
+struct PublisherConnection {
     _deadline: DeadlineOnDrop,
-    confirming: ConfirmChannel,
+    confirm_channel: ConfirmChannel,
     _connection: AmqpConnection,
 }
 
-impl<'s> Stranger<'s> {
-    pub(crate) fn new(config: QueueConfig, shared: &'s Shared) -> Self {
+impl<'s> RawPublisher<'s> {
+    pub(crate) fn new(config: QueueConfig, shared: &'s DrillState) -> Self {
         Self {
             shared,
             config,
-            connected: None,
+            connection: None,
         }
     }
 
@@ -59,27 +59,27 @@ impl<'s> Stranger<'s> {
             if stopped.load(Ordering::Relaxed) {
                 return;
             }
-            let id = format!("stranger-{number}");
-            let place = self.shared.note(&id, *body != ORDER);
+            let id = format!("raw-{number}");
+            let index = self.shared.note(&id, *body != ORDER);
             for _ in 0..=usize::from(number % 3 == 0) {
                 let traffic = self.shared.traffic.read();
                 let _traffic = traffic.unwrap_or_else(PoisonError::into_inner);
                 let confirmed = self.publish(&id, body).is_some();
-                self.shared.note_outcome(place, confirmed);
+                self.shared.note_outcome(index, confirmed);
                 if !confirmed {
-                    self.connected = None;
+                    self.connection = None;
                 }
             }
             thread::sleep(REST);
         }
     }
 
-    /// None where the broker did not take it, or nobody knows.
+    /// None if the broker did not confirm the message.
     fn publish(&mut self, id: &str, body: &[u8]) -> Option<()> {
-        if self.connected.is_none() {
-            self.connected = Some(Connected::open(&self.config)?);
+        if self.connection.is_none() {
+            self.connection = Some(PublisherConnection::open(&self.config)?);
         }
-        let confirming = &self.connected.as_ref()?.confirming;
+        let confirm_channel = &self.connection.as_ref()?.confirm_channel;
         let properties = AmqpProperties::default()
             .with_message_id(id.to_owned())
             .with_delivery_mode(2);
@@ -90,20 +90,20 @@ impl<'s> Stranger<'s> {
             immediate: false,
             properties,
         };
-        confirming.channel.basic_publish("", message).ok()?;
+        confirm_channel.channel.basic_publish("", message).ok()?;
         let deadline = Instant::now() + CONFIRM_LIMIT;
-        let confirm = confirming.confirms.recv_deadline(deadline).ok()?;
-        let taken = matches!(confirm, Confirm::Ack(_)) && confirming.returns.is_empty();
+        let confirm = confirm_channel.confirms.recv_deadline(deadline).ok()?;
+        let taken = matches!(confirm, Confirm::Ack(_)) && confirm_channel.returns.is_empty();
         taken.then_some(())
     }
 }
 
-impl Connected {
+impl PublisherConnection {
     fn open(config: &QueueConfig) -> Option<Self> {
-        let mut connection = AmqpConnection::open(config, "a stranger").ok()?;
+        let mut connection = AmqpConnection::open(config, "raw publisher").ok()?;
         Some(Self {
             _deadline: connection.deadline_on_drop(),
-            confirming: connection.open_confirm_channel(&config.queue).ok()?,
+            confirm_channel: connection.open_confirm_channel(&config.queue).ok()?,
             _connection: connection,
         })
     }

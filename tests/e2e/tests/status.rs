@@ -1,4 +1,4 @@
-//! What somebody who looks on sees at the gateway while the platform works.
+//! `/api/status` and recorded orders at the gateway, while the platform works.
 
 use e2e::Platform;
 use serde_json::{Value, json};
