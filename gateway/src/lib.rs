@@ -12,6 +12,7 @@ mod keys;
 mod probe;
 mod proxy;
 mod publisher;
+mod rate_limit;
 mod upstreams;
 
 mod asker;
