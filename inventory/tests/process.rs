@@ -437,14 +437,14 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting_and_what_is_lost_of_it_is_counte
     // The rest is written as it is read.
     assert_eq!(end(&mut program), Some(0));
     let lines = lines.join().expect("no panic");
-    let lost = lines.iter().filter_map(|line| {
-        let (_, lost) = line.split_once("nobody read the log: lines were lost\" lines=")?;
-        lost.parse::<usize>().ok()
+    let counts = lines.iter().filter_map(|line| {
+        let (_, count) = line.split_once("nobody read the log: lines were lost\" lines=")?;
+        count.parse::<usize>().ok()
     });
-    let lost: usize = lost.sum();
+    let missing: usize = counts.sum();
     let told = lines.iter().filter(|line| line.contains("target=access"));
-    assert!(lost > 0, "none were lost");
-    assert_eq!(told.count() + lost, REQUESTS + 1);
+    assert!(missing > 0, "none were lost");
+    assert_eq!(told.count() + missing, REQUESTS + 1);
     assert!(lines.last().is_some_and(|line| line.contains("msg=ended")));
 }
 
