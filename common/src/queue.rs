@@ -21,6 +21,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::env::{ConfigError, Vars};
 use crate::inflow::{Door, Inflow};
+use crate::process::CommandError;
 use crate::sanitizing::SanitizingStream;
 
 /// How long the broker may take to accept a connection.
@@ -377,6 +378,12 @@ impl fmt::Display for LinkError {
 }
 
 impl std::error::Error for LinkError {}
+
+impl From<LinkError> for CommandError {
+    fn from(error: LinkError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
 
 /// A connection to the broker. Dropping it takes [`EXCHANGE_LIMIT`] at most.
 pub struct Link {
