@@ -42,7 +42,7 @@ const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 const DIVISION_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the messages in hand are kept while nothing can be recorded. One of them may be what ends
-/// PostgreSQL each time: it is found among those that are tried again, ever fewer at a time.
+/// PostgreSQL each time: it is found among those that are tried again, together and then one by one.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often held messages are tried again, and how long that may take.
@@ -306,16 +306,17 @@ impl Consumer {
         let since = Instant::now();
         let (mut left, mut together) = (hand.held.len(), 1);
         while left > 0 && since.elapsed() < RETRIES_LIMIT {
-            let next = hand.held.iter().take(together.min(left));
-            let due = next.take_while(|message| message.held <= Some(since));
-            let due = due.count();
-            left -= due.max(1);
-            if due == 0 {
+            if hand.held[0].held > Some(since) {
                 hand.held.rotate_left(1);
+                left -= 1;
                 continue;
             }
+            let next = hand.held.iter().take(together.min(left));
+            let next = next.take_while(|next| next.held <= Some(since) && !next.suspect);
+            let count = next.count().max(1);
+            left -= count;
             // One that is held again goes behind the others.
-            let batch: Vec<_> = hand.held.drain(..due).collect();
+            let batch: Vec<_> = hand.held.drain(..count).collect();
             let (others, tried) = (hand.held.len(), Instant::now());
             self.settle(hand, batch, RETRIES_LIMIT)?;
             let all_settled = hand.held.len() == others;
@@ -324,12 +325,11 @@ impl Consumer {
             } else {
                 1
             };
-            let last = hand
-                .held
-                .back_mut()
-                .and_then(|message| message.held.as_mut());
-            if let (1, false, Some(again)) = (due, all_settled, last) {
-                *again += RETRIES_PAUSE * tried.elapsed();
+            for message in hand.held.iter_mut().skip(others) {
+                message.suspect |= count > 1;
+                if let (1, Some(again)) = (count, &mut message.held) {
+                    *again += RETRIES_PAUSE * tried.elapsed();
+                }
             }
         }
         hand.show(&self.health, 0, None);

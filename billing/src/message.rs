@@ -66,6 +66,8 @@ pub(crate) struct Message {
     pub(crate) content: Result<NewOrder, Reason>,
     /// Where it was held before, when it may be tried again.
     pub(crate) held: Option<Instant>,
+    /// Whether it was tried again together with others, and in vain.
+    pub(crate) suspect: bool,
     placed_at: Option<u64>,
 }
 
@@ -126,6 +128,7 @@ impl Message {
             body_bytes,
             content,
             held: None,
+            suspect: false,
             placed_at: None,
         }
     }
