@@ -41,6 +41,10 @@ const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 /// How long a batch that is refused is divided.
 const DIVISION_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long the messages in hand are kept while nothing can be recorded. One of them may be what ends
+/// PostgreSQL each time: it is found among those that are tried again, together and then one by one.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
+
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);
 const RETRIES_LIMIT: Duration = Duration::from_millis(200);
@@ -48,6 +52,10 @@ const RETRIES_LIMIT: Duration = Duration::from_millis(200);
 /// At most so many are tried again together, and one alone after one that is held again: each waits
 /// for its lock.
 const RETRIES_MAX: usize = 64;
+
+/// One that was tried alone and in vain is left so many times as long as that took: it may wait for the
+/// limit of a statement each time, or end PostgreSQL.
+const RETRIES_PAUSE: u32 = 4;
 
 /// Starts the thread that owns the link to the broker and the connection to the database. The
 /// channel closes when the thread has ended.
@@ -142,14 +150,46 @@ impl Consumer {
                 .unwrap_or_else(|_| Err(Interruption::panic()));
             let Err(interruption) = outcome else { return };
             self.health.state().interrupted(interruption.of_database);
-            let text = "interrupted; orders wait in the queue";
-            let pause = self
-                .outage
-                .note(interruption.level, &interruption.cause, text);
-            if self.shutdown.wait_at_most(pause) {
+            if self.pause(&interruption) {
                 return;
             }
         }
+    }
+
+    /// Tells the log and waits before the next try; true if the shutdown was requested meanwhile.
+    fn pause(&mut self, because: &Interruption) -> bool {
+        let text = "interrupted; orders wait in the queue";
+        let pause = self.outage.note(because.level, &because.cause, text);
+        self.shutdown.wait_at_most(pause)
+    }
+
+    /// Where orders cannot be recorded, waits until they can. Without messages in hand the session ends.
+    fn await_recovery(
+        &mut self,
+        hand: &Hand<'_>,
+        mut checked: Result<(), DbError>,
+    ) -> Result<(), Interruption> {
+        let since = Instant::now();
+        while let Err(error) = checked {
+            let interruption = Interruption::from(error);
+            if hand.ledger.len() == 0 || since.elapsed() >= RECOVERY_LIMIT {
+                return Err(interruption);
+            }
+            self.health.state().recording = Recording::Fails;
+            if self.pause(&interruption) {
+                return Ok(());
+            }
+            checked = self.check();
+        }
+        Ok(())
+    }
+
+    /// Finds out whether orders can be recorded.
+    fn check(&mut self) -> Result<(), DbError> {
+        self.health.state().trying_since = Some(Instant::now());
+        let checked = self.store.check();
+        self.health.state().trying_since = None;
+        checked
     }
 
     /// Consumes until the shutdown, or until something breaks.
@@ -204,9 +244,7 @@ impl Consumer {
     /// `/ready` tells the truth of each.
     fn connect(&mut self) -> Result<AmqpConnection, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
-        self.health.state().trying_since = Some(Instant::now());
-        let checked = self.store.check();
-        self.health.state().trying_since = None;
+        let checked = self.check();
         let link = AmqpConnection::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = link.is_ok();
@@ -226,14 +264,17 @@ impl Consumer {
     fn settle(
         &mut self,
         hand: &mut Hand<'_>,
-        batch: Vec<Message>,
+        mut batch: Vec<Message>,
         limit: Duration,
     ) -> Result<(), Interruption> {
         let since = Instant::now();
-        let held = batch.iter().filter(|message| message.held).count();
+        let held = batch
+            .iter()
+            .filter(|message| message.held.is_some())
+            .count();
         hand.show(&self.health, held, Some(since));
         let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, batch, since + limit, &mut settled);
+        let outcome = settle(&mut self.store, &mut batch, since + limit, &mut settled);
         let progress = settled
             .iter()
             .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
@@ -244,9 +285,14 @@ impl Consumer {
             self.note_success();
         }
         let put_down = hand.put_down(settled);
+        hand.held.extend(batch);
         hand.show(&self.health, 0, None);
-        outcome?;
         put_down?;
+        let checked = match outcome {
+            Ok(()) if !progress => self.check(),
+            outcome => outcome,
+        };
+        self.await_recovery(hand, checked)?;
         if hand.holds_too_much() {
             let text = "too many messages wait for somebody else".to_owned();
             return Err(DbError::Locked(text).into());
@@ -260,10 +306,18 @@ impl Consumer {
         let since = Instant::now();
         let (mut left, mut together) = (hand.held.len(), 1);
         while left > 0 && since.elapsed() < RETRIES_LIMIT {
+            if hand.held[0].held > Some(since) {
+                hand.held.rotate_left(1);
+                left -= 1;
+                continue;
+            }
+            let next = hand.held.iter().take(together.min(left));
+            let next = next.take_while(|next| next.held <= Some(since) && !next.suspect);
+            let count = next.count().max(1);
+            left -= count;
             // One that is held again goes behind the others.
-            let batch: Vec<_> = hand.held.drain(..together.min(left)).collect();
-            left -= batch.len();
-            let others = hand.held.len();
+            let batch: Vec<_> = hand.held.drain(..count).collect();
+            let (others, tried) = (hand.held.len(), Instant::now());
             self.settle(hand, batch, RETRIES_LIMIT)?;
             let all_settled = hand.held.len() == others;
             together = if all_settled {
@@ -271,12 +325,19 @@ impl Consumer {
             } else {
                 1
             };
+            for message in hand.held.iter_mut().skip(others) {
+                message.suspect |= count > 1;
+                if let (1, Some(again)) = (count, &mut message.held) {
+                    *again += RETRIES_PAUSE * tried.elapsed();
+                }
+            }
         }
-        hand.show(&self.health, 0, Some(Instant::now()));
-        self.store.check()?;
         hand.show(&self.health, 0, None);
-        self.note_success();
-        Ok(())
+        let checked = self.check();
+        if checked.is_ok() {
+            self.note_success();
+        }
+        self.await_recovery(hand, checked)
     }
 
     /// Orders are recorded, or could be.
@@ -330,7 +391,7 @@ impl Hand<'_> {
         let mut done = Vec::with_capacity(settled.len());
         for (mut message, fate) in settled {
             if let Fate::Held(_) = fate {
-                message.held = true;
+                message.held = Some(Instant::now());
                 self.held.push_back(message);
             } else if let Source::Queue(delivery) = message.source {
                 done.push((delivery.delivery_tag(), delivery));

@@ -1,7 +1,7 @@
 //! A dead letter as it is read out.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_of_postgres::Engine as _;
+use base64_of_postgres::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 

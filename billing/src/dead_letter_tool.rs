@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use amiquip::AmqpValue;
 use common::amqp::{AmqpConnection, AmqpError, Purpose, QueueConfig};
-use common::db::{Database, DatabaseConfig, DbError, Role};
+use common::db::{Database, DatabaseConfig, Role};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
@@ -94,10 +94,6 @@ fn wrong(text: &str) -> CommandError {
     CommandError::Usage(format!("{text}\n\n{USAGE}"))
 }
 
-fn failed(error: &DbError) -> CommandError {
-    CommandError::Failed(error.to_string())
-}
-
 /// A walk over dead letters, from the oldest on, page by page.
 struct Pass<'a> {
     store: DeadLetterStore,
@@ -150,39 +146,29 @@ impl<'a> Pass<'a> {
         Ok(pass)
     }
 
-    /// The next ones; none at the end.
-    fn next(&mut self) -> Result<Vec<DeadLetter>, CommandError> {
-        if self.shutdown.is_requested() {
-            return Err(CommandError::Failed("stopped before the end".to_owned()));
-        }
-        let most = self
-            .left
-            .map_or(PAGE, |left| u16::try_from(left).unwrap_or(PAGE).min(PAGE));
-        let page = Page {
-            limit: Some(most),
-            after: self.after,
-            newest_first: false,
-        };
-        let mut letters = self
-            .store
-            .list(&self.filter, page)
-            .map_err(|error| failed(&error))?;
-        letters.truncate(most.into());
-        self.after = letters.last().map_or(self.after, |last| last.id);
-        self.left = self.left.map(|left| left - letters.len() as u64);
-        Ok(letters)
-    }
-
     /// All of them, one after the other.
     fn each(
         mut self,
         mut work: impl FnMut(&mut DeadLetterStore, DeadLetter) -> Result<(), CommandError>,
     ) -> Result<Self, CommandError> {
         loop {
-            let letters = self.next()?;
-            if letters.is_empty() {
-                return Ok(self);
+            if self.shutdown.is_requested() {
+                return Err(CommandError::Failed("stopped before the end".to_owned()));
             }
+            let left = self.left.map(u16::try_from).and_then(Result::ok);
+            let most = left.unwrap_or(PAGE).min(PAGE);
+            let page = Page {
+                limit: Some(most),
+                after: self.after,
+                newest_first: false,
+            };
+            let mut letters = self.store.list(&self.filter, page)?;
+            letters.truncate(most.into());
+            let Some(last) = letters.last() else {
+                return Ok(self);
+            };
+            self.after = last.id;
+            self.left = self.left.map(|left| left - letters.len() as u64);
             for letter in letters {
                 work(&mut self.store, letter)?;
             }
@@ -229,11 +215,7 @@ fn list(mut pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
         )?;
         Ok(())
     })?;
-    let all = pass
-        .store
-        .counts(&pass.filter)
-        .map_err(|error| failed(&error))?
-        .count;
+    let all = pass.store.counts(&pass.filter)?.count;
     let or_more = if all == COUNT_MAX { " or more" } else { "" };
     writeln!(out, "{listed} of {all}{or_more} dead letters")?;
     Ok(())
@@ -242,8 +224,10 @@ fn list(mut pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
 fn show(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut shown = false;
     pass.each(|store, letter| {
+        let Some(letter) = store.find(letter.id)? else {
+            return Ok(());
+        };
         shown = true;
-        let letter = whole(store, &letter)?;
         serde_json::to_writer_pretty(&mut *out, &letter).map_err(io::Error::from)?;
         Ok(writeln!(out)?)
     })?;
@@ -255,14 +239,6 @@ fn show(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
     ))
 }
 
-/// A dead letter with its content. One that is gone meanwhile is shown as it was listed.
-fn whole(
-    store: &mut DeadLetterStore,
-    letter: &DeadLetter,
-) -> Result<Option<DeadLetter>, CommandError> {
-    store.find(letter.id).map_err(|error| failed(&error))
-}
-
 fn replay(
     pass: Pass<'_>,
     database: &Arc<Database>,
@@ -270,37 +246,37 @@ fn replay(
 ) -> Result<(), CommandError> {
     // What is replayed is no new dead letter.
     let mut records = RecordStore::new(database, 0);
-    let (mut recorded, mut dead, mut held) = (0, 0, 0);
+    let (mut recorded, mut remain) = (0, 0);
     pass.each(|store, letter| {
-        let Some((message_id, body)) = whole(store, &letter)?.and_then(parts) else {
+        let Some((message_id, body)) = store.find(letter.id)?.and_then(parts) else {
             return Ok(());
         };
         let mut message = Message::read(Source::DeadLetter(letter.id), message_id, body);
         if letter.cut {
-            message.content = Err(Reason {
-                word: "body",
-                text: "only the start of the body is kept".to_owned(),
-            });
+            message.content = Err(Reason::new("body", "only the start of the body is kept"));
         }
         let mut settled = Settled::new();
-        settle(&mut records, vec![message], Instant::now(), &mut settled)
-            .map_err(|error| failed(&error))?;
+        settle(
+            &mut records,
+            &mut vec![message],
+            Instant::now(),
+            &mut settled,
+        )?;
         for (_, fate) in settled {
-            match fate {
-                Fate::Recorded(_) | Fate::Duplicate => recorded += 1,
-                Fate::Dead { reason, .. } => {
-                    dead += 1;
-                    writeln!(out, "{}: {}", letter.id, reason.text)?;
+            let cause = match fate {
+                Fate::Recorded(_) | Fate::Duplicate => {
+                    recorded += 1;
+                    continue;
                 }
-                Fate::Held(cause) => {
-                    held += 1;
-                    writeln!(out, "{}: not now: {cause}", letter.id)?;
-                }
-            }
+                Fate::Dead { reason, .. } => reason.text,
+                Fate::Held(cause) => format!("not now: {cause}"),
+            };
+            remain += 1;
+            writeln!(out, "{}: {cause}", letter.id)?;
         }
         Ok(())
     })?;
-    writeln!(out, "{recorded} replayed, {} remain", dead + held)?;
+    writeln!(out, "{recorded} replayed, {remain} remain")?;
     Ok(())
 }
 
@@ -319,7 +295,7 @@ fn drop_them(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
             ids: Some(vec![letter.id]),
             ..Filter::default()
         };
-        dropped += store.delete(&filter).map_err(|error| failed(&error))?;
+        dropped += store.delete(&filter)?;
         Ok(())
     })?;
     writeln!(out, "{dropped} dropped")?;
@@ -352,7 +328,7 @@ fn write_letters(pass: Pass<'_>, partial: &Path) -> Result<usize, CommandError> 
     let mut lines = BufWriter::new(File::create(partial)?);
     let mut count = 0;
     pass.each(|store, letter| {
-        let Some(letter) = whole(store, &letter)? else {
+        let Some(letter) = store.find(letter.id)? else {
             return Ok(());
         };
         count += 1;
@@ -370,11 +346,10 @@ fn import(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let lost = |error: AmqpError| CommandError::Failed(error.to_string());
-    let mut link = AmqpConnection::open(config, PROGRAM).map_err(lost)?;
+    let mut link = AmqpConnection::open(config, PROGRAM)?;
     let mut imported = 0;
-    if link.count(&config.dead_queue()).map_err(lost)?.is_some() {
-        let channel = link.open_channel().map_err(lost)?;
+    if link.count(&config.dead_queue())?.is_some() {
+        let channel = link.open_channel()?;
         let _limit = link.deadline_on_drop();
         loop {
             if shutdown.is_requested() {
@@ -384,19 +359,17 @@ fn import(
             let limit = link.deadline();
             let got = channel.basic_get(config.dead_queue(), false);
             drop(limit);
-            let Some(got) = got.map_err(|error| lost(error.into()))? else {
+            let Some(got) = got.map_err(AmqpError::from)? else {
                 break;
             };
             let mut message = Message::from_queue(got.delivery.clone());
             message.content = Err(reason_of(&message));
             let mut settled = Settled::new();
-            settle(&mut store, vec![message], Instant::now(), &mut settled)
-                .map_err(|error| failed(&error))?;
+            settle(&mut store, &mut vec![message], Instant::now(), &mut settled)?;
             if let Some((_, Fate::Held(cause))) = settled.pop() {
                 return Err(CommandError::Failed(cause));
             }
-            let acknowledged = got.delivery.ack(&channel);
-            acknowledged.map_err(|error| lost(error.into()))?;
+            got.delivery.ack(&channel).map_err(AmqpError::from)?;
             imported += 1;
         }
     }

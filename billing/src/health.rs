@@ -76,7 +76,7 @@ impl State {
             return;
         }
         let new_and_held = |(message, fate): &(Message, Fate)| {
-            message.content.is_ok() && !message.held && matches!(fate, Fate::Held(_))
+            message.content.is_ok() && message.held.is_none() && matches!(fate, Fate::Held(_))
         };
         if settled.iter().any(new_and_held) {
             self.unrecorded_since.get_or_insert(since);

@@ -4,7 +4,7 @@ use amiquip::{AmqpProperties, AmqpValue, Delivery};
 use common::http::is_request_id;
 use common::order::NewOrder;
 use serde_json::{Map, Value, json};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The longest message id that is recorded, in bytes: AMQP's own limit.
 const MESSAGE_ID_BYTES_MAX: usize = 255;
@@ -36,6 +36,13 @@ pub(crate) struct Reason {
     pub(crate) text: String,
 }
 
+impl Reason {
+    pub(crate) fn new(word: &'static str, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { word, text }
+    }
+}
+
 /// Where a message was taken from.
 #[expect(clippy::large_enum_variant, reason = "nearly all are deliveries")]
 pub(crate) enum Source {
@@ -57,8 +64,10 @@ pub(crate) struct Message {
     /// How long the body was.
     pub(crate) body_bytes: usize,
     pub(crate) content: Result<NewOrder, Reason>,
-    /// Whether it was held before.
-    pub(crate) held: bool,
+    /// Where it was held before, when it may be tried again.
+    pub(crate) held: Option<Instant>,
+    /// Whether it was tried again together with others, and in vain.
+    pub(crate) suspect: bool,
     placed_at: Option<u64>,
 }
 
@@ -78,10 +87,8 @@ impl Message {
             ("routing_key", &delivery.routing_key),
         ];
         let unfit = unfit.iter().find(|(_, name)| name.contains('\0'));
-        let unfit = unfit.map(|(word, _)| Reason {
-            word,
-            text: format!("the {word} contains NUL or is not UTF-8"),
-        });
+        let unfit = unfit
+            .map(|(word, _)| Reason::new(word, format!("the {word} contains NUL or is not UTF-8")));
         let body = std::mem::take(&mut delivery.body);
         let mut message = Self::read(Source::Queue(delivery), message_id, body);
         if let (Ok(_), Some(reason)) = (&message.content, unfit) {
@@ -96,22 +103,17 @@ impl Message {
     /// Reads a message by today's rules.
     pub(crate) fn read(source: Source, id: Option<String>, mut body: Vec<u8>) -> Self {
         let id = id.filter(|id| !id.is_empty());
-        let content = NewOrder::from_json(&body).map_err(|error| Reason {
-            word: error.at_fault().unwrap_or("body"),
-            text: error.to_string(),
-        });
+        let content = NewOrder::from_json(&body)
+            .map_err(|error| Reason::new(error.at_fault().unwrap_or("body"), error.to_string()));
         let problem = match &id {
-            Some(id) if id.contains('\0') => "the message id contains NUL or is not UTF-8",
-            Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => "the message id is too long",
-            _ => "",
+            Some(id) if id.contains('\0') => Some("the message id contains NUL or is not UTF-8"),
+            Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => Some("the message id is too long"),
+            _ => None,
         };
-        let content = match content {
-            Ok(_) if !problem.is_empty() => Err(Reason {
-                word: "message_id",
-                text: problem.to_owned(),
-            }),
-            content => content,
-        };
+        let content = content.and_then(|order| match problem {
+            Some(problem) => Err(Reason::new("message_id", problem)),
+            None => Ok(order),
+        });
         let body_bytes = body.len();
         // An order has been read, and needs its body no more unless it becomes a dead letter.
         if body_bytes > BODY_BYTES_KEPT {
@@ -125,7 +127,8 @@ impl Message {
             body,
             body_bytes,
             content,
-            held: false,
+            held: None,
+            suspect: false,
             placed_at: None,
         }
     }

@@ -18,4 +18,5 @@ pub const MIGRATIONS: Migrations = &[
         "0002_dead_letters",
         include_str!("../migrations/0002_dead_letters.sql"),
     ),
+    ("0003_sent", include_str!("../migrations/0003_sent.sql")),
 ];

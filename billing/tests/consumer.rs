@@ -656,6 +656,41 @@ fn orders_wait_in_the_queue_while_postgresql_is_away() {
 }
 
 #[test]
+fn an_order_that_crashes_postgresql_each_time_holds_up_no_other() {
+    let (billing, postgresql, _rabbitmq) = Billing::behind_relays();
+    // Whoever records it is seen to, and waits for the crash.
+    billing.database.execute(
+        "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF NEW.message_id = ''m-000010'' THEN \
+          PERFORM set_config(''application_name'', TG_TABLE_SCHEMA, true), pg_sleep(600); END IF; \
+          RETURN NEW; END'; \
+         CREATE TRIGGER crash BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION crash()",
+    );
+    let crashing = "FROM pg_stat_activity WHERE application_name = current_schema()";
+    let count = format!("SELECT count(*) {crashing}");
+    let end = format!("SELECT pg_terminate_backend(pid) {crashing}");
+
+    billing.queue.publish_all(&numbered(0..20));
+    for _ in 0..15 {
+        eventually("it crashes, or the others are recorded", || {
+            billing.database.count(&count) > 0 || billing.count() == 19
+        });
+        if billing.count() == 19 {
+            break;
+        }
+        postgresql.cut();
+        billing.database.execute(&end);
+        billing.await_dependencies(&(503, json!({ "postgresql": "down", "rabbitmq": "up" })));
+        postgresql.restore();
+    }
+
+    assert_eq!((billing.count(), billing.count_dead()), (19, 0));
+    billing.database.execute("DROP TRIGGER crash ON orders");
+    billing.await_count(20);
+    assert_eq!(billing.count_dead(), 0);
+}
+
+#[test]
 fn ready_says_which_dependency_is_down_and_health_does_not_mind() {
     let (billing, postgresql, rabbitmq) = Billing::behind_relays();
     let state = |postgresql: &str, rabbitmq: &str| json!({ "postgresql": postgresql, "rabbitmq": rabbitmq });

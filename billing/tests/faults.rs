@@ -1094,3 +1094,81 @@ fn an_order_of_another_user_is_a_conflict_to_whatever_collation() {
     let dead = dead_letters(&billing.database);
     assert_eq!((dead.len(), dead[0].reason.as_str()), (1, "conflict"));
 }
+
+/// A trigger that ends the backend which inserts such an order.
+fn ends_the_backend_of(condition: &str) -> String {
+    format!(
+        "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN IF {condition} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; \
+          RETURN NEW; END'; \
+         CREATE TRIGGER crash BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION crash()"
+    )
+}
+
+#[test]
+fn an_order_that_ends_its_backend_each_time_is_held_and_holds_up_no_other() {
+    let billing = Billing::start();
+    billing
+        .database
+        .execute(&ends_the_backend_of("NEW.user_id = ''mallory''"));
+
+    let ids: Vec<_> = (0..900).map(|number| format!("m-{number:03}")).collect();
+    let mut messages: Vec<_> = ids.iter().map(|id| placed(id)).collect();
+    messages.insert(500, (order("mallory"), with_id("x")));
+    messages.insert(700, garbage("g-1"));
+    billing.publish(&messages);
+    let mut expected: Vec<_> = ids.iter().map(String::as_str).collect();
+    billing.await_recorded(&expected);
+    eventually("it is held", || {
+        gauge(&billing.consumers[0], "orders_held") == 1
+    });
+    billing.publish(&[placed("later")]);
+    expected.push("later");
+    billing.await_recorded(&expected);
+    assert!(billing.is_ready());
+    billing.database.execute("DROP TRIGGER crash ON orders");
+
+    expected.push("x");
+    billing.await_recorded(&expected);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 1);
+}
+
+#[test]
+fn an_order_that_somebody_records_otherwise_is_recorded_once_and_its_repeat_is_no_conflict() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN NEW.user_id := upper(NEW.user_id); RETURN NEW; END'; \
+         CREATE TRIGGER tidy BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION tidy()",
+    );
+    billing.publish(&[placed("a")]);
+    billing.await_recorded(&["a"]);
+
+    billing.publish(&[placed("a"), placed("b"), placed("b")]);
+
+    billing.await_recorded(&["a", "b"]);
+    billing.await_settled();
+    assert_eq!(count_dead(&billing.database), 0);
+}
+
+#[test]
+fn of_two_orders_with_one_message_id_the_one_that_is_passed_over_is_the_conflict() {
+    let billing = Billing::start();
+    billing.database.execute(
+        "CREATE FUNCTION pass_over() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN RETURN CASE WHEN NEW.user_id <> ''mallory'' THEN NEW END; END'; \
+         CREATE TRIGGER pass_over BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION pass_over()",
+    );
+
+    billing.publish(&[(order("mallory"), with_id("k")), placed("k"), placed("a")]);
+
+    billing.await_recorded(&["a", "k"]);
+    billing.await_settled();
+    let dead = dead_letters(&billing.database);
+    let dead: Vec<_> = dead
+        .iter()
+        .map(|dead| (dead.reason.as_str(), dead.body.clone()))
+        .collect();
+    assert_eq!(dead, [("conflict", order("mallory"))]);
+}

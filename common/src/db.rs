@@ -19,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
 use crate::http::Problem;
 use crate::metrics::{IntGauge, Metrics};
+use crate::process::CommandError;
 use crate::shutdown::Shutdown;
 
 /// How long a server may take to accept a connection.
@@ -222,6 +223,12 @@ impl fmt::Display for DbError {
 }
 
 impl std::error::Error for DbError {}
+
+impl From<DbError> for CommandError {
+    fn from(error: DbError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
 
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {

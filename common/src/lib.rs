@@ -17,4 +17,5 @@ pub mod backoff;
 pub mod log;
 pub mod metrics;
 pub mod outage;
+mod usage;
 pub mod watched;

@@ -9,9 +9,11 @@ use std::io::{self, Write as _};
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::kv::{Error, Key, Value, VisitSource, VisitValue};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::env::{ConfigError, Vars};
 
@@ -23,8 +25,26 @@ const LIBRARIES: &str =
 /// Lines of requests wait until so many bytes are to be written.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Lines of requests that wait to be written in one piece.
-static BUFFER: Mutex<String> = Mutex::new(String::new());
+/// Lines that cannot be written wait until there are so many bytes; those that come then are lost.
+const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Whatever reads a pipe takes so much in one piece, or waits for nobody (`PIPE_BUF`).
+const WRITE_BYTES: usize = 4096;
+
+/// How long the last lines are waited for.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// Lines that wait to be written in one piece.
+static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
+    lines: String::new(),
+    lost: 0,
+});
+
+struct Buffer {
+    lines: String,
+    /// How many lines there was no room for.
+    lost: usize,
+}
 
 /// Whether somebody calls [`flush`] again and again.
 static IS_FLUSHED: AtomicBool = AtomicBool::new(false);
@@ -60,25 +80,22 @@ pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
     let _ = env_logger::Builder::new()
         .parse_filters(LIBRARIES)
         .parse_filters(filter)
-        .format(move |out, record| {
+        .format(move |_, record| {
             if let Some(mut lines) = GATHERED.take() {
                 write_line(&mut lines, format, program, record);
                 GATHERED.set(Some(lines));
                 return Ok(());
             }
-            let mut lines = lock(&BUFFER);
-            write_line(&mut lines, format, program, record);
+            let mut buffer = lock(&BUFFER);
+            buffer.add(1, |lines| write_line(lines, format, program, record));
             let waits = record.level() >= log::Level::Info
                 && record.target() == "access"
-                && lines.len() < BUFFER_BYTES
+                && buffer.lines.len() < BUFFER_BYTES
                 && IS_FLUSHED.load(Ordering::Relaxed);
-            if waits {
-                return Ok(());
+            if !waits {
+                buffer.write(Duration::ZERO);
             }
-            // One write: lines of several threads and processes do not mix.
-            let written = out.write_all(lines.as_bytes());
-            lines.clear();
-            written
+            Ok(())
         })
         .try_init();
     Ok(())
@@ -99,19 +116,67 @@ pub fn logged_millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// Writes the lines of requests that wait. Whoever calls it calls it a few times a second from then
-/// on: a line of its own for each request would cost more to write than to make.
+/// Writes the lines that wait, as far as they are read. Whoever calls it calls it a few times a second
+/// from then on: a line of its own for each request would cost more to write than to make.
 pub(crate) fn flush() {
     IS_FLUSHED.store(true, Ordering::Relaxed);
-    let mut lines = lock(&BUFFER);
-    if !lines.is_empty() {
-        // Nobody is left to be told that it cannot be told.
-        let _ = io::stderr().lock().write_all(lines.as_bytes());
-        lines.clear();
+    write(Duration::ZERO);
+}
+
+/// Writes the last lines of the program. Somebody who reads slowly is waited for.
+pub(crate) fn end() {
+    write(END_LIMIT);
+}
+
+fn write(patience: Duration) {
+    let mut buffer = lock(&BUFFER);
+    buffer.write(patience);
+    if buffer.lost > 0 && buffer.lines.len() < BUFFER_BYTES_MAX {
+        let lost = std::mem::take(&mut buffer.lost);
+        drop(buffer);
+        log::warn!(lines = lost; "nobody read the log: lines were lost");
+        lock(&BUFFER).write(patience);
     }
 }
 
-fn lock(buffer: &Mutex<String>) -> MutexGuard<'_, String> {
+impl Buffer {
+    /// Adds so many lines, if there is room for them.
+    fn add(&mut self, many: usize, add: impl FnOnce(&mut String)) {
+        if self.lines.len() < BUFFER_BYTES_MAX {
+            add(&mut self.lines);
+        } else {
+            self.lost += many;
+        }
+    }
+
+    /// Writes what can be written without waiting for longer than that. Each write has whole lines:
+    /// those of several processes do not mix.
+    fn write(&mut self, patience: Duration) {
+        let (deadline, mut written) = (Instant::now() + patience, 0);
+        while let rest @ [_, ..] = &self.lines.as_bytes()[written..]
+            && is_read(deadline.saturating_duration_since(Instant::now()))
+        {
+            let piece = &rest[..rest.len().min(WRITE_BYTES)];
+            let end = piece.iter().rposition(|byte| *byte == b'\n');
+            let piece = end.map_or(piece, |end| &piece[..=end]);
+            // Nobody is left to be told that it cannot be told.
+            written += io::stderr().write(piece).unwrap_or(rest.len());
+        }
+        self.lines.drain(..written);
+    }
+}
+
+/// Whether the next piece can be written without waiting for whoever reads it.
+fn is_read(patience: Duration) -> bool {
+    let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    let (stderr, mut ready) = (io::stderr(), Err(Errno::INTR));
+    while ready == Err(Errno::INTR) {
+        ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], patience);
+    }
+    ready != Ok(0)
+}
+
+fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
     buffer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -128,9 +193,11 @@ pub struct Gathering(());
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        if let Some(lines) = GATHERED.take() {
-            // Nobody is left to be told that it cannot be told.
-            let _ = io::stderr().lock().write_all(lines.as_bytes());
+        if let Some(gathered) = GATHERED.take() {
+            let mut buffer = lock(&BUFFER);
+            let many = gathered.matches('\n').count();
+            buffer.add(many, |lines| lines.push_str(&gathered));
+            buffer.write(Duration::ZERO);
         }
     }
 }

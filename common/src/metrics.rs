@@ -2,11 +2,12 @@
 //! they do in the tests.
 
 use prometheus::core::{Collector, Desc};
-use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, HistogramVec, Opts, Registry, TextEncoder};
 
 pub use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use crate::usage;
 
 /// The metrics of one service.
 #[derive(Clone)]
@@ -26,7 +27,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A registry with the standard `process_*` metrics and those of the HTTP server.
+    /// A registry with the metrics of the HTTP server.
     ///
     /// # Panics
     /// Never: the names are constants, and each is registered once.
@@ -58,7 +59,6 @@ impl Metrics {
                 .expect(CONSTANT_NAMES),
             registry,
         };
-        metrics.register(ProcessCollector::for_self());
         metrics.register(metrics.http_requests.clone());
         metrics.register(metrics.http_seconds.clone());
         metrics.register(metrics.connections.clone());
@@ -156,12 +156,11 @@ impl Metrics {
         histogram
     }
 
-    /// All metrics, in the Prometheus text format, version 0.0.4.
+    /// All metrics, and the standard `process_*` metrics, in the Prometheus text format, version 0.0.4.
     #[must_use]
     pub fn text(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
+        let own = TextEncoder::new().encode_to_string(&self.registry.gather());
+        own.unwrap_or_default() + &usage::text()
     }
 }
 

@@ -98,13 +98,15 @@ pub fn run<R: Running + Send + 'static>(
     });
     shutdown.wait();
     let ended = end.recv_timeout(DRAIN_LIMIT);
-    logging::flush();
-    if ended.is_err() {
+    let exit_code = if ended.is_err() {
         log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
-        return ExitCode::FAILURE;
-    }
-    log::info!("ended");
-    ExitCode::SUCCESS
+        ExitCode::FAILURE
+    } else {
+        log::info!("ended");
+        ExitCode::SUCCESS
+    };
+    logging::end();
+    exit_code
 }
 
 /// Why a command was not done.
@@ -175,6 +177,7 @@ pub fn run_command(program: &'static str, usage: &str, command: Command) -> Exit
                 });
                 command(&vars, &arguments, &shutdown, &mut io::stdout().lock())
             });
+            logging::end();
             if let Err(error) = done {
                 eprintln!("{program}: {error}");
                 return match error {

@@ -22,6 +22,7 @@ const ROUTES: &[Route<()>] = &[
     (Verb::Get, "/long", Handler::One(long)),
     (Verb::Get, "/stream", Handler::One(stream)),
     (Verb::Get, "/lasting", Handler::One(lasting)),
+    (Verb::Get, "/held", Handler::One(held)),
 ];
 
 /// Half of them may wait for slow readers.
@@ -83,6 +84,33 @@ fn lasting<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
     Ok(Response::new(200, Body::Stream(Stream { length, fill })))
 }
 
+/// How many more requests [`held`] answers.
+static PERMITS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "a handler may fail; this one does not"
+)]
+fn held<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
+    let permits = PERMITS.0.lock().expect("nobody panics there");
+    let permits = PERMITS.1.wait_while(permits, |permits| *permits == 0);
+    *permits.expect("nobody panics there") -= 1;
+    Ok(Response::new(200, Body::Bytes(b"held".to_vec())))
+}
+
+fn permit(permits: usize) {
+    *PERMITS.0.lock().expect("nobody panics there") += permits;
+    PERMITS.1.notify_all();
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::yield_now();
+    }
+}
+
 struct Running {
     server: Option<Server>,
     trigger: Option<ShutdownTrigger>,
@@ -118,11 +146,17 @@ impl Running {
         stream
     }
 
-    /// What that address is answered.
-    fn status(&self, last: u8, path: &str) -> Option<String> {
+    /// A client of that address that has asked for that.
+    fn asking(&self, last: u8, path: &str) -> TcpStream {
         let mut stream = self.connect(last);
         let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).ok()?;
+        stream.write_all(request.as_bytes()).expect("it reads");
+        stream
+    }
+
+    /// What that address is answered.
+    fn status(&self, last: u8, path: &str) -> Option<String> {
+        let mut stream = self.asking(last, path);
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         answer.get(9..12).map(str::to_owned)
@@ -130,9 +164,7 @@ impl Running {
 
     /// A client of that address that has read the begin of its answer; None where none came.
     fn ask(&self, last: u8, path: &str) -> Option<TcpStream> {
-        let mut stream = self.connect(last);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("it reads");
+        let mut stream = self.asking(last, path);
         stream.read_exact(&mut [0; 32]).ok().map(|()| stream)
     }
 }
@@ -254,4 +286,38 @@ fn a_stream_whose_end_lasts_keeps_neither_its_connection_nor_its_client() {
     *IS_OVER.0.lock().expect("nobody panics there") = true;
     IS_OVER.1.notify_all();
     assert_eq!(status.as_deref(), Some("200"));
+}
+
+#[test]
+fn whoever_fills_the_queue_of_a_bulkhead_waits_there_alone() {
+    const QUEUE: usize = 8;
+    let mut limits = Limits::default();
+    limits.queue = QUEUE;
+    limits.queue_time = Duration::from_mins(10);
+    limits.answer_time = Duration::from_mins(10);
+    let running = Running::start(limits);
+    let many: Vec<_> = (0..40).map(|_| running.asking(2, "/held")).collect();
+    let answered = || {
+        let is_answered = |stream: &&TcpStream| {
+            stream.set_nonblocking(true).expect("a socket option");
+            stream.peek(&mut [0]).is_ok()
+        };
+        many.iter().filter(is_answered).count()
+    };
+    let refused = many.len() - SLOTS - QUEUE;
+    until("the queue is full", || answered() == refused);
+
+    let mut other = running.asking(3, "/good");
+    until("one gives its place to the other client", || {
+        answered() == refused + 1
+    });
+    // A slot for the first in the queue, and the next one for the other client.
+    permit(2);
+    let mut answer = [0; 12];
+    other.read_exact(&mut answer).expect("an answer");
+    let waiting = many.len() - answered();
+    permit(1000);
+
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    assert!(waiting >= SLOTS + QUEUE - 1 - 2, "{waiting} waited");
 }

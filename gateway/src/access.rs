@@ -6,22 +6,17 @@ use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::env::{ConfigError, Vars};
 use common::http::{Head, Method, Problem, network};
 use common::process::StartError;
 use common::watched::Watched;
-use governor::clock::{Clock, DefaultClock};
-use governor::state::keyed::HashMapStateStore;
-use governor::{Quota, RateLimiter};
-use sha2::{Digest, Sha256};
+use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
-/// After so many requests, callers who have not called lately are forgotten.
-const SWEEP_REQUESTS: u32 = 10_000;
+use crate::rate_limit::{Rate, RateLimit};
 
 /// The longest name of a caller: with an `Idempotency-Key` it makes a message id, for which AMQP has
 /// 255 bytes.
@@ -33,14 +28,14 @@ const FILE: &str = "API_KEYS_FILE";
 /// Who may do what, and how often.
 pub(crate) struct Access {
     keys: Option<Arc<RwLock<Vec<Key>>>>,
-    limiter: Option<Limiter>,
+    limit: Option<RateLimit<Caller>>,
 }
 
 /// What the gateway asks of its callers.
 #[derive(Clone, Default)]
 pub struct AccessConfig {
     keys: Option<KeysFile>,
-    quota: Option<Quota>,
+    rate: Option<Rate>,
 }
 
 /// The file of keys as it was read.
@@ -92,19 +87,13 @@ enum Caller {
     Address(IpAddr),
 }
 
-struct Limiter {
-    callers: RateLimiter<Caller, HashMapStateStore<Caller>, DefaultClock>,
-    clock: DefaultClock,
-    since_sweep: AtomicU32,
-}
-
 impl AccessConfig {
     /// From `API_KEYS_FILE`, `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`; all are optional.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let keys = vars.guarding(FILE)?.map(KeysFile::read).transpose()?;
         Ok(Self {
             keys,
-            quota: quota(vars)?,
+            rate: rate(vars)?,
         })
     }
 }
@@ -155,7 +144,7 @@ fn keys_in(file: &Path) -> Result<Vec<Key>, ConfigError> {
     })
 }
 
-fn quota(vars: &Vars) -> Result<Option<Quota>, ConfigError> {
+fn rate(vars: &Vars) -> Result<Option<Rate>, ConfigError> {
     const EXPECTED: &str = "a whole number from 1 to 4294967295";
     let burst = vars.guarding("RATE_LIMIT_BURST")?;
     if vars.guarding("RATE_LIMIT_PER_SECOND")?.is_none() {
@@ -169,7 +158,7 @@ fn quota(vars: &Vars) -> Result<Option<Quota>, ConfigError> {
     }
     let per_second: NonZeroU32 = vars.parsed("RATE_LIMIT_PER_SECOND", EXPECTED)?;
     let burst: NonZeroU32 = vars.parsed_or("RATE_LIMIT_BURST", EXPECTED, per_second)?;
-    Ok(Some(Quota::per_second(per_second).allow_burst(burst)))
+    Ok(Some(Rate::new(per_second, burst)))
 }
 
 /// Lines of `name:sha256-hex:read|write|admin`; empty ones and comments are passed over. The
@@ -207,9 +196,7 @@ fn read_key(line: &str) -> Result<Key, &'static str> {
     if name.len() > NAME_BYTES_MAX || name.contains(char::is_control) {
         return Err("has a name of more than 128 bytes, or with a control character");
     }
-    let mut sha256 = [0; 32];
-    hex::decode_to_slice(hash, &mut sha256)
-        .map_err(|_| "has no SHA-256 of 64 hexadecimal digits")?;
+    let sha256 = from_hexadecimal(hash).ok_or("has no SHA-256 of 64 hexadecimal digits")?;
     let role = match role {
         "read" => Role::Read,
         "write" => Role::Write,
@@ -223,6 +210,17 @@ fn read_key(line: &str) -> Result<Key, &'static str> {
     })
 }
 
+/// The 32 bytes that 64 digits stand for, in letters of any case.
+fn from_hexadecimal(digits: &str) -> Option<[u8; 32]> {
+    let (pairs, []) = digits.as_bytes().as_chunks::<2>() else {
+        return None;
+    };
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? * 16 + digit(*low)?).ok();
+    let bytes: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>()?;
+    bytes.try_into().ok()
+}
+
 impl Access {
     /// From now on the file of keys is read again when it has changed.
     pub(crate) fn new(config: &AccessConfig) -> Result<Self, StartError> {
@@ -232,12 +230,8 @@ impl Access {
         let keys = config.keys.clone().map(KeysFile::watch).transpose();
         let keys =
             keys.map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
-        let limiter = config.quota.map(|quota| Limiter {
-            callers: RateLimiter::hashmap(quota),
-            clock: DefaultClock::default(),
-            since_sweep: AtomicU32::new(0),
-        });
-        Ok(Self { keys, limiter })
+        let limit = config.rate.map(RateLimit::new);
+        Ok(Self { keys, limit })
     }
 
     /// Whether this request may be done, now; says by whose key, where keys are in force.
@@ -265,7 +259,7 @@ impl Access {
         let keys = keys.map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner));
         let key = keys.as_ref().map(|keys| authenticated(keys, request));
         let is_unauthenticated = matches!(key, Some(Err(_)));
-        if let Some(limiter) = &self.limiter
+        if let Some(limit) = &self.limit
             && (counted == RateCounted::Always || is_unauthenticated)
         {
             // Requests without a valid key are counted by address.
@@ -273,7 +267,9 @@ impl Access {
                 Some(Ok(key)) => Caller::Key(key.name.clone()),
                 _ => Caller::Address(network(request.client)),
             };
-            limiter.check(&caller)?;
+            limit
+                .count(caller, Instant::now())
+                .map_err(|wait| Problem::too_many_requests(wait.max(Duration::from_secs(1))))?;
         }
         let Some(key) = key.transpose()? else {
             return Ok(());
@@ -294,11 +290,11 @@ fn authenticated<'k>(keys: &'k [Key], request: &Head) -> Result<&'k Key, Problem
     let unauthorized =
         || Problem::unauthorized("send a valid API key, as Authorization: Bearer KEY");
     let given = request.bearer().ok_or_else(unauthorized)?;
-    let hash = Sha256::digest(given.as_bytes());
+    let hash = digest(&SHA256, given.as_bytes());
     // All are compared, and each in full: the time tells nothing about how near a guess was.
     let mut found = None;
     for key in keys {
-        if bool::from(key.sha256.as_slice().ct_eq(hash.as_slice())) {
+        if bool::from(key.sha256.as_slice().ct_eq(hash.as_ref())) {
             found = Some(key);
         }
     }
@@ -310,19 +306,6 @@ fn needed_role(method: &Method) -> Role {
         Method::GET | Method::HEAD | Method::OPTIONS => Role::Read,
         Method::POST | Method::PUT => Role::Write,
         _ => Role::Admin,
-    }
-}
-
-impl Limiter {
-    fn check(&self, caller: &Caller) -> Result<(), Problem> {
-        if self.since_sweep.fetch_add(1, Ordering::Relaxed) >= SWEEP_REQUESTS {
-            self.since_sweep.store(0, Ordering::Relaxed);
-            self.callers.retain_recent();
-        }
-        self.callers.check_key(caller).map_err(|until| {
-            let wait = until.wait_time_from(self.clock.now());
-            Problem::too_many_requests(wait.max(Duration::from_secs(1)))
-        })
     }
 }
 
@@ -355,10 +338,13 @@ mod tests {
 
     #[test]
     fn a_malformed_line_is_named_by_its_number() {
-        assert_eq!(
-            refused("alice:x:admin"),
-            (1, "has no SHA-256 of 64 hexadecimal digits")
-        );
+        let hash = "has no SHA-256 of 64 hexadecimal digits";
+        assert_eq!(refused("alice:x:admin"), (1, hash));
+        for other in ["+", "g", "é"] {
+            let first = &HASH[other.len()..];
+            assert_eq!(refused(&format!("a:{other}{first}:read")), (1, hash));
+        }
+        assert_eq!(refused(&format!("a:{HASH}00:read")), (1, hash));
         assert_eq!(
             refused(&format!("\nbob:{HASH}:root")),
             (2, "has a role that is not read, write or admin")

@@ -44,6 +44,8 @@ pub struct Limits {
     pub response: Duration,
     /// Between two parts of its answer.
     pub pause: Duration,
+    /// For all of that until its answer is passed back: whoever asked waits no longer.
+    pub answer: Duration,
 }
 
 impl Default for Limits {
@@ -53,6 +55,7 @@ impl Default for Limits {
             send: Duration::from_secs(5),
             response: Duration::from_secs(10),
             pause: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
         }
     }
 }
@@ -62,13 +65,18 @@ impl Config {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let billing: IpAddr =
             vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?;
+        let http = HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?;
+        let limits = Limits {
+            answer: http.limits.answer_time,
+            ..Limits::default()
+        };
         Ok(Self {
-            http: HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?,
+            http,
             inventories: inventories(vars)?,
             billing_api: SocketAddr::new(billing, vars.port("BILLING_API_PORT")?),
             billing_consumer: SocketAddr::new(billing, vars.port("BILLING_CONSUMER_PORT")?),
             expose_orders: vars.parsed_or("EXPOSE_ORDERS", "true or false", false)?,
-            limits: Limits::default(),
+            limits,
             queue: QueueConfig::from_vars(vars, Purpose::Publish)?,
             access: AccessConfig::from_vars(vars)?,
         })

@@ -88,17 +88,18 @@ pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) {
     match Exchange::prepared(&request, address) {
         Ok((head, call)) => {
             let exchange = Exchange {
-                lease,
                 request,
                 address,
                 was_kept: false,
                 is_repeat: false,
                 stage: Stage::Connect,
                 deadline: Instant::now(),
+                last: Instant::now() + lease.state().limits.answer,
                 head,
                 sent: 0,
                 call: Some(call),
                 input: Vec::new(),
+                lease,
             };
             exchange.begin();
         }
@@ -116,6 +117,8 @@ struct Exchange {
     is_repeat: bool,
     stage: Stage,
     deadline: Instant,
+    /// When whoever asked is told that there is no answer, whatever the stage.
+    last: Instant,
     /// What is sent before the body.
     head: Vec<u8>,
     /// How much of head and body is sent.
@@ -231,8 +234,12 @@ impl Exchange {
             Stage::Receive => limits.response,
             Stage::Body(_) => limits.pause,
         };
-        self.deadline = Instant::now() + limit;
+        self.allow(limit);
         self.stage = stage;
+    }
+
+    fn allow(&mut self, limit: Duration) {
+        self.deadline = self.last.min(Instant::now() + limit);
     }
 
     fn wait(self, socket: Socket, interest: Interest) {
@@ -303,7 +310,8 @@ impl Exchange {
                 Err(error) => return Err(self.disconnected(error)),
             }
             if let Stage::Body(_) = self.stage {
-                self.deadline = Instant::now() + self.lease.state().limits.pause;
+                let pause = self.lease.state().limits.pause;
+                self.allow(pause);
             }
             if let Some(progress) = self.understand()? {
                 return Ok(progress);
@@ -499,6 +507,7 @@ impl Answer {
         Ok(())
     }
 
+    /// Reads on until there is a piece; a service that sends less in that time holds the slot no longer.
     fn next_piece(
         &mut self,
         socket: &Socket,
@@ -508,7 +517,7 @@ impl Answer {
         let deadline = Instant::now() + pause;
         loop {
             self.read(input, READ_BYTES)?;
-            if !self.body.is_empty() || self.is_ended() {
+            if self.body.len() >= READ_BYTES || self.is_ended() {
                 return Ok(());
             }
             match receive(socket, input) {

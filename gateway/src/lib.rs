@@ -12,6 +12,7 @@ mod idempotency_keys;
 mod probe;
 mod proxy;
 mod publisher;
+mod rate_limit;
 mod upstreams;
 
 mod console;

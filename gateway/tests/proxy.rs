@@ -89,6 +89,7 @@ fn limits(limit: Duration) -> Limits {
         send: limit,
         response: limit,
         pause: limit,
+        answer: Duration::from_mins(1),
     }
 }
 
@@ -999,4 +1000,54 @@ fn an_answer_that_comes_in_many_small_pieces_comes_back_whole() {
     });
 
     assert_eq!((reply.status, reply.text), (200, "x".repeat(PIECES)));
+}
+
+/// An inventory that says of each answer that it has so many bytes, and sends all but the last ones,
+/// which come one by one; it ends when the gateway hangs up.
+fn trickling(bytes: usize, at_once: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
+            let begin = [head.as_bytes(), &vec![b'x'; at_once]].concat();
+            thread::spawn(move || {
+                let mut sent = stream.write_all(&begin);
+                while sent.is_ok() {
+                    // What is tested is a service that takes its time.
+                    thread::sleep(Duration::from_millis(20));
+                    sent = stream.write_all(b"x");
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn an_inventory_that_sends_byte_after_byte_holds_its_slot_no_longer_than_a_client_waits() {
+    let limits = Limits {
+        answer: Duration::from_millis(400),
+        ..limits(Duration::from_millis(200))
+    };
+    let gateway = forwarding_to(trickling(20_000, 0), limits);
+
+    // There is one slot.
+    for _ in 0..3 {
+        assert_eq!(gateway.client.get("/api/movies").status, 504);
+    }
+}
+
+#[test]
+fn a_long_answer_that_comes_byte_after_byte_is_broken_off() {
+    let limits = limits(Duration::from_millis(200));
+    let gateway = forwarding_to(trickling(1_000_000, 100_000), limits);
+
+    for _ in 0..3 {
+        let reply = gateway
+            .client
+            .try_send("GET", "/api/movies", &[], None)
+            .map(|reply| reply.text.len());
+        assert!(reply.is_err(), "{reply:?}");
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use testkit::{Program, TestDatabase, eventually};
 
@@ -46,28 +46,58 @@ fn ask(address: SocketAddr) -> u16 {
         .unwrap_or(0)
 }
 
-#[test]
-fn no_answer_is_missed_while_one_process_takes_over_from_another() {
+/// A client that asks over a connection for as long as the server keeps it; how many of its requests
+/// had no answer, of those that came soon after the answer before them.
+fn ask_again_and_again(address: SocketAddr, answered: &AtomicUsize, stop: &AtomicBool) -> usize {
+    let mut unanswered = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect(address).expect("somebody listens");
+        let mut idle_since = Instant::now();
+        loop {
+            thread::sleep(ROUND_TRIP);
+            let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+            let soon = idle_since.elapsed() < Duration::from_millis(500);
+            let Some(is_last) = sent.ok().and_then(|()| read_answer(&mut stream)) else {
+                unanswered += usize::from(soon);
+                break;
+            };
+            answered.fetch_add(1, Ordering::Relaxed);
+            idle_since = Instant::now();
+            if is_last || stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    unanswered
+}
+
+/// Whether this was the last answer of the connection; None where it ended before its end.
+fn read_answer(stream: &mut TcpStream) -> Option<bool> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).expect("text");
+    let length = head.split("content-length: ").nth(1)?.lines().next()?;
+    let mut body = vec![0; length.parse().expect("a number")];
+    stream.read_exact(&mut body).ok()?;
+    Some(head.contains("connection: close"))
+}
+
+/// Clients ask by `ask` while one process takes over from another; how many have had no answer.
+fn unanswered_in_a_handover(
+    ask: impl Fn(SocketAddr, &AtomicUsize, &AtomicBool) -> usize + Sync,
+) -> usize {
     let database = TestDatabase::create();
     let old = start(&database, "0");
     let address = old.address();
     let (answered, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
 
-    let unanswered: usize = std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut unanswered = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        if ask(address) == 200 {
-                            answered.fetch_add(1, Ordering::Relaxed);
-                        } else {
-                            unanswered += 1;
-                        }
-                    }
-                    unanswered
-                })
-            })
+            .map(|_| scope.spawn(|| ask(address, &answered, &stop)))
             .collect();
         let answered_more = |count: usize| {
             let before = answered.load(Ordering::Relaxed);
@@ -90,7 +120,27 @@ fn no_answer_is_missed_while_one_process_takes_over_from_another() {
             .into_iter()
             .map(|client| client.join().expect("no panic"))
             .sum()
+    })
+}
+
+#[test]
+fn no_answer_is_missed_while_one_process_takes_over_from_another() {
+    let unanswered = unanswered_in_a_handover(|address, answered, stop| {
+        let mut unanswered = 0;
+        while !stop.load(Ordering::Relaxed) {
+            if ask(address) == 200 {
+                answered.fetch_add(1, Ordering::Relaxed);
+            } else {
+                unanswered += 1;
+            }
+        }
+        unanswered
     });
 
     assert_eq!(unanswered, 0);
+}
+
+#[test]
+fn whoever_keeps_a_connection_is_told_to_take_another_before_it_is_closed() {
+    assert_eq!(unanswered_in_a_handover(ask_again_and_again), 0);
 }

@@ -1,8 +1,10 @@
 //! The program as a process: its settings, its signals, and a PostgreSQL that comes and goes.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 use testkit::{Client, Program, Relay, Reply, TestDatabase, eventually, eventually_some};
@@ -366,6 +368,93 @@ fn a_postgresql_that_goes_away_is_a_503_until_it_is_back() {
         client.get("/api/movies").status == 200
     });
     assert_eq!(client.get("/api/movies/1").json["title"], "Alien");
+}
+
+/// Asks for its health that often over one connection; how many answers are 200.
+fn healthy(address: SocketAddr, times: usize) -> usize {
+    let stream = TcpStream::connect(address).expect("a connection");
+    let patience = Some(Duration::from_secs(30));
+    stream.set_read_timeout(patience).expect("a socket option");
+    let id = "i".repeat(128);
+    let request = format!("GET /health HTTP/1.1\r\nHost: h\r\nX-Request-Id: {id}\r\n\r\n");
+    let last = "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let requests = request.repeat(times - 1) + last;
+    let mut answers = String::new();
+    thread::scope(|scope| {
+        let mut sending = &stream;
+        scope.spawn(move || sending.write_all(requests.as_bytes()));
+        let _ = (&stream).read_to_string(&mut answers);
+    });
+    answers.matches("HTTP/1.1 200").count()
+}
+
+/// The program with a log that nobody reads beyond where it listens.
+fn unread() -> (Child, BufReader<ChildStderr>, SocketAddr) {
+    let database = TestDatabase::create();
+    let mut program = Command::new(PROGRAM)
+        .env_clear()
+        .envs(vars(&database))
+        .current_dir("/")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a program");
+    let mut log = BufReader::new(program.stderr.take().expect("it is piped"));
+    let mut line = String::new();
+    let address = loop {
+        line.clear();
+        log.read_line(&mut line).expect("a line");
+        if let Some((_, rest)) = line.split_once("msg=listening address=") {
+            let address = rest.split(' ').next().expect("an address");
+            break address.parse().expect("an address");
+        }
+    };
+    (program, log, address)
+}
+
+fn end(program: &mut Child) -> Option<i32> {
+    let pid = program.id().to_string();
+    let sent = Command::new("kill").args(["-s", "TERM", &pid]).status();
+    assert!(sent.expect("kill").success());
+    let ended = eventually_some("the program ends", || {
+        program.try_wait().expect("a child can be waited for")
+    });
+    ended.code()
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting_and_what_is_lost_of_it_is_counted() {
+    const REQUESTS: usize = 8000;
+    let (mut program, log, address) = unread();
+
+    assert_eq!(healthy(address, REQUESTS), REQUESTS);
+
+    let lines = thread::spawn(move || {
+        let lines = log.lines().map_while(Result::ok);
+        lines.collect::<Vec<_>>()
+    });
+    let last = || Client::new(address).get("/health").status;
+    assert_eq!(last(), 200);
+    // The rest is written as it is read.
+    assert_eq!(end(&mut program), Some(0));
+    let lines = lines.join().expect("no panic");
+    let counts = lines.iter().filter_map(|line| {
+        let (_, count) = line.split_once("nobody read the log: lines were lost\" lines=")?;
+        count.parse::<usize>().ok()
+    });
+    let missing: usize = counts.sum();
+    let told = lines.iter().filter(|line| line.contains("target=access"));
+    assert!(missing > 0, "none were lost");
+    assert_eq!(told.count() + missing, REQUESTS + 1);
+    assert!(lines.last().is_some_and(|line| line.contains("msg=ended")));
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_keep_the_program_from_ending() {
+    let (mut program, _log, address) = unread();
+
+    assert_eq!(healthy(address, 3000), 3000);
+
+    assert_eq!(end(&mut program), Some(0));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What comes from the queue, written in one transaction: orders into `orders`, what can never be
 //! recorded into `dead_letters`.
 
-use std::cell::OnceCell;
 use std::sync::Arc;
 
 use common::db::{Connection, Database, DbError};
@@ -35,12 +34,13 @@ const BEFORE_COMMIT: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_
 /// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
 /// is made while there are few orders and kept when there are many. To a collation of somebody `K` may
 /// be equal to `k`.
-const COMPARE: &str = "SELECT new.place, \
+const COMPARE: &str = "SELECT new.place, coalesce(there.sent COLLATE \"C\" \
+             = concat_ws(' ', new.number_of_items, new.total_amount, new.user_id), \
          (there.user_id COLLATE \"C\", there.number_of_items, there.total_amount) \
-         IS NOT DISTINCT FROM (new.user_id, new.number_of_items, new.total_amount::numeric) AS same \
+         IS NOT DISTINCT FROM (new.user_id, new.number_of_items, new.total_amount::numeric)) AS same \
      FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
           AS new (message_id, user_id, number_of_items, total_amount, place) \
-     CROSS JOIN LATERAL (SELECT user_id, number_of_items, total_amount FROM orders \
+     CROSS JOIN LATERAL (SELECT user_id, number_of_items, total_amount, sent FROM orders \
                          WHERE orders.message_id = new.message_id \
                            AND orders.message_id = new.message_id COLLATE \"C\" LIMIT 1) AS there";
 
@@ -99,9 +99,6 @@ pub(crate) struct RecordStore {
 struct Statements {
     record: Statement,
     compare: Statement,
-    /// Prepared when it is needed: to prepare it waits for whoever has locked the table, which clean
-    /// batches must not.
-    put_aside: OnceCell<Statement>,
     texts: Texts,
 }
 
@@ -139,15 +136,15 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
     Ok(Statements {
         texts,
         record: client.prepare(
-            "INSERT INTO orders (message_id, user_id, number_of_items, total_amount) \
-             SELECT message_id, user_id, number_of_items, total_amount::numeric \
+            "INSERT INTO orders (message_id, user_id, number_of_items, total_amount, sent) \
+             SELECT message_id, user_id, number_of_items, total_amount::numeric, \
+                    concat_ws(' ', number_of_items, total_amount, user_id) \
              FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[]) WITH ORDINALITY \
                   AS new (message_id, user_id, number_of_items, total_amount, place) \
              ORDER BY place \
-             ON CONFLICT (message_id) DO NOTHING RETURNING id::bigint AS id, message_id",
+             ON CONFLICT (message_id) DO NOTHING RETURNING id::bigint AS id, message_id, sent",
         )?,
         compare: client.prepare(COMPARE)?,
-        put_aside: OnceCell::new(),
     })
 }
 
@@ -166,21 +163,18 @@ impl RecordStore {
         self.connection.run(|client, _| begin(client)?.rollback())
     }
 
-    /// Whether the encoding of the database has the characters of an order. Something that somebody else
-    /// has made may refuse them too, which is no fault of the order.
-    pub(crate) fn has_characters_for(&mut self, message: &Message) -> Result<bool, DbError> {
+    /// Whether the encoding of the database has not the characters of an order. Something that somebody
+    /// else has made may refuse them too, which is no fault of the order.
+    pub(crate) fn lacks_characters_for(&mut self, message: &Message) -> bool {
         let Ok(order) = &message.content else {
-            return Ok(true);
+            return false;
         };
         let (id, user_id) = (message.id.as_deref(), order.user_id.as_str());
         let texts: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::TEXT), (&user_id, Type::TEXT)];
         let asked = self
             .connection
             .run(|client, _| client.query_typed("SELECT $1, $2", &texts));
-        match asked {
-            Err(DbError::Unencodable(_)) => Ok(false),
-            asked => asked.map(|_| true),
-        }
+        matches!(asked, Err(DbError::Unencodable(_)))
     }
 
     /// Writes all of a batch, and removes the dead letters that were replayed, or does neither. The
@@ -202,10 +196,10 @@ impl RecordStore {
             let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
                 return Ok(None);
             };
-            if !put_aside(&mut transaction, statements, batch, &mut fates, bytes_max)? {
-                return Ok(None);
-            }
-            if !end_replays(&mut transaction, statements.texts, batch, &fates)? {
+            let texts = statements.texts;
+            if !put_aside(&mut transaction, texts, batch, &mut fates, bytes_max)?
+                || !end_replays(&mut transaction, texts, batch, &fates)?
+            {
                 return Ok(None);
             }
             transaction.batch_execute(BEFORE_COMMIT)?;
@@ -274,9 +268,11 @@ fn record_orders(
     // They are inserted and returned in the order of the batch.
     let all = rows.len() == orders.len();
     let mut rows = rows.iter().peekable();
-    orders.retain(|(place, message_id, _)| {
-        let row =
-            rows.next_if(|row| all || row.get::<_, Option<&str>>("message_id") == *message_id);
+    orders.retain(|(place, message_id, order)| {
+        let row = rows.next_if(|row| {
+            all || row.get::<_, Option<&str>>("message_id") == *message_id
+                && row.get::<_, Option<String>>("sent") == Some(sent(order))
+        });
         if let Some(row) = row {
             fates[*place] = Fate::Recorded(row.get("id"));
         }
@@ -291,14 +287,19 @@ fn record_orders(
         let nth: i64 = row.get("place");
         let (place, _, _) = orders[usize::try_from(nth - 1).unwrap_or_default()];
         fates[place] = Fate::Dead {
-            reason: Reason {
-                word: "conflict",
-                text: "another order is recorded with this message id".to_owned(),
-            },
+            reason: Reason::new("conflict", "another order is recorded with this message id"),
             new: false,
         };
     }
     Ok((there.len() == orders.len()).then_some(fates))
+}
+
+/// What stands in the column of this name.
+fn sent(order: &NewOrder) -> String {
+    format!(
+        "{} {} {}",
+        order.number_of_items, order.total_amount, order.user_id
+    )
 }
 
 /// Runs a statement that takes orders as one array for each column.
@@ -318,7 +319,7 @@ fn query_orders(
 /// either: a trigger of somebody else passes it over.
 fn put_aside(
     transaction: &mut Transaction<'_>,
-    statements: &Statements,
+    texts: Texts,
     batch: &[Message],
     fates: &mut [Fate],
     bytes_max: i64,
@@ -333,17 +334,16 @@ fn put_aside(
     if letters.is_empty() {
         return Ok(true);
     }
-    let text = |text: &str| statements.texts.fit(text);
+    let text = |text: &str| texts.fit(text);
     let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
     let bodies = column(&letters, |(message, ..)| message.body.as_slice());
     let lengths = column(&letters, |(message, ..)| {
         i64::try_from(message.body_bytes).ok()
     });
-    let prepared = statements.put_aside.get().cloned();
-    let statement = prepared.map_or_else(|| transaction.prepare(PUT_ASIDE), Ok)?;
-    let statement = statements.put_aside.get_or_init(|| statement);
+    // Not prepared with the other statements: that would wait for whoever has locked the table, which clean
+    // batches must not.
     let rows = transaction.query(
-        statement,
+        PUT_ASIDE,
         &[
             &message_ids,
             &column(&letters, |(message, ..)| message.request_id.as_deref()),

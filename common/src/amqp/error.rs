@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::process::CommandError;
+
 /// Reply codes of AMQP 0-9-1.
 pub(super) const ACCESS_REFUSED: u16 = 403;
 pub(super) const NOT_FOUND: u16 = 404;
@@ -50,6 +52,12 @@ impl From<amiquip::Error> for AmqpError {
 impl From<io::Error> for AmqpError {
     fn from(error: io::Error) -> Self {
         Self::Connect(error)
+    }
+}
+
+impl From<AmqpError> for CommandError {
+    fn from(error: AmqpError) -> Self {
+        Self::Failed(error.to_string())
     }
 }
 

@@ -23,8 +23,16 @@ const LINGER_BYTES: usize = 8 * 1024 * 1024;
 /// A connection without a request is not closed for others' sake before it is so old.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// A request that takes longer is not waited for where there are too many connections.
+/// Who takes longer to go on with a request, or with reading an answer, is not waited for where others
+/// have no room.
 const SLOW: Duration = Duration::from_secs(2);
+
+/// What others may have no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Place,
+    Memory,
+}
 
 /// What the owner of a connection does next.
 #[derive(Debug)]
@@ -168,15 +176,16 @@ impl Connection {
         self.is_idle() && self.unasked_since.is_none_or(|since| now >= since + GRACE)
     }
 
-    /// Whether the connection is the first to go where there are too many: it is idle, or a request
-    /// does not come to its end.
-    pub(crate) fn may_make_room(&self, now: Instant) -> bool {
-        let limit = match self.phase {
-            Phase::Head(_) => self.limits.head_time,
-            Phase::Body(..) => self.limits.body_time,
-            _ => return self.may_be_closed(now),
+    /// What there would be room for, were the connection closed for others' sake: for one that is
+    /// idle, or whose request does not come to its end, or whose client does not read.
+    pub(crate) fn room(&self, now: Instant) -> Option<Room> {
+        let (limit, room) = match self.phase {
+            Phase::Head(_) => (self.limits.head_time, Room::Place),
+            Phase::Body(..) => (self.limits.body_time, Room::Place),
+            _ if !self.output.is_empty() => (self.limits.send_time, Room::Memory),
+            _ => return self.may_be_closed(now).then_some(Room::Place),
         };
-        now + limit >= self.deadline + SLOW
+        (now + limit >= self.deadline + SLOW).then_some(room)
     }
 
     /// Whether a next request is here, for which no event has to come.

@@ -21,14 +21,14 @@ pub use limits::Limits;
 pub use message::conditional::{
     entity_tag_of, if_changed, is_conditional, json_if_changed, require_no_tag, require_unchanged,
 };
-pub use message::head::Head;
+pub use message::head::{Head, network};
 pub use message::headers::Headers;
 pub use message::page::{Page, whole_list};
 pub use message::problem::Problem;
 pub use message::request::Request;
 pub use message::request_id::is_request_id;
 pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
-pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, network, wait_for, watch};
+pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, wait_for, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
 pub use service::operations::{Dependency, DependencyState, health};
 pub use service::operations_key::OperationsKey;

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What is done to the databases of a machine by backup.sh and restore.sh. Before: machine_postgres.sh
+# What is done to the databases of a machine by backup.sh and restore.sh. Before: postgres.sh
 # and use_machine_database.
 
 # How many of one database stay in a folder.

@@ -2,8 +2,8 @@
 //! and of two editors the second does not overwrite what they have not seen.
 
 use http::Method;
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::head::Head;
 use super::problem::Problem;
@@ -20,8 +20,9 @@ const WEAK: &str = "If-Match has a weak tag (W/…), which never matches; a prox
 /// A strong entity tag: the same bytes have the same tag, and no others.
 pub(super) fn entity_tag(body: &[u8]) -> String {
     // Half of the hash is enough that no two bodies ever share one.
-    let hash = Sha256::digest(body);
+    let hash = digest(&SHA256, body);
     let half = hash
+        .as_ref()
         .first_chunk()
         .map_or(0, |half| u128::from_be_bytes(*half));
     format!("\"{half:032x}\"")

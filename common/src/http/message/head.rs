@@ -1,7 +1,7 @@
 //! What a request says before its body.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -264,6 +264,15 @@ impl Head {
             return Err(Problem::new(415, detail));
         }
         Ok(())
+    }
+}
+
+/// Whose connections and requests are counted together: a client with IPv6 usually has a whole /64.
+#[must_use]
+pub fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 

@@ -3,20 +3,17 @@
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Shutdown};
 
-use super::budget::network;
 use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Socket};
-use super::table::{Owned, Parked};
+use super::table::Owned;
 use super::transport::Transport;
-use crate::http::connection::Connection;
+use crate::http::connection::{Connection, Room};
+use crate::http::message::head::network;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::Response;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, lock, now};
-
-/// How many idle connections make room at once where there are too many.
-const EVICTED: usize = 32;
 
 /// Accepts some connections; the last one is returned, the others are armed.
 pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
@@ -56,10 +53,14 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 }
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
+    let evict = |client| {
+        let evicted = core.evictable.take(&core.table, Room::Place, client);
+        evicted.is_some()
+    };
     let mut reservation = None;
-    if core.table.used() < core.limits.connections_before(client) || evict(core, None) {
+    if core.table.used() < core.limits.connections_before(client) || evict(None) {
         reservation = core.budget.admit(client);
-        if reservation.is_none() && evict(core, Some(client)) {
+        if reservation.is_none() && evict(Some(network(client))) {
             reservation = core.budget.admit(client);
         }
     }
@@ -79,19 +80,6 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
         decided: None,
         reservation,
     })
-}
-
-/// Closes those whose time would end first, of the idle ones and of those whose requests do not come
-/// to their ends, of all or of one client; false where there are none.
-fn evict(core: &Core, client: Option<IpAddr>) -> bool {
-    let (client, now) = (client.map(network), now());
-    let idle = |parked, peer: &Peer| {
-        let may_go = parked == Parked::Armed
-            && client.is_none_or(|client| peer.reservation.client == client)
-            && peer.connection.may_make_room(now);
-        may_go.then(|| peer.connection.deadline())
-    };
-    !core.table.take_earliest(EVICTED, idle).is_empty()
 }
 
 /// Tells a client that there is no room for its connection, without reading a byte and without

@@ -9,6 +9,7 @@ use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
+use crate::http::connection::Room;
 use crate::http::message::head::Head;
 use crate::http::message::request::{Respond, Slot};
 use crate::http::message::response::{Fill, HandlerResult, WRONG_LENGTH};
@@ -22,9 +23,6 @@ const HOLD: Duration = Duration::from_millis(5);
 
 /// Who may wait looks up so often, to see whether the program ends.
 const LONG_HOLD: Duration = Duration::from_millis(250);
-
-/// Whoever has read nothing for so long may be cut off for others' sake.
-const SILENCE: Duration = Duration::from_secs(2);
 
 /// The right to answer the request of a connection.
 pub(crate) struct Responder {
@@ -163,37 +161,18 @@ impl Core {
     /// Finds a place in memory for what the client has not read. Where there is none, whoever has
     /// been silent for longest over an answer of theirs makes room.
     fn keep(&self, peer: &mut Peer) -> bool {
-        loop {
-            match peer.reservation.grow(peer.held(), Use::Answer) {
-                Ok(()) => return true,
-                Err(exhausted) if self.make_room(exhausted) => {}
-                Err(_) => return false,
-            }
+        while let Err(Exhausted(client)) = peer.reservation.grow(peer.held(), Use::Answer) {
+            let silent = self.evictable.take(&self.table, Room::Memory, client);
+            let Some(mut silent) = silent else {
+                return false;
+            };
+            log::warn!(
+                client = silent.reservation.client.to_string().as_str();
+                "an answer that was not read was cut off, for others"
+            );
+            silent.connection.truncate();
+            self.settle(silent);
         }
-    }
-
-    fn make_room(&self, exhausted: Exhausted) -> bool {
-        let set_before = now() + self.limits.send_time.saturating_sub(SILENCE);
-        let silent_over_an_answer = |parked, peer: &Peer| {
-            let share = Exhausted::Share(peer.reservation.client);
-            let (deadline, bytes) = (peer.connection.deadline(), peer.reservation.bytes);
-            let helps = parked == Parked::Armed
-                && !peer.connection.to_send().is_empty()
-                && bytes > 0
-                && deadline <= set_before
-                && [Exhausted::Budget, share].contains(&exhausted);
-            helps.then_some(deadline)
-        };
-        let mut longest = self.table.take_earliest(1, silent_over_an_answer);
-        let Some(mut peer) = longest.pop() else {
-            return false;
-        };
-        log::warn!(
-            client = peer.reservation.client.to_string().as_str();
-            "an answer that was not read was cut off, for others"
-        );
-        peer.connection.truncate();
-        self.settle(peer);
         true
     }
 }

@@ -2,10 +2,11 @@
 //! have not read yet. No client has all of it.
 
 use std::collections::hash_map::{Entry, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::http::limits::Limits;
+use crate::http::message::head::network;
 use crate::http::sync::{Mutex, lock};
 use crate::metrics::Metrics;
 
@@ -43,13 +44,9 @@ pub(crate) enum Use {
     Answer,
 }
 
-/// What there is no more of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exhausted {
-    /// The part of one client.
-    Share(IpAddr),
-    Budget,
-}
+/// There is no more for this client, or for anybody.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Exhausted(pub(crate) Option<IpAddr>);
 
 /// The part of a connection; given back when it is dropped.
 pub(crate) struct Reservation {
@@ -59,15 +56,6 @@ pub(crate) struct Reservation {
     /// Beyond the allowance.
     pub(crate) bytes: usize,
     purpose: Use,
-}
-
-/// Whose connections are counted together: a client with IPv6 usually has a whole /64.
-#[must_use]
-pub fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    }
 }
 
 impl Budget {
@@ -123,9 +111,9 @@ impl Reservation {
         let exhausted = if purpose == self.purpose && bytes < self.bytes {
             None
         } else if client.bytes[purpose as usize] + bytes > most / 2 {
-            Some(Exhausted::Share(self.client))
+            Some(Exhausted(Some(self.client)))
         } else if all[purpose as usize] + bytes > most {
-            Some(Exhausted::Budget)
+            Some(Exhausted(None))
         } else {
             None
         };
@@ -180,15 +168,15 @@ mod tests {
         let mut grow =
             |nth: usize, bytes, purpose| reservations[nth].grow(ALLOWANCE_BYTES + bytes, purpose);
 
-        let share = Err(Exhausted::Share(client(1)));
+        let share = Err(Exhausted(Some(client(1))));
         assert_eq!(grow(0, 50_000, Use::Request), Ok(()));
         assert_eq!(grow(0, 50_001, Use::Request), share);
         assert_eq!(grow(1, 50_000, Use::Request), Ok(()));
-        assert_eq!(grow(2, 1, Use::Request), Err(Exhausted::Budget));
+        assert_eq!(grow(2, 1, Use::Request), Err(Exhausted(None)));
         // Requests take nothing of what answers have.
         assert_eq!(grow(2, 50_000, Use::Answer), Ok(()));
         assert_eq!(grow(0, 0, Use::Answer), Ok(()));
-        assert_eq!(grow(1, 1, Use::Answer), Err(Exhausted::Budget));
+        assert_eq!(grow(1, 1, Use::Answer), Err(Exhausted(None)));
         assert_eq!(reservations[0].bytes, 50_000);
         let shrunk = reservations[0].resize(ALLOWANCE_BYTES, Use::Answer);
         assert_eq!(shrunk, Ok(()));

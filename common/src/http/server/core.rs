@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use super::budget::{Budget, Use};
+use super::evictable::Evictable;
 use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Listener, Poller, Socket, reset_on_close};
 use super::table::{Owned, PEERS, Parked, Table, WATCHES};
@@ -37,6 +38,7 @@ pub(crate) struct Core {
     /// None from the beginning of the drain.
     pub(crate) listener: Mutex<Option<Listener>>,
     pub(crate) table: Table<Peer>,
+    pub(crate) evictable: Evictable,
     pub(crate) watches: Table<Watch>,
     pub(crate) draining: AtomicBool,
     /// Whoever has not taken their answer by now keeps nobody any longer.
@@ -72,6 +74,7 @@ impl Core {
                 poller,
                 listener: Mutex::new(Some(listener)),
                 table: Table::new(PEERS, limits.connections),
+                evictable: Evictable::default(),
                 watches: Table::new(WATCHES, slots),
                 draining: AtomicBool::new(false),
                 cut: AtomicBool::new(false),

@@ -90,10 +90,14 @@ fn sweep_until_the_end(core: &Core, shutdown: &Shutdown, reuse_port: bool) {
     while !shutdown.wait_at_most(sweeper::ROUND) {
         sweeper::sweep(core, sync::now(), None);
     }
+    let began = Instant::now();
     if reuse_port {
         sweeper::hand_over(core);
+        while began.elapsed() < sweeper::ON_THEIR_WAY {
+            sweeper::sweep(core, sync::now(), None);
+            thread::sleep(sweeper::ROUND);
+        }
     }
-    let began = Instant::now();
     sweeper::drain(core);
     while sweeper::sweep(core, sync::now(), Some(began.elapsed())) {
         thread::sleep(sweeper::ROUND);

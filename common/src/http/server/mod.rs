@@ -18,6 +18,8 @@ mod transport;
 
 mod peer;
 
+mod evictable;
+
 mod core;
 mod watch;
 
@@ -40,7 +42,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-pub use self::budget::network;
 pub use self::config::HttpConfig;
 pub use self::poller::{Interest, Socket, connect, wait_for};
 pub use self::tls::Tls;

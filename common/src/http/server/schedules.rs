@@ -290,7 +290,7 @@ impl Setup {
             thread.join().expect("no panic");
         }
         // Of a request whose client has had its 503, the service behind may still be asked.
-        self.core.watches.sweep(|_, _| true).for_each(drop);
+        self.core.watches.sweep(|_, _, _| true).for_each(drop);
         assert!(self.bulkhead.is_at_rest());
         let handled = HANDLED.with_borrow(HashMap::clone);
         assert!(handled.values().all(|times| *times == 1), "{handled:?}");
@@ -456,7 +456,7 @@ fn newcomers_are_served_at_the_cap() {
         let setup = Setup::start(thread_rng().gen_range(1..3));
         let clients: Vec<_> = (0..3)
             .map(|nth: usize| {
-                let kernel = Arc::clone(&setup.kernel);
+                let (kernel, core) = (Arc::clone(&setup.kernel), Arc::clone(&setup.core));
                 thread::spawn(move || {
                     for attempt in 0.. {
                         let client = kernel.connect().expect("a listener");
@@ -467,6 +467,7 @@ fn newcomers_are_served_at_the_cap() {
                             assert_eq!(got, [expected(path, &id)]);
                             return;
                         }
+                        sweeper::sweep(&core, now(), None);
                         thread::yield_now();
                     }
                 })

@@ -1,7 +1,6 @@
 //! One thread that sees to every deadline, a few times a second, and to the end.
 
 use std::net::Shutdown;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::accept::accept;
@@ -21,8 +20,9 @@ const NEWCOMERS: usize = 4096;
 /// How often it looks around.
 pub(crate) const ROUND: Duration = Duration::from_millis(50);
 
-/// How long handshakes that have begun may take.
-const HANDSHAKES: Duration = Duration::from_millis(300);
+/// How long handshakes that have begun may take, and requests that are on their way over a kept
+/// connection.
+pub(super) const ON_THEIR_WAY: Duration = Duration::from_secs(1);
 
 /// After so much of a drain, whoever waits for an answer is told that there is none: what is
 /// behind it is perhaps stopped, and the program ends soon.
@@ -32,13 +32,13 @@ const LAST_ANSWERS_AFTER: Duration = Duration::from_millis(6500);
 const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
 
 /// Another process listens on the port: whoever connects is for it from now on, and whoever is about to
-/// be connected here still comes in.
+/// be connected here still comes in. Clients that go on asking here are told to ask there.
 pub(crate) fn hand_over(core: &Core) {
     let ignored = lock(&core.listener).as_ref().map(ignore_newcomers);
     if let Some(Err(error)) = ignored {
         log::warn!(cause = error.to_string().as_str(); "a connection may be lost");
     }
-    thread::sleep(HANDSHAKES);
+    core.draining.store(true, Ordering::SeqCst);
 }
 
 /// Accepts no more; every answer from now on is its connection's last.
@@ -58,14 +58,15 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     let cut = drained.is_some_and(|drained| drained >= DRAIN_LIMIT);
     core.cut.store(cut, Ordering::SeqCst);
     core.router.sweep(now);
-    let is_over = |parked, peer: &Peer| {
+    core.evictable.forget();
+    let is_over = |_, parked, peer: &Peer| {
         let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
         cut || at_last && unanswered || peer.connection.deadline() <= now
     };
     for peer in core.table.sweep(is_over) {
         end(core, peer, now, cut);
     }
-    let look = |_, watch: &Watch| {
+    let look = |_, _, watch: &Watch| {
         if cut || watch.deadline <= now {
             // Its event comes at once, and a worker sees that it is too late.
             let _ = watch.socket.shutdown(Shutdown::Both);
@@ -80,7 +81,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     }
     // A worker looks once more at each idle one before it closes it.
     let may_go =
-        |parked, peer: &Peer| parked == Parked::Armed && peer.connection.may_be_closed(now);
+        |_, parked, peer: &Peer| parked == Parked::Armed && peer.connection.may_be_closed(now);
     for mut peer in core.table.sweep(may_go) {
         peer.connection.drain();
         core.arm(peer, Interest::Write);

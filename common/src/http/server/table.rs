@@ -2,7 +2,6 @@
 //! the thread that took it out. An index is used again under another generation.
 
 use std::ops::{Deref, DerefMut};
-use std::time::Instant;
 
 use crate::http::sync::{Mutex, lock};
 
@@ -143,48 +142,30 @@ impl<P> Table<P> {
 
     /// Makes the caller the owner, if the connection is still there and was left for that.
     pub(crate) fn take(&self, token: Token, expected: Parked) -> Option<Owned<'_, P>> {
-        self.take_if(token.index(), |found, parked, _| {
-            found == token && parked == expected
+        self.take_if(token, |parked, _| parked == expected)
+    }
+
+    /// Makes the caller the owner, if the connection is still there, parked, and wanted.
+    pub(crate) fn take_if(
+        &self,
+        token: Token,
+        wanted: impl FnOnce(Parked, &P) -> bool,
+    ) -> Option<Owned<'_, P>> {
+        self.take_at(token.index(), |found, parked, peer| {
+            found == token && wanted(parked, peer)
         })
     }
 
     /// Takes each parked connection that `wanted` chooses.
     pub(crate) fn sweep(
         &self,
-        mut wanted: impl FnMut(Parked, &P) -> bool,
+        mut wanted: impl FnMut(Token, Parked, &P) -> bool,
     ) -> impl Iterator<Item = Owned<'_, P>> {
         let high = lock(&self.places).high;
-        (0..high)
-            .filter_map(move |index| self.take_if(index, |_, parked, peer| wanted(parked, peer)))
+        (0..high).filter_map(move |index| self.take_at(index, &mut wanted))
     }
 
-    /// Of the parked connections that `since` has a time for, takes those with the earliest: an
-    /// eighth of them, but at least one and at most `most`.
-    pub(crate) fn take_earliest(
-        &self,
-        most: usize,
-        since: impl Fn(Parked, &P) -> Option<Instant>,
-    ) -> Vec<Owned<'_, P>> {
-        let mut times = Vec::new();
-        let look = |parked, peer: &P| {
-            times.extend(since(parked, peer));
-            false
-        };
-        self.sweep(look).for_each(drop);
-        times.sort_unstable();
-        let mut left = most.min(times.len() / 8 + 1);
-        let Some(&last) = times.get(left - 1) else {
-            return Vec::new();
-        };
-        let choose = |parked, peer: &P| {
-            let chosen = left > 0 && since(parked, peer).is_some_and(|since| since <= last);
-            left -= usize::from(chosen);
-            chosen
-        };
-        self.sweep(choose).collect()
-    }
-
-    fn take_if(
+    fn take_at(
         &self,
         index: usize,
         wanted: impl FnOnce(Token, Parked, &P) -> bool,

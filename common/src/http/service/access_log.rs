@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::refusals::refusals;
-use crate::http::message::head::Head;
+use crate::http::message::head::{Head, network};
 use crate::http::message::response::{HandlerResult, Response};
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
@@ -57,7 +57,7 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         .http_seconds
         .with_label_values(&[route])
         .observe(elapsed.as_secs_f64());
-    if (400..500).contains(&outcome.status) && !refusals().gets_line(head.client) {
+    if (400..500).contains(&outcome.status) && !refusals().gets_line(network(head.client)) {
         return;
     }
     let level = match outcome.status {

@@ -196,13 +196,15 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
             _ => 0,
         };
         let mut queues = lock(&self.queues);
-        if queues.waiting() >= queues.free.len() + self.limits.queue {
-            drop(queues);
-            let problem = Problem::overloaded("as many requests wait as may wait");
-            return request.respond(Err(problem));
-        }
         queues.push(queue, request, now());
+        let is_full = queues.waiting() > queues.free.len() + self.limits.queue;
+        let last = is_full.then(|| queues.take_last()).flatten();
         drop(queues);
+        if let Some(last) = last {
+            last.respond(Err(Problem::overloaded(
+                "as many requests wait as may wait",
+            )));
+        }
         self.work();
     }
 
@@ -212,7 +214,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
             let Some((queue, state, requests)) = queues.take() else {
                 return;
             };
-            let is_more = !queues.free.is_empty() && queues.longest_waiting().is_some();
+            let is_more = !queues.free.is_empty() && queues.first_in_turn().is_some();
             drop(queues);
             if is_more {
                 call_another();

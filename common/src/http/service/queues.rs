@@ -1,8 +1,12 @@
-//! What waits for the slots of a bulkhead, and which slots are free; a value without a lock.
+//! What waits for the slots of a bulkhead, and which slots are free; a value without a lock. Clients
+//! take turns: the first requests of all come before anybody's second one, so whoever asks for much
+//! waits for it alone.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::http::message::head::network;
 use crate::http::message::request::Request;
 
 /// The bodies of a batch of more than one request: they are held several times over while they
@@ -17,11 +21,20 @@ pub(super) struct Queues<S> {
 }
 
 struct Queue {
-    waiting: VecDeque<(Request, Instant)>,
+    /// In the order of their turns.
+    waiting: VecDeque<Waiting>,
     /// How many slots more may work on its requests.
     slots: usize,
     /// How many requests there are at once, at most.
     requests_max: usize,
+}
+
+struct Waiting {
+    /// One more than that of its client's request before it.
+    turn: u64,
+    since: Instant,
+    client: IpAddr,
+    request: Request,
 }
 
 impl<S> Queues<S> {
@@ -42,13 +55,35 @@ impl<S> Queues<S> {
         self.all.iter().map(|queue| queue.waiting.len()).sum()
     }
 
-    pub(super) fn push(&mut self, queue: usize, request: Request, now: Instant) {
-        self.all[queue].waiting.push_back((request, now));
+    /// The first request of a client has the turn that has come.
+    pub(super) fn push(&mut self, queue: usize, request: Request, since: Instant) {
+        let client = network(request.client);
+        let all = || self.all.iter().flat_map(|queue| &queue.waiting);
+        let of_client = all().filter(|waiting| waiting.client == client);
+        let next = of_client.map(|waiting| waiting.turn + 1).max();
+        let turn = next.or_else(|| all().map(|waiting| waiting.turn).min());
+        let turn = turn.unwrap_or(0);
+        let waiting = &mut self.all[queue].waiting;
+        let place = waiting.partition_point(|other| other.turn <= turn);
+        let new = Waiting {
+            turn,
+            since,
+            client,
+            request,
+        };
+        waiting.insert(place, new);
     }
 
-    /// Takes a slot and what waits for the longest time, if there is both.
+    /// Takes out what has the last turn: a request of whoever has the most waiting.
+    pub(super) fn take_last(&mut self) -> Option<Request> {
+        let last = |queue: &&mut Queue| queue.waiting.back().map(Waiting::order);
+        let queue = self.all.iter_mut().max_by_key(last)?;
+        Some(queue.waiting.pop_back()?.request)
+    }
+
+    /// Takes a slot and what has the first turn, if there is both.
     pub(super) fn take(&mut self) -> Option<(usize, Option<S>, Vec<Request>)> {
-        let number = self.longest_waiting()?;
+        let number = self.first_in_turn()?;
         let state = self.free.pop()?;
         self.all[number].slots -= 1;
         Some((number, state, self.all[number].take()))
@@ -62,11 +97,11 @@ impl<S> Queues<S> {
     /// Takes out what has waited for so long.
     pub(super) fn expire(&mut self, now: Instant, limit: Duration) -> Vec<Request> {
         let mut expired = Vec::new();
-        let is_over = |(_, since): &mut (_, Instant)| now >= *since + limit;
         for queue in &mut self.all {
-            while let Some((request, _)) = queue.waiting.pop_front_if(is_over) {
-                expired.push(request);
-            }
+            let all = std::mem::take(&mut queue.waiting).into_iter();
+            let over: VecDeque<_>;
+            (over, queue.waiting) = all.partition(|waiting| now >= waiting.since + limit);
+            expired.extend(over.into_iter().map(|waiting| waiting.request));
         }
         expired
     }
@@ -75,19 +110,22 @@ impl<S> Queues<S> {
     /// one by one, as whoever sends a stream does.
     pub(super) fn are_slots_wanted(&self) -> bool {
         let first = &self.all[0].waiting;
-        self.free.is_empty() && (!first.is_empty() || self.longest_waiting().is_some())
+        self.free.is_empty() && (!first.is_empty() || self.first_in_turn().is_some())
     }
 
-    /// The queue whose first request waits for the longest time, of those that may have a slot.
-    pub(super) fn longest_waiting(&self) -> Option<usize> {
-        let may = self
-            .all
-            .iter()
-            .enumerate()
-            .filter(|(_, queue)| queue.slots > 0);
-        let first = |queue: &Queue| queue.waiting.front().map(|(_, since)| *since);
-        let waiting = may.filter_map(|(number, queue)| Some((first(queue)?, number)));
-        waiting.min().map(|(_, number)| number)
+    /// The queue whose first request has the first turn, of those that may have a slot.
+    pub(super) fn first_in_turn(&self) -> Option<usize> {
+        let numbered = self.all.iter().enumerate();
+        let may = numbered.filter(|(_, queue)| queue.slots > 0);
+        let first =
+            may.filter_map(|(number, queue)| Some((queue.waiting.front()?.order(), number)));
+        first.min().map(|(_, number)| number)
+    }
+}
+
+impl Waiting {
+    fn order(&self) -> (u64, Instant) {
+        (self.turn, self.since)
     }
 }
 
@@ -95,15 +133,13 @@ impl Queue {
     /// Takes the first requests, at least one.
     fn take(&mut self) -> Vec<Request> {
         let mut bytes = 0;
-        let fits = |(request, _): &&(Request, Instant)| {
-            bytes += request.body.len();
+        let fits = |waiting: &&Waiting| {
+            bytes += waiting.request.body.len();
             bytes <= BATCH_BYTES_MAX
         };
         let first = self.waiting.iter().take(self.requests_max);
         let many = first.take_while(fits).count().max(1);
-        self.waiting
-            .drain(..many)
-            .map(|(request, _)| request)
-            .collect()
+        let taken = self.waiting.drain(..many);
+        taken.map(|waiting| waiting.request).collect()
     }
 }

@@ -1,0 +1,72 @@
+//! Which connections go first, for others' sake, where there are no places or no memory left.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::peer::Peer;
+use super::table::{Owned, Parked, Table, Token};
+use crate::http::connection::Room;
+use crate::http::sync::{Mutex, lock, now};
+
+struct Candidate {
+    deadline: Instant,
+    token: Token,
+    client: IpAddr,
+}
+
+/// Those that may go, by what [`Room`] they make, the first at the end. The table is looked through
+/// once in a round of the sweeper at most, however many ask; None where it was not yet.
+#[derive(Default)]
+pub(crate) struct Evictable(Mutex<Option<[Vec<Candidate>; 2]>>);
+
+impl Evictable {
+    /// Has the table looked through again when somebody asks.
+    pub(crate) fn forget(&self) {
+        *lock(&self.0) = None;
+    }
+
+    /// The connection whose time would end first, of all or of one client.
+    pub(crate) fn take<'t>(
+        &self,
+        table: &'t Table<Peer>,
+        room: Room,
+        client: Option<IpAddr>,
+    ) -> Option<Owned<'t, Peer>> {
+        let mut candidates = lock(&self.0);
+        let candidates = candidates.get_or_insert_with(|| look(table));
+        let candidates = &mut candidates[room as usize];
+        let is_of = |found: &Candidate| client.is_none_or(|client| client == found.client);
+        loop {
+            let found = candidates.remove(candidates.iter().rposition(is_of)?);
+            // Whatever has happened to a connection has set it another deadline.
+            let same = |parked, peer: &Peer| {
+                parked == Parked::Armed && peer.connection.deadline() == found.deadline
+            };
+            if let Some(peer) = table.take_if(found.token, same) {
+                return Some(peer);
+            }
+        }
+    }
+}
+
+fn look(table: &Table<Peer>) -> [Vec<Candidate>; 2] {
+    let (mut candidates, now) = ([Vec::new(), Vec::new()], now());
+    let look = |token, parked, peer: &Peer| {
+        if parked == Parked::Armed
+            && let Some(room) = peer.connection.room(now)
+            && (room == Room::Place || peer.reservation.bytes > 0)
+        {
+            candidates[room as usize].push(Candidate {
+                deadline: peer.connection.deadline(),
+                token,
+                client: peer.reservation.client,
+            });
+        }
+        false
+    };
+    table.sweep(look).for_each(drop);
+    for candidates in &mut candidates {
+        candidates.sort_unstable_by_key(|candidate| std::cmp::Reverse(candidate.deadline));
+    }
+    candidates
+}
