@@ -1,7 +1,7 @@
 //! The settings of the two billing programs.
 
 use common::amqp::{Purpose, QueueConfig};
-use common::db::{DatabaseConfig, Role};
+use common::db::{DatabaseConfig, DatabaseRole};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 
@@ -25,7 +25,7 @@ impl ApiConfig {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "BILLING_API_PORT", API_WORKERS)?,
-            database: DatabaseConfig::from_vars(vars, Role::Reader, "BILLING_DB_NAME")?,
+            database: DatabaseConfig::from_vars(vars, DatabaseRole::Reader, "BILLING_DB_NAME")?,
         })
     }
 }
@@ -48,7 +48,7 @@ impl ConsumerConfig {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "BILLING_CONSUMER_PORT", OPERATIONS_WORKERS)?,
-            database: DatabaseConfig::from_vars(vars, Role::Owner, "BILLING_DB_NAME")?,
+            database: DatabaseConfig::from_vars(vars, DatabaseRole::Owner, "BILLING_DB_NAME")?,
             queue: QueueConfig::from_vars(vars, Purpose::Consume)?,
             dead_letters_bytes_max: dead_letters_bytes_max(vars)?,
         })

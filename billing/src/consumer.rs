@@ -1,7 +1,7 @@
-//! Takes messages off the queue and settles them. A message is acknowledged after the commit that
-//! holds it, so a crash in between delivers it again, and recording it again changes nothing. The
-//! consumer publishes nothing. Every failure takes one way back: drop the link (the broker keeps
-//! what was not acknowledged), wait, start over.
+//! Consumes messages and settles them. A message is acknowledged after the commit that contains it, so after a
+//! crash in between the broker delivers it again, and recording it again changes nothing. The consumer
+//! publishes nothing. After every failure the consumer drops the connection, upon which the broker requeues
+//! what was not acknowledged, waits, and starts again.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,28 +20,28 @@ use crossbeam_channel::{Receiver, RecvError, select};
 use crate::config::ConsumerConfig;
 use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
-use crate::message::{Message, Source};
-use crate::report::Report;
+use crate::message::{Message, MessageSource};
+use crate::message_report::MessageReport;
 use crate::settle::{Settled, settle};
 use crate::store::{Fate, MIGRATIONS, RecordStore};
 
-/// At most so many messages in one commit.
+/// How many messages one commit may have.
 const BATCH_MAX: usize = 1000;
 
-/// How long a batch that is not full waits for more: a commit costs as much.
+/// How long a batch that is not full waits for more messages: a commit takes as long.
 const BATCH_LINGER: Duration = Duration::from_millis(3);
 
-/// At most so many messages here that are not acknowledged: those that are held, the batch that is
-/// committed, and the next one. What they may weigh is bounded by the [`AmqpConnection`].
+/// How many messages may be unacknowledged: those that are held, the batch that is committed, and the next one.
+/// The [`AmqpConnection`] limits their bytes.
 const PREFETCH: u16 = 20_000;
 
-/// With so many messages held the session ends, and all of them wait in the queue.
+/// With so many held messages the session ends, and all of them are requeued.
 const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
 
 /// How long a batch that is refused is divided.
 const DIVISION_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long the messages in hand are kept while nothing can be recorded. One of them may be what ends
+/// How long unacknowledged messages are kept while nothing can be recorded. One of them may be what ends
 /// PostgreSQL each time: it is found among those that are tried again, together and then one by one.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 
@@ -57,8 +57,8 @@ const RETRIES_MAX: usize = 64;
 /// limit of a statement each time, or end PostgreSQL.
 const RETRIES_PAUSE: u32 = 4;
 
-/// Starts the thread that owns the link to the broker and the connection to the database. The
-/// channel closes when the thread has ended.
+/// Starts the thread that owns the connections to the broker and to the database. The returned channel closes
+/// when the thread has ended.
 pub(crate) fn start(
     config: &ConsumerConfig,
     metrics: &Metrics,
@@ -71,7 +71,7 @@ pub(crate) fn start(
         queue: config.queue.clone(),
         store: RecordStore::new(&database, config.dead_letters_bytes_max),
         health,
-        report: Report::new(metrics),
+        report: MessageReport::new(metrics),
         shutdown: shutdown.clone(),
     };
     let (ended, end) = crossbeam_channel::bounded(0);
@@ -88,9 +88,9 @@ pub(crate) fn start(
 /// Why a session with both servers ended.
 struct Interruption {
     cause: String,
-    /// Error where somebody has to mend something.
+    /// Level error if an operator has to correct something.
     level: log::Level,
-    /// Rather than the broker's.
+    /// Whether the database failed, and not the broker.
     of_database: bool,
 }
 
@@ -138,7 +138,7 @@ struct Consumer {
     queue: QueueConfig,
     store: RecordStore,
     health: Health,
-    report: Report,
+    report: MessageReport,
     shutdown: Shutdown,
 }
 
@@ -156,23 +156,23 @@ impl Consumer {
         }
     }
 
-    /// Tells the log and waits before the next try; true if the shutdown was requested meanwhile.
+    /// Logs the failure and waits before the next try; true if the shutdown was requested meanwhile.
     fn pause(&mut self, because: &Interruption) -> bool {
         let text = "interrupted; orders wait in the queue";
         let pause = self.outage.note(because.level, &because.cause, text);
         self.shutdown.wait_at_most(pause)
     }
 
-    /// Where orders cannot be recorded, waits until they can. Without messages in hand the session ends.
+    /// Waits until orders can be recorded. Without unacknowledged messages the session ends instead.
     fn await_recovery(
         &mut self,
-        hand: &Hand<'_>,
+        unacknowledged: &Unacknowledged<'_>,
         mut checked: Result<(), DbError>,
     ) -> Result<(), Interruption> {
         let since = Instant::now();
         while let Err(error) = checked {
             let interruption = Interruption::from(error);
-            if hand.ledger.len() == 0 || since.elapsed() >= RECOVERY_LIMIT {
+            if unacknowledged.ledger.len() == 0 || since.elapsed() >= RECOVERY_LIMIT {
                 return Err(interruption);
             }
             self.health.state().recording = Recording::Fails;
@@ -194,10 +194,10 @@ impl Consumer {
 
     /// Consumes until the shutdown, or until something breaks.
     fn session(&mut self) -> Result<(), Interruption> {
-        let mut link = self.connect()?;
-        let channel = link.open_channel()?;
-        link.declare(&self.queue.queue)?;
-        let limit = link.deadline();
+        let mut connection = self.connect()?;
+        let channel = connection.open_channel()?;
+        connection.declare(&self.queue.queue)?;
+        let limit = connection.deadline();
         channel.qos(0, PREFETCH, false)?;
         // A second receiver, dropped after the consumer: amiquip's thread ends the connection
         // when it has a delivery for one that is gone.
@@ -206,64 +206,64 @@ impl Consumer {
             channel.basic_consume(self.queue.queue.as_str(), ConsumerOptions::default())?;
         drop(limit);
         deliveries = consumer.receiver().clone();
-        // Last, so that it is dropped first: the farewells above get a limit.
-        let _limit = link.deadline_on_drop();
+        // Declared last, so that it is dropped first, and the drops of channel and consumer get a deadline.
+        let _limit = connection.deadline_on_drop();
 
         self.health.state().rabbitmq = true;
         if self.outage.connects() {
             log::info!(queue = self.queue.queue.as_str(); "consuming");
         }
-        let mut hand = Hand {
-            link: &link,
+        let mut unacknowledged = Unacknowledged {
+            connection: &connection,
             channel: &channel,
             deliveries: &deliveries,
             ledger: Ledger::default(),
             held: VecDeque::new(),
         };
         let mut ticked = Instant::now();
-        // A select takes any that is ready: orders that keep coming would put the end off.
+        // A select takes any channel that is ready, so a stream of orders would delay the shutdown.
         while !self.shutdown.is_requested() {
             select! {
                 recv(self.shutdown.requested()) -> _ => {}
                 recv(deliveries) -> first => {
-                    let batch = hand.take_batch(first)?;
+                    let batch = unacknowledged.take_batch(first)?;
                     self.report.took(batch.len());
-                    self.settle(&mut hand, batch, DIVISION_LIMIT)?;
+                    self.settle(&mut unacknowledged, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
             }
             if ticked.elapsed() >= TICK {
                 ticked = Instant::now();
-                self.tick(&mut hand)?;
+                self.tick(&mut unacknowledged)?;
             }
         }
         Ok(())
     }
 
-    /// Connects to both servers. Where one is away the other is asked all the same, so that
-    /// `/ready` tells the truth of each.
+    /// Connects to both servers. If one is unreachable the other is tried nevertheless, so that `/ready` shows the
+    /// state of each.
     fn connect(&mut self) -> Result<AmqpConnection, Interruption> {
         let failed = self.health.state().recording == Recording::Fails;
         let checked = self.check();
-        let link = AmqpConnection::open(&self.queue, "billing-consumer");
+        let connection = AmqpConnection::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
-        state.rabbitmq = link.is_ok();
+        state.rabbitmq = connection.is_ok();
         if checked.is_err() {
             state.recording = Recording::Fails;
-        } else if !failed || link.is_err() {
-            // What failed before has to succeed first where there is something to record.
+        } else if !failed || connection.is_err() {
+            // After a failure an order has to be recorded first.
             state.recording = Recording::Works;
         }
         drop(state);
         checked?;
-        Ok(link?)
+        Ok(connection?)
     }
 
-    /// Has fates decided and acknowledges what is settled. The messages of a batch that fails are
-    /// settled as far as it got.
+    /// Settles a batch and acknowledges the settled messages. If the batch fails, the messages that were settled
+    /// before are acknowledged.
     fn settle(
         &mut self,
-        hand: &mut Hand<'_>,
+        unacknowledged: &mut Unacknowledged<'_>,
         mut batch: Vec<Message>,
         limit: Duration,
     ) -> Result<(), Interruption> {
@@ -272,7 +272,7 @@ impl Consumer {
             .iter()
             .filter(|message| message.held.is_some())
             .count();
-        hand.show(&self.health, held, Some(since));
+        unacknowledged.show(&self.health, held, Some(since));
         let mut settled = Settled::new();
         let outcome = settle(&mut self.store, &mut batch, since + limit, &mut settled);
         let progress = settled
@@ -284,63 +284,63 @@ impl Consumer {
             self.health.state().committed_at = Some(SystemTime::now());
             self.note_success();
         }
-        let put_down = hand.put_down(settled);
-        hand.held.extend(batch);
-        hand.show(&self.health, 0, None);
-        put_down?;
+        let acknowledged = unacknowledged.acknowledge(settled);
+        unacknowledged.held.extend(batch);
+        unacknowledged.show(&self.health, 0, None);
+        acknowledged?;
         let checked = match outcome {
             Ok(()) if !progress => self.check(),
             outcome => outcome,
         };
-        self.await_recovery(hand, checked)?;
-        if hand.holds_too_much() {
-            let text = "too many messages wait for somebody else".to_owned();
+        self.await_recovery(unacknowledged, checked)?;
+        if unacknowledged.holds_too_much() {
+            let text = "too many messages wait for locks of other sessions".to_owned();
             return Err(DbError::Locked(text).into());
         }
         Ok(())
     }
 
     /// Tries held messages again, and finds out whether orders can be recorded.
-    fn tick(&mut self, hand: &mut Hand<'_>) -> Result<(), Interruption> {
+    fn tick(&mut self, unacknowledged: &mut Unacknowledged<'_>) -> Result<(), Interruption> {
         self.report.tick();
         let since = Instant::now();
-        let (mut left, mut together) = (hand.held.len(), 1);
+        let (mut left, mut together) = (unacknowledged.held.len(), 1);
         while left > 0 && since.elapsed() < RETRIES_LIMIT {
-            if hand.held[0].held > Some(since) {
-                hand.held.rotate_left(1);
+            if unacknowledged.held[0].held > Some(since) {
+                unacknowledged.held.rotate_left(1);
                 left -= 1;
                 continue;
             }
-            let next = hand.held.iter().take(together.min(left));
+            let next = unacknowledged.held.iter().take(together.min(left));
             let next = next.take_while(|next| next.held <= Some(since) && !next.suspect);
             let count = next.count().max(1);
             left -= count;
-            // One that is held again goes behind the others.
-            let batch: Vec<_> = hand.held.drain(..count).collect();
-            let (others, tried) = (hand.held.len(), Instant::now());
-            self.settle(hand, batch, RETRIES_LIMIT)?;
-            let all_settled = hand.held.len() == others;
+            // A message that is held again is put behind the others.
+            let batch: Vec<_> = unacknowledged.held.drain(..count).collect();
+            let (others, tried) = (unacknowledged.held.len(), Instant::now());
+            self.settle(unacknowledged, batch, RETRIES_LIMIT)?;
+            let all_settled = unacknowledged.held.len() == others;
             together = if all_settled {
                 RETRIES_MAX.min(2 * together)
             } else {
                 1
             };
-            for message in hand.held.iter_mut().skip(others) {
+            for message in unacknowledged.held.iter_mut().skip(others) {
                 message.suspect |= count > 1;
                 if let (1, Some(again)) = (count, &mut message.held) {
                     *again += RETRIES_PAUSE * tried.elapsed();
                 }
             }
         }
-        hand.show(&self.health, 0, None);
+        unacknowledged.show(&self.health, 0, None);
         let checked = self.check();
         if checked.is_ok() {
             self.note_success();
         }
-        self.await_recovery(hand, checked)
+        self.await_recovery(unacknowledged, checked)
     }
 
-    /// Orders are recorded, or could be.
+    /// Notes that orders are recorded, or can be.
     fn note_success(&mut self) {
         self.health.state().recording = Recording::Works;
         if self.outage.end() {
@@ -349,17 +349,17 @@ impl Consumer {
     }
 }
 
-/// The messages of one channel that are not acknowledged.
-struct Hand<'a> {
-    link: &'a AmqpConnection,
+/// The unacknowledged messages of one channel.
+struct Unacknowledged<'a> {
+    connection: &'a AmqpConnection,
     channel: &'a Channel,
     deliveries: &'a Receiver<ConsumerMessage>,
     ledger: Ledger,
     held: VecDeque<Message>,
 }
 
-impl Hand<'_> {
-    /// The first message and those that are here already or come within [`BATCH_LINGER`].
+impl Unacknowledged<'_> {
+    /// The first message, and those that have arrived already or arrive within [`BATCH_LINGER`].
     fn take_batch(
         &mut self,
         first: Result<ConsumerMessage, RecvError>,
@@ -381,23 +381,23 @@ impl Hand<'_> {
         let tag = delivery.delivery_tag();
         self.ledger.open(tag, Instant::now());
         let message = Message::from_queue(delivery);
-        self.link
+        self.connection
             .reduce(tag, message.body_bytes - message.body.len());
         Ok(message)
     }
 
-    /// Acknowledges what is settled and keeps what is held.
-    fn put_down(&mut self, settled: Settled) -> Result<(), amiquip::Error> {
+    /// Acknowledges the settled messages and keeps the held ones.
+    fn acknowledge(&mut self, settled: Settled) -> Result<(), amiquip::Error> {
         let mut done = Vec::with_capacity(settled.len());
         for (mut message, fate) in settled {
             if let Fate::Held(_) = fate {
                 message.held = Some(Instant::now());
                 self.held.push_back(message);
-            } else if let Source::Queue(delivery) = message.source {
+            } else if let MessageSource::Queue(delivery) = message.source {
                 done.push((delivery.delivery_tag(), delivery));
             }
         }
-        self.link.release(done.iter().map(|(tag, _)| *tag));
+        self.connection.release(done.iter().map(|(tag, _)| *tag));
         let acknowledgements = self.ledger.settle(done);
         if let Some(last) = acknowledgements.up_to {
             last.ack_multiple(self.channel)?;
@@ -406,16 +406,16 @@ impl Hand<'_> {
         alone.try_for_each(|delivery| delivery.ack(self.channel))
     }
 
-    /// Whether what is held leaves no room for anything else.
+    /// Whether the held messages leave no room for others.
     fn holds_too_much(&self) -> bool {
         let all = !self.held.is_empty() && self.ledger.len() == self.held.len();
-        self.held.len() >= HELD_MAX || (all && self.link.is_full())
+        self.held.len() >= HELD_MAX || (all && self.connection.is_full())
     }
 
-    /// Shows what is in hand, with so many that are held and tried again.
+    /// Updates the metrics; `tried_again` is the number of held messages that are being tried again.
     fn show(&self, health: &Health, tried_again: usize, trying_since: Option<Instant>) {
         let mut state = health.state();
-        state.in_hand = self.ledger.len() + self.deliveries.len();
+        state.unacknowledged = self.ledger.len() + self.deliveries.len();
         state.oldest = self.ledger.oldest();
         state.held = self.held.len() + tried_again;
         if state.held == 0 {
@@ -425,7 +425,7 @@ impl Hand<'_> {
     }
 }
 
-/// The message in what amiquip tells a consumer; everything else it tells is an end.
+/// The delivery of a [`ConsumerMessage`]; every other one is the end of the consumer.
 fn delivery(message: ConsumerMessage) -> Result<Delivery, AmqpError> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),
@@ -434,6 +434,8 @@ fn delivery(message: ConsumerMessage) -> Result<Delivery, AmqpError> {
         ConsumerMessage::ServerCancelled => Err(AmqpError::Broken("the queue was deleted")),
         ConsumerMessage::ClientCancelled
         | ConsumerMessage::ClientClosedChannel
-        | ConsumerMessage::ClientClosedConnection => Err(AmqpError::Broken("the link was closed")),
+        | ConsumerMessage::ClientClosedConnection => {
+            Err(AmqpError::Broken("the connection was closed"))
+        }
     }
 }

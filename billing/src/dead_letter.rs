@@ -44,7 +44,7 @@ pub(crate) struct Content {
 
 /// How many dead letters there are, and what they take.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Counts {
+pub(crate) struct DeadLetterCounts {
     pub(crate) count: i64,
     /// On disk, with everything that belongs to the table.
     pub(crate) bytes: i64,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use amiquip::AmqpValue;
 use common::amqp::{AmqpConnection, AmqpError, Purpose, QueueConfig};
-use common::db::{Database, DatabaseConfig, Role};
+use common::db::{Database, DatabaseConfig, DatabaseRole};
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::config::dead_letters_bytes_max;
 use crate::dead_letter::DeadLetter;
-use crate::message::{Message, REASONS, Reason, Source};
+use crate::message::{Message, MessageSource, REASONS, Reason};
 use crate::settle::{Settled, settle};
 use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, RecordStore};
 
@@ -45,10 +45,10 @@ FILTER: ID                    this one; several are several
         --limit COUNT         no more than so many; of list 1000, where it is not given
 Several filters are all to fit.";
 
-/// How many are looked at together.
+/// How many dead letters are read at once.
 const PAGE: u16 = 100;
 
-/// How many are listed where nothing else is asked for.
+/// How many are listed without `--limit`.
 const LISTED: u64 = 1000;
 
 /// How much of a text is shown on one line.
@@ -62,11 +62,11 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
     let database = Database::new(
-        &DatabaseConfig::from_vars(vars, Role::Owner, "BILLING_DB_NAME")?,
+        &DatabaseConfig::from_vars(vars, DatabaseRole::Owner, "BILLING_DB_NAME")?,
         MIGRATIONS,
     );
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let start = |words: &[&str]| Pass::start(words, &database, shutdown);
+    let start = |words: &[&str]| Cursor::start(words, &database, shutdown);
     match arguments[..] {
         ["list", ref words @ ..] => list(start(words)?, out),
         ["show", id] => show(start(&[id])?, out),
@@ -94,8 +94,8 @@ fn wrong(text: &str) -> CommandError {
     CommandError::Usage(format!("{text}\n\n{USAGE}"))
 }
 
-/// A walk over dead letters, from the oldest on, page by page.
-struct Pass<'a> {
+/// Reads dead letters page by page, the oldest first.
+struct Cursor<'a> {
     store: DeadLetterStore,
     filter: Filter,
     after: i64,
@@ -103,13 +103,13 @@ struct Pass<'a> {
     shutdown: &'a Shutdown,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> Cursor<'a> {
     fn start(
         mut words: &[&str],
         database: &Arc<Database>,
         shutdown: &'a Shutdown,
     ) -> Result<Self, CommandError> {
-        let mut pass = Self {
+        let mut cursor = Self {
             store: DeadLetterStore::new(database),
             filter: Filter::default(),
             after: 0,
@@ -120,19 +120,19 @@ impl<'a> Pass<'a> {
             let value = rest.first().copied().unwrap_or_default();
             let text = |fits: bool| fits.then(|| value.to_owned());
             let understood = match *word {
-                "--reason" => set(&mut pass.filter.reason, text(REASONS.contains(&value))),
-                "--message-id" => set(&mut pass.filter.message_id, text(!value.is_empty())),
-                "--older-than" => set(&mut pass.filter.older_than, seconds(value)),
-                "--newer-than" => set(&mut pass.filter.newer_than, seconds(value)),
-                "--after" => value.parse().map(|id| pass.after = id).is_ok(),
+                "--reason" => set(&mut cursor.filter.reason, text(REASONS.contains(&value))),
+                "--message-id" => set(&mut cursor.filter.message_id, text(!value.is_empty())),
+                "--older-than" => set(&mut cursor.filter.older_than, seconds(value)),
+                "--newer-than" => set(&mut cursor.filter.newer_than, seconds(value)),
+                "--after" => value.parse().map(|id| cursor.after = id).is_ok(),
                 "--limit" => set(
-                    &mut pass.left,
+                    &mut cursor.left,
                     value.parse().ok().filter(|count| *count > 0),
                 ),
                 id => {
                     let id = id
                         .parse()
-                        .map(|id| pass.filter.ids.get_or_insert_default().push(id));
+                        .map(|id| cursor.filter.ids.get_or_insert_default().push(id));
                     words = rest;
                     id.map_err(|_| wrong(&format!("{word} is no id and no filter")))?;
                     continue;
@@ -143,10 +143,10 @@ impl<'a> Pass<'a> {
             }
             words = &rest[1..];
         }
-        Ok(pass)
+        Ok(cursor)
     }
 
-    /// All of them, one after the other.
+    /// Calls `work` for each dead letter.
     fn each(
         mut self,
         mut work: impl FnMut(&mut DeadLetterStore, DeadLetter) -> Result<(), CommandError>,
@@ -197,10 +197,10 @@ fn seconds(age: &str) -> Option<i64> {
         .map(|number| i64::from(number) * seconds)
 }
 
-fn list(mut pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
-    pass.left.get_or_insert(LISTED);
+fn list(mut cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+    cursor.left.get_or_insert(LISTED);
     let mut listed = 0;
-    let mut pass = pass.each(|_, letter| {
+    let mut cursor = cursor.each(|_, letter| {
         listed += 1;
         let message_id = letter.message_id.as_deref().unwrap_or("-");
         writeln!(
@@ -215,15 +215,15 @@ fn list(mut pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
         )?;
         Ok(())
     })?;
-    let all = pass.store.counts(&pass.filter)?.count;
+    let all = cursor.store.counts(&cursor.filter)?.count;
     let or_more = if all == COUNT_MAX { " or more" } else { "" };
     writeln!(out, "{listed} of {all}{or_more} dead letters")?;
     Ok(())
 }
 
-fn show(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+fn show(cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut shown = false;
-    pass.each(|store, letter| {
+    cursor.each(|store, letter| {
         let Some(letter) = store.find(letter.id)? else {
             return Ok(());
         };
@@ -240,18 +240,18 @@ fn show(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
 }
 
 fn replay(
-    pass: Pass<'_>,
+    cursor: Cursor<'_>,
     database: &Arc<Database>,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
     // What is replayed is no new dead letter.
     let mut records = RecordStore::new(database, 0);
     let (mut recorded, mut remain) = (0, 0);
-    pass.each(|store, letter| {
+    cursor.each(|store, letter| {
         let Some((message_id, body)) = store.find(letter.id)?.and_then(parts) else {
             return Ok(());
         };
-        let mut message = Message::read(Source::DeadLetter(letter.id), message_id, body);
+        let mut message = Message::read(MessageSource::DeadLetter(letter.id), message_id, body);
         if letter.cut {
             message.content = Err(Reason::new("body", "only the start of the body is kept"));
         }
@@ -288,9 +288,9 @@ fn parts(letter: DeadLetter) -> Option<(Option<String>, Vec<u8>)> {
     Some((message_id, content.body))
 }
 
-fn drop_them(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+fn drop_them(cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut dropped = 0;
-    pass.each(|store, letter| {
+    cursor.each(|store, letter| {
         let filter = Filter {
             ids: Some(vec![letter.id]),
             ..Filter::default()
@@ -303,17 +303,17 @@ fn drop_them(pass: Pass<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
 }
 
 /// Under another name until it is whole.
-fn export(pass: Pass<'_>, file: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
+fn export(cursor: Cursor<'_>, file: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
     if file.exists() && !file.is_file() {
         let text = format!("{} is no file", file.display());
         return Err(CommandError::Failed(text));
     }
-    // What a link leads to is replaced, and not the link.
+    // The target of a symbolic link is replaced, and not the link.
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = file.with_file_name(name);
-    let written = write_letters(pass, &partial).and_then(|count| {
+    let written = write_letters(cursor, &partial).and_then(|count| {
         fs::rename(&partial, file)?;
         Ok(count)
     });
@@ -324,10 +324,10 @@ fn export(pass: Pass<'_>, file: &Path, out: &mut dyn Write) -> Result<(), Comman
     Ok(())
 }
 
-fn write_letters(pass: Pass<'_>, partial: &Path) -> Result<usize, CommandError> {
+fn write_letters(cursor: Cursor<'_>, partial: &Path) -> Result<usize, CommandError> {
     let mut lines = BufWriter::new(File::create(partial)?);
     let mut count = 0;
-    pass.each(|store, letter| {
+    cursor.each(|store, letter| {
         let Some(letter) = store.find(letter.id)? else {
             return Ok(());
         };
@@ -346,17 +346,17 @@ fn import(
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let mut link = AmqpConnection::open(config, PROGRAM)?;
+    let mut connection = AmqpConnection::open(config, PROGRAM)?;
     let mut imported = 0;
-    if link.count(&config.dead_queue())?.is_some() {
-        let channel = link.open_channel()?;
-        let _limit = link.deadline_on_drop();
+    if connection.count(&config.dead_queue())?.is_some() {
+        let channel = connection.open_channel()?;
+        let _limit = connection.deadline_on_drop();
         loop {
             if shutdown.is_requested() {
                 let text = format!("stopped before the end; {imported} dead letters imported");
                 return Err(CommandError::Failed(text));
             }
-            let limit = link.deadline();
+            let limit = connection.deadline();
             let got = channel.basic_get(config.dead_queue(), false);
             drop(limit);
             let Some(got) = got.map_err(AmqpError::from)? else {

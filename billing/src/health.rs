@@ -33,7 +33,7 @@ pub(crate) enum Recording {
 
 /// What the consumer's thread did last.
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct HealthState {
     /// There is a connection to the broker.
     pub(crate) rabbitmq: bool,
     pub(crate) recording: Recording,
@@ -42,7 +42,7 @@ pub(crate) struct State {
     /// When the first order came that is held, where none was recorded after it.
     pub(crate) unrecorded_since: Option<Instant>,
     /// Messages that were delivered and are not acknowledged.
-    pub(crate) in_hand: usize,
+    pub(crate) unacknowledged: usize,
     /// When the oldest of them came.
     pub(crate) oldest: Option<Instant>,
     /// Those of them that wait for somebody else while others are recorded.
@@ -51,8 +51,8 @@ pub(crate) struct State {
     pub(crate) committed_at: Option<SystemTime>,
 }
 
-impl State {
-    /// A session ended: nothing is in hand any more.
+impl HealthState {
+    /// A session ended, so no message is unacknowledged.
     pub(crate) fn interrupted(&mut self, by_database: bool) {
         *self = Self {
             rabbitmq: self.rabbitmq && by_database,
@@ -92,13 +92,13 @@ impl State {
 
 /// The state, shared.
 #[derive(Clone, Default)]
-pub(crate) struct Health(Arc<Mutex<State>>);
+pub(crate) struct Health(Arc<Mutex<HealthState>>);
 
 impl Health {
     /// With its gauges.
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let health = Self::default();
-        let gauge = |name, help, value: fn(&State) -> i64| {
+        let gauge = |name, help, value: fn(&HealthState) -> i64| {
             let health = health.clone();
             metrics.computed_gauge(name, help, move || value(&health.state()));
         };
@@ -113,13 +113,13 @@ impl Health {
             |state| i64::from(state.rabbitmq),
         );
         gauge(
-            "orders_in_hand",
+            "orders_unacknowledged",
             "Messages that were delivered and are not acknowledged.",
-            |state| i64::try_from(state.in_hand).unwrap_or(i64::MAX),
+            |state| i64::try_from(state.unacknowledged).unwrap_or(i64::MAX),
         );
         gauge(
-            "order_in_hand_oldest_seconds",
-            "How long ago the oldest message in hand was delivered; 0 where there is none.",
+            "order_unacknowledged_oldest_seconds",
+            "How long ago the oldest unacknowledged message was delivered; 0 if there is none.",
             |state| seconds(state.oldest.map(|at| at.elapsed())),
         );
         gauge(
@@ -141,7 +141,7 @@ impl Health {
         health
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, HealthState> {
         // Whoever panicked while holding it left nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,11 +1,11 @@
 //! Which messages may be acknowledged. The broker numbers deliveries on a channel from 1, and one
 //! acknowledgement may stand for all up to a number (AMQP 0-9-1 §1.8.3.13); the ledger grants that
-//! only where nothing before it is undecided. A ledger belongs to one channel, and ends with it.
+//! only if no delivery before it is unsettled. A ledger belongs to one channel, and ends with it.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// The deliveries that are not acknowledged, in their order, and when each came.
+/// The unacknowledged deliveries, in their order, and when each arrived.
 #[derive(Default)]
 pub(crate) struct Ledger {
     open: BTreeMap<u64, Instant>,
@@ -16,17 +16,17 @@ pub(crate) struct Ledger {
 pub(crate) struct Acknowledgements<T> {
     /// This delivery and all before it.
     pub(crate) up_to: Option<T>,
-    /// Each of these alone: an older delivery is undecided.
+    /// Each of these alone: an older delivery is not settled.
     pub(crate) alone: Vec<T>,
 }
 
 impl Ledger {
-    /// Notes a delivery.
+    /// Adds a delivery.
     pub(crate) fn open(&mut self, tag: u64, at: Instant) {
         self.open.insert(tag, at);
     }
 
-    /// Takes out what is settled; a tag that is not open is passed over.
+    /// Removes the settled deliveries; a tag that is not open is ignored.
     pub(crate) fn settle<T>(&mut self, settled: Vec<(u64, T)>) -> Acknowledgements<T> {
         let mut settled: BTreeMap<u64, T> = settled
             .into_iter()
@@ -42,12 +42,12 @@ impl Ledger {
         }
     }
 
-    /// How many are open.
+    /// The number of open deliveries.
     pub(crate) fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// When the oldest of them came.
+    /// When the oldest open delivery arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         self.open.first_key_value().map(|(_, at)| *at)
     }
@@ -61,16 +61,16 @@ mod tests {
 
     use super::*;
 
-    /// A broker with messages on its queue, as AMQP has it: what is delivered and not acknowledged
-    /// comes again on another channel.
+    /// A model of a broker with a queue: messages that are delivered and not acknowledged are delivered again on
+    /// another channel.
     #[derive(Default)]
-    struct Broker {
+    struct BrokerModel {
         ready: BTreeSet<u32>,
         unacknowledged: BTreeMap<u64, u32>,
         last_tag: u64,
     }
 
-    impl Broker {
+    impl BrokerModel {
         fn deliver(&mut self) -> Option<(u64, u32)> {
             let message = self.ready.pop_first()?;
             self.last_tag += 1;
@@ -99,10 +99,10 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Deliver(usize),
-        /// Settles those in hand whose bit is set.
+        /// Settles the unacknowledged messages whose bit is set.
         Settle(u64),
         LoseChannel,
-        /// Settles likewise, and the channel is lost before the broker hears of it.
+        /// Settles messages whose bit is set, and loses the channel before the acknowledgement.
         SettleInVain(u64),
     }
 
@@ -116,30 +116,30 @@ mod tests {
         proptest::collection::vec(step, 1..60)
     }
 
-    /// A consumer, and what it has settled.
+    /// A model of a consumer, with the messages that it has settled.
     #[derive(Default)]
-    struct Consumer {
-        broker: Broker,
+    struct ConsumerModel {
+        broker: BrokerModel,
         ledger: Ledger,
-        hand: Vec<(u64, u32)>,
+        deliveries: Vec<(u64, u32)>,
         settled: BTreeSet<u32>,
         gone: BTreeSet<u32>,
     }
 
-    impl Consumer {
+    impl ConsumerModel {
         fn take(&mut self, count: usize) {
             for _ in 0..count {
                 let Some((tag, message)) = self.broker.deliver() else {
                     return;
                 };
                 self.ledger.open(tag, Instant::now());
-                self.hand.push((tag, message));
+                self.deliveries.push((tag, message));
             }
         }
 
         fn settle(&mut self, bits: u64) -> Acknowledgements<u64> {
             let mut place = 0;
-            let chosen = self.hand.extract_if(.., |_| {
+            let chosen = self.deliveries.extract_if(.., |_| {
                 place += 1;
                 bits >> (place % 64) & 1 == 1
             });
@@ -166,7 +166,7 @@ mod tests {
 
         fn lose_channel(&mut self) {
             self.broker.lose_channel();
-            self.hand.clear();
+            self.deliveries.clear();
             self.ledger = Ledger::default();
         }
     }
@@ -178,7 +178,7 @@ mod tests {
         fn nothing_is_acknowledged_that_is_not_settled_and_all_that_is_settled_in_the_end(
             steps in steps()
         ) {
-            let mut consumer = Consumer::default();
+            let mut consumer = ConsumerModel::default();
             consumer.broker.ready = (0..200).collect();
 
             for step in steps {
@@ -195,9 +195,9 @@ mod tests {
                     Step::LoseChannel => consumer.lose_channel(),
                 }
                 let unacknowledged = consumer.broker.unacknowledged.keys();
-                let hand: BTreeSet<_> = consumer.hand.iter().map(|(tag, _)| tag).collect();
-                prop_assert_eq!(unacknowledged.collect::<BTreeSet<_>>(), hand);
-                prop_assert_eq!(consumer.ledger.len(), consumer.hand.len());
+                let deliveries: BTreeSet<_> = consumer.deliveries.iter().map(|(tag, _)| tag).collect();
+                prop_assert_eq!(unacknowledged.collect::<BTreeSet<_>>(), deliveries);
+                prop_assert_eq!(consumer.ledger.len(), consumer.deliveries.len());
             }
             consumer.take(200);
             let acknowledgements = consumer.settle(u64::MAX);

@@ -11,7 +11,7 @@ mod consumer;
 mod health;
 mod ledger;
 mod message;
-mod report;
+mod message_report;
 mod settle;
 mod store;
 

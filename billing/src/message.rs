@@ -45,7 +45,7 @@ impl Reason {
 
 /// Where a message was taken from.
 #[expect(clippy::large_enum_variant, reason = "nearly all are deliveries")]
-pub(crate) enum Source {
+pub(crate) enum MessageSource {
     /// A delivery that is to be acknowledged, without the parts that [`Message`] has.
     Queue(Delivery),
     /// The row of `dead_letters` with this id, which is replayed.
@@ -54,7 +54,7 @@ pub(crate) enum Source {
 
 /// A message from the queue, or a dead letter that is replayed.
 pub(crate) struct Message {
-    pub(crate) source: Source,
+    pub(crate) source: MessageSource,
     /// The message id as its publisher gave it, unfit as it may be; None where it was left out or empty.
     pub(crate) id: Option<String>,
     /// Of the request that placed the order, where one of our gateways did.
@@ -90,7 +90,7 @@ impl Message {
         let unfit = unfit
             .map(|(word, _)| Reason::new(word, format!("the {word} contains NUL or is not UTF-8")));
         let body = std::mem::take(&mut delivery.body);
-        let mut message = Self::read(Source::Queue(delivery), message_id, body);
+        let mut message = Self::read(MessageSource::Queue(delivery), message_id, body);
         if let (Ok(_), Some(reason)) = (&message.content, unfit) {
             message.content = Err(reason);
         }
@@ -101,7 +101,7 @@ impl Message {
     }
 
     /// Reads a message by today's rules.
-    pub(crate) fn read(source: Source, id: Option<String>, mut body: Vec<u8>) -> Self {
+    pub(crate) fn read(source: MessageSource, id: Option<String>, mut body: Vec<u8>) -> Self {
         let id = id.filter(|id| !id.is_empty());
         let content = NewOrder::from_json(&body)
             .map_err(|error| Reason::new(error.at_fault().unwrap_or("body"), error.to_string()));
@@ -144,16 +144,16 @@ impl Message {
     /// The delivery that brought it.
     pub(crate) fn delivery(&self) -> Option<&Delivery> {
         match &self.source {
-            Source::Queue(delivery) => Some(delivery),
-            Source::DeadLetter(_) => None,
+            MessageSource::Queue(delivery) => Some(delivery),
+            MessageSource::DeadLetter(_) => None,
         }
     }
 
     /// The row that it is replayed from.
     pub(crate) fn dead_letter_id(&self) -> Option<i64> {
         match self.source {
-            Source::DeadLetter(id) => Some(id),
-            Source::Queue(_) => None,
+            MessageSource::DeadLetter(id) => Some(id),
+            MessageSource::Queue(_) => None,
         }
     }
 }

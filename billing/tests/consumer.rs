@@ -924,7 +924,7 @@ fn two_consumers_side_by_side_record_every_order_once() {
 }
 
 #[test]
-fn a_shutdown_while_orders_wait_records_what_is_in_hand_or_leaves_it_with_the_rest() {
+fn a_shutdown_while_orders_wait_records_what_is_unacknowledged_or_leaves_it_with_the_rest() {
     let billing = Billing::start();
     let mut holder = billing.database.connect();
     let held = hold_table(&mut holder);
@@ -958,15 +958,17 @@ fn publish_changed(
         brokers: relay.address().into(),
         ..queue.config()
     };
-    let mut link = AmqpConnection::open(&through_relay, "tests").expect("a connection");
-    let confirming = link.open_confirm_channel(queue.name()).expect("a channel");
+    let mut connection = AmqpConnection::open(&through_relay, "tests").expect("a connection");
+    let confirm_channel = connection
+        .open_confirm_channel(queue.name())
+        .expect("a channel");
     let mut publish = Publish::new(body, queue.name());
     publish.properties = properties;
-    confirming
+    confirm_channel
         .channel
         .basic_publish("", publish)
         .expect("a publish");
-    let confirm = confirming.confirms.recv().expect("a confirm");
+    let confirm = confirm_channel.confirms.recv().expect("a confirm");
     assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
 }
 
@@ -1031,14 +1033,16 @@ fn a_routing_key_that_is_not_utf_8_makes_a_dead_letter_and_ends_no_connection() 
         brokers: relay.address().into(),
         ..queue.config()
     };
-    let mut link = AmqpConnection::open(&through_relay, "tests").expect("a connection");
-    let confirming = link.open_confirm_channel(queue.name()).expect("a channel");
+    let mut connection = AmqpConnection::open(&through_relay, "tests").expect("a connection");
+    let confirm_channel = connection
+        .open_confirm_channel(queue.name())
+        .expect("a channel");
     for (body, id) in [(b"{}".to_vec(), "odd"), (order("odd"), "valid")] {
         let mut publish = Publish::new(&body, "poison");
         publish.properties = with_id(id).with_headers(headers.clone());
-        let published = confirming.channel.basic_publish("", publish);
+        let published = confirm_channel.channel.basic_publish("", publish);
         published.expect("a publish");
-        confirming.confirms.recv().expect("a confirm");
+        confirm_channel.confirms.recv().expect("a confirm");
     }
     queue.publish(&order("behind"), with_id("m-2"));
 

@@ -102,7 +102,8 @@ impl Billing {
             consumers.map(|consumer| gauge(consumer, name)).sum()
         };
         eventually("all is taken, and nothing is in hand", || {
-            sum("messages_consumed_total") >= self.published.get() && sum("orders_in_hand") == 0
+            sum("messages_consumed_total") >= self.published.get()
+                && sum("orders_unacknowledged") == 0
         });
     }
 }
@@ -333,7 +334,7 @@ fn an_order_that_waits_for_a_transaction_holds_up_no_other_and_nor_does_one_that
     let oldest = || {
         let consumers = billing.consumers.iter();
         consumers
-            .map(|consumer| gauge(consumer, "order_in_hand_oldest_seconds"))
+            .map(|consumer| gauge(consumer, "order_unacknowledged_oldest_seconds"))
             .max()
     };
     eventually("their age shows", || oldest() >= Some(1));

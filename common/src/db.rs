@@ -77,14 +77,14 @@ pub type Migrations = &'static [(&'static str, &'static str)];
 
 /// The role that a program has in its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub enum DatabaseRole {
     /// The role owns the tables, and brings the schema up to date.
     Owner,
     /// The role can only read, and waits until the owner has brought the schema up to date.
     Reader,
 }
 
-impl Role {
+impl DatabaseRole {
     /// The variables with the name of the role and its password.
     const fn keys(self) -> [&'static str; 2] {
         match self {
@@ -102,7 +102,7 @@ pub struct DatabaseConfig {
     /// The server's port.
     pub port: u16,
     /// The role that the program has there.
-    pub role: Role,
+    pub role: DatabaseRole,
     /// The name of the role to connect as.
     pub user: String,
     /// Its password.
@@ -115,7 +115,7 @@ pub struct DatabaseConfig {
 
 impl DatabaseConfig {
     /// From the `POSTGRES_…` variables; `name_key` is the variable that names the database.
-    pub fn from_vars(vars: &Vars, role: Role, name_key: &str) -> Result<Self, ConfigError> {
+    pub fn from_vars(vars: &Vars, role: DatabaseRole, name_key: &str) -> Result<Self, ConfigError> {
         let [user, password] = role.keys();
         Ok(Self {
             host: vars.text("POSTGRES_HOST")?,
@@ -305,7 +305,7 @@ fn describe(error: &Error) -> String {
 /// A database, shared by all connections of a service.
 pub struct Database {
     config: postgres::Config,
-    role: Role,
+    role: DatabaseRole,
     schema: String,
     migrations: Migrations,
     circuit_breaker: Mutex<CircuitBreaker>,
@@ -394,7 +394,7 @@ impl Database {
 pub type Prepare<S> = fn(&mut Client) -> Result<S, Error>;
 
 /// A connection and the statements `S` that were prepared on it. One thread owns it.
-pub struct Connection<S> {
+pub struct DatabaseConnection<S> {
     database: Arc<Database>,
     prepare: Prepare<S>,
     open: Option<OpenConnection<S>>,
@@ -408,7 +408,7 @@ struct OpenConnection<S> {
     last_used: Instant,
 }
 
-impl<S> Connection<S> {
+impl<S> DatabaseConnection<S> {
     /// Does not dial yet; the first use does.
     #[must_use]
     pub fn new(database: &Arc<Database>, prepare: Prepare<S>) -> Self {
@@ -430,7 +430,7 @@ impl<S> Connection<S> {
         self.change(query).map_err(DbError::from)
     }
 
-    /// Runs one statement or one transaction as [`Connection::run`] does; the error shows whether anything
+    /// Runs one statement or one transaction as [`DatabaseConnection::run`] does; the error shows whether anything
     /// may have been changed.
     pub fn change<T>(
         &mut self,
@@ -545,10 +545,10 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>
         .map_err(|error| DbError::Unavailable(describe(&error)))?;
     require_schema(&mut client, &database.schema)?;
     match database.role {
-        Role::Owner => {
+        DatabaseRole::Owner => {
             migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))
         }
-        Role::Reader => await_owner(&mut client, database.migrations),
+        DatabaseRole::Reader => await_owner(&mut client, database.migrations),
     }?;
     let statements = prepare(&mut client).map_err(|error| DbError::new(&error))?;
     Ok(OpenConnection {

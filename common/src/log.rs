@@ -51,7 +51,7 @@ static IS_FLUSHED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// The lines of this thread that wait to be written in one piece.
-    static GATHERED: Cell<Option<String>> = const { Cell::new(None) };
+    static THREAD_LINES: Cell<Option<String>> = const { Cell::new(None) };
 }
 
 /// How a line is written.
@@ -81,9 +81,9 @@ pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
         .parse_filters(LIBRARIES)
         .parse_filters(filter)
         .format(move |_, record| {
-            if let Some(mut lines) = GATHERED.take() {
+            if let Some(mut lines) = THREAD_LINES.take() {
                 write_line(&mut lines, format, program, record);
-                GATHERED.set(Some(lines));
+                THREAD_LINES.set(Some(lines));
                 return Ok(());
             }
             let mut buffer = lock(&BUFFER);
@@ -180,23 +180,23 @@ fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
     buffer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// While the returned value lives, what this thread logs is gathered, and then written in one
+/// Until the returned value is dropped, the lines of this thread are buffered; then they are written in one
 /// piece: of hundreds of lines, each alone would cost more to write than to make.
 #[must_use]
-pub fn gather() -> Gathering {
-    GATHERED.set(Some(String::new()));
-    Gathering(())
+pub fn buffer() -> LogBuffer {
+    THREAD_LINES.set(Some(String::new()));
+    LogBuffer(())
 }
 
 /// Writes the lines when it is dropped.
-pub struct Gathering(());
+pub struct LogBuffer(());
 
-impl Drop for Gathering {
+impl Drop for LogBuffer {
     fn drop(&mut self) {
-        if let Some(gathered) = GATHERED.take() {
+        if let Some(lines_of_thread) = THREAD_LINES.take() {
             let mut buffer = lock(&BUFFER);
-            let many = gathered.matches('\n').count();
-            buffer.add(many, |lines| lines.push_str(&gathered));
+            let many = lines_of_thread.matches('\n').count();
+            buffer.add(many, |lines| lines.push_str(&lines_of_thread));
             buffer.write(Duration::ZERO);
         }
     }
@@ -521,7 +521,7 @@ mod tests {
             ("status", Value::from(200)),
             ("ms", Value::from(0.25)),
             ("rate", Value::from(f64::NAN)),
-            ("broken_off", Value::from(false)),
+            ("truncated", Value::from(false)),
             ("cause", Value::null()),
         ];
 
@@ -530,7 +530,7 @@ mod tests {
             serde_json::from_str(&line(Format::Json, "request", &pairs)).expect("JSON");
 
         assert!(
-            logfmt.ends_with("msg=request status=200 ms=0.25 rate=NaN broken_off=false\n"),
+            logfmt.ends_with("msg=request status=200 ms=0.25 rate=NaN truncated=false\n"),
             "{logfmt}"
         );
         assert_eq!(
@@ -542,7 +542,7 @@ mod tests {
             ),
             (&json!(200), &json!(0.25), &json!("NaN"), None)
         );
-        assert_eq!(json["broken_off"], json!(false));
+        assert_eq!(json["truncated"], json!(false));
     }
 
     #[test]

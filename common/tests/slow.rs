@@ -111,12 +111,12 @@ fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-struct Running {
+struct RunningServer {
     server: Option<Server>,
     trigger: Option<ShutdownTrigger>,
 }
 
-impl Running {
+impl RunningServer {
     fn start(limits: Limits) -> Self {
         let (trigger, shutdown) = shutdown::channel();
         let config = HttpConfig {
@@ -169,7 +169,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningServer {
     fn drop(&mut self) {
         drop(self.trigger.take());
         if let Some(server) = self.server.take() {
@@ -190,7 +190,7 @@ fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
     let mut limits = Limits::default();
     limits.buffer_bytes = 48_000_000;
     limits.send_time = Duration::from_mins(10);
-    let running = Running::start(limits);
+    let running = RunningServer::start(limits);
     let first = running.ask(2, "/long").expect("there is room");
     let second = running.ask(3, "/long").expect("there is room");
 
@@ -212,7 +212,7 @@ fn thousands_of_clients_that_send_a_byte_now_and_then_keep_nobody_waiting_and_ar
     let head_time = Duration::from_secs(5);
     let mut limits = Limits::default();
     limits.head_time = head_time;
-    let running = Running::start(limits);
+    let running = RunningServer::start(limits);
     let mut slow: Vec<TcpStream> = (0..2000).map(|_| running.connect(2)).collect();
     for stream in &mut slow {
         let begin = b"GET /good HTTP/1.1\r\nHost: h\r\nX-Slow: ";
@@ -244,7 +244,7 @@ fn slow_readers_of_streams_give_their_slots_to_whoever_waits() {
     let mut limits = Limits::default();
     limits.buffer_bytes = 4_000_000;
     limits.send_time = Duration::from_mins(10);
-    let running = Running::start(limits);
+    let running = RunningServer::start(limits);
     let readers = [(); SLOTS].map(|()| running.ask(2, "/stream").expect("a slot is free"));
 
     let statuses: Vec<_> = (0..10).map(|_| running.status(3, "/good")).collect();
@@ -259,7 +259,7 @@ fn requests_that_do_not_come_to_their_ends_make_room_at_the_cap() {
     limits.connections = 64;
     limits.head_time = Duration::from_mins(10);
     limits.body_time = Duration::from_mins(10);
-    let running = Running::start(limits);
+    let running = RunningServer::start(limits);
     for begin in [
         "GET /good HTTP/1.1\r\nHo",
         "GET /good HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nabc",
@@ -279,7 +279,7 @@ fn requests_that_do_not_come_to_their_ends_make_room_at_the_cap() {
 
 #[test]
 fn a_stream_whose_end_lasts_keeps_neither_its_connection_nor_its_client() {
-    let running = Running::start(Limits::default());
+    let running = RunningServer::start(Limits::default());
 
     let status = running.status(2, "/lasting");
 
@@ -295,7 +295,7 @@ fn whoever_fills_the_queue_of_a_bulkhead_waits_there_alone() {
     limits.queue = QUEUE;
     limits.queue_time = Duration::from_mins(10);
     limits.answer_time = Duration::from_mins(10);
-    let running = Running::start(limits);
+    let running = RunningServer::start(limits);
     let many: Vec<_> = (0..40).map(|_| running.asking(2, "/held")).collect();
     let answered = || {
         let is_answered = |stream: &&TcpStream| {

@@ -26,7 +26,7 @@ pub struct Config {
     /// Whether orders and dead letters can be read through the gateway too.
     pub expose_orders: bool,
     /// How long those that requests are forwarded to may take.
-    pub limits: Limits,
+    pub limits: UpstreamLimits,
     /// Where orders go.
     pub queue: QueueConfig,
     /// Who may do what, and how often.
@@ -35,7 +35,7 @@ pub struct Config {
 
 /// How long a service may take before the gateway answers in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct UpstreamLimits {
     /// Until it accepts a connection.
     pub connect: Duration,
     /// Until it has taken the request.
@@ -48,7 +48,7 @@ pub struct Limits {
     pub answer: Duration,
 }
 
-impl Default for Limits {
+impl Default for UpstreamLimits {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(2),
@@ -66,9 +66,9 @@ impl Config {
         let billing: IpAddr =
             vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?;
         let http = HttpConfig::from_vars(vars, "API_GATEWAY_PORT", WORKERS)?;
-        let limits = Limits {
+        let limits = UpstreamLimits {
             answer: http.limits.answer_time,
-            ..Limits::default()
+            ..UpstreamLimits::default()
         };
         Ok(Self {
             http,

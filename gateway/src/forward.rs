@@ -1,6 +1,6 @@
-//! A request passed on to a service behind, and its answer passed back. An exchange is a value:
-//! while the service works on it no thread waits, and a worker goes on when its socket is ready.
-//! Only an answer that is long keeps a worker, from its second piece on.
+//! Forwards a request to a service and passes its answer back. An exchange is a value: no thread waits for the
+//! service, and a worker continues when its socket is ready. Only a long answer occupies a worker, from its
+//! second piece on.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use ureq_proto::BodyMode;
 use ureq_proto::client::state::{RecvBody, RecvResponse};
 use ureq_proto::client::{Call, RecvBodyResult, RecvResponseResult, SendRequestResult};
 
-use crate::config::Limits;
+use crate::config::UpstreamLimits;
 use crate::proxy::{
     answered_here, content_length, has_body, may_be_repeated, passed_back, passed_on,
 };
@@ -33,42 +33,42 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How much is read at once.
 const READ_BYTES: usize = 16 * 1024;
 
-/// What a slot has for requests to the services of one kind: a connection to each.
+/// The state of a slot that forwards to services of one kind: an idle connection to each.
 pub(crate) struct Forwarder {
     upstreams: Arc<Upstreams>,
-    limits: Limits,
-    kept: Vec<Kept>,
+    limits: UpstreamLimits,
+    idle: Vec<IdleConnection>,
 }
 
-/// A connection for the next request.
-struct Kept {
+/// An idle connection, which the next request may use.
+struct IdleConnection {
     address: SocketAddr,
     socket: Socket,
-    /// By a clock that runs while the machine is suspended: of a peer that gave the connection up
-    /// meanwhile nothing need have arrived.
+    /// Since when it is idle, by a clock that runs while the machine is suspended: a peer that closed the
+    /// connection meanwhile may have sent nothing.
     since: Duration,
 }
 
 impl Forwarder {
-    pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: Limits) -> Self {
+    pub(crate) fn new(upstreams: &Arc<Upstreams>, limits: UpstreamLimits) -> Self {
         Self {
             upstreams: Arc::clone(upstreams),
             limits,
-            kept: Vec::new(),
+            idle: Vec::new(),
         }
     }
 
-    /// The kept connection, if it is open: nothing is to be read there, not even the end. What
-    /// comes unasked belongs to no request.
+    /// The idle connection, if it is open and nothing has arrived on it, not even its end: what arrives
+    /// without a request is no answer.
     fn take(&mut self, address: SocketAddr) -> Option<Socket> {
-        let place = self.kept.iter().position(|kept| kept.address == address)?;
-        let kept = self.kept.swap_remove(place);
+        let index = self.idle.iter().position(|idle| idle.address == address)?;
+        let idle = self.idle.swap_remove(index);
         let silent = || {
-            let read = (&kept.socket).read(&mut [0]);
+            let read = (&idle.socket).read(&mut [0]);
             read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
         };
-        let fresh = since_boot().saturating_sub(kept.since) <= IDLE_LIMIT;
-        (fresh && silent()).then_some(kept.socket)
+        let fresh = since_boot().saturating_sub(idle.since) <= IDLE_LIMIT;
+        (fresh && silent()).then_some(idle.socket)
     }
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) {
             let exchange = Exchange {
                 request,
                 address,
-                was_kept: false,
+                is_reused: false,
                 is_repeat: false,
                 stage: Stage::Connect,
                 deadline: Instant::now(),
@@ -107,17 +107,17 @@ pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) {
     }
 }
 
-/// A request that a service behind has, or gets.
+/// A request that is being forwarded.
 struct Exchange {
     lease: Lease<Forwarder>,
     request: Request,
     address: SocketAddr,
     /// Whether the connection has carried another request before.
-    was_kept: bool,
+    is_reused: bool,
     is_repeat: bool,
     stage: Stage,
     deadline: Instant,
-    /// When whoever asked is told that there is no answer, whatever the stage.
+    /// The deadline of the whole exchange.
     last: Instant,
     /// What is sent before the body.
     head: Vec<u8>,
@@ -135,7 +135,7 @@ enum Stage {
     Body(Box<Answer>),
 }
 
-/// An answer whose head is here.
+/// An answer whose head has arrived.
 struct Answer {
     head: http::Response<()>,
     /// None where the end of the connection was the end of the body.
@@ -143,18 +143,18 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// Why an exchange came to nothing.
+/// Why an exchange failed.
 enum Failure {
-    /// The service cannot have seen anything of the request.
+    /// No byte of the request can have reached the service.
     NeverSent(io::Error),
     /// The connection ended before any byte of an answer.
     Disconnected(io::Error),
     TimedOut(&'static str),
-    /// The answer is none, or ended in the middle.
-    Nonsense(String),
+    /// The answer is malformed, or ended before its end.
+    InvalidAnswer(String),
 }
 
-/// How far an exchange has come.
+/// The progress of an exchange.
 enum Progress {
     Waits(Interest),
     /// Without content, or with all of it.
@@ -210,12 +210,12 @@ impl Exchange {
         Ok((head, call))
     }
 
-    /// Sends the request over the kept connection, or over a new one.
+    /// Sends the request over the idle connection, or over a new one.
     fn begin(mut self) {
         let address = self.address;
-        let kept = self.lease.state().take(address);
-        self.was_kept = kept.is_some();
-        if let Some(socket) = kept {
+        let idle = self.lease.state().take(address);
+        self.is_reused = idle.is_some();
+        if let Some(socket) = idle {
             self.enter(Stage::Send);
             return self.go_on(socket);
         }
@@ -270,7 +270,7 @@ impl Exchange {
 
     fn keep(&mut self, socket: Socket) {
         let (address, since) = (self.address, since_boot());
-        self.lease.state().kept.push(Kept {
+        self.lease.state().idle.push(IdleConnection {
             address,
             socket,
             since,
@@ -344,9 +344,9 @@ impl Exchange {
 
     fn disconnected(&self, error: io::Error) -> Failure {
         match &self.stage {
-            Stage::Body(_) => Failure::Nonsense(error.to_string()),
+            Stage::Body(_) => Failure::InvalidAnswer(error.to_string()),
             _ if self.input.is_empty() => Failure::Disconnected(error),
-            _ => Failure::Nonsense(error.to_string()),
+            _ => Failure::InvalidAnswer(error.to_string()),
         }
     }
 
@@ -378,7 +378,7 @@ impl Exchange {
                 // Behind an interim answer there may be another.
                 None if used > 0 => {}
                 None if self.input.len() > HEAD_BYTES_MAX => {
-                    return Err(Failure::Nonsense("its head is too long".to_owned()));
+                    return Err(Failure::InvalidAnswer("its head is too long".to_owned()));
                 }
                 None => return Ok(None),
             }
@@ -398,7 +398,7 @@ impl Exchange {
 
     fn on_head(&mut self, head: http::Response<()>) -> Result<Option<Progress>, Failure> {
         if head.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Failure::Nonsense(
+            return Err(Failure::InvalidAnswer(
                 "it changes to a protocol that nobody asked for".into(),
             ));
         }
@@ -420,7 +420,7 @@ impl Exchange {
                 let reusable = self.input.is_empty() && !call.proceed().must_close_connection();
                 Ok(Some(Progress::Whole(head, Body::Empty, reusable)))
             }
-            None => Err(Failure::Nonsense("its answer has no end".to_owned())),
+            None => Err(Failure::InvalidAnswer("its answer has no end".to_owned())),
         }
     }
 
@@ -449,7 +449,7 @@ impl Exchange {
         } = self;
         lease.respond(request, Ok(response));
         if answer.is_ended() && input.is_empty() && answer.may_be_followed() {
-            lease.state().kept.push(Kept {
+            lease.state().idle.push(IdleConnection {
                 address,
                 socket,
                 since: since_boot(),
@@ -469,7 +469,7 @@ impl Exchange {
         let repeatable = !self.is_repeat
             && match &failure {
                 Failure::NeverSent(_) => true,
-                Failure::Disconnected(_) => may_be_repeated(&self.request, self.was_kept),
+                Failure::Disconnected(_) => may_be_repeated(&self.request, self.is_reused),
                 _ => false,
             };
         let other = upstreams.choose_other(self.address);
@@ -526,7 +526,7 @@ impl Answer {
                     return Ok(());
                 }
                 Ok(0) => {
-                    return Err(Failure::Nonsense(
+                    return Err(Failure::InvalidAnswer(
                         "its answer ends in the middle".to_owned(),
                     ));
                 }
@@ -537,7 +537,7 @@ impl Answer {
                         return Err(Failure::TimedOut("its answer stops"));
                     }
                 }
-                Err(error) => return Err(Failure::Nonsense(error.to_string())),
+                Err(error) => return Err(Failure::InvalidAnswer(error.to_string())),
             }
         }
     }
@@ -571,7 +571,7 @@ impl Failure {
             Self::NeverSent(error) | Self::Disconnected(error) => {
                 Problem::new(502, unreachable).with_cause(error)
             }
-            Self::Nonsense(cause) => Problem::new(502, invalid).with_cause(cause),
+            Self::InvalidAnswer(cause) => Problem::new(502, invalid).with_cause(cause),
             Self::TimedOut(cause) => {
                 Problem::new(504, format!("{service} takes too long; try again")).with_cause(cause)
             }
@@ -580,7 +580,7 @@ impl Failure {
 }
 
 fn nonsense(error: &ureq_proto::Error) -> Failure {
-    Failure::Nonsense(error.to_string())
+    Failure::InvalidAnswer(error.to_string())
 }
 
 /// Reads what has arrived.

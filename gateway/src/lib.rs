@@ -29,7 +29,7 @@ use common::process::{Running, StartError};
 use common::shutdown::Shutdown;
 
 pub use access::AccessConfig;
-pub use config::{Config, Limits};
+pub use config::{Config, UpstreamLimits};
 
 use access::Access;
 use console::Console;

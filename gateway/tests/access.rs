@@ -9,7 +9,7 @@ use alone::SETTINGS;
 use common::amqp::{QueueConfig, QueueType};
 use common::env::Vars;
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Gateway, Limits};
+use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use testkit::{Client, Program, RawReply, Reply, ScriptedUpstream, Service, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
@@ -64,7 +64,7 @@ fn gateway_with(
         billing_api: ([127, 0, 0, 1], 1).into(),
         billing_consumer: ([127, 0, 0, 1], 1).into(),
         expose_orders: false,
-        limits: Limits::default(),
+        limits: UpstreamLimits::default(),
         queue: QueueConfig {
             brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             user: "nobody".to_owned(),

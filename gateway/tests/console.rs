@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use common::amqp::{QueueConfig, QueueType};
 use common::env::Vars;
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Gateway, Limits};
+use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use serde_json::json;
 use testkit::{Reply, ScriptedUpstream, Service};
 
@@ -30,7 +30,7 @@ fn gateway(billing_api: SocketAddr, expose_orders: bool, access: AccessConfig) -
         billing_api,
         billing_consumer: NOBODY,
         expose_orders,
-        limits: Limits::default(),
+        limits: UpstreamLimits::default(),
         queue: QueueConfig {
             brokers: NOBODY.into(),
             user: "nobody".to_owned(),

@@ -9,7 +9,7 @@ use amiquip::{AmqpValue, QueueDeclareOptions};
 use common::amqp::QueueConfig;
 use common::env::Vars;
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Limits};
+use gateway::{AccessConfig, UpstreamLimits};
 use serde_json::{Value, json};
 use testkit::{
     Client, QueuedMessage, RawReply, Relay, Reply, ScriptedUpstream, Service, TestQueue, eventually,
@@ -75,7 +75,7 @@ impl Gateway {
             billing_api: ([127, 0, 0, 1], 1).into(),
             billing_consumer: ([127, 0, 0, 1], 1).into(),
             expose_orders: false,
-            limits: Limits::default(),
+            limits: UpstreamLimits::default(),
             access,
             queue: config,
         };

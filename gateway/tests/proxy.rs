@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Limits};
+use gateway::{AccessConfig, UpstreamLimits};
 use serde_json::{Value, json};
 use testkit::{
     Client, RawReply, RecordedRequest, Reply, ScriptedReply, ScriptedUpstream, Service, eventually,
@@ -27,7 +27,7 @@ struct Gateway {
 
 impl Gateway {
     fn before(upstream: ScriptedUpstream) -> Self {
-        let service = forwarding_to(upstream.address(), Limits::default());
+        let service = forwarding_to(upstream.address(), UpstreamLimits::default());
         Self { service, upstream }
     }
 
@@ -60,7 +60,7 @@ impl Gateway {
 }
 
 /// One worker, so that it is always the same one whose connection is used again.
-fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gateway> {
+fn forwarding_to(inventory: SocketAddr, limits: UpstreamLimits) -> Service<gateway::Gateway> {
     let config = gateway::Config {
         http: HttpConfig::on_loopback(1),
         inventories: vec![inventory],
@@ -83,8 +83,8 @@ fn forwarding_to(inventory: SocketAddr, limits: Limits) -> Service<gateway::Gate
     )
 }
 
-fn limits(limit: Duration) -> Limits {
-    Limits {
+fn limits(limit: Duration) -> UpstreamLimits {
+    UpstreamLimits {
         connect: limit,
         send: limit,
         response: limit,
@@ -709,7 +709,7 @@ fn what_cannot_be_forwarded_is_the_clients_to_mend() {
 
 #[test]
 fn an_inventory_that_is_not_there_is_a_502() {
-    let gateway = forwarding_to(NOBODY, Limits::default());
+    let gateway = forwarding_to(NOBODY, UpstreamLimits::default());
     let request = b"GET /api/movies HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
     let reply = RawReply::to(gateway.client.address(), request);
@@ -1026,7 +1026,7 @@ fn trickling(bytes: usize, at_once: usize) -> SocketAddr {
 
 #[test]
 fn an_inventory_that_sends_byte_after_byte_holds_its_slot_no_longer_than_a_client_waits() {
-    let limits = Limits {
+    let limits = UpstreamLimits {
         answer: Duration::from_millis(400),
         ..limits(Duration::from_millis(200))
     };
@@ -1039,7 +1039,7 @@ fn an_inventory_that_sends_byte_after_byte_holds_its_slot_no_longer_than_a_clien
 }
 
 #[test]
-fn a_long_answer_that_comes_byte_after_byte_is_broken_off() {
+fn a_long_answer_that_comes_byte_after_byte_is_truncated() {
     let limits = limits(Duration::from_millis(200));
     let gateway = forwarding_to(trickling(1_000_000, 100_000), limits);
 

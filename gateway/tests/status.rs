@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::amqp::QueueConfig;
 use common::env::Vars;
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Gateway, Limits};
+use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use serde_json::{Value, json};
 use testkit::{Reply, ScriptedReply, ScriptedUpstream, Service, TestQueue, eventually};
 
@@ -52,7 +52,7 @@ fn gateway_with(parts: Parts, access: AccessConfig) -> Service<Gateway> {
         billing_api: parts.billing,
         billing_consumer: parts.consumer,
         expose_orders: false,
-        limits: Limits::default(),
+        limits: UpstreamLimits::default(),
         queue: parts.queue,
         access,
     };

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use common::amqp::{QueueConfig, QueueType};
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Gateway, Limits};
+use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use testkit::{Relay, ScriptedUpstream, Service, eventually};
 
 /// An inventory that answers every request with its name.
@@ -23,7 +23,7 @@ fn gateway(inventories: Vec<SocketAddr>) -> Service<Gateway> {
         billing_api: ([127, 0, 0, 1], 1).into(),
         billing_consumer: ([127, 0, 0, 1], 1).into(),
         expose_orders: false,
-        limits: Limits::default(),
+        limits: UpstreamLimits::default(),
         queue: QueueConfig {
             brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             user: "nobody".to_owned(),

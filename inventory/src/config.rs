@@ -1,6 +1,6 @@
 //! The inventory's settings.
 
-use common::db::{DatabaseConfig, Role};
+use common::db::{DatabaseConfig, DatabaseRole};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 
@@ -21,7 +21,7 @@ impl Config {
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "INVENTORY_API_PORT", WORKERS)?,
-            database: DatabaseConfig::from_vars(vars, Role::Owner, "INVENTORY_DB_NAME")?,
+            database: DatabaseConfig::from_vars(vars, DatabaseRole::Owner, "INVENTORY_DB_NAME")?,
         })
     }
 }

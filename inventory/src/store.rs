@@ -4,7 +4,7 @@ use std::iter;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use common::db::{ChangeError, Connection, Database, DbError, Migrations};
+use common::db::{ChangeError, Database, DatabaseConnection, DbError, Migrations};
 use common::http::Page;
 use common::process::StartError;
 use common::shutdown::Shutdown;
@@ -54,7 +54,7 @@ pub fn search_sql() -> String {
 
 /// The movies, over the connection of one slot.
 pub(crate) struct MovieStore {
-    connection: Connection<Statements>,
+    connection: DatabaseConnection<Statements>,
 }
 
 struct Statements {
@@ -105,7 +105,7 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
 impl MovieStore {
     pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: Connection::new(database, prepare),
+            connection: DatabaseConnection::new(database, prepare),
         }
     }
 

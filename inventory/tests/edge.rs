@@ -375,7 +375,7 @@ const LONG_LIST: &str = "INSERT INTO movies (title, description)
                          SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 30000)";
 
 #[test]
-fn an_answer_that_stops_midway_is_broken_off_in_its_time() {
+fn an_answer_that_stops_midway_is_truncated_in_its_time() {
     let inventory = Inventory::start(&[("HTTP_ANSWER_SECONDS", "1")]);
     inventory.database.execute(LONG_LIST);
     let mut stream = inventory.connect();
@@ -391,7 +391,7 @@ fn an_answer_that_stops_midway_is_broken_off_in_its_time() {
     assert!(!arrived.ends_with(b"\r\n0\r\n\r\n"));
     eventually("it is logged", || {
         let log = inventory.program.log();
-        log.contains("an answer stopped midway, and was broken off")
+        log.contains("an answer stopped midway and is truncated")
     });
     inventory.relay.restore();
     eventually("the worker is back", || {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use common::db::{Connection, Database, DbError};
+use common::db::{Database, DatabaseConnection, DbError};
 use common::http::Page;
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 use serde_json::value::RawValue;
 
-use crate::dead_letter::{Content, Counts, DeadLetter};
+use crate::dead_letter::{Content, DeadLetter, DeadLetterCounts};
 
 /// Counting ends here, so that a count of any number of dead letters costs a known time.
 pub(crate) const COUNT_MAX: i64 = 100_000;
@@ -40,13 +40,13 @@ const COLUMNS: &str = "id, message_id, request_id, reason, detail, exchange, rou
 
 /// The dead letters, seen through one thread's connection.
 pub(crate) struct DeadLetterStore {
-    connection: Connection<()>,
+    connection: DatabaseConnection<()>,
 }
 
 impl DeadLetterStore {
     pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: Connection::new(database, |_| Ok(())),
+            connection: DatabaseConnection::new(database, |_| Ok(())),
         }
     }
 
@@ -87,16 +87,18 @@ impl DeadLetterStore {
     }
 
     /// How many there are, up to [`COUNT_MAX`], and what all of them take on disk.
-    pub(crate) fn counts(&mut self, filter: &Filter) -> Result<Counts, DbError> {
+    pub(crate) fn counts(&mut self, filter: &Filter) -> Result<DeadLetterCounts, DbError> {
         let sql = format!(
             "SELECT (SELECT count(*) FROM (SELECT FROM dead_letters WHERE {FILTER} LIMIT {COUNT_MAX}) \
                      AS counted) AS count, pg_total_relation_size('dead_letters') AS bytes"
         );
         let rows = self.query(&sql, filter, &[])?;
-        Ok(rows.first().map_or_else(Counts::default, |row| Counts {
-            count: row.get("count"),
-            bytes: row.get("bytes"),
-        }))
+        Ok(rows
+            .first()
+            .map_or_else(DeadLetterCounts::default, |row| DeadLetterCounts {
+                count: row.get("count"),
+                bytes: row.get("bytes"),
+            }))
     }
 
     /// Deletes those, and says how many.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::db::{Connection, Database, DbError};
+use common::db::{Database, DatabaseConnection, DbError};
 use common::http::Page;
 use postgres::Row;
 use postgres::types::{ToSql, Type};
@@ -22,7 +22,7 @@ pub(crate) struct OrderFilter {
 /// The orders, seen through one thread's connection. Statements are planned with their values, so
 /// that a filter which is not used costs nothing.
 pub(crate) struct OrderStore {
-    connection: Connection<()>,
+    connection: DatabaseConnection<()>,
 }
 
 fn list_sql(newest_first: bool) -> String {
@@ -41,11 +41,11 @@ fn list_sql(newest_first: bool) -> String {
 impl OrderStore {
     pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: Connection::new(database, |_| Ok(())),
+            connection: DatabaseConnection::new(database, |_| Ok(())),
         }
     }
 
-    pub(crate) fn connection(self) -> Connection<()> {
+    pub(crate) fn connection(self) -> DatabaseConnection<()> {
         self.connection
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use common::db::{Connection, Database, DbError};
+use common::db::{Database, DatabaseConnection, DbError};
 use common::order::NewOrder;
 use postgres::types::{ToSql, Type};
 use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
@@ -73,7 +73,7 @@ const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
                            AND sha256(there.body) = sha256(substring(new.body FROM 1 FOR 16384)) \
                          LIMIT 1) AS there";
 
-/// What became of a message.
+/// The outcome of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It is the order with this id.
@@ -86,36 +86,36 @@ pub(crate) enum Fate {
         /// Rather than one that was there already.
         new: bool,
     },
-    /// It could not be decided now, for this cause.
+    /// The message waits to be tried again, for this cause.
     Held(String),
 }
 
-/// The connection of whoever records.
+/// Records orders and dead letters.
 pub(crate) struct RecordStore {
-    connection: Connection<Statements>,
+    connection: DatabaseConnection<Statements>,
     dead_letters_bytes_max: i64,
 }
 
 struct Statements {
     record: Statement,
     compare: Statement,
-    texts: Texts,
+    encoding: Encoding,
 }
 
-/// How the database can hold texts.
+/// Which characters the encoding of the database has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Texts {
-    /// But for NUL.
-    OfAllCharacters,
-    /// Its encoding has not all characters.
-    OfAscii,
+enum Encoding {
+    /// All characters but NUL.
+    AllCharacters,
+    /// Perhaps no characters but those of ASCII.
+    Ascii,
 }
 
-impl Texts {
-    /// A text as the database can hold it. In JSON, where there is no NUL, it stays the same value.
+impl Encoding {
+    /// A text with the other characters escaped. Text of JSON keeps its value, since JSON has no NUL.
     fn fit(self, text: &str) -> String {
         let text = text.replace('\0', "\u{fffd}");
-        if self == Self::OfAllCharacters || text.is_ascii() {
+        if self == Self::AllCharacters || text.is_ascii() {
             return text;
         }
         let fit = text.encode_utf16().map(|unit| match u8::try_from(unit) {
@@ -128,13 +128,13 @@ impl Texts {
 
 fn prepare(client: &mut Client) -> Result<Statements, Error> {
     client.batch_execute(SESSION)?;
-    let encoding = client.query_one("SHOW server_encoding", &[])?;
-    let texts = match encoding.get(0) {
-        "UTF8" | "SQL_ASCII" => Texts::OfAllCharacters,
-        _ => Texts::OfAscii,
+    let server_encoding = client.query_one("SHOW server_encoding", &[])?;
+    let encoding = match server_encoding.get(0) {
+        "UTF8" | "SQL_ASCII" => Encoding::AllCharacters,
+        _ => Encoding::Ascii,
     };
     Ok(Statements {
-        texts,
+        encoding,
         record: client.prepare(
             "INSERT INTO orders (message_id, user_id, number_of_items, total_amount, sent) \
              SELECT message_id, user_id, number_of_items, total_amount::numeric, \
@@ -153,7 +153,7 @@ impl RecordStore {
     /// one: they must not take the room that orders need.
     pub(crate) fn new(database: &Arc<Database>, dead_letters_bytes_max: i64) -> Self {
         Self {
-            connection: Connection::new(database, prepare),
+            connection: DatabaseConnection::new(database, prepare),
             dead_letters_bytes_max,
         }
     }
@@ -196,9 +196,9 @@ impl RecordStore {
             let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
                 return Ok(None);
             };
-            let texts = statements.texts;
-            if !put_aside(&mut transaction, texts, batch, &mut fates, bytes_max)?
-                || !end_replays(&mut transaction, texts, batch, &fates)?
+            let encoding = statements.encoding;
+            if !put_aside(&mut transaction, encoding, batch, &mut fates, bytes_max)?
+                || !end_replays(&mut transaction, encoding, batch, &fates)?
             {
                 return Ok(None);
             }
@@ -319,7 +319,7 @@ fn query_orders(
 /// either: a trigger of somebody else passes it over.
 fn put_aside(
     transaction: &mut Transaction<'_>,
-    texts: Texts,
+    encoding: Encoding,
     batch: &[Message],
     fates: &mut [Fate],
     bytes_max: i64,
@@ -334,7 +334,7 @@ fn put_aside(
     if letters.is_empty() {
         return Ok(true);
     }
-    let text = |text: &str| texts.fit(text);
+    let text = |text: &str| encoding.fit(text);
     let message_ids = column(&letters, |(message, ..)| message.id.as_deref().map(text));
     let bodies = column(&letters, |(message, ..)| message.body.as_slice());
     let lengths = column(&letters, |(message, ..)| {
@@ -385,7 +385,7 @@ fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
 /// one stays as it was: a policy of somebody else passes it over.
 fn end_replays(
     transaction: &mut Transaction<'_>,
-    texts: Texts,
+    encoding: Encoding,
     batch: &[Message],
     fates: &[Fate],
 ) -> Result<bool, Error> {
@@ -399,7 +399,7 @@ fn end_replays(
             }
             Fate::Dead { reason, .. } => {
                 let because = "UPDATE dead_letters SET reason = $2, detail = $3 WHERE id = $1";
-                transaction.execute(because, &[&id, &reason.word, &texts.fit(&reason.text)])?
+                transaction.execute(because, &[&id, &reason.word, &encoding.fit(&reason.text)])?
             }
             Fate::Held(_) => continue,
         };

@@ -12,7 +12,7 @@ use super::frame::{CONTENT_BODY, CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_e
 
 /// How many bytes unreleased deliveries may have together. Below it one more is read, of any size; otherwise a
 /// message that is larger would never arrive.
-const IN_HAND_BYTES_MAX: usize = 32 * 1024 * 1024;
+const UNRELEASED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A parsed table of many small headers takes so many times its encoded bytes.
 const READ_HEADER_FACTOR: usize = 32;
@@ -20,7 +20,7 @@ const READ_HEADER_FACTOR: usize = 32;
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
-/// The deliveries in hand. The owner of the connection releases them, and the [`FrameFilter`] lets further
+/// The unreleased deliveries. The owner of the connection releases them, and the [`FrameFilter`] lets further
 /// ones in.
 pub(super) struct InboundLimit {
     state: Mutex<DeliveryState>,
@@ -31,7 +31,7 @@ pub(super) struct InboundLimit {
 #[derive(Default)]
 struct DeliveryState {
     /// The bytes of each delivery, by its tag.
-    in_hand: HashMap<u64, usize>,
+    unreleased: HashMap<u64, usize>,
     weight: usize,
     /// A delivery waits in the socket until there is room.
     waiting: bool,
@@ -51,7 +51,7 @@ impl InboundLimit {
     pub(super) fn release(&self, tags: impl IntoIterator<Item = u64>) {
         let mut state = self.state();
         for tag in tags {
-            state.weight -= state.in_hand.remove(&tag).unwrap_or(0);
+            state.weight -= state.unreleased.remove(&tag).unwrap_or(0);
         }
         self.wake(state);
     }
@@ -60,9 +60,9 @@ impl InboundLimit {
     pub(super) fn reduce(&self, tag: u64, bytes: usize) {
         let mut state = self.state();
         let DeliveryState {
-            in_hand, weight, ..
+            unreleased, weight, ..
         } = &mut *state;
-        if let Some(own) = in_hand.get_mut(&tag) {
+        if let Some(own) = unreleased.get_mut(&tag) {
             let less = bytes.min(*own);
             *own -= less;
             *weight -= less;
@@ -72,7 +72,7 @@ impl InboundLimit {
 
     /// Whether a message that arrives now has to wait.
     pub(super) fn is_full(&self) -> bool {
-        self.state().weight >= IN_HAND_BYTES_MAX
+        self.state().weight >= UNRELEASED_BYTES_MAX
     }
 
     /// Drops all further messages, so that none delays the broker's answers behind it.
@@ -152,7 +152,7 @@ impl FrameFilter {
             self.dropping = Some(channel);
             return FrameAction::Drop;
         }
-        if state.weight >= IN_HAND_BYTES_MAX {
+        if state.weight >= UNRELEASED_BYTES_MAX {
             state.waiting = true;
             return FrameAction::Wait;
         }
@@ -168,7 +168,7 @@ impl FrameFilter {
         let weight = body.saturating_add(payload.len() * READ_HEADER_FACTOR);
         let mut state = self.inbound_limit.state();
         state.weight = state.weight.saturating_add(weight);
-        state.in_hand.insert(tag, weight);
+        state.unreleased.insert(tag, weight);
     }
 }
 
@@ -225,14 +225,17 @@ mod tests {
     }
 
     #[test]
-    fn messages_wait_while_too_much_is_in_hand_and_come_in_when_it_is_released() {
+    fn messages_wait_while_too_much_is_unreleased_and_come_in_when_it_is_released() {
         let (mut filter, inbound_limit, _registration) = new_filter();
 
         assert_eq!(
-            arrive(&mut filter, 1, IN_HAND_BYTES_MAX / 2),
+            arrive(&mut filter, 1, UNRELEASED_BYTES_MAX / 2),
             FrameAction::Pass
         );
-        assert_eq!(arrive(&mut filter, 2, IN_HAND_BYTES_MAX), FrameAction::Pass);
+        assert_eq!(
+            arrive(&mut filter, 2, UNRELEASED_BYTES_MAX),
+            FrameAction::Pass
+        );
         assert_eq!(arrive(&mut filter, 3, 0), FrameAction::Wait);
         inbound_limit.release([1]);
         assert_eq!(arrive(&mut filter, 3, 0), FrameAction::Wait);
@@ -241,11 +244,11 @@ mod tests {
     }
 
     #[test]
-    fn a_message_larger_than_all_that_may_be_in_hand_comes_in_alone() {
+    fn a_message_larger_than_the_limit_comes_in_alone() {
         let (mut filter, inbound_limit, _registration) = new_filter();
 
         assert_eq!(
-            arrive(&mut filter, 1, 100 * IN_HAND_BYTES_MAX),
+            arrive(&mut filter, 1, 100 * UNRELEASED_BYTES_MAX),
             FrameAction::Pass
         );
         assert_eq!(arrive(&mut filter, 2, 1), FrameAction::Wait);
@@ -257,7 +260,7 @@ mod tests {
     fn other_frames_never_wait() {
         let (mut filter, _inbound_limit, _registration) = new_filter();
         assert_eq!(
-            arrive(&mut filter, 1, 2 * IN_HAND_BYTES_MAX),
+            arrive(&mut filter, 1, 2 * UNRELEASED_BYTES_MAX),
             FrameAction::Pass
         );
 
@@ -281,7 +284,7 @@ mod tests {
             FrameAction::Pass
         );
         assert_eq!(
-            arrive(&mut filter, 2, 2 * IN_HAND_BYTES_MAX),
+            arrive(&mut filter, 2, 2 * UNRELEASED_BYTES_MAX),
             FrameAction::Drop
         );
         assert_eq!(arrive(&mut filter, 3, 1), FrameAction::Drop);

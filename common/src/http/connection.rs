@@ -27,10 +27,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// have no room.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// What others may have no room for.
+/// What others may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Room {
-    Place,
+pub(crate) enum Shortage {
+    Connections,
     Memory,
 }
 
@@ -59,9 +59,9 @@ enum Phase {
     Idle,
     Head(HeadScan),
     /// True where the client waits to be asked for the body.
-    Decide(Content, bool),
+    Decide(PendingBody, bool),
     /// The body so far; None where it is passed over.
-    Body(Content, Option<Vec<u8>>),
+    Body(PendingBody, Option<Vec<u8>>),
     Answering,
     Streaming {
         chunked: bool,
@@ -76,7 +76,7 @@ enum Phase {
 
 /// What is still to come of a body.
 #[derive(Debug)]
-enum Content {
+enum PendingBody {
     Length(usize),
     Chunked(Chunked),
 }
@@ -176,16 +176,16 @@ impl Connection {
         self.is_idle() && self.unasked_since.is_none_or(|since| now >= since + GRACE)
     }
 
-    /// What there would be room for, were the connection closed for others' sake: for one that is
+    /// What there would be shortage for, were the connection closed for others' sake: for one that is
     /// idle, or whose request does not come to its end, or whose client does not read.
-    pub(crate) fn room(&self, now: Instant) -> Option<Room> {
-        let (limit, room) = match self.phase {
-            Phase::Head(_) => (self.limits.head_time, Room::Place),
-            Phase::Body(..) => (self.limits.body_time, Room::Place),
-            _ if !self.output.is_empty() => (self.limits.send_time, Room::Memory),
-            _ => return self.may_be_closed(now).then_some(Room::Place),
+    pub(crate) fn shortage(&self, now: Instant) -> Option<Shortage> {
+        let (limit, shortage) = match self.phase {
+            Phase::Head(_) => (self.limits.head_time, Shortage::Connections),
+            Phase::Body(..) => (self.limits.body_time, Shortage::Connections),
+            _ if !self.output.is_empty() => (self.limits.send_time, Shortage::Memory),
+            _ => return self.may_be_closed(now).then_some(Shortage::Connections),
         };
-        (now + limit >= self.deadline + SLOW).then_some(room)
+        (now + limit >= self.deadline + SLOW).then_some(shortage)
     }
 
     /// Whether a next request is here, for which no event has to come.
@@ -287,9 +287,9 @@ impl Connection {
         let head = parse_head(&self.input[..end], &mut storage, framing)?;
         (self.http_10, self.keep_alive) = (head.http_10, head.keep_alive);
         let content = match head.framing {
-            BodyFraming::None => Content::Length(0),
-            BodyFraming::Length(length) => Content::Length(length),
-            BodyFraming::Chunked => Content::Chunked(Chunked::new(framing)),
+            BodyFraming::None => PendingBody::Length(0),
+            BodyFraming::Length(length) => PendingBody::Length(length),
+            BodyFraming::Chunked => PendingBody::Chunked(Chunked::new(framing)),
         };
         self.phase = Phase::Decide(content, head.expects_continue);
         self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
@@ -307,10 +307,10 @@ impl Connection {
             return;
         };
         // Who has sent a part of it does not wait (RFC 9110 §10.1.1).
-        if expects && self.input.is_empty() && !matches!(content, Content::Length(0)) {
+        if expects && self.input.is_empty() && !matches!(content, PendingBody::Length(0)) {
             if is_decided {
                 self.be_the_last();
-                content = Content::Length(0);
+                content = PendingBody::Length(0);
             } else {
                 self.output.extend_from_slice(CONTINUE);
             }
@@ -341,7 +341,7 @@ impl Connection {
     }
 }
 
-impl Content {
+impl PendingBody {
     /// Reads what is there; returns how many bytes that are, and whether it is all.
     fn read(
         &mut self,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::message::framing::{FramingLimits, HEADERS_MAX};
 use crate::env::{ConfigError, Vars};
 
-/// So many places are for clients of this machine, and of the operator's.
+/// How many connections are kept for clients on this machine and on the operator's.
 const OPERATORS: usize = 8;
 
 /// What a client may do to a listener, and for how long.
@@ -16,7 +16,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at the same time from one address.
     pub connections_per_client: usize,
-    /// Where an operator's programs are, beside this machine: the last places are kept for them.
+    /// The address of the operator's programs, beside this machine: the last connections are kept for them.
     pub operator: Option<IpAddr>,
     /// How large the parts of a request may be.
     pub(crate) framing: FramingLimits,
@@ -75,7 +75,7 @@ impl Limits {
     }
 
     /// How many connections may be there already for that client to get one without another's being
-    /// closed: the last places are for whoever has to see what is wrong.
+    /// closed: the last ones are for operators.
     pub(crate) fn connections_before(&self, client: IpAddr) -> usize {
         if client.is_loopback() || self.operator == Some(client) {
             self.connections

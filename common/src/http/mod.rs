@@ -27,7 +27,7 @@ pub use message::page::{Page, whole_list};
 pub use message::problem::Problem;
 pub use message::request::Request;
 pub use message::request_id::is_request_id;
-pub use message::response::{Body, Fill, HandlerResult, Response, Stream};
+pub use message::response::{Body, BodySource, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, wait_for, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
 pub use service::operations::{Dependency, DependencyState, health};

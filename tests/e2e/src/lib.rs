@@ -18,7 +18,7 @@ use std::process::Command;
 use billing::{ApiConfig, BillingApi, BillingConsumer, ConsumerConfig};
 use common::amqp::QueueConfig;
 use common::http::HttpConfig;
-use gateway::{AccessConfig, Gateway, Limits};
+use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use inventory::Inventory;
 use serde_json::{Value, json};
 use testkit::{Client, Relay, Service, TestDatabase, TestQueue, eventually};
@@ -107,7 +107,7 @@ impl Platform {
             billing_api: billing_api.client.address(),
             billing_consumer: relay_to_consumer.address(),
             expose_orders: true,
-            limits: Limits::default(),
+            limits: UpstreamLimits::default(),
             access: AccessConfig::default(),
             queue: QueueConfig {
                 brokers: relay_to_broker.address().into(),

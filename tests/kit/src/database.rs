@@ -1,6 +1,6 @@
 //! A schema of PostgreSQL for one test.
 
-use common::db::{Connection, Database, DatabaseConfig, Migrations, Role};
+use common::db::{Database, DatabaseConfig, DatabaseConnection, DatabaseRole, Migrations};
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
 
@@ -40,7 +40,7 @@ impl TestDatabase {
             port: SETTINGS
                 .port("POSTGRES_PORT")
                 .expect("TEST_ENV_FILE is complete"),
-            role: Role::Owner,
+            role: DatabaseRole::Owner,
             user: text("POSTGRES_USER"),
             password: text("POSTGRES_PASSWORD"),
             name: text("POSTGRES_DB") + which,
@@ -62,7 +62,8 @@ impl TestDatabase {
     /// When the server refuses it.
     #[must_use]
     pub fn migrated(self, migrations: Migrations) -> Self {
-        let mut connection = Connection::new(&Database::new(&self.config, migrations), |_| Ok(()));
+        let mut connection =
+            DatabaseConnection::new(&Database::new(&self.config, migrations), |_| Ok(()));
         let migrated = connection.run(|client, ()| client.batch_execute(""));
         migrated.expect("migrations that PostgreSQL takes");
         self
@@ -82,7 +83,7 @@ impl TestDatabase {
     pub fn reader(&self) -> DatabaseConfig {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
         DatabaseConfig {
-            role: Role::Reader,
+            role: DatabaseRole::Reader,
             user: text(READER),
             password: text(READER_PASSWORD),
             ..self.config()

@@ -7,7 +7,7 @@ use std::time::Instant;
 use http::Method;
 
 use super::{Connection, Phase};
-use crate::http::message::response::{Body, Fill, Response};
+use crate::http::message::response::{Body, BodySource, Response};
 
 /// The minimum data rate is so much of an answer in each `send` of the limits.
 pub(super) const SENT_BYTES: usize = 32 * 1024;
@@ -59,7 +59,7 @@ impl Connection {
         response: Response<'a>,
         date: &str,
         now: Instant,
-    ) -> Option<Fill<'a>> {
+    ) -> Option<BodySource<'a>> {
         debug_assert!(matches!(self.phase, Phase::Answering));
         let head = self.head.clone()?;
         let (length, is_open) = match &response.body {

@@ -37,7 +37,7 @@ fn limits() -> Limits {
 const HELD_MAX: usize = 2 * (256 + 200) + 2 * 256 + 64 + 8 * 64 + 9 * 3 * size_of::<usize>();
 
 #[derive(Debug, Clone)]
-enum Content {
+enum ClientBody {
     None,
     Length(Vec<u8>),
     Chunked(Vec<Vec<u8>>),
@@ -45,15 +45,15 @@ enum Content {
 
 /// A request as a client sends it.
 #[derive(Debug, Clone)]
-struct Sent {
+struct ClientRequest {
     target: String,
-    content: Content,
+    content: ClientBody,
     expects: bool,
     closes: bool,
     empty_lines: usize,
 }
 
-impl Sent {
+impl ClientRequest {
     fn head(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let _ = write!(
@@ -68,11 +68,11 @@ impl Sent {
             bytes.extend(b"Connection: close\r\n");
         }
         match &self.content {
-            Content::None => bytes.extend(b"\r\n"),
-            Content::Length(body) => {
+            ClientBody::None => bytes.extend(b"\r\n"),
+            ClientBody::Length(body) => {
                 let _ = write!(bytes, "Content-Length: {}\r\n\r\n", body.len());
             }
-            Content::Chunked(_) => bytes.extend(b"Transfer-Encoding: chunked\r\n\r\n"),
+            ClientBody::Chunked(_) => bytes.extend(b"Transfer-Encoding: chunked\r\n\r\n"),
         }
         bytes
     }
@@ -80,9 +80,9 @@ impl Sent {
     fn framed_body(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match &self.content {
-            Content::None => {}
-            Content::Length(body) => bytes.extend(body),
-            Content::Chunked(chunks) => {
+            ClientBody::None => {}
+            ClientBody::Length(body) => bytes.extend(body),
+            ClientBody::Chunked(chunks) => {
                 for chunk in chunks.iter().filter(|chunk| !chunk.is_empty()) {
                     let _ = write!(bytes, "{:x};e\r\n", chunk.len());
                     bytes.extend(chunk);
@@ -105,19 +105,19 @@ impl Sent {
 
     fn body(&self) -> Vec<u8> {
         match &self.content {
-            Content::None => Vec::new(),
-            Content::Length(body) => body.clone(),
-            Content::Chunked(chunks) => chunks.concat(),
+            ClientBody::None => Vec::new(),
+            ClientBody::Length(body) => body.clone(),
+            ClientBody::Chunked(chunks) => chunks.concat(),
         }
     }
 }
 
-fn sent() -> impl Strategy<Value = Sent> {
+fn sent() -> impl Strategy<Value = ClientRequest> {
     let bytes = || proptest::collection::vec(any::<u8>(), 0..40);
     let content = prop_oneof![
-        Just(Content::None),
-        bytes().prop_map(Content::Length),
-        proptest::collection::vec(bytes(), 0..3).prop_map(Content::Chunked),
+        Just(ClientBody::None),
+        bytes().prop_map(ClientBody::Length),
+        proptest::collection::vec(bytes(), 0..3).prop_map(ClientBody::Chunked),
     ];
     (
         "/[a-z]{0,9}",
@@ -126,16 +126,18 @@ fn sent() -> impl Strategy<Value = Sent> {
         prop::bool::weighted(0.1),
         0..2_usize,
     )
-        .prop_map(|(target, content, expects, closes, empty_lines)| Sent {
-            target,
-            content,
-            expects,
-            closes,
-            empty_lines,
-        })
+        .prop_map(
+            |(target, content, expects, closes, empty_lines)| ClientRequest {
+                target,
+                content,
+                expects,
+                closes,
+                empty_lines,
+            },
+        )
 }
 
-/// What the world does.
+/// What the simulation does.
 #[derive(Debug, Clone)]
 enum Act {
     /// So many bytes arrive, if the connection wants any.
@@ -182,13 +184,13 @@ struct Model {
     arrived: usize,
     /// The request at hand.
     request: usize,
-    stage: Stage,
+    phase: ModelPhase,
     deadline: Instant,
     sent_in_time: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Stage {
+enum ModelPhase {
     Idle,
     Head,
     Body,
@@ -197,9 +199,9 @@ enum Stage {
 }
 
 impl Model {
-    fn new(all: &[Sent], now: Instant) -> Self {
+    fn new(all: &[ClientRequest], now: Instant) -> Self {
         let mut at = 0;
-        let bound = |sent: &Sent| {
+        let bound = |sent: &ClientRequest| {
             let begin = at + 2 * sent.empty_lines;
             let head = begin + sent.head().len();
             at = head + sent.framed_body().len();
@@ -209,7 +211,7 @@ impl Model {
             bounds: all.iter().map(bound).collect(),
             arrived: 0,
             request: 0,
-            stage: Stage::Idle,
+            phase: ModelPhase::Idle,
             deadline: now + limits().idle_time,
             sent_in_time: 0,
         }
@@ -220,15 +222,15 @@ impl Model {
         let Some(&(begin, head, end)) = self.bounds.get(self.request) else {
             return;
         };
-        if self.stage == Stage::Idle && self.arrived > begin {
-            (self.stage, self.deadline) = (Stage::Head, now + limits().head_time);
+        if self.phase == ModelPhase::Idle && self.arrived > begin {
+            (self.phase, self.deadline) = (ModelPhase::Head, now + limits().head_time);
         }
-        if self.stage == Stage::Head && self.arrived >= head {
-            (self.stage, self.deadline) = (Stage::Body, now + limits().body_time);
+        if self.phase == ModelPhase::Head && self.arrived >= head {
+            (self.phase, self.deadline) = (ModelPhase::Body, now + limits().body_time);
         }
-        if self.stage == Stage::Body && self.arrived >= end {
+        if self.phase == ModelPhase::Body && self.arrived >= end {
             let limit = limits().queue_time + limits().answer_time;
-            (self.stage, self.deadline) = (Stage::Out, now + limit);
+            (self.phase, self.deadline) = (ModelPhase::Out, now + limit);
             self.request += 1;
         }
     }
@@ -236,24 +238,30 @@ impl Model {
     fn on_answer(&mut self, closes: bool, now: Instant) {
         self.sent_in_time = 0;
         self.deadline = now + limits().send_time;
-        self.stage = if closes { Stage::Over } else { Stage::Idle };
+        self.phase = if closes {
+            ModelPhase::Over
+        } else {
+            ModelPhase::Idle
+        };
     }
 
     fn on_sent(&mut self, bytes: usize, left: usize, now: Instant) {
         self.sent_in_time += bytes;
         if left > 0 {
-            if self.sent_in_time >= SENT_BYTES && matches!(self.stage, Stage::Idle | Stage::Over) {
+            if self.sent_in_time >= SENT_BYTES
+                && matches!(self.phase, ModelPhase::Idle | ModelPhase::Over)
+            {
                 self.sent_in_time = 0;
                 self.deadline = now + limits().send_time;
             }
-        } else if self.stage == Stage::Idle {
+        } else if self.phase == ModelPhase::Idle {
             self.deadline = now + limits().idle_time;
         }
     }
 }
 
-/// A connection, the world around it, and what came of it.
-struct World {
+/// A connection, the simulation around it, and what came of it.
+struct Simulation {
     connection: Connection,
     now: Instant,
     input: Vec<u8>,
@@ -264,8 +272,8 @@ struct World {
     model: Option<Model>,
 }
 
-impl World {
-    fn new(all: &[Sent], input: Vec<u8>) -> Self {
+impl Simulation {
+    fn new(all: &[ClientRequest], input: Vec<u8>) -> Self {
         let now = Instant::now();
         Self {
             connection: Connection::new(&Arc::new(limits()), CLIENT, false, now),
@@ -279,7 +287,7 @@ impl World {
         }
     }
 
-    /// Asks what is next until it is something that only the world can do.
+    /// Asks what is next until it is something that only the simulation can do.
     fn next(&mut self) -> Option<Next> {
         for _ in 0..1000 {
             if self.closed {
@@ -421,8 +429,8 @@ impl World {
     }
 }
 
-fn bytes_of(all: &[Sent], change: Option<(Index, u8)>) -> Vec<u8> {
-    let mut input: Vec<u8> = all.iter().flat_map(Sent::bytes).collect();
+fn bytes_of(all: &[ClientRequest], change: Option<(Index, u8)>) -> Vec<u8> {
+    let mut input: Vec<u8> = all.iter().flat_map(ClientRequest::bytes).collect();
     if let Some((at, byte)) = change.filter(|_| !input.is_empty()) {
         let at = at.index(input.len());
         input[at] = byte;
@@ -441,30 +449,30 @@ proptest! {
         all in proptest::collection::vec(sent(), 1..6),
         acts in proptest::collection::vec(act(), 0..250),
     ) {
-        let mut world = World::new(&all, bytes_of(&all, None));
+        let mut simulation = Simulation::new(&all, bytes_of(&all, None));
         for act in &acts {
-            world.act(act);
-            let expected = world.model.as_ref().map(|model| model.deadline);
-            if !world.closed {
-                prop_assert_eq!(Some(world.connection.deadline()), expected, "{:?}", act);
+            simulation.act(act);
+            let expected = simulation.model.as_ref().map(|model| model.deadline);
+            if !simulation.closed {
+                prop_assert_eq!(Some(simulation.connection.deadline()), expected, "{:?}", act);
             }
         }
         // The rest, without ado.
         for _ in 0..200 {
             for act in [Act::Arrive(50), Act::Take(100_000), Act::Answer(3, false)] {
-                world.act(&act);
+                simulation.act(&act);
             }
         }
         let last = all.iter().position(|sent| sent.closes).map_or(all.len(), |at| at + 1);
         let expected: Vec<_> =
             all[..last].iter().map(|sent| (sent.target.clone(), sent.body())).collect();
-        prop_assert_eq!(&world.out, &expected);
-        prop_assert_eq!(world.answers(), vec![200; last]);
+        prop_assert_eq!(&simulation.out, &expected);
+        prop_assert_eq!(simulation.answers(), vec![200; last]);
         if last < all.len() || all[last - 1].closes {
-            world.act(&Act::End);
-            prop_assert!(world.closed);
+            simulation.act(&Act::End);
+            prop_assert!(simulation.closed);
         } else {
-            prop_assert!(world.connection.is_idle());
+            prop_assert!(simulation.connection.is_idle());
         }
     }
 
@@ -476,21 +484,21 @@ proptest! {
         change in (any::<Index>(), any::<u8>()),
         acts in proptest::collection::vec(any_act(), 0..250),
     ) {
-        let mut world = World::new(&[], bytes_of(&all, Some(change)));
+        let mut simulation = Simulation::new(&[], bytes_of(&all, Some(change)));
         for act in &acts {
-            world.act(act);
+            simulation.act(act);
         }
-        prop_assert!(world.answers().len() <= world.out.len() + 1);
+        prop_assert!(simulation.answers().len() <= simulation.out.len() + 1);
         // With nobody there, every deadline brings it nearer to its end.
         for _ in 0..6 {
-            if world.closed {
+            if simulation.closed {
                 break;
             }
-            world.now = world.now.max(world.connection.deadline());
-            world.act(&Act::Sweep);
-            world.act(&Act::Take(usize::MAX));
+            simulation.now = simulation.now.max(simulation.connection.deadline());
+            simulation.act(&Act::Sweep);
+            simulation.act(&Act::Take(usize::MAX));
         }
-        prop_assert!(world.closed, "{:?}", world.connection);
+        prop_assert!(simulation.closed, "{:?}", simulation.connection);
     }
 
     /// Bytes mean what they mean, however they are split.
@@ -502,14 +510,14 @@ proptest! {
     ) {
         let input = bytes_of(&all, Some(change));
         let run = |step: usize| {
-            let mut world = World::new(&[], input.clone());
+            let mut simulation = Simulation::new(&[], input.clone());
             for _ in 0..2 * input.len() + 20 {
                 for act in [Act::Arrive(step), Act::Take(1000), Act::Answer(4, false)] {
-                    world.act(&act);
+                    simulation.act(&act);
                 }
             }
-            let (statuses, over) = (world.answers(), world.closed || world.ended);
-            (world.out, statuses, over)
+            let (statuses, over) = (simulation.answers(), simulation.closed || simulation.ended);
+            (simulation.out, statuses, over)
         };
         prop_assert_eq!(run(step), run(200));
     }

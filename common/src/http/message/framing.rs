@@ -83,7 +83,7 @@ pub(crate) enum BodyFraming {
 
 /// A head that can be trusted.
 #[derive(Debug)]
-pub(crate) struct Head<'h, 'b> {
+pub(crate) struct RawHead<'h, 'b> {
     pub(crate) method: &'b str,
     /// In origin-form, or the asterisk of `OPTIONS *`.
     pub(crate) target: &'b str,
@@ -120,7 +120,7 @@ pub(crate) fn parse_head<'h, 'b>(
     head: &'b [u8],
     storage: &'h mut HeaderStorage<'b>,
     limits: &FramingLimits,
-) -> Result<Head<'h, 'b>, Problem> {
+) -> Result<RawHead<'h, 'b>, Problem> {
     let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, storage) {
@@ -144,7 +144,7 @@ pub(crate) fn parse_head<'h, 'b>(
     }
     let connection = || values(headers, "connection").flat_map(tokens);
     let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
-    Ok(Head {
+    Ok(RawHead {
         method,
         target,
         authority,

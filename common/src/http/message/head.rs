@@ -93,7 +93,7 @@ impl Head {
     }
 
     pub(crate) fn of(
-        head: &framing::Head<'_, '_>,
+        head: &framing::RawHead<'_, '_>,
         client: IpAddr,
         secure: bool,
         arrived: Instant,

@@ -124,11 +124,11 @@ pub(super) mod tests {
     use crate::http::message::request_id::request_id;
 
     #[derive(Debug, PartialEq, serde::Deserialize)]
-    struct NoFields {}
+    struct EmptyObject {}
 
-    struct Unheard;
+    struct DiscardingResponder;
 
-    impl Respond for Unheard {
+    impl Respond for DiscardingResponder {
         fn begin(&self) -> bool {
             true
         }
@@ -148,7 +148,7 @@ pub(super) mod tests {
         for (name, value) in headers {
             head.headers.push(name, value.as_bytes());
         }
-        Request::new(Arc::new(head), body.to_vec(), Box::new(Unheard))
+        Request::new(Arc::new(head), body.to_vec(), Box::new(DiscardingResponder))
     }
 
     fn get(target: &str) -> Request {
@@ -224,7 +224,7 @@ pub(super) mod tests {
         ];
         let request = request("POST", "/", &twice, b"{}");
 
-        let problem = request.json_object::<NoFields>().unwrap_err();
+        let problem = request.json_object::<EmptyObject>().unwrap_err();
 
         let expected = (400, "the header Content-Type is given twice");
         assert_eq!((problem.status, &*problem.detail), expected);
@@ -233,7 +233,10 @@ pub(super) mod tests {
     #[test]
     fn only_json_is_taken_for_json() {
         for media_type in ["application/json", "Application/JSON; charset=utf-8"] {
-            assert_eq!(with_content_type(media_type).json_object(), Ok(NoFields {}));
+            assert_eq!(
+                with_content_type(media_type).json_object(),
+                Ok(EmptyObject {})
+            );
         }
         for media_type in [
             "",
@@ -242,7 +245,7 @@ pub(super) mod tests {
             "application/x-www-form-urlencoded",
         ] {
             let problem = with_content_type(media_type)
-                .json_object::<NoFields>()
+                .json_object::<EmptyObject>()
                 .unwrap_err();
             assert_eq!(problem.status, 415, "{media_type}");
         }
@@ -252,7 +255,7 @@ pub(super) mod tests {
     fn a_body_that_is_no_json_object_is_refused() {
         for body in ["", "[]", "null", "{", "{}x", "\"\""] {
             let request = with_body("application/json", body.as_bytes());
-            let problem = request.json_object::<NoFields>().unwrap_err();
+            let problem = request.json_object::<EmptyObject>().unwrap_err();
             assert_eq!(problem.status, 400, "{body}");
             assert!(
                 problem.detail.starts_with("the body is not a JSON object"),
@@ -265,7 +268,7 @@ pub(super) mod tests {
     fn a_body_is_utf_8_also_in_what_nobody_reads() {
         let request = with_body("application/json", b"{\"note\":\"\xff\"}");
 
-        let problem = request.json_object::<NoFields>().unwrap_err();
+        let problem = request.json_object::<EmptyObject>().unwrap_err();
 
         let expected = (400, "the body is not UTF-8");
         assert_eq!((problem.status, &*problem.detail), expected);
@@ -273,7 +276,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_missing_body_is_asked_for() {
-        assert_eq!(get("/").json_object::<NoFields>().unwrap_err().status, 411);
+        assert_eq!(
+            get("/").json_object::<EmptyObject>().unwrap_err().status,
+            411
+        );
     }
 
     #[test]

@@ -53,11 +53,11 @@ pub struct Stream<'a> {
     pub length: Option<u64>,
     /// Appends the next piece to the buffer; appending nothing is the end. A problem before
     /// the first piece was sent becomes the answer; a later one truncates the answer.
-    pub fill: Fill<'a>,
+    pub fill: BodySource<'a>,
 }
 
 /// Makes the next piece of a [`Stream`].
-pub type Fill<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + Send + 'a>;
+pub type BodySource<'a> = Box<dyn FnMut(&mut Vec<u8>) -> Result<(), Problem> + Send + 'a>;
 
 impl<'a> Response<'a> {
     /// An answer with that body and no headers.

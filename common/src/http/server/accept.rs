@@ -8,7 +8,7 @@ use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Socket};
 use super::table::Owned;
 use super::transport::Transport;
-use crate::http::connection::{Connection, Room};
+use crate::http::connection::{Connection, Shortage};
 use crate::http::message::head::network;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::Response;
@@ -54,7 +54,9 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
     let evict = |client| {
-        let evicted = core.evictable.take(&core.table, Room::Place, client);
+        let evicted = core
+            .evictable
+            .take(&core.table, Shortage::Connections, client);
         evicted.is_some()
     };
     let mut reservation = None;
@@ -82,13 +84,12 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
     })
 }
 
-/// Tells a client that there is no room for its connection, without reading a byte and without
-/// waiting for anything.
+/// Answers that there is no room for the connection, without reading or waiting.
 fn reject(core: &Core, mut socket: &Socket, client: IpAddr) {
     core.metrics.refused_connections.inc();
     let mut connection = Connection::new(&core.limits, client, core.tls.is_some(), now());
     let detail = "there are too many connections; try again";
-    let problem = Problem::unavailable(detail, "no place is left");
+    let problem = Problem::unavailable(detail, "there are too many connections");
     let problem = connection.refuse(problem, now());
     let id = connection.head().map(|head| head.request_id.clone());
     let response = Response::of_problem(problem, &id.unwrap_or_default());

@@ -4,15 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::{Exhausted, Use};
+use super::budget::{BufferKind, Exhausted};
 use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
-use crate::http::connection::Room;
+use crate::http::connection::Shortage;
 use crate::http::message::head::Head;
 use crate::http::message::request::{Respond, Slot};
-use crate::http::message::response::{Fill, HandlerResult, WRONG_LENGTH};
+use crate::http::message::response::{BodySource, HandlerResult, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::workers::waiting;
 use crate::http::sync::atomic::Ordering;
@@ -65,7 +65,7 @@ impl Core {
         let fill = peer.connection.respond(response, &date(), now());
         let end = |peer: Option<Owned<'_, Peer>>, outcome: &Outcome| {
             if let Some(peer) = peer {
-                access_log::tell(&self.metrics, &head, outcome, now());
+                access_log::record(&self.metrics, &head, outcome, now());
                 self.settle(peer);
             }
         };
@@ -86,7 +86,7 @@ impl Core {
     fn deliver<'t>(
         &'t self,
         mut peer: Owned<'t, Peer>,
-        mut fill: Option<&mut Fill<'_>>,
+        mut fill: Option<&mut BodySource<'_>>,
         slot: Option<&dyn Slot>,
         outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
@@ -158,11 +158,11 @@ impl Core {
         }
     }
 
-    /// Finds a place in memory for what the client has not read. Where there is none, whoever has
-    /// been silent for longest over an answer of theirs makes room.
+    /// Reserves memory for what the client has not read. If there is none, the client that has read nothing of
+    /// its answer for longest is cut off.
     fn keep(&self, peer: &mut Peer) -> bool {
-        while let Err(Exhausted(client)) = peer.reservation.grow(peer.held(), Use::Answer) {
-            let silent = self.evictable.take(&self.table, Room::Memory, client);
+        while let Err(Exhausted(client)) = peer.reservation.grow(peer.held(), BufferKind::Answer) {
+            let silent = self.evictable.take(&self.table, Shortage::Memory, client);
             let Some(mut silent) = silent else {
                 return false;
             };

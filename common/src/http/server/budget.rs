@@ -1,5 +1,5 @@
-//! What clients may take: connections, and bytes of memory for requests and for answers that they
-//! have not read yet. No client has all of it.
+//! Limits what clients may use: connections, and bytes of memory for requests and for answers that they have not
+//! read yet. No client can use all of it.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::net::IpAddr;
@@ -10,52 +10,51 @@ use crate::http::message::head::network;
 use crate::http::sync::{Mutex, lock};
 use crate::metrics::Metrics;
 
-/// What a connection may hold without asking; most requests are far below.
+/// How many bytes a connection may use without a reservation; most requests use far less.
 const ALLOWANCE_BYTES: usize = 16 * 1024;
 
 /// The budget of one listener.
 pub(crate) struct Budget {
     bytes_max: usize,
     connections_max: usize,
-    taken: Mutex<Taken>,
+    usage: Mutex<Usage>,
     metrics: Metrics,
 }
 
-/// By what it is for, as [`Use`] counts.
+/// The bytes of each [`BufferKind`].
 type Bytes = [usize; 2];
 
 #[derive(Default)]
-struct Taken {
+struct Usage {
     bytes: Bytes,
-    clients: HashMap<IpAddr, OfClient>,
+    clients: HashMap<IpAddr, ClientUsage>,
 }
 
 #[derive(Default)]
-struct OfClient {
+struct ClientUsage {
     connections: usize,
     bytes: Bytes,
 }
 
-/// What bytes are for. Each has half of them, whatever becomes of the other, and a client has half of
-/// either.
+/// What a buffer contains. Each kind has half of the budget, and a client may use half of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+pub(crate) enum BufferKind {
     Request,
     Answer,
 }
 
-/// There is no more for this client, or for anybody.
+/// The budget of this client, or of all, is used up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Exhausted(pub(crate) Option<IpAddr>);
 
-/// The part of a connection; given back when it is dropped.
+/// The part of the budget that a connection uses; dropping it gives the part back.
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
-    /// Whose it is.
+    /// The client of the connection.
     pub(crate) client: IpAddr,
     /// Beyond the allowance.
     pub(crate) bytes: usize,
-    purpose: Use,
+    kind: BufferKind,
 }
 
 impl Budget {
@@ -63,65 +62,65 @@ impl Budget {
         Arc::new(Self {
             bytes_max: limits.buffer_bytes,
             connections_max: limits.connections_per_client,
-            taken: Mutex::default(),
+            usage: Mutex::default(),
             metrics: metrics.clone(),
         })
     }
 
-    /// For a new connection; None where its client has as many as it may have.
+    /// A reservation for a new connection; None if its client has as many connections as it may have.
     pub(crate) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Reservation> {
         let client = network(client);
-        let mut taken = lock(&self.taken);
-        let of_client = taken.clients.entry(client).or_default();
-        if of_client.connections >= self.connections_max {
+        let mut usage = lock(&self.usage);
+        let client_usage = usage.clients.entry(client).or_default();
+        if client_usage.connections >= self.connections_max {
             return None;
         }
-        of_client.connections += 1;
+        client_usage.connections += 1;
         self.metrics.connections.inc();
         Some(Reservation {
             budget: Arc::clone(self),
             client,
             bytes: 0,
-            purpose: Use::Request,
+            kind: BufferKind::Request,
         })
     }
 }
 
 impl Reservation {
-    /// Makes it so many bytes at least.
-    pub(crate) fn grow(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
-        self.resize(bytes.max(ALLOWANCE_BYTES + self.bytes), purpose)
+    /// Grows the reservation to so many bytes at least.
+    pub(crate) fn grow(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
+        self.resize(bytes.max(ALLOWANCE_BYTES + self.bytes), kind)
     }
 
-    /// Makes it so many bytes, the allowance among them; it grows only as far as the budget reaches.
-    pub(crate) fn resize(&mut self, bytes: usize, purpose: Use) -> Result<(), Exhausted> {
+    /// Sets the reservation to so many bytes, the allowance included; it grows only within the budget.
+    pub(crate) fn resize(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
         let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
-        if (bytes, purpose) == (self.bytes, self.purpose) {
+        if (bytes, kind) == (self.bytes, self.kind) {
             return Ok(());
         }
         let most = self.budget.bytes_max / 2;
-        let mut taken = lock(&self.budget.taken);
-        let Taken {
+        let mut usage = lock(&self.budget.usage);
+        let Usage {
             bytes: all,
             clients,
-        } = &mut *taken;
+        } = &mut *usage;
         let client = clients.entry(self.client).or_default();
-        all[self.purpose as usize] -= self.bytes;
-        client.bytes[self.purpose as usize] -= self.bytes;
-        let exhausted = if purpose == self.purpose && bytes < self.bytes {
+        all[self.kind as usize] -= self.bytes;
+        client.bytes[self.kind as usize] -= self.bytes;
+        let exhausted = if kind == self.kind && bytes < self.bytes {
             None
-        } else if client.bytes[purpose as usize] + bytes > most / 2 {
+        } else if client.bytes[kind as usize] + bytes > most / 2 {
             Some(Exhausted(Some(self.client)))
-        } else if all[purpose as usize] + bytes > most {
+        } else if all[kind as usize] + bytes > most {
             Some(Exhausted(None))
         } else {
             None
         };
         if exhausted.is_none() {
-            (self.bytes, self.purpose) = (bytes, purpose);
+            (self.bytes, self.kind) = (bytes, kind);
         }
-        all[self.purpose as usize] += self.bytes;
-        client.bytes[self.purpose as usize] += self.bytes;
+        all[self.kind as usize] += self.bytes;
+        client.bytes[self.kind as usize] += self.bytes;
         exhausted.map_or(Ok(()), Err)
     }
 }
@@ -129,11 +128,11 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.metrics.connections.dec();
-        let mut taken = lock(&self.budget.taken);
-        taken.bytes[self.purpose as usize] -= self.bytes;
-        if let Entry::Occupied(mut client) = taken.clients.entry(self.client) {
+        let mut usage = lock(&self.budget.usage);
+        usage.bytes[self.kind as usize] -= self.bytes;
+        if let Entry::Occupied(mut client) = usage.clients.entry(self.client) {
             client.get_mut().connections -= 1;
-            client.get_mut().bytes[self.purpose as usize] -= self.bytes;
+            client.get_mut().bytes[self.kind as usize] -= self.bytes;
             if client.get().connections == 0 {
                 client.remove();
             }
@@ -166,29 +165,29 @@ mod tests {
             .map(|last| budget.admit(client(last)).expect("a connection"))
             .collect();
         let mut grow =
-            |nth: usize, bytes, purpose| reservations[nth].grow(ALLOWANCE_BYTES + bytes, purpose);
+            |nth: usize, bytes, kind| reservations[nth].grow(ALLOWANCE_BYTES + bytes, kind);
 
         let share = Err(Exhausted(Some(client(1))));
-        assert_eq!(grow(0, 50_000, Use::Request), Ok(()));
-        assert_eq!(grow(0, 50_001, Use::Request), share);
-        assert_eq!(grow(1, 50_000, Use::Request), Ok(()));
-        assert_eq!(grow(2, 1, Use::Request), Err(Exhausted(None)));
+        assert_eq!(grow(0, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(grow(0, 50_001, BufferKind::Request), share);
+        assert_eq!(grow(1, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(grow(2, 1, BufferKind::Request), Err(Exhausted(None)));
         // Requests take nothing of what answers have.
-        assert_eq!(grow(2, 50_000, Use::Answer), Ok(()));
-        assert_eq!(grow(0, 0, Use::Answer), Ok(()));
-        assert_eq!(grow(1, 1, Use::Answer), Err(Exhausted(None)));
+        assert_eq!(grow(2, 50_000, BufferKind::Answer), Ok(()));
+        assert_eq!(grow(0, 0, BufferKind::Answer), Ok(()));
+        assert_eq!(grow(1, 1, BufferKind::Answer), Err(Exhausted(None)));
         assert_eq!(reservations[0].bytes, 50_000);
-        let shrunk = reservations[0].resize(ALLOWANCE_BYTES, Use::Answer);
+        let shrunk = reservations[0].resize(ALLOWANCE_BYTES, BufferKind::Answer);
         assert_eq!(shrunk, Ok(()));
         assert_eq!(
-            reservations[1].grow(ALLOWANCE_BYTES, Use::Answer),
+            reservations[1].grow(ALLOWANCE_BYTES, BufferKind::Answer),
             Ok(()),
             "there is room again"
         );
 
         drop(reservations);
-        let taken = lock(&budget.taken);
-        assert_eq!((taken.bytes, taken.clients.len()), ([0, 0], 0));
+        let usage = lock(&budget.usage);
+        assert_eq!((usage.bytes, usage.clients.len()), ([0, 0], 0));
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! What workers, sweeper and whoever answers share: the connections, and what can be done with one
-//! by whoever owns it.
+//! What workers, the sweeper and threads that answer share: the connections, and the operations on a connection
+//! that its owner may call.
 
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::budget::{Budget, Use};
+use super::budget::{Budget, BufferKind};
 use super::evictable::Evictable;
 use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Listener, Poller, Socket, reset_on_close};
@@ -19,8 +19,8 @@ use crate::http::sync::atomic::AtomicBool;
 use crate::http::sync::{Mutex, lock, now};
 use crate::metrics::Metrics;
 
-/// A socket that something is to be done with.
-pub(crate) struct Watch {
+/// A socket of a handler that waits for an event.
+pub(crate) struct SocketWatch {
     pub(crate) socket: Socket,
     pub(crate) deadline: Instant,
     /// Goes on when the socket is ready, or, shut down, when the deadline has passed.
@@ -39,11 +39,11 @@ pub(crate) struct Core {
     pub(crate) listener: Mutex<Option<Listener>>,
     pub(crate) table: Table<Peer>,
     pub(crate) evictable: Evictable,
-    pub(crate) watches: Table<Watch>,
+    pub(crate) watches: Table<SocketWatch>,
     pub(crate) draining: AtomicBool,
-    /// Whoever has not taken their answer by now keeps nobody any longer.
+    /// From now on no answer is waited for: the drain ends.
     pub(crate) cut: AtomicBool,
-    /// There were no descriptors: the sweeper tries again.
+    /// Descriptors ran out; the sweeper tries again.
     pub(crate) accept_paused: AtomicBool,
 }
 
@@ -114,7 +114,7 @@ impl Core {
                     return None;
                 }
                 Next::Close => {
-                    peer.transport.say_farewell();
+                    peer.transport.send_close_notify();
                     return None;
                 }
                 Next::Reset => {
@@ -132,13 +132,13 @@ impl Core {
             interest = Interest::Write;
         }
         // What has been sent or read is given back.
-        let purpose = if peer.connection.to_send().is_empty() {
-            Use::Request
+        let kind = if peer.connection.to_send().is_empty() {
+            BufferKind::Request
         } else {
-            Use::Answer
+            BufferKind::Answer
         };
         let held = peer.held();
-        let _ = peer.reservation.resize(held, purpose);
+        let _ = peer.reservation.resize(held, kind);
         let token = peer.token();
         peer.park(Parked::Armed, |peer| {
             self.poller.arm(&peer.transport.socket, token, interest);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::peer::Peer;
 use super::table::{Owned, Parked, Table, Token};
-use crate::http::connection::Room;
+use crate::http::connection::Shortage;
 use crate::http::sync::{Mutex, lock, now};
 
 struct Candidate {
@@ -14,7 +14,7 @@ struct Candidate {
     client: IpAddr,
 }
 
-/// Those that may go, by what [`Room`] they make, the first at the end. The table is looked through
+/// Those that may go, by the [`Shortage`] that they end, the first at the end. The table is looked through
 /// once in a round of the sweeper at most, however many ask; None where it was not yet.
 #[derive(Default)]
 pub(crate) struct Evictable(Mutex<Option<[Vec<Candidate>; 2]>>);
@@ -29,12 +29,12 @@ impl Evictable {
     pub(crate) fn take<'t>(
         &self,
         table: &'t Table<Peer>,
-        room: Room,
+        shortage: Shortage,
         client: Option<IpAddr>,
     ) -> Option<Owned<'t, Peer>> {
         let mut candidates = lock(&self.0);
         let candidates = candidates.get_or_insert_with(|| look(table));
-        let candidates = &mut candidates[room as usize];
+        let candidates = &mut candidates[shortage as usize];
         let is_of = |found: &Candidate| client.is_none_or(|client| client == found.client);
         loop {
             let found = candidates.remove(candidates.iter().rposition(is_of)?);
@@ -53,10 +53,10 @@ fn look(table: &Table<Peer>) -> [Vec<Candidate>; 2] {
     let (mut candidates, now) = ([Vec::new(), Vec::new()], now());
     let look = |token, parked, peer: &Peer| {
         if parked == Parked::Armed
-            && let Some(room) = peer.connection.room(now)
-            && (room == Room::Place || peer.reservation.bytes > 0)
+            && let Some(shortage) = peer.connection.shortage(now)
+            && (shortage == Shortage::Connections || peer.reservation.bytes > 0)
         {
-            candidates[room as usize].push(Candidate {
+            candidates[shortage as usize].push(Candidate {
                 deadline: peer.connection.deadline(),
                 token,
                 client: peer.reservation.client,

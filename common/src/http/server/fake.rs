@@ -39,7 +39,7 @@ pub(crate) const LISTENER: Token = Token(u64::MAX);
 pub(crate) const WAKE: Token = Token(u64::MAX - 1);
 pub(crate) const CALL: Token = Token(u64::MAX - 2);
 
-/// A connection: our end is a [`Socket`], the other one a [`Client`].
+/// A connection: our end is a [`Socket`], the other one a [`FakeClient`].
 #[derive(Default)]
 struct Pipe {
     to_us: VecDeque<u8>,
@@ -58,7 +58,7 @@ struct File {
 }
 
 #[derive(Default)]
-pub(crate) struct State {
+pub(crate) struct KernelState {
     files: Vec<Option<File>>,
     pipes: Vec<Pipe>,
     backlog: VecDeque<usize>,
@@ -71,7 +71,7 @@ pub(crate) struct State {
 }
 
 pub(crate) struct Kernel {
-    state: Mutex<State>,
+    state: Mutex<KernelState>,
     changed: Condvar,
     room: usize,
 }
@@ -80,9 +80,9 @@ impl Kernel {
     /// The kernel of what follows on this thread.
     pub(crate) fn boot(room: usize) -> Arc<Self> {
         clock::reset();
-        let state = Mutex::new(State {
+        let state = Mutex::new(KernelState {
             listening: true,
-            ..State::default()
+            ..KernelState::default()
         });
         let kernel = Arc::new(Self {
             state,
@@ -97,13 +97,13 @@ impl Kernel {
         KERNEL.with_borrow(|kernel| kernel.clone().expect("a kernel"))
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut KernelState) -> T) -> T {
         let result = change(&mut lock(&self.state));
         self.changed.notify_all();
         result
     }
 
-    fn until<T>(&self, mut ready: impl FnMut(&mut State) -> Option<T>) -> T {
+    fn until<T>(&self, mut ready: impl FnMut(&mut KernelState) -> Option<T>) -> T {
         let mut state = lock(&self.state);
         loop {
             if let Some(result) = ready(&mut state) {
@@ -116,7 +116,7 @@ impl Kernel {
     }
 
     /// None where nobody listens.
-    pub(crate) fn connect(self: &Arc<Self>) -> Option<Client> {
+    pub(crate) fn connect(self: &Arc<Self>) -> Option<FakeClient> {
         self.with(|state| {
             if !state.listening {
                 return None;
@@ -124,7 +124,7 @@ impl Kernel {
             state.pipes.push(Pipe::default());
             let pipe = state.pipes.len() - 1;
             state.backlog.push_back(pipe);
-            Some(Client {
+            Some(FakeClient {
                 kernel: Arc::clone(self),
                 pipe,
             })
@@ -132,19 +132,19 @@ impl Kernel {
     }
 
     /// The other end of what is connected to from here; None once nobody is to come any more.
-    pub(crate) fn dialled(self: &Arc<Self>) -> Option<Client> {
+    pub(crate) fn dialled(self: &Arc<Self>) -> Option<FakeClient> {
         let pipe = self.until(|state| match state.dialled.pop_front() {
             None if state.woken => Some(None),
             dialled => dialled.map(Some),
         });
-        pipe.map(|pipe| Client {
+        pipe.map(|pipe| FakeClient {
             kernel: Arc::clone(self),
             pipe,
         })
     }
 }
 
-impl State {
+impl KernelState {
     fn is_ready(&self, pipe: usize, interest: Interest, room: usize) -> bool {
         let pipe = &self.pipes[pipe];
         pipe.shut_down
@@ -171,12 +171,12 @@ impl State {
     }
 }
 
-pub(crate) struct Client {
+pub(crate) struct FakeClient {
     kernel: Arc<Kernel>,
     pipe: usize,
 }
 
-impl Client {
+impl FakeClient {
     pub(crate) fn send(&self, bytes: &[u8]) {
         self.kernel
             .with(|state| state.pipes[self.pipe].to_us.extend(bytes));
@@ -192,7 +192,7 @@ impl Client {
     }
 }
 
-impl Drop for Client {
+impl Drop for FakeClient {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.kernel.with(|state| {
@@ -262,17 +262,17 @@ impl Poller {
 
 /// What can be armed.
 pub(crate) trait Source {
-    fn arm(&self, state: &mut State, armed: (Token, Interest));
+    fn arm(&self, state: &mut KernelState, armed: (Token, Interest));
 }
 
 impl Source for Listener {
-    fn arm(&self, state: &mut State, _: (Token, Interest)) {
+    fn arm(&self, state: &mut KernelState, _: (Token, Interest)) {
         state.listener_armed = true;
     }
 }
 
 impl Source for Socket {
-    fn arm(&self, state: &mut State, armed: (Token, Interest)) {
+    fn arm(&self, state: &mut KernelState, armed: (Token, Interest)) {
         state.files[self.fd].as_mut().expect("EBADF").armed = Some(armed);
     }
 }
@@ -338,7 +338,7 @@ pub fn connect(_: SocketAddr) -> io::Result<Socket> {
 
 pub fn wait_for(socket: &Socket, interest: Interest, _: Duration) -> bool {
     let room = socket.kernel.room;
-    let ready = |state: &mut State| state.is_ready(socket.pipe, interest, room);
+    let ready = |state: &mut KernelState| state.is_ready(socket.pipe, interest, room);
     socket.kernel.until(|state| ready(state).then_some(true))
 }
 

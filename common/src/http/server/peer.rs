@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use super::budget::{Reservation, Use};
+use super::budget::{BufferKind, Reservation};
 use super::transport::Transport;
 use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
@@ -31,7 +31,7 @@ impl Peer {
             Err(_) => self.connection.on_error(),
         }
         let detail = "too many large requests at the same time; try again";
-        let grown = self.reservation.grow(self.held(), Use::Request);
+        let grown = self.reservation.grow(self.held(), BufferKind::Request);
         grown.map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
     }
 

@@ -14,7 +14,7 @@ use shuttle::sync::{Condvar, Mutex};
 use shuttle::thread;
 
 use super::core::Core;
-use super::poller::{self, Client, Kernel};
+use super::poller::{self, FakeClient, Kernel};
 use super::{Interest, Socket, connect, sweeper, watch, worker};
 use crate::http::clock::{advance, now};
 use crate::http::limits::Limits;
@@ -32,13 +32,13 @@ std::thread_local! {
 }
 
 /// What a slot has; it must be used by one thread at a time.
-struct State {
+struct ScheduleState {
     used: bool,
     later: Arc<Later>,
     meeting: Arc<Meeting>,
 }
 
-impl State {
+impl ScheduleState {
     fn used<T>(&mut self, using: impl FnOnce() -> T) -> T {
         assert!(
             !std::mem::replace(&mut self.used, true),
@@ -57,12 +57,12 @@ fn echo(request: &Request) -> Response<'static> {
     Response::new(200, Body::Bytes(id.into_bytes()))
 }
 
-fn one<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
+fn one<'a>(state: &'a mut ScheduleState, request: &Request) -> HandlerResult<'a> {
     Ok(state.used(|| echo(request)))
 }
 
 /// Every other request had better be answered for itself.
-fn batch(state: &mut State, requests: &[Request]) -> Answers {
+fn batch(state: &mut ScheduleState, requests: &[Request]) -> Answers {
     let answer = |request: &Request| {
         let alone = request.param("id").ends_with('b');
         (!alone).then(|| Ok(echo(request)))
@@ -71,12 +71,12 @@ fn batch(state: &mut State, requests: &[Request]) -> Answers {
 }
 
 /// All had better be answered for themselves.
-fn batch_of_none(_: &mut State, requests: &[Request]) -> Answers {
+fn batch_of_none(_: &mut ScheduleState, requests: &[Request]) -> Answers {
     requests.iter().map(|_| None).collect()
 }
 
 /// Waits for the other one.
-fn meet<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
+fn meet<'a>(state: &'a mut ScheduleState, request: &Request) -> HandlerResult<'a> {
     let mut here = lock(&state.meeting.here);
     *here += 1;
     state.meeting.changed.notify_all();
@@ -87,7 +87,7 @@ fn meet<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
 }
 
 /// Its answer is made in three pieces.
-fn long<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
+fn long<'a>(state: &'a mut ScheduleState, request: &Request) -> HandlerResult<'a> {
     let Body::Bytes(id) = state.used(|| echo(request)).body else {
         unreachable!("it has a body")
     };
@@ -111,14 +111,14 @@ fn long<'a>(state: &'a mut State, request: &Request) -> HandlerResult<'a> {
     ))
 }
 
-fn later(mut lease: Lease<State>, request: Request) {
+fn later(mut lease: Lease<ScheduleState>, request: Request) {
     let state = lease.state();
     lock(&state.later.held).0.push(request);
     state.later.changed.notify_all();
 }
 
 /// Asks a service behind, which says what was said to it.
-fn behind(lease: Lease<State>, request: Request) {
+fn behind(lease: Lease<ScheduleState>, request: Request) {
     let socket = connect(([127, 0, 0, 1], 1).into()).expect("a socket");
     (&socket)
         .write_all(request.param("id").as_bytes())
@@ -141,7 +141,7 @@ fn behind(lease: Lease<State>, request: Request) {
     watch(socket, Interest::Read, deadline, then).expect("a place for the watch");
 }
 
-const ROUTES: &[Route<State>] = &[
+const ROUTES: &[Route<ScheduleState>] = &[
     (Verb::Get, "/one/:id", Handler::One(one)),
     (Verb::Get, "/batch/:id", Handler::Batch(&BATCH)),
     (Verb::Get, "/long/:id", Handler::One(long)),
@@ -150,13 +150,13 @@ const ROUTES: &[Route<State>] = &[
     (Verb::Get, "/meet/:id", Handler::Batch(&MEET)),
 ];
 
-const MEET: Batch<State> = Batch {
+const MEET: Batch<ScheduleState> = Batch {
     answer: batch_of_none,
     one: meet,
     ..BATCH
 };
 
-const BATCH: Batch<State> = Batch {
+const BATCH: Batch<ScheduleState> = Batch {
     slots: 1,
     requests_max: 2,
     filter: |_| true,
@@ -195,7 +195,7 @@ impl Later {
 
 struct Setup {
     core: Arc<Core>,
-    bulkhead: Arc<Bulkhead<State>>,
+    bulkhead: Arc<Bulkhead<ScheduleState>>,
     kernel: Arc<Kernel>,
     later: Arc<Later>,
     threads: Vec<thread::JoinHandle<()>>,
@@ -228,7 +228,7 @@ impl Setup {
         };
         let state = {
             let (later, meeting) = (Arc::clone(&later), Arc::new(Meeting::default()));
-            move || State {
+            move || ScheduleState {
                 used: false,
                 later: Arc::clone(&later),
                 meeting: Arc::clone(&meeting),
@@ -298,7 +298,7 @@ impl Setup {
 }
 
 /// Reads that many answers: their statuses and bodies.
-fn answers(client: &Client, many: usize) -> Vec<(u16, String)> {
+fn answers(client: &FakeClient, many: usize) -> Vec<(u16, String)> {
     let (mut answers, mut input) = (Vec::new(), Vec::new());
     while answers.len() < many {
         let more = client.recv();

@@ -4,7 +4,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use super::accept::accept;
-use super::core::{Core, Watch};
+use super::core::{Core, SocketWatch};
 use super::peer::Peer;
 use super::poller::{Interest, ignore_newcomers};
 use super::table::{Owned, Parked};
@@ -66,7 +66,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     for peer in core.table.sweep(is_over) {
         end(core, peer, now, cut);
     }
-    let look = |_, _, watch: &Watch| {
+    let look = |_, _, watch: &SocketWatch| {
         if cut || watch.deadline <= now {
             // Its event comes at once, and a worker sees that it is too late.
             let _ = watch.socket.shutdown(Shutdown::Both);
@@ -104,8 +104,8 @@ fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
                 status: 200,
                 ..Outcome::default()
             };
-            outcome.truncate("an answer stopped midway, and was broken off");
-            access_log::tell(&core.metrics, &head, &outcome, now);
+            outcome.truncate("an answer stopped midway and is truncated");
+            access_log::record(&core.metrics, &head, &outcome, now);
             core.settle(peer);
         }
         _ => core.settle(peer),

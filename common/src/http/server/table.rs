@@ -10,7 +10,7 @@ use crate::http::sync::{Mutex, lock};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token(pub(super) u64);
 
-/// What a token has besides, in each of the tables.
+/// The bit of a token that tells the tables apart.
 pub(crate) const PEERS: u64 = 0;
 pub(crate) const WATCHES: u64 = 1 << 31;
 
@@ -24,7 +24,7 @@ impl Token {
     }
 }
 
-/// What an owner leaves a connection for.
+/// What a parked connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parked {
     /// An event of its socket. No answer takes it.
@@ -36,25 +36,24 @@ pub(crate) enum Parked {
 struct Entry<P> {
     /// Of the connection that is there, or of the next one.
     token: Token,
-    /// None where the place is free, or the connection is owned by a thread.
+    /// None if the entry is free, or a thread owns the connection.
     parked: Option<(Parked, Box<P>)>,
 }
 
 #[derive(Default)]
-struct Places {
-    /// Of those that were used before.
+struct FreeEntries {
+    /// The free entries that were used before.
     free: Vec<usize>,
-    /// No place at or above this index was ever used.
+    /// No entry at or above this index was ever used.
     high: usize,
 }
 
 pub(crate) struct Table<P> {
     entries: Box<[Mutex<Entry<P>>]>,
-    places: Mutex<Places>,
+    free_entries: Mutex<FreeEntries>,
 }
 
-/// A connection that belongs to this thread alone. Dropping it closes the connection and gives its
-/// place back.
+/// A connection that this thread owns. Dropping it closes the connection and frees its entry.
 pub(crate) struct Owned<'t, P> {
     table: &'t Table<P>,
     token: Token,
@@ -66,7 +65,7 @@ impl<P> Owned<'_, P> {
         self.token
     }
 
-    /// Takes what is there out, and gives the place back.
+    /// Takes the connection out, and frees its entry.
     pub(crate) fn remove(mut self) -> Option<Box<P>> {
         self.peer.take()
     }
@@ -99,13 +98,13 @@ impl<P> DerefMut for Owned<'_, P> {
 
 impl<P> Drop for Owned<'_, P> {
     fn drop(&mut self) {
-        // Before another connection may have the place.
+        // The connection is closed before another one may have the entry.
         self.peer = None;
         let index = self.token.index();
         let mut entry = lock(&self.table.entries[index]);
         entry.token = entry.token.next_generation();
         drop(entry);
-        lock(&self.table.places).free.push(index);
+        lock(&self.table.free_entries).free.push(index);
     }
 }
 
@@ -118,21 +117,21 @@ impl<P> Table<P> {
         };
         Self {
             entries: (0..capacity).map(entry).collect(),
-            places: Mutex::default(),
+            free_entries: Mutex::default(),
         }
     }
 
     pub(crate) fn used(&self) -> usize {
-        let places = lock(&self.places);
-        places.high - places.free.len()
+        let free_entries = lock(&self.free_entries);
+        free_entries.high - free_entries.free.len()
     }
 
-    /// A place for a new connection, which the caller owns; None where all are taken.
+    /// Puts a new connection into a free entry; the caller owns it. None if no entry is free.
     pub(crate) fn insert(&self, peer: P) -> Option<Owned<'_, P>> {
-        let mut places = lock(&self.places);
-        let index = places.free.pop().unwrap_or(places.high);
+        let mut free_entries = lock(&self.free_entries);
+        let index = free_entries.free.pop().unwrap_or(free_entries.high);
         let token = lock(self.entries.get(index)?).token;
-        places.high = places.high.max(index + 1);
+        free_entries.high = free_entries.high.max(index + 1);
         Some(Owned {
             table: self,
             token,
@@ -161,7 +160,7 @@ impl<P> Table<P> {
         &self,
         mut wanted: impl FnMut(Token, Parked, &P) -> bool,
     ) -> impl Iterator<Item = Owned<'_, P>> {
-        let high = lock(&self.places).high;
+        let high = lock(&self.free_entries).high;
         (0..high).filter_map(move |index| self.take_at(index, &mut wanted))
     }
 

@@ -110,13 +110,13 @@ const BATCH_FORGETS: Batch<()> = Batch {
 };
 
 /// A server whose only slot each request needs.
-struct Running {
+struct RunningServer {
     server: Option<Server>,
     trigger: Option<ShutdownTrigger>,
     metrics: Metrics,
 }
 
-impl Running {
+impl RunningServer {
     fn start(limits: Limits) -> Self {
         let (trigger, shutdown) = shutdown::channel();
         let metrics = Metrics::new();
@@ -163,7 +163,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningServer {
     fn drop(&mut self) {
         self.stop();
     }
@@ -171,7 +171,7 @@ impl Drop for Running {
 
 #[test]
 fn whatever_panics_its_client_hears_so_and_the_slot_serves_the_next() {
-    let running = Running::start(Limits::default());
+    let running = RunningServer::start(Limits::default());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let behind = listener.local_addr().expect("an address").to_string();
 
@@ -207,7 +207,7 @@ fn whatever_panics_its_client_hears_so_and_the_slot_serves_the_next() {
 
 #[test]
 fn a_connection_in_any_state_ends_with_the_server_and_what_was_asked_is_answered() {
-    let mut running = Running::start(Limits::default());
+    let mut running = RunningServer::start(Limits::default());
     let idle_since_an_answer = {
         let mut stream = running.connect();
         stream

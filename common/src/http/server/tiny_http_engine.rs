@@ -14,7 +14,7 @@ use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::{Request, Respond, Slot};
 use crate::http::message::request_id::request_id;
-use crate::http::message::response::{Body, Fill, HandlerResult, Response};
+use crate::http::message::response::{Body, BodySource, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::router::Router;
 use crate::http::sync::{date, now};
@@ -114,7 +114,7 @@ impl Respond for Responder {
         if let Err(error) = send(self.from, response, &head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));
         }
-        access_log::tell(&self.shared.metrics, head, &outcome, now());
+        access_log::record(&self.shared.metrics, head, &outcome, now());
     }
 }
 
@@ -123,22 +123,22 @@ fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> i
     response.write_head(&mut lines, request_id, false, &date());
     let lines = String::from_utf8_lossy(&lines);
     let headers = lines.lines().skip(1).filter_map(|line| line.parse().ok());
-    let (length, first, fill): (_, _, Fill<'_>) = match response.body {
+    let (length, first, fill): (_, _, BodySource<'_>) = match response.body {
         Body::Empty => (Some(0), Vec::new(), Box::new(|_| Ok(()))),
         Body::Bytes(bytes) => (Some(bytes.len() as u64), bytes, Box::new(|_| Ok(()))),
         Body::Stream(stream) => (stream.length, Vec::new(), stream.fill),
     };
     let length = length.and_then(|length| usize::try_from(length).ok());
     let (status, headers) = (StatusCode(response.status), headers.collect());
-    let content = Pieces(io::Cursor::new(first), fill);
+    let content = StreamReader(io::Cursor::new(first), fill);
     let answer = tiny_http::Response::new(status, headers, content, length, None);
     from.respond(answer)
 }
 
 /// The piece of a stream that is at hand, and what makes the others.
-struct Pieces<'a>(io::Cursor<Vec<u8>>, Fill<'a>);
+struct StreamReader<'a>(io::Cursor<Vec<u8>>, BodySource<'a>);
 
-impl Read for Pieces<'_> {
+impl Read for StreamReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.0.position() == self.0.get_ref().len() as u64 {
             self.0 = io::Cursor::default();

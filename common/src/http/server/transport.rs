@@ -8,7 +8,7 @@ use rustls::{ServerConnection, Stream};
 use super::poller::Socket;
 use super::tls::Tls;
 
-/// How much a session keeps of what its client has not taken.
+/// How many bytes a session buffers that its client has not taken.
 const SECURE_BYTES_MAX: usize = 16 * 1024;
 
 /// Handshakes have a few thousand bytes; a session keeps what does not end.
@@ -97,7 +97,7 @@ impl Transport {
     }
 
     /// Tells the client that this is the end, so that it can tell it from a cut.
-    pub(crate) fn say_farewell(&mut self) {
+    pub(crate) fn send_close_notify(&mut self) {
         if let Some(session) = &mut self.session {
             session.send_close_notify();
             let _ = self.flush();
@@ -105,7 +105,7 @@ impl Transport {
     }
 
     pub(crate) fn end_output(&mut self) {
-        self.say_farewell();
+        self.send_close_notify();
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 

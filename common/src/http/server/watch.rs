@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::core::{Core, Watch};
+use super::core::{Core, SocketWatch};
 use super::poller::{Interest, Socket, wait_for};
 use super::table::Parked;
 use crate::http::sync::{now, thread_local};
@@ -35,7 +35,7 @@ pub fn watch(
         then(socket);
         return Ok(());
     };
-    let watch = core.watches.insert(Watch {
+    let watch = core.watches.insert(SocketWatch {
         socket,
         deadline,
         then: Box::new(then),

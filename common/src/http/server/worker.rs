@@ -105,7 +105,7 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
     }
 }
 
-/// Answers a request that is not taken.
+/// Answers a request that is not accepted.
 pub(crate) fn refuse(core: &Core, peer: Owned<'_, Peer>, problem: Problem) {
     core.metrics
         .refused_requests

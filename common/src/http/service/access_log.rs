@@ -1,4 +1,4 @@
-//! What is said of each answered request: one line in the log, one count in the metrics.
+//! Records each answered request: one line in the log, one count in the metrics.
 
 use std::time::Instant;
 
@@ -11,13 +11,13 @@ use crate::metrics::Metrics;
 /// How much of a target stands in a line of the log.
 const LOGGED_TARGET_BYTES_MAX: usize = 256;
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) status: u16,
-    /// The client holds a part of an answer.
+    /// The client got only a part of the answer.
     pub(crate) truncated: bool,
-    /// For the operator.
+    /// The cause, for the log.
     pub(crate) cause: Option<String>,
 }
 
@@ -40,8 +40,8 @@ impl Outcome {
     }
 }
 
-/// Tells of a request that was answered.
-pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Instant) {
+/// Logs and counts a request that was answered.
+pub(crate) fn record(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Instant) {
     let elapsed = now.saturating_duration_since(head.arrived);
     let method = match head.method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => known,
@@ -77,7 +77,7 @@ pub(crate) fn tell(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Insta
         ms = logged_millis(elapsed),
         message_id = head.message_id.get().map(String::as_str),
         caller = head.caller.get().map(String::as_str),
-        broken_off = outcome.truncated,
+        truncated = outcome.truncated,
         cause = outcome.cause.as_deref();
         "request"
     );

@@ -22,14 +22,14 @@ pub(super) struct Queues<S> {
 
 struct Queue {
     /// In the order of their turns.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<QueuedRequest>,
     /// How many slots more may work on its requests.
     slots: usize,
     /// How many requests there are at once, at most.
     requests_max: usize,
 }
 
-struct Waiting {
+struct QueuedRequest {
     /// One more than that of its client's request before it.
     turn: u64,
     since: Instant,
@@ -65,7 +65,7 @@ impl<S> Queues<S> {
         let turn = turn.unwrap_or(0);
         let waiting = &mut self.all[queue].waiting;
         let place = waiting.partition_point(|other| other.turn <= turn);
-        let new = Waiting {
+        let new = QueuedRequest {
             turn,
             since,
             client,
@@ -76,7 +76,7 @@ impl<S> Queues<S> {
 
     /// Takes out what has the last turn: a request of whoever has the most waiting.
     pub(super) fn take_last(&mut self) -> Option<Request> {
-        let last = |queue: &&mut Queue| queue.waiting.back().map(Waiting::order);
+        let last = |queue: &&mut Queue| queue.waiting.back().map(QueuedRequest::order);
         let queue = self.all.iter_mut().max_by_key(last)?;
         Some(queue.waiting.pop_back()?.request)
     }
@@ -123,7 +123,7 @@ impl<S> Queues<S> {
     }
 }
 
-impl Waiting {
+impl QueuedRequest {
     fn order(&self) -> (u64, Instant) {
         (self.turn, self.since)
     }
@@ -133,7 +133,7 @@ impl Queue {
     /// Takes the first requests, at least one.
     fn take(&mut self) -> Vec<Request> {
         let mut bytes = 0;
-        let fits = |waiting: &&Waiting| {
+        let fits = |waiting: &&QueuedRequest| {
             bytes += waiting.request.body.len();
             bytes <= BATCH_BYTES_MAX
         };

@@ -1,5 +1,5 @@
-//! Lines of the log about requests that were refused: one a second for each client, so that nobody
-//! fills a disk by asking for nonsense.
+//! Limits the lines of the log about refused requests: one a second for each client, so that nobody can fill the
+//! disk with them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// At most so many clients have a line of their own in a second.
+/// How many clients have a line of their own in a second.
 const CLIENTS_MAX: usize = 100;
 
-/// Those of this process.
+/// The refusals of this process.
 pub(super) fn refusals() -> MutexGuard<'static, Refusals> {
     static REFUSALS: LazyLock<Mutex<Refusals>> =
         LazyLock::new(|| Mutex::new(Refusals::new(Instant::now())));
     REFUSALS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells of the refusals without a line once their second is over.
-pub(super) fn tell_when_due(now: Instant) {
+/// Logs the number of refusals without a line when their second is over.
+pub(super) fn log_when_due(now: Instant) {
     for (client, count) in refusals().end_second(now) {
         let of_others = client.map_or(", of other clients", |_| "");
         let client = client.map(|client| client.to_string());
@@ -34,26 +34,26 @@ pub(super) fn tell_when_due(now: Instant) {
 pub(super) struct Refusals {
     since: Instant,
     /// Of each client that has a line, how many have none; by None those of all other clients.
-    untold: HashMap<Option<IpAddr>, u64>,
+    unlogged: HashMap<Option<IpAddr>, u64>,
 }
 
 impl Refusals {
     fn new(since: Instant) -> Self {
         Self {
             since,
-            untold: HashMap::new(),
+            unlogged: HashMap::new(),
         }
     }
 
     /// Whether this refusal gets a line.
     pub(super) fn gets_line(&mut self, client: IpAddr) -> bool {
-        let is_new = !self.untold.contains_key(&Some(client));
-        if is_new && self.untold.len() < CLIENTS_MAX {
-            self.untold.insert(Some(client), 0);
+        let is_new = !self.unlogged.contains_key(&Some(client));
+        if is_new && self.unlogged.len() < CLIENTS_MAX {
+            self.unlogged.insert(Some(client), 0);
             return true;
         }
         let counted = Some(client).filter(|_| !is_new);
-        *self.untold.entry(counted).or_default() += 1;
+        *self.unlogged.entry(counted).or_default() += 1;
         false
     }
 
@@ -62,8 +62,11 @@ impl Refusals {
         if now.saturating_duration_since(self.since) < SECOND {
             return Vec::new();
         }
-        let Self { untold, .. } = std::mem::replace(self, Self::new(now));
-        untold.into_iter().filter(|(_, count)| *count > 0).collect()
+        let Self { unlogged, .. } = std::mem::replace(self, Self::new(now));
+        unlogged
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .collect()
     }
 }
 

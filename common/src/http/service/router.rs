@@ -120,7 +120,7 @@ impl Router {
         for bulkhead in &self.bulkheads {
             bulkhead.sweep(now);
         }
-        refusals::tell_when_due(now);
+        refusals::log_when_due(now);
     }
 
     pub(crate) fn submit(&self, request: Request) {

@@ -72,8 +72,8 @@ pub(crate) fn call_another() {
 
 /// Runs what may wait for somebody else: PostgreSQL, or a slow client.
 pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
-    struct Waiting(Option<Arc<Workers>>);
-    impl Drop for Waiting {
+    struct WaitGuard(Option<Arc<Workers>>);
+    impl Drop for WaitGuard {
         fn drop(&mut self) {
             if let Some(workers) = self.0.take() {
                 workers.waiting.fetch_sub(1, SeqCst);
@@ -82,7 +82,7 @@ pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
         }
     }
     // Taken, so that waiting within waiting counts once.
-    let waiting = Waiting(OWN.with(RefCell::take));
+    let waiting = WaitGuard(OWN.with(RefCell::take));
     if let Some(workers) = &waiting.0 {
         workers.waiting.fetch_add(1, SeqCst);
         workers.start_missing();

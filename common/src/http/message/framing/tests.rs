@@ -92,7 +92,7 @@ fn chunked(body: &str) -> String {
     with("Transfer-Encoding: chunked") + body
 }
 
-fn parsed<T>(head: &str, look: impl FnOnce(Head<'_, '_>) -> T) -> Result<T, u16> {
+fn parsed<T>(head: &str, look: impl FnOnce(RawHead<'_, '_>) -> T) -> Result<T, u16> {
     let mut storage = header_storage();
     parse_head(head.as_bytes(), &mut storage, &LIMITS)
         .map(look)

@@ -1,4 +1,4 @@
-//! What the metrics and the log tell of the messages that were settled.
+//! Metrics and lines of the log about settled messages.
 
 use std::time::{Duration, Instant};
 
@@ -9,29 +9,29 @@ use crate::message::{Message, REASONS};
 use crate::settle::Settled;
 use crate::store::Fate;
 
-/// Of all lines but those of recorded orders, no more than so many a second are written: nobody fills a
-/// disk by publishing nonsense.
+/// How many lines a second are written about messages other than recorded orders, so that nobody can fill the
+/// disk with unreadable messages.
 const ODD_MAX: usize = 100;
 
-/// Counts, and lines of the log about single messages: one for each order, the end of what the
-/// gateway's line with the same `message_id` began, and some of all others.
-pub(crate) struct Report {
+/// Counts the messages, and logs a line for each order, which has the `message_id` of the gateway's line about it,
+/// and lines for some of the others.
+pub(crate) struct MessageReport {
     consumed: IntCounter,
     recorded: IntCounter,
     duplicate: IntCounter,
     dead: IntCounterVec,
     batch_orders: Histogram,
     lag: IntGauge,
-    /// Odd ones in this second, those that were not told included.
+    /// How many other messages came in this second, those without a line included.
     odd: usize,
     second: Instant,
 }
 
-impl Report {
+impl MessageReport {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let dead = metrics.counters(
             "orders_dead_total",
-            "Messages that became dead letters, by what was wrong.",
+            "Messages that became dead letters, by reason.",
             "reason",
         );
         for word in REASONS {
@@ -41,7 +41,7 @@ impl Report {
             dead,
             consumed: metrics.counter(
                 "messages_consumed_total",
-                "Messages taken off the queue, those that came again included.",
+                "Messages delivered, redelivered ones included.",
             ),
             recorded: metrics.counter(
                 "orders_recorded_total",
@@ -61,14 +61,14 @@ impl Report {
         }
     }
 
-    /// So many messages came off the queue.
+    /// Counts messages that were delivered.
     pub(crate) fn took(&self, messages: usize) {
         self.consumed.inc_by(messages as u64);
     }
 
-    /// These were settled or held; `since` is when the first of them was taken.
+    /// Notes messages that were settled or held; `since` is when the first of them was taken.
     pub(crate) fn note(&mut self, settled: &Settled, since: Instant) {
-        let _gathering = logging::gather();
+        let _buffer = logging::buffer();
         let ms = logging::logged_millis(since.elapsed());
         let (mut orders, mut lag): (u32, _) = (0, 0);
         for (message, fate) in settled {
@@ -129,14 +129,14 @@ impl Report {
         );
     }
 
-    /// To be called once a second or more often.
+    /// Must be called once a second or more often.
     pub(crate) fn tick(&mut self) {
         if self.second.elapsed() < Duration::from_secs(1) {
             return;
         }
         if self.odd > ODD_MAX {
-            let untold = self.odd - ODD_MAX;
-            log::warn!(target: "order", count = untold; "more messages put aside or held");
+            let unlogged = self.odd - ODD_MAX;
+            log::warn!(target: "order", count = unlogged; "more messages put aside or held");
         }
         (self.odd, self.second) = (0, Instant::now());
     }
