@@ -3,17 +3,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::sync::LazyLock;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
-
-/// When this process was started, as Unix time.
-static STARTED: LazyLock<Option<u64>> = LazyLock::new(|| {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
-    Some(booted.parse::<u64>().ok()? + Stat::read()?.field(22)? / clock_ticks_per_second())
-});
 
 /// The `process_*` metrics, in the Prometheus text format. Those that cannot be read are left out.
 pub(crate) fn text() -> String {
@@ -52,7 +44,9 @@ pub(crate) fn text() -> String {
             "process_start_time_seconds",
             "gauge",
             "Start time of the process since unix epoch in seconds.",
-            *STARTED,
+            boot_time()
+                .zip(field(22))
+                .map(|(boot, ticks)| boot + ticks / clock_ticks_per_second()),
         ),
         (
             "process_threads",
@@ -75,6 +69,13 @@ pub(crate) fn text() -> String {
         }
     }
     text
+}
+
+/// When the system was started, as Unix time.
+fn boot_time() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    boot.parse().ok()
 }
 
 /// The descriptor by which they are counted is not one of them.

@@ -52,7 +52,7 @@ names() {
     } | sort
 }
 
-# orders_come_back: "late" has a number from before the backup and was committed after it; "other"
+# orders_come_back: the backup lacks a column; "late" has a number from before the backup and was committed after it; "other"
 # has one that was given twice, as after a restore without the newer orders. Nobody gave those of
 # "hand" a message id.
 orders_come_back() {
@@ -65,6 +65,8 @@ orders_come_back() {
     in_database "INSERT INTO orders (id, $orders) OVERRIDING SYSTEM VALUE VALUES
         (2, 'late', 'u', 1, 1), (6, NULL, 'hand', 1, 1), (7, 'newest', 'u', 1, 1);
         UPDATE orders SET message_id = 'other' WHERE message_id = 'third';
+        UPDATE orders SET sent = 'as it was' WHERE message_id = 'late';
+        ALTER TABLE orders ADD COLUMN younger text DEFAULT 'than the backup';
         DELETE FROM orders WHERE message_id = 'first'"
 
     fill_new_database "${database}_restored" "$scratch/dump"
@@ -74,6 +76,8 @@ orders_come_back() {
     is 'each order is there once, and no number changes hands' \
         '1 first, 2 late, 3 third, 4 hand, 5 fifth, 6 hand, 7 newest, 8 other' in_database \
         "SELECT string_agg(id || ' ' || coalesce(message_id, user_id), ', ' ORDER BY id) FROM orders"
+    is 'an order has all that both tables have room for' 'as it was' in_database \
+        "SELECT sent FROM orders WHERE message_id = 'late'"
     take_over_orders "$former"
     is 'a second time brings nothing' 8 in_database 'SELECT count(*) FROM orders'
     is 'the next order has the next number' 9 in_database \

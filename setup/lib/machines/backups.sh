@@ -31,31 +31,31 @@ SQL
 # take_over_orders FORMER: those that the backup lacks, whichever numbers they have: one that was
 # committed after the backup may have a lower number than one that is in it.
 take_over_orders() {
-    take_over orders "$1" created_at 'message_id, user_id, number_of_items, total_amount, created_at' \
-        'kept.message_id = former.message_id'
+    take_over orders "$1" created_at 'kept.message_id = former.message_id'
 }
 
 # take_over_dead_letters FORMER: as orders. A message that died twice, with different contents, is
 # two of them.
 take_over_dead_letters() {
     take_over dead_letters "$1" received_at \
-        'message_id, request_id, reason, detail, exchange, routing_key, properties, body, body_bytes, received_at' \
         'kept.message_id = former.message_id AND sha256(kept.body) = sha256(former.body)
          AND kept.body_bytes = former.body_bytes'
 }
 
-# take_over TABLE FORMER TIME COLUMNS SAME: what SAME tells to be one row is one. A row without a
+# take_over TABLE FORMER TIME SAME: what SAME tells to be one row is one. A row without a
 # message id is known by its number and its time. Each keeps the number that its owner may know,
 # unless that is another's by now, as after a restore without the newer orders.
 take_over() {
-    local table columns=$4
+    local table columns
     table=$(our_table "$1")
+    # The backup may be of an older version, with fewer.
+    columns=$(comm -12 <(columns_of "$2" "$table") <(columns_of "$database" "$table") | paste -sd ,)
     owner_psql --dbname="$2" --command="COPY $table (id, $columns) TO STDOUT" |
         owner_psql --dbname="$database" --single-transaction \
             --command="LOCK TABLE $table IN SHARE ROW EXCLUSIVE MODE" \
             --command="CREATE TEMPORARY TABLE former AS SELECT id, $columns FROM $table WITH NO DATA" \
             --command="COPY former (id, $columns) FROM STDIN" \
-            --command="DELETE FROM former USING $table AS kept WHERE $5" \
+            --command="DELETE FROM former USING $table AS kept WHERE $4" \
             --command="DELETE FROM former USING $table AS kept
                         WHERE kept.message_id IS NULL AND former.message_id IS NULL
                           AND kept.id = former.id AND kept.$3 = former.$3" \
@@ -69,6 +69,15 @@ take_over() {
                          FROM $table, CAST(pg_get_serial_sequence($(sql_text "$table"), 'id') AS regclass) AS sequence
                         GROUP BY sequence" \
             --command="INSERT INTO $table ($columns) SELECT $columns FROM former ORDER BY id"
+}
+
+# columns_of DATABASE TABLE: but its number, and those that PostgreSQL fills.
+columns_of() {
+    owner_psql --dbname="$1" --tuples-only --no-align \
+        --command="SELECT quote_ident(attname) FROM pg_attribute
+                    WHERE attrelid = to_regclass($(sql_text "$2"))
+                      AND attnum > 0 AND NOT attisdropped AND attgenerated = '' AND attname <> 'id'
+                    ORDER BY attname COLLATE \"C\""
 }
 
 # has_table DATABASE TABLE
