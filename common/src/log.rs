@@ -38,12 +38,15 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
     lines: String::new(),
     lost: 0,
+    form: (Format::Logfmt, ""),
 });
 
 struct Buffer {
     lines: String,
     /// How many lines there was no room for.
     lost: usize,
+    /// How lines are written, and of which program.
+    form: (Format, &'static str),
 }
 
 /// Whether somebody calls [`flush`] again and again.
@@ -77,7 +80,7 @@ impl Format {
 pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
     let format = Format::from_vars(vars)?;
     let filter = vars.optional("RUST_LOG").unwrap_or("info");
-    let _ = env_logger::Builder::new()
+    let begun = env_logger::Builder::new()
         .parse_filters(LIBRARIES)
         .parse_filters(filter)
         .format(move |_, record| {
@@ -98,6 +101,9 @@ pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
             Ok(())
         })
         .try_init();
+    if begun.is_ok() {
+        lock(&BUFFER).form = (format, program);
+    }
     Ok(())
 }
 
@@ -131,22 +137,33 @@ pub(crate) fn end() {
 fn write(patience: Duration) {
     let mut buffer = lock(&BUFFER);
     buffer.write(patience);
-    if buffer.lost > 0 && buffer.lines.len() < BUFFER_BYTES_MAX {
-        let lost = std::mem::take(&mut buffer.lost);
-        drop(buffer);
-        log::warn!(lines = lost; "nobody read the log: lines were lost");
-        lock(&BUFFER).write(patience);
-    }
+    buffer.add(0, |_| {});
+    buffer.write(patience);
 }
 
 impl Buffer {
-    /// Adds so many lines, if there is room for them.
+    /// Adds so many lines, if there is room for them, behind a line about those that there was none for.
     fn add(&mut self, many: usize, add: impl FnOnce(&mut String)) {
-        if self.lines.len() < BUFFER_BYTES_MAX {
-            add(&mut self.lines);
-        } else {
+        if self.lines.len() >= BUFFER_BYTES_MAX {
             self.lost += many;
+            return;
         }
+        let lost = std::mem::take(&mut self.lost);
+        if lost > 0 {
+            let (format, program) = self.form;
+            write_line(
+                &mut self.lines,
+                format,
+                program,
+                &log::Record::builder()
+                    .level(log::Level::Warn)
+                    .target(module_path!())
+                    .args(format_args!("nobody read the log: lines were lost"))
+                    .key_values(&[("lines", lost)])
+                    .build(),
+            );
+        }
+        add(&mut self.lines);
     }
 
     /// Writes what can be written without waiting for longer than that. Each write has whole lines:
