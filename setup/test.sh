@@ -167,8 +167,9 @@ each_alone() {
     cargo check --locked -p billing
 }
 
+# run_tests: most of them wait for servers and deadlines, so twice as many run at a time as there are cores.
 run_tests() {
-    cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$folder/tests.log"
+    RUST_TEST_THREADS=$(($(nproc) * 2)) cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$folder/tests.log"
 }
 
 # schedules: the server's threads on a kernel in memory, by 100,000 random schedules and by as many of PCT,
@@ -197,9 +198,8 @@ dependencies() {
 }
 
 shell_scripts() {
-    local scripts
-    mapfile -t scripts < <(find setup tests bench -name '*.sh')
-    shellcheck --external-sources .ci/run tests/vms/vagrant "${scripts[@]}"
+    { find setup tests bench -name '*.sh' -print0 && printf '%s\0' .ci/run tests/vms/vagrant; } |
+        xargs --null --max-procs="$(nproc)" --max-args=4 shellcheck --external-sources
 }
 
 # command_lines: every script that people call answers help, version and nonsense alike.
