@@ -405,7 +405,7 @@ fn unread() -> (Child, BufReader<ChildStderr>, SocketAddr) {
         log.read_line(&mut line).expect("a line");
         is_up |= line.contains("PostgreSQL is up");
         if let Some((_, rest)) = line.split_once("msg=listening address=") {
-            address = rest.split(' ').next().map(|address| address.parse());
+            address = rest.split(' ').next().map(str::parse);
         }
     }
     let address = address.expect("it listens").expect("an address");
