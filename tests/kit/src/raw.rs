@@ -55,7 +55,7 @@ impl RawReply {
         values(&self.headers, name)
     }
 
-    /// The same answer without these headers.
+    /// The answer without the headers that have these names, which are in lower case.
     #[must_use]
     pub fn without(mut self, names: &[&str]) -> Self {
         self.headers
