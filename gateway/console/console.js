@@ -1,16 +1,16 @@
 'use strict';
-// The console. It asks this gateway and nobody else, and puts what it is told on the page as text.
+// The console. It sends requests to this gateway only, and shows answers as text.
 
 const at = (id) => document.getElementById(id);
 
-/** An element with its properties and children; strings among these are text and nothing else. */
+/** Makes an element with properties and children; strings become text, never HTML. */
 function make(name, properties, ...children) {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);
   return element;
 }
 
-/** A part of a drawing. */
+/** Makes an SVG element. */
 function draw(name, attributes, ...children) {
   const element = document.createElementNS('http://www.w3.org/2000/svg', name);
   for (const attribute in attributes) element.setAttribute(attribute, attributes[attribute]);
@@ -18,22 +18,22 @@ function draw(name, attributes, ...children) {
   return element;
 }
 
-/** What somebody wrote, or the numbers of its characters where none of them can be seen. */
+/** A user's text, or its code points if none of its characters is visible. */
 const visible = (text) => (/[^\s\p{Cc}\p{Cf}\p{DI}\u2800]/u.test(text) ? text : Array.from(text, (sign) => `U+${sign.codePointAt().toString(16).toUpperCase().padStart(4, 0)}`).join(' '));
 
-/** What somebody wrote, to stand in a sentence of ours, which keeps its direction. */
+/** A user's text for a sentence of the page, whose direction it does not change. */
 const quote = (text) => make('bdi', {}, visible(text));
 
-// Asking
+// Requests
 
 const KEY = 'api-key';
-/** Until when nothing of orders is read, since the gateway was asked too much. */
+/** The time until which orders are not read, after an answer 429. */
 let pause = 0;
 
-/** Why something was not done; status 0 where no answer came. */
+/** Why an operation failed; status 0 if there was no answer. */
 const problem = (status, detail) => Object.assign(new Error(detail), { status });
 
-/** Ends what runs for the first of these controls: its answer is dropped. */
+/** Cancels the run for the first of these controls. */
 function end(controls) {
   controls[0].asking?.abort();
   controls[0].asking = null;
@@ -41,8 +41,8 @@ function end(controls) {
 }
 
 /**
- * Whatever the page asks, it asks in here, and the controls are disabled meanwhile. `work` returns what is to be
- * done with the answer when they are enabled again, unless another run for the first of them has come between.
+ * Every request is sent by a run, during which the controls are disabled. `work` returns a function that is
+ * called after they are enabled again, unless another run for the first of them has begun.
  */
 async function run(controls, work, failed) {
   end(controls);
@@ -57,7 +57,7 @@ async function run(controls, work, failed) {
   }
   if (signal.aborted) return;
   end(controls);
-  // What is disabled loses the focus.
+  // A disabled control loses the focus.
   if (document.activeElement === document.body && controls.some((control) => control.contains(focus))) (at(focus.id) ?? focus).focus();
   await then?.();
 }
@@ -79,21 +79,21 @@ async function ask(method, path, { json, headers, signal, timeout = 60_000 }) {
   if (response.status === 401) askForKey(key);
   if (response.status === 429) pause = Date.now() + (Number(head('retry-after')) || 1) * 1000;
   if (!response.ok) throw problem(response.status, answer?.detail ?? `The gateway answered ${response.status}.`);
-  // Cut, or of somebody between: what the gateway did is not known.
+  // Truncated, or from a proxy: the outcome is not known.
   if (!answer) throw problem(502, 'The answer cannot be read.');
   return { answer, tag: head('etag'), next: /<([^>]*)>; rel="next"/.exec(head('link'))?.[1] };
 }
 
-// Saying
+// Messages
 
-/** Tells what was done, for some seconds. */
+/** Shows what was done, for 6 seconds. */
 function say(...words) {
   at('notice').replaceChildren(...words);
   clearTimeout(say.timer);
   say.timer = setTimeout(() => at('notice').replaceChildren(), 6000);
 }
 
-/** A text that is read out when it changes, so it changes only when there is news. */
+/** Sets a text that is read out whenever it is set, so an equal one is not set again. */
 function tell(id, text) {
   if (at(id).textContent !== text) at(id).textContent = text;
 }
@@ -103,17 +103,17 @@ function clearProblem(form) {
   form.querySelector('[aria-invalid]')?.removeAttribute('aria-invalid');
 }
 
-/** Shows a problem at the field that it names, or else in front of the last part of the form. */
+/** Shows a problem at the field that it names, or before the last part of the form. */
 function showProblem(form, { message }) {
   clearProblem(form);
   const field = [...form.elements].find(({ name }) => name && new RegExp(`\\b${name}\\b`).test(message));
-  const told = make('p', { className: 'problem', role: 'alert' }, message);
-  if (!field) return form.lastElementChild.before(told);
-  told.id = `${field.id}-problem`;
-  field.after(told);
-  field.setAttribute('aria-describedby', told.id);
+  const text = make('p', { className: 'problem', role: 'alert' }, message);
+  if (!field) return form.lastElementChild.before(text);
+  text.id = `${field.id}-problem`;
+  field.after(text);
+  field.setAttribute('aria-describedby', text.id);
   field.setAttribute('aria-invalid', 'true');
-  // Whoever has gone on elsewhere meanwhile stays there.
+  // The focus stays where the user has moved it.
   if (form.contains(document.activeElement)) field.focus();
 }
 
@@ -127,7 +127,7 @@ function onSubmit(form, work) {
   });
 }
 
-/** Opens a dialog, in place of the one that was asked for. */
+/** Opens a dialog, instead of the one for which a movie is read. */
 function open(id) {
   const dialog = at(id);
   end([at('rows')]);
@@ -142,24 +142,24 @@ for (const button of document.querySelectorAll('[data-close]')) {
   button.addEventListener('click', () => dialog.close());
   dialog.addEventListener('close', () => {
     if (form.asking) end(controlsOf(form));
-    // What has become of it is for the list to show.
+    // The list shows the outcome of a request that was cancelled.
     loadMovies();
   });
 }
 
 // Keys
 
-/** The key is asked for, once; one that was refused is forgotten. */
+/** Asks for a key, once; forgets a key that was refused. */
 function askForKey(refused) {
   if (refused !== sessionStorage[KEY]) return;
   delete sessionStorage[KEY];
   at('forget').hidden = true;
   if (at('keys').open) return;
   const dialog = open('keys');
-  if (refused) showProblem(dialog.querySelector('form'), problem(401, 'The gateway does not know this key.'));
+  if (refused) showProblem(dialog.querySelector('form'), problem(401, 'The gateway refused this key.'));
 }
 
-// There is nothing to do here without one.
+// The page is of no use without a key.
 at('keys').addEventListener('cancel', (event) => event.preventDefault());
 
 onSubmit(at('keys').querySelector('form'), async () => {
@@ -224,7 +224,7 @@ function drawCharts() {
     let stroke = '', fill = '', pen = 'M';
     for (const moment of moments) {
       const point = `${(SECONDS_SHOWN - (end - moment.time) / 1000).toFixed(1)} ${(39 - (moment[name] / top) * 37).toFixed(1)}`;
-      // Where nothing is known there is a gap.
+      // A value that is missing leaves a gap.
       if (moment[name] != null) {
         stroke += pen + point;
         fill += `M${point}V40`;
@@ -246,7 +246,7 @@ function remember(status) {
   const moment = { time: Date.now(), ...status?.queue };
   if (status) {
     moment.posted = status.gateway.orders_posted;
-    // Over five seconds, or the line would have a peak for each order. A gateway that was started anew counts from 0.
+    // The rate of five seconds: a shorter time would give a peak for each order. A new gateway counts from 0.
     const before = moments.find(({ time, posted }) => posted != null && moment.time - time < 5500);
     if (before?.posted <= moment.posted) moment.rate = ((moment.posted - before.posted) * 1000) / Math.max(1, moment.time - before.time);
   }
@@ -296,7 +296,7 @@ const look = () => run([at('picture')], async (ask) => {
     if (goneSince) loadMovies();
     goneSince = null;
     const { orders_readable, gateway, billing, queue } = answer;
-    if (!orders_readable) tell('recorded-said', 'They are not shown through this gateway (EXPOSE_ORDERS); billing-api has them.');
+    if (!orders_readable) tell('recorded-said', 'This gateway does not show them (EXPOSE_ORDERS); billing-api does.');
     readable ??= orders_readable;
     if (!readable || billing.state !== 'up' || Date.now() < pause) return;
     if (!at('placed').asking) run([at('placed')], follow, () => {});
@@ -308,17 +308,17 @@ const look = () => run([at('picture')], async (ask) => {
   outages += 1;
   remember(null);
   paint(null);
-  tell('gone', status ? `The gateway cannot say how the platform is: ${message}` : `The gateway does not answer since ${goneSince.toLocaleTimeString()}.`);
+  tell('gone', status ? `The gateway cannot report the status: ${message}` : `The gateway has not answered since ${goneSince.toLocaleTimeString()}.`);
   at('gone').hidden = false;
 });
 
 // Movies
 
-/** The part of a title that is searched, and the addresses of the pages up to the one that is shown. */
+/** The text that is searched in titles, and the addresses of the pages up to the one shown. */
 let wanted;
 
 function firstPage() {
-  // Half a character, as the end of a text that was cut may be, is none.
+  // A text that was cut may end in half a surrogate pair.
   const part = at('search').value.toWellFormed();
   return { part, pages: [`/api/movies?limit=10${part && `&title=${encodeURIComponent(part)}`}`] };
 }
@@ -354,7 +354,7 @@ function showMovies({ part, pages }, movies, next) {
 }
 
 at('search').oninput = () => {
-  // Nothing opens over what is typed here.
+  // No dialog opens while the user types.
   end([at('rows')]);
   clearTimeout(search.timer);
   search.timer = setTimeout(search, 200);
@@ -363,9 +363,9 @@ at('search').oninput = () => {
 // One movie
 
 const FIELDS = ['title', 'description'];
-/** The movie that is open here, as it was when it was read; its id is null for a new one. */
+/** The movie in the dialog, as it was read; its id is null for a new one. */
 let current;
-/** What the fields made of it: they know one kind of line break. */
+/** Its fields after the browser has normalized their line breaks. */
 let filled;
 
 async function read(ask, id) {
@@ -387,7 +387,7 @@ function openEditor(what) {
 
 at('add').onclick = () => openEditor({ id: null, movie: { title: '', description: '' } });
 
-/** What the list shows may be old, so it is read again before it is changed. */
+/** Reads a movie again before a change, since the list may be out of date. */
 const opened = (id, work) => run([at('rows')], async (ask) => {
   const what = await read(ask, id);
   return () => work(what);
@@ -398,7 +398,7 @@ const opened = (id, work) => run([at('rows')], async (ask) => {
 
 const editor = at('editor').querySelector('form');
 
-/** Changes the movie, unless somebody else has: then it is read again. */
+/** Changes the movie; if somebody else has changed it, returns it as it is now. */
 async function change(ask, method, json) {
   const { id, tag } = current;
   try {
@@ -429,7 +429,7 @@ function showConflict(theirs, json) {
   at('conflict').hidden = false;
   at('take-theirs').onclick = () => openEditor(theirs);
   at('keep-mine').onclick = () => {
-    // Over what was just shown, and nothing newer.
+    // Replaces the version shown, and no newer one.
     current = theirs;
     at('conflict').hidden = true;
     editor.requestSubmit();
@@ -476,9 +476,9 @@ onSubmit(at('emptier').querySelector('form'), async (ask) => {
 
 // Orders
 
-/** The order whose outcome is not known, so that a repeat of it has the same key. */
+/** The order whose outcome is not known; a repeat of it has its key. */
 let attempt = null;
-/** Whether orders may be read here; null while that is not known. */
+/** Whether orders may be read; null before the first status. */
 let readable = null;
 
 onSubmit(at('order'), async (ask) => {
@@ -500,12 +500,12 @@ onSubmit(at('order'), async (ask) => {
     };
   } catch (error) {
     if (error.status && error.status < 500) attempt = null;
-    else error.message += ' Place it again as it is: it has a key, and is recorded once at most.';
+    else error.message += ' Place it again unchanged: it has a key, and is recorded at most once.';
     throw error;
   }
 });
 
-/** What became of the orders of this page; among many others they would pass unseen. */
+/** Shows which orders of this page are recorded; among many others a user would miss them. */
 async function follow(ask) {
   for (const row of at('placed').querySelectorAll('[data-state="degraded"]')) {
     const { answer: [order] } = await ask('GET', `/api/orders?message_id=${encodeURIComponent(row.firstChild.textContent)}`);
@@ -515,7 +515,7 @@ async function follow(ask) {
   }
 }
 
-/** A table of what billing-api has, the newest first. */
+/** Makes a table of orders or dead letters, the newest first. */
 function makeList(name, path, none, columns) {
   const said = make('p', { id: `${name}-said`, className: 'said', role: 'status' });
   const body = make('tbody', {});
@@ -542,7 +542,7 @@ function makeList(name, path, none, columns) {
       show();
     };
   }, (error) => {
-    // They may be read with another key.
+    // Another key may have the right.
     if (error.status === 403) readable = false;
     if (error.status !== 429) said.textContent = error.message;
   });
@@ -558,7 +558,7 @@ function makeList(name, path, none, columns) {
       end([wide, older]);
       show();
     },
-    /** Reads the newest page where there is news, and once more, since it may come before what it tells of. */
+    /** Reads the newest page twice after `now` has changed, which may be before the rows change. */
     refresh(now) {
       if (now !== news) looks = 2;
       news = now;
@@ -578,7 +578,7 @@ const moment = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeSty
 const recorded = makeList('recorded', '/api/orders', 'None is recorded yet.', [['Id', 'id', 'number'], ['User', 'user_id'], ['Items', 'number_of_items', 'number'], ['Total', 'total_amount', 'number'], ['Recorded', 'created_at']]);
 const letters = makeList('dead-letters', '/api/dead-letters', 'There are none.', [['Id', 'id', 'number'], ['Reason', 'reason'], ['What is wrong', 'detail'], ['Message id', 'message_id'], ['Since', 'received_at']]);
 
-// The begin
+// Start
 
 function reload() {
   at('forget').hidden = !sessionStorage[KEY];

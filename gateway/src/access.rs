@@ -1,5 +1,5 @@
-//! Who may do what, and how often. Without `API_KEYS_FILE` the gateway is open to all; without
-//! `RATE_LIMIT_PER_SECOND` as often as they like.
+//! API keys and the rate limit. Without `API_KEYS_FILE` every client may do everything; without
+//! `RATE_LIMIT_PER_SECOND` no client has a limit.
 
 use std::fmt;
 use std::io;
@@ -18,27 +18,27 @@ use subtle::ConstantTimeEq;
 
 use crate::rate_limit::{Rate, RateLimit};
 
-/// The longest name of a caller: with an `Idempotency-Key` it makes a message id, for which AMQP has
-/// 255 bytes.
+/// The longest name of a caller. The name and an `Idempotency-Key` make a message id, which AMQP limits to 255
+/// bytes.
 const NAME_BYTES_MAX: usize = 128;
 
 /// The variable that names the file of keys.
 const FILE: &str = "API_KEYS_FILE";
 
-/// Who may do what, and how often.
+/// The keys in force, and the rate limit.
 pub(crate) struct Access {
     keys: Option<Arc<RwLock<Vec<Key>>>>,
     limit: Option<RateLimit<Caller>>,
 }
 
-/// What the gateway asks of its callers.
+/// The settings of API keys and the rate limit.
 #[derive(Clone, Default)]
 pub struct AccessConfig {
     keys: Option<KeysFile>,
     rate: Option<Rate>,
 }
 
-/// The file of keys as it was read.
+/// The file of keys, with the keys that were read from it.
 #[derive(Clone)]
 struct KeysFile {
     path: PathBuf,
@@ -46,7 +46,7 @@ struct KeysFile {
     keys: Vec<Key>,
 }
 
-/// One caller's key, known only by its hash.
+/// One caller's key, of which the gateway has only the hash.
 #[derive(Debug, Clone)]
 struct Key {
     name: String,
@@ -54,7 +54,7 @@ struct Key {
     role: Role,
 }
 
-/// What a key allows; each includes those before it.
+/// What a key allows; each role includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
     Read,
@@ -76,11 +76,11 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RateCounted {
     Always,
-    /// Those without a valid key, where keys are in force.
+    /// Only requests without a valid key, where keys are in force.
     Unauthenticated,
 }
 
-/// Whose requests are counted together.
+/// A client whose requests are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Caller {
     Key(String),
@@ -88,7 +88,7 @@ enum Caller {
 }
 
 impl AccessConfig {
-    /// From `API_KEYS_FILE`, `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`; all are optional.
+    /// Reads `API_KEYS_FILE`, `RATE_LIMIT_PER_SECOND` and `RATE_LIMIT_BURST`; all are optional.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let keys = vars.guarding(FILE)?.map(KeysFile::read).transpose()?;
         Ok(Self {
@@ -108,7 +108,8 @@ impl KeysFile {
         })
     }
 
-    /// The keys that are in force from now on. A file that cannot be used leaves them as they were.
+    /// Returns the keys in force, and reads the file again whenever it changes. A file that cannot be used
+    /// leaves the keys unchanged.
     fn watch(self) -> io::Result<Arc<RwLock<Vec<Key>>>> {
         let in_force = Arc::new(RwLock::new(self.keys));
         let (changed, path) = (Arc::clone(&in_force), self.path);
@@ -133,13 +134,13 @@ fn keys_in(file: &Path) -> Result<Vec<Key>, ConfigError> {
     };
     let text = std::fs::read_to_string(file).map_err(|error| {
         malformed(format!(
-            "which cannot be read: {error}; it must be there, and readable for this user"
+            "which cannot be read: {error}; the file must exist, and this user must be able to read it"
         ))
     })?;
     read_keys(&text).map_err(|(line, problem)| {
         malformed(format!(
-            "where line {line} {problem}; a key is a line name:sha256-hex:role, each name once, \
-             with the hash that \"printf %s KEY | sha256sum\" prints"
+            "where line {line} {problem}; each line is name:sha256-hex:role, with a name of its own \
+             and the hash that \"printf %s KEY | sha256sum\" prints"
         ))
     })
 }
@@ -152,7 +153,7 @@ fn rate(vars: &Vars) -> Result<Option<Rate>, ConfigError> {
             None => Ok(None),
             Some(_) => Err(ConfigError {
                 key: "RATE_LIMIT_BURST".to_owned(),
-                problem: "is set without RATE_LIMIT_PER_SECOND, and limits nothing".to_owned(),
+                problem: "is set without RATE_LIMIT_PER_SECOND, and has no effect".to_owned(),
             }),
         };
     }
@@ -161,8 +162,8 @@ fn rate(vars: &Vars) -> Result<Option<Rate>, ConfigError> {
     Ok(Some(Rate::new(per_second, burst)))
 }
 
-/// Lines of `name:sha256-hex:read|write|admin`; empty ones and comments are passed over. The
-/// error is the number of the line and what is wrong with it, without what it says.
+/// Reads lines of `name:sha256-hex:read|write|admin`; ignores empty lines and comments. The error is the number
+/// of the line and what is wrong with it, without its text.
 fn read_keys(text: &str) -> Result<Vec<Key>, (usize, &'static str)> {
     let mut keys: Vec<Key> = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -177,7 +178,7 @@ fn read_keys(text: &str) -> Result<Vec<Key>, (usize, &'static str)> {
         keys.push(key);
     }
     if keys.is_empty() {
-        Err((1, "and the others hold no key"))
+        Err((1, "has no key, nor has any other line"))
     } else {
         Ok(keys)
     }
@@ -210,7 +211,7 @@ fn read_key(line: &str) -> Result<Key, &'static str> {
     })
 }
 
-/// The 32 bytes that 64 digits stand for, in letters of any case.
+/// The 32 bytes of 64 hexadecimal digits, in letters of any case.
 fn from_hexadecimal(digits: &str) -> Option<[u8; 32]> {
     let (pairs, []) = digits.as_bytes().as_chunks::<2>() else {
         return None;
@@ -222,10 +223,10 @@ fn from_hexadecimal(digits: &str) -> Option<[u8; 32]> {
 }
 
 impl Access {
-    /// From now on the file of keys is read again when it has changed.
+    /// Starts to watch the file of keys.
     pub(crate) fn new(config: &AccessConfig) -> Result<Self, StartError> {
         if config.keys.is_none() {
-            log::warn!("API_KEYS_FILE is not set: whoever reaches this gateway may do everything");
+            log::warn!("API_KEYS_FILE is not set: every client of this gateway may do everything");
         }
         let keys = config.keys.clone().map(KeysFile::watch).transpose();
         let keys =
@@ -234,18 +235,18 @@ impl Access {
         Ok(Self { keys, limit })
     }
 
-    /// Whether this request may be done, now; says by whose key, where keys are in force.
+    /// Checks the key and the rate limit of a request, and notes the name of its caller where keys are in force.
     pub(crate) fn check(&self, request: &Head) -> Result<(), Problem> {
         self.check_for(needed_role(&request.method), RateCounted::Always, request)
     }
 
-    /// Checks a request for what only an administrator may do, whatever the method.
+    /// Checks a request that only an administrator may send, whatever its method.
     pub(crate) fn check_administrator(&self, request: &Head) -> Result<(), Problem> {
         self.check_for(Role::Admin, RateCounted::Always, request)
     }
 
-    /// Checks a request for the status. The console sends one every second and it is answered from memory, so
-    /// it does not count towards the limit, unless it has no valid key.
+    /// Checks a request for the status. The console sends one every second, which the gateway answers from
+    /// memory. Such a request counts towards the rate limit only if it has no valid key.
     pub(crate) fn check_status(&self, request: &Head) -> Result<(), Problem> {
         self.check_for(
             needed_role(&request.method),
@@ -291,7 +292,7 @@ fn authenticated<'k>(keys: &'k [Key], request: &Head) -> Result<&'k Key, Problem
         || Problem::unauthorized("send a valid API key, as Authorization: Bearer KEY");
     let given = request.bearer().ok_or_else(unauthorized)?;
     let hash = digest(&SHA256, given.as_bytes());
-    // All are compared, and each in full: the time tells nothing about how near a guess was.
+    // Every key is compared in full, so that the time reveals nothing about how near a guess was.
     let mut found = None;
     for key in keys {
         if bool::from(key.sha256.as_slice().ct_eq(hash.as_ref())) {
@@ -364,6 +365,9 @@ mod tests {
             (1, name)
         );
         assert_eq!(refused(&format!("a\0b:{HASH}:read")), (1, name));
-        assert_eq!(refused("# nobody\n"), (1, "and the others hold no key"));
+        assert_eq!(
+            refused("# nobody\n"),
+            (1, "has no key, nor has any other line")
+        );
     }
 }

@@ -27,7 +27,7 @@ pub(crate) const RECORDED_ORDERS: &[Route<Forwarder>] = &[
     (Verb::Get, "/api/orders/:id", Handler::Owned(forward)),
 ];
 
-/// Checks the head of a request for an order: the caller, and whether an order can follow.
+/// Checks the head of a request for an order: the caller, and whether the body can be an order.
 pub(crate) fn may_place_order(access: &Access, head: &Head) -> Result<(), Problem> {
     access.check(head)?;
     head.require_query_of(&[])?;
@@ -76,8 +76,8 @@ fn order_message(request: &Request) -> Result<OrderMessage, Problem> {
     })
 }
 
-/// The message id that is made of a key and, where keys of the API are in force, of the caller's name. Neither
-/// an `Idempotency-Key` nor a UUID has a space, so two callers never have one message id.
+/// Makes a message id of an `Idempotency-Key` and, where API keys are in force, of the caller's name. Neither an
+/// `Idempotency-Key` nor a UUID has a space, so two callers never have one message id.
 fn message_id(caller: Option<&String>, key: String) -> String {
     match caller {
         Some(caller) => format!("{caller} {key}"),
@@ -85,12 +85,12 @@ fn message_id(caller: Option<&String>, key: String) -> String {
     }
 }
 
-/// The key, without its quotes if it has some.
+/// The `Idempotency-Key`, without its quotes if it has any.
 fn idempotency_key(given: &str) -> Result<String, Problem> {
     let key = match given.strip_prefix('"') {
         Some(quoted) => unquoted(quoted).ok_or_else(|| {
             Problem::bad_request(
-                "Idempotency-Key begins with a quote and is no string as RFC 8941 has it",
+                "Idempotency-Key begins with a quote but is not a string of RFC 8941",
             )
         })?,
         None => given.to_owned(),
@@ -106,7 +106,7 @@ fn idempotency_key(given: &str) -> Result<String, Problem> {
     ))
 }
 
-/// The value of a string of RFC 8941 §3.3.3, behind its first quote.
+/// The value of a string of RFC 8941 §3.3.3; `quoted` begins after the first quote.
 fn unquoted(quoted: &str) -> Option<String> {
     let mut value = String::new();
     let mut characters = quoted.chars();

@@ -9,42 +9,42 @@ use common::http::HttpConfig;
 
 use crate::access::AccessConfig;
 
-/// A slot for movies waits for the inventory nearly all of its time.
+/// There are many slots, since a slot for movies waits for the inventory nearly all of its time.
 const WORKERS: usize = 32;
 
 /// All settings of the gateway.
 #[derive(Clone)]
 pub struct Config {
-    /// Where it listens.
+    /// The address and the limits of the HTTP server.
     pub http: HttpConfig,
-    /// Where movies are forwarded to, in turn; at least one.
+    /// The inventories to which the gateway forwards requests in turn; at least one.
     pub inventories: Vec<SocketAddr>,
-    /// Where recorded orders and dead letters are read.
+    /// The address of billing-api, which lists recorded orders and dead letters.
     pub billing_api: SocketAddr,
-    /// Where the consumer says whether it records.
+    /// The address at which the consumer reports whether it records orders.
     pub billing_consumer: SocketAddr,
-    /// Whether orders and dead letters can be read through the gateway too.
+    /// Whether clients can read orders and dead letters through the gateway.
     pub expose_orders: bool,
-    /// How long those that requests are forwarded to may take.
+    /// How long a service behind the gateway may take.
     pub limits: UpstreamLimits,
-    /// Where orders go.
+    /// The queue to which orders are published.
     pub queue: QueueConfig,
-    /// Who may do what, and how often.
+    /// The API keys and the rate limit.
     pub access: AccessConfig,
 }
 
 /// How long a service may take before the gateway answers in its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UpstreamLimits {
-    /// Until it accepts a connection.
+    /// From the dial until the service accepts the connection.
     pub connect: Duration,
-    /// Until it has taken the request.
+    /// From then until the service has taken the request.
     pub send: Duration,
-    /// From then until its answer begins.
+    /// From then until the answer of the service begins.
     pub response: Duration,
-    /// Between two parts of its answer.
+    /// Between two parts of the answer.
     pub pause: Duration,
-    /// For all of that until its answer is passed back: whoever asked waits no longer.
+    /// For all of these together; no client waits longer.
     pub answer: Duration,
 }
 
@@ -61,7 +61,7 @@ impl Default for UpstreamLimits {
 }
 
 impl Config {
-    /// From the variables of `.env`.
+    /// Reads the settings from the variables of `.env`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let billing: IpAddr =
             vars.parsed("BILLING_VM_IP", "an IP address such as 192.168.56.12")?;
@@ -83,8 +83,8 @@ impl Config {
     }
 }
 
-/// From `INVENTORY_URLS` where it is set, else from the address and the port of the one
-/// inventory.
+/// Reads the addresses from `INVENTORY_URLS`, or the one address from `INVENTORY_VM_IP` and
+/// `INVENTORY_API_PORT` if `INVENTORY_URLS` is not set.
 fn inventories(vars: &Vars) -> Result<Vec<SocketAddr>, ConfigError> {
     const URLS: &str = "INVENTORY_URLS";
     let Some(urls) = vars.optional(URLS) else {
@@ -94,7 +94,7 @@ fn inventories(vars: &Vars) -> Result<Vec<SocketAddr>, ConfigError> {
             vars.port("INVENTORY_API_PORT")?,
         )]);
     };
-    // Addresses and no names: a name would be looked up again for each request.
+    // A host name is malformed, since the gateway would have to resolve it for each request.
     let address = |url: &str| {
         let address = url.trim().strip_prefix("http://")?;
         address.strip_suffix('/').unwrap_or(address).parse().ok()

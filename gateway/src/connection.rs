@@ -1,6 +1,6 @@
-//! The connection to the broker, on a thread of its own: opening, declaring and closing wait for the
-//! broker, and no order waits meanwhile. The thread sends the publisher a channel with publisher confirms. The
-//! publisher releases the channel to this thread, which closes it, with the reason.
+//! The connection to the broker, on a thread of its own: opening, declaring and closing wait for the broker,
+//! and no order waits for them. The thread sends the publisher a channel with publisher confirms. The publisher
+//! releases the channel, with the reason, to this thread, which closes it.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use common::amqp::{AmqpConnection, AmqpError, ConfirmChannel, QueueConfig};
 use common::outage::Outage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-/// A connection that has lasted so long ends the outage, even if no order was confirmed on it.
+/// A connection that has lasted this long ends the outage, even if no order was confirmed on it.
 const PROVEN_AFTER: Duration = Duration::from_mins(1);
 
 /// A channel for the publisher. The publisher releases it and never drops it: a drop waits for the broker.
@@ -88,7 +88,7 @@ struct ConnectionThread {
 }
 
 impl ConnectionThread {
-    /// One connection after another.
+    /// Opens one connection after another.
     fn run(self) {
         let mut outage = Outage::none(Duration::from_millis(100), Duration::from_secs(3));
         loop {
@@ -106,7 +106,8 @@ impl ConnectionThread {
             }
             let text = "no connection to the broker; orders are refused";
             let pause = outage.note(error.level(), &error.to_string(), text);
-            // The publisher has no channel that it could release, so this waits, or ends with the publisher.
+            // The publisher has no channel to release, so this thread waits for the pause, or ends with the
+            // publisher.
             if let Err(RecvTimeoutError::Disconnected) = self.released.recv_timeout(pause) {
                 return;
             }

@@ -1,7 +1,6 @@
-//! `GET /`: a browser gets the console, a page that shows and does what the gateway can do; who
-//! asks for no page gets a list of addresses. The page is one answer, its style and its program
-//! within, and the policy that goes with it names both by their hashes: a browser runs nothing
-//! else, and asks nobody but this gateway.
+//! `GET /`: a browser gets the console, a page from which every operation of the gateway can be used; other
+//! clients get a list of addresses. The page contains its style and its program. Its content security policy
+//! names both by their hashes, so a browser runs nothing else and sends requests to this gateway only.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +14,8 @@ const PAGE: &str = include_str!("../console/index.html");
 const STYLE: &str = include_str!("../console/console.css");
 const PROGRAM: &str = include_str!("../console/console.js");
 
-/// What stands in the page for the other two files, so that it can be opened from its folder.
+/// The elements for which the style and the program are substituted; with them the page can also be opened
+/// from its folder.
 const STYLE_LINK: &str = r#"<link rel="stylesheet" href="console.css">"#;
 const PROGRAM_LINK: &str = r#"<script src="console.js"></script>"#;
 
@@ -44,7 +44,7 @@ impl Console {
     }
 }
 
-/// As a policy names what it lets in (CSP 3, §2.3.1).
+/// A hash source of a content security policy (CSP 3, §2.3.1).
 fn hash(text: &str) -> String {
     format!(
         "sha256-{}",
@@ -75,21 +75,21 @@ fn get_console<'a>(console: &'a mut Console, request: &Request) -> HandlerResult
         });
         json_if_changed(request, &index)
     };
-    // Asked for again each time, and sent again only when it is another one.
+    // A browser asks for the page each time, and gets it again only if it has changed.
     Ok(response
         .with_header("cache-control", "no-cache")
         .with_header("vary", "accept"))
 }
 
-/// Whether the client would rather have a page than JSON (RFC 9110 §12.5.1): browsers name
-/// `text/html`, other clients take anything or say nothing.
+/// Whether the client prefers a page to JSON (RFC 9110 §12.5.1). Browsers name `text/html`; other clients accept
+/// any type or send no `Accept`.
 fn prefers_html(request: &Request) -> bool {
     let named = request.headers.values("accept");
     let accept: Vec<&str> = named.flat_map(|value| value.split(',')).collect();
     quality(&accept, "text", "html") > quality(&accept, "application", "json")
 }
 
-/// How welcome a media type is, in thousandths: the range that fits it best says so.
+/// The weight of a media type in thousandths, which is that of the most specific range.
 fn quality(accept: &[&str], main: &str, sub: &str) -> u16 {
     let fit = |range: &str| {
         let mut parts = range.split(';').map(str::trim);
@@ -115,7 +115,7 @@ fn quality(accept: &[&str], main: &str, sub: &str) -> u16 {
 mod tests {
     use super::*;
 
-    /// What the three files may have together.
+    /// The greatest size of the three files together.
     const CONSOLE_BYTES_MAX: usize = 40_000;
 
     fn html_is_better_than_json(accept: &str) -> bool {

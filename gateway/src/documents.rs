@@ -1,5 +1,5 @@
-//! What the gateway says about itself: `docs/openapi.yaml`, as it was when this was built. Open to
-//! all, keys or none: whoever has to learn how to call cannot call yet.
+//! Serves `docs/openapi.yaml`, which is built into the program. No key is needed for it, since a client reads it
+//! to learn how to send one.
 
 use common::http::{Handler, HandlerResult, Request, Response, Route, Verb, if_changed};
 

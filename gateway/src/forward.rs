@@ -24,13 +24,13 @@ use crate::upstreams::Upstreams;
 /// A connection that was idle for longer is not used again.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// An answer of less is passed back in one piece.
+/// A shorter answer is passed back in one piece.
 const PIECE_BYTES: usize = 32 * 1024;
 
-/// The longest head of an answer, and of a request.
+/// The longest head of an answer or of a request.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// How much is read at once.
+/// How many bytes one call reads.
 const READ_BYTES: usize = 16 * 1024;
 
 /// The state of a slot that forwards to services of one kind: an idle connection to each.
@@ -58,8 +58,8 @@ impl Forwarder {
         }
     }
 
-    /// The idle connection, if it is open and nothing has arrived on it, not even its end: what arrives
-    /// without a request is no answer.
+    /// Takes the idle connection to this address, if neither bytes nor its end have arrived on it: bytes that
+    /// arrive without a request are not an answer.
     fn take(&mut self, address: SocketAddr) -> Option<Socket> {
         let index = self.idle.iter().position(|idle| idle.address == address)?;
         let idle = self.idle.swap_remove(index);
@@ -119,12 +119,12 @@ struct Exchange {
     deadline: Instant,
     /// The deadline of the whole exchange.
     last: Instant,
-    /// What is sent before the body.
+    /// The bytes before the body.
     head: Vec<u8>,
-    /// How much of head and body is sent.
+    /// How many bytes of head and body are sent.
     sent: usize,
     call: Option<Call<RecvResponse>>,
-    /// What has arrived and is not used yet.
+    /// The bytes that have arrived and are not parsed yet.
     input: Vec<u8>,
 }
 
@@ -138,7 +138,7 @@ enum Stage {
 /// An answer whose head has arrived.
 struct Answer {
     head: http::Response<()>,
-    /// None where the end of the connection was the end of the body.
+    /// None after the end of the connection has ended the body.
     call: Option<Call<RecvBody>>,
     body: Vec<u8>,
 }
@@ -150,20 +150,20 @@ enum Failure {
     /// The connection ended before any byte of an answer.
     Disconnected(io::Error),
     TimedOut(&'static str),
-    /// The answer is malformed, or ended before its end.
+    /// The answer is malformed or truncated.
     InvalidAnswer(String),
 }
 
 /// The progress of an exchange.
 enum Progress {
     Waits(Interest),
-    /// Without content, or with all of it.
+    /// A complete answer, and whether its connection can be used again.
     Whole(http::Response<()>, Body<'static>, bool),
     Long,
 }
 
 impl Exchange {
-    /// What is sent before the body, and the protocol from there on.
+    /// The bytes before the body, and the state of the protocol after the request.
     fn prepared(
         request: &Request,
         address: SocketAddr,
@@ -194,7 +194,7 @@ impl Exchange {
             Some(SendRequestResult::RecvResponse(call)) => Some(call),
             Some(SendRequestResult::SendBody(mut call)) => {
                 if call.is_chunked() {
-                    // An empty body where the method asks for one.
+                    // The last chunk of an empty body, which this method must have.
                     let mut end = [0; 16];
                     let (_, written) = call.write(&[], &mut end).map_err(cannot)?;
                     head.extend_from_slice(&end[..written]);
@@ -252,7 +252,7 @@ impl Exchange {
         }
     }
 
-    /// Does what can be done without waiting. The lease is dropped when the exchange is over.
+    /// Continues as far as it can without waiting. The lease is dropped when the exchange is over.
     fn go_on(mut self, socket: Socket) {
         match self.advance(&socket) {
             Ok(Progress::Waits(interest)) => self.wait(socket, interest),
@@ -297,7 +297,7 @@ impl Exchange {
                 return Ok(Progress::Waits(Interest::Write));
             }
             self.enter(Stage::Receive);
-            // There is hardly ever an answer yet.
+            // The answer has rarely arrived by now.
             return Ok(Progress::Waits(Interest::Read));
         }
         loop {
@@ -319,7 +319,7 @@ impl Exchange {
         }
     }
 
-    /// Sends what the service takes of head and body; true where that was the last of it.
+    /// Sends as much of head and body as the socket takes; true if all of it is sent.
     fn send(&mut self, mut socket: &Socket) -> Result<bool, Failure> {
         let body = if has_body(&self.request) {
             &self.request.body[..]
@@ -350,7 +350,7 @@ impl Exchange {
         }
     }
 
-    /// The service sends nothing more.
+    /// Handles the end of the connection.
     fn end(&mut self) -> Result<Progress, Failure> {
         if let Stage::Body(answer) = &mut self.stage
             && answer.ends_with_the_connection()
@@ -362,7 +362,7 @@ impl Exchange {
         Err(self.disconnected(ErrorKind::UnexpectedEof.into()))
     }
 
-    /// Makes of what has arrived as much as can be made; None where more is needed.
+    /// Parses the bytes that have arrived; None if more are needed.
     fn understand(&mut self) -> Result<Option<Progress>, Failure> {
         while let Some(call) = &mut self.call {
             let (used, head) = call
@@ -375,7 +375,7 @@ impl Exchange {
                         return Ok(Some(progress));
                     }
                 }
-                // Behind an interim answer there may be another.
+                // Another answer follows an interim answer.
                 None if used > 0 => {}
                 None if self.input.len() > HEAD_BYTES_MAX => {
                     return Err(Failure::InvalidAnswer("its head is too long".to_owned()));
@@ -399,7 +399,7 @@ impl Exchange {
     fn on_head(&mut self, head: http::Response<()>) -> Result<Option<Progress>, Failure> {
         if head.status() == http::StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::InvalidAnswer(
-                "it changes to a protocol that nobody asked for".into(),
+                "it switches to a protocol that the request did not name".into(),
             ));
         }
         match self.call.take().and_then(Call::<RecvResponse>::proceed) {
@@ -424,7 +424,7 @@ impl Exchange {
         }
     }
 
-    /// Passes a long answer back as it comes. This thread waits for the service and for the client.
+    /// Passes a long answer back while it arrives. This thread waits for the service and for the client.
     fn pass_back(mut self, socket: Socket) {
         let service = self.lease.state().upstreams.service();
         let pause = self.lease.state().limits.pause;
@@ -457,9 +457,9 @@ impl Exchange {
         }
     }
 
-    /// Tries again, where that may help and can do no harm, or tells the client. A connection that
-    /// the service closed while it was idle shows only when it is used; a service that is gone
-    /// has perhaps a neighbour.
+    /// Tries again if that may help and can do no harm; otherwise answers the client. That a service has closed
+    /// an idle connection may show only when the connection is used; for a service that is down there may be
+    /// another one.
     fn fail(mut self, failure: Failure) {
         let upstreams = Arc::clone(&self.lease.state().upstreams);
         let disconnected = matches!(failure, Failure::Disconnected(_));
@@ -488,7 +488,7 @@ impl Exchange {
 }
 
 impl Answer {
-    /// Reads the body out of what has arrived, until there are so many bytes of it.
+    /// Reads the body from the bytes that have arrived, up to `bytes_max` bytes.
     fn read(&mut self, input: &mut Vec<u8>, bytes_max: usize) -> Result<(), Failure> {
         let Some(call) = &mut self.call else {
             return Ok(());
@@ -507,7 +507,7 @@ impl Answer {
         Ok(())
     }
 
-    /// Reads on until there is a piece; a service that sends less in that time holds the slot no longer.
+    /// Reads until there is a piece; a service that sends less within the pause does not keep the slot.
     fn next_piece(
         &mut self,
         socket: &Socket,
@@ -526,9 +526,7 @@ impl Answer {
                     return Ok(());
                 }
                 Ok(0) => {
-                    return Err(Failure::InvalidAnswer(
-                        "its answer ends in the middle".to_owned(),
-                    ));
+                    return Err(Failure::InvalidAnswer("its answer is truncated".to_owned()));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -547,7 +545,7 @@ impl Answer {
         mode == Some(BodyMode::CloseDelimited)
     }
 
-    /// Whether all of it is here.
+    /// Whether all of the body has arrived.
     fn is_ended(&self) -> bool {
         let ended = self.call.as_ref().is_none_or(Call::<RecvBody>::can_proceed);
         ended && !self.ends_with_the_connection()
@@ -583,7 +581,7 @@ fn nonsense(error: &ureq_proto::Error) -> Failure {
     Failure::InvalidAnswer(error.to_string())
 }
 
-/// Reads what has arrived.
+/// Reads the bytes that have arrived.
 fn receive(mut socket: &Socket, input: &mut Vec<u8>) -> io::Result<usize> {
     let begin = input.len();
     input.resize(begin + READ_BYTES, 0);

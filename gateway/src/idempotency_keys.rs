@@ -20,7 +20,7 @@ pub(crate) struct IdempotencyKeys {
 /// How an order compares with the one that is remembered for its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyMatch {
-    /// The key was not remembered, and now is.
+    /// The key is now remembered, and was not before.
     New,
     /// The remembered order is equal.
     Same,

@@ -1,5 +1,5 @@
-//! The API gateway: `proxy` forwards movies to the inventory, `publisher` publishes orders, `api` has the
-//! routes; `status` and `console` are for operators.
+//! The API gateway: `forward` and `proxy` pass requests on to services, `publisher` publishes orders, `api` has
+//! the routes; `status` and `console` are for operators.
 
 mod config;
 
@@ -39,10 +39,10 @@ use publisher::{OrderSender, PublisherHandle};
 use status::{PlatformStatus, ProbedServices};
 use upstreams::Upstreams;
 
-/// Requests for the status share one snapshot a second.
+/// Two slots suffice, since all requests for the status share one snapshot a second.
 const STATUS_WORKERS: usize = 2;
 
-/// As many slots as billing-api has for orders, and for dead letters.
+/// Billing-api has this number of slots for orders, and for dead letters.
 const RECORDED_ORDERS_WORKERS: usize = 4;
 
 /// The running service.
@@ -104,8 +104,8 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
     Ok(Gateway { server, publisher })
 }
 
-/// A bulkhead for each kind of request, so that an outage of the inventory stops no order, and an alarm of
-/// the broker no movie.
+/// Makes a bulkhead for each kind of request, so that an outage of the inventory stops no order, and an alarm
+/// of the broker stops no movie.
 fn bulkheads(
     config: &Config,
     access: &Arc<Access>,
@@ -147,7 +147,7 @@ fn bulkheads(
             head.require_query_of(&[])
         }
     });
-    // Recorded orders are for administrators, where keys are in force.
+    // Where keys are in force, only administrators may read recorded orders.
     let read_from_billing = |prefix, routes| {
         let access = Arc::clone(access);
         forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, billing)
@@ -181,7 +181,7 @@ fn bulkheads(
 }
 
 impl Gateway {
-    /// Where it listens.
+    /// The address on which the gateway listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.server.address()
@@ -189,7 +189,7 @@ impl Gateway {
 }
 
 impl Running for Gateway {
-    /// Waits until every client has its answer, and ends the publisher. A shutdown need not wait for the
+    /// Waits until every client has its answer, and ends the publisher. A shutdown does not wait for the
     /// threads that probe.
     fn join(self) {
         self.server.join();

@@ -65,12 +65,12 @@ impl Probe {
         }
     }
 
-    /// Whether the process of one of them answers now.
+    /// Whether one of the services answers now.
     pub(crate) fn is_up(&self) -> bool {
         self.get("/health").is_some_and(|(status, _)| status == 200)
     }
 
-    /// The status and the content of the answer of one of them to a GET; None if it does not answer in
+    /// The status and the content of the answer of one of the services to a GET; None if it does not answer in
     /// time.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, Vec<u8>)> {
         self.get_at(self.upstreams.choose(), path)
@@ -90,7 +90,7 @@ impl Probe {
             }
             request.call()
         };
-        // The service may have closed an idle connection: one that fails is tried again.
+        // The service may have closed an idle connection, so a request that fails is sent again.
         let answer = match send() {
             Err(ureq::Error::Io(_)) => send(),
             answer => answer,

@@ -51,7 +51,7 @@ mod tests {
             while let Ok(reply) = received.recv() {
                 tell.send(()).expect("the test goes on");
                 let panics = released.recv().expect("the test goes on");
-                assert!(!panics, "as the test wants it");
+                assert!(!panics, "the probe panics");
                 let _ = reply.send(());
             }
         })

@@ -1,6 +1,5 @@
-//! What a proxy changes: the client's request goes to the service behind as it is, and the answer
-//! comes back as it is. Only the headers that belong to one connection stay behind
-//! (RFC 9110 §7.6.1), and those that tell the service who asked are added.
+//! The headers that the gateway changes. It forwards requests and answers unchanged, but removes the headers
+//! that belong to one connection (RFC 9110 §7.6.1), and adds those that name the client to the service.
 
 use std::net::SocketAddr;
 
@@ -11,8 +10,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 /// This gateway's name in `Via`.
 const VIA: &str = "1.1 crud-master";
 
-/// Headers that belong to one connection; so do those that `Connection` names. `Expect` is
-/// answered by us, and `Host` and the length are written anew.
+/// Headers that belong to one connection, besides those that `Connection` names. The server of the gateway
+/// answers `Expect`.
 const HOP_BY_HOP: [&str; 11] = [
     "connection",
     "keep-alive",
@@ -27,22 +26,22 @@ const HOP_BY_HOP: [&str; 11] = [
     "expect",
 ];
 
-/// The request as the service behind gets it.
+/// The request as the gateway sends it to the service.
 pub(crate) fn passed_on(
     request: &Request,
     address: SocketAddr,
 ) -> Result<http::Request<()>, Problem> {
-    // Its target names no resource but a host, which ureq would put in place of the path.
+    // The target of CONNECT is a host and not a resource; ureq would use the host as the path.
     if request.method == Method::CONNECT {
         return Err(Problem::bad_request(
-            "CONNECT is for proxies of another kind",
+            "this gateway makes no tunnels for CONNECT",
         ));
     }
     let must_be_encoded =
         || Problem::bad_request("the path or query has characters that must be percent-encoded");
     let uri = format!("http://{}{}", address, request.target);
     let uri: Uri = uri.parse().map_err(|_| must_be_encoded())?;
-    // What a fragment would cut off belongs to the path or query as well.
+    // A fragment would be cut off, although it belongs to the target that the client sent.
     if uri.path_and_query().map(PathAndQuery::as_str) != Some(&request.target) {
         return Err(must_be_encoded());
     }
@@ -63,14 +62,15 @@ pub(crate) fn passed_on(
     Ok(outgoing)
 }
 
-/// An empty body is one where it had a length. Where there is none, an empty chunked one is put
-/// behind a POST, PUT or PATCH. One of a HEAD request has no meaning (RFC 9110 §9.3.2).
+/// Whether the request is sent with a body. A body may be empty if the client sent a length. ureq-proto adds an
+/// empty chunked body to a POST, PUT or PATCH without one. The body of a HEAD request has no meaning
+/// (RFC 9110 §9.3.2).
 pub(crate) fn has_body(request: &Request) -> bool {
     let sent = !request.body.is_empty() || request.header("content-length").is_some();
     sent && request.method != Method::HEAD
 }
 
-/// The request's end-to-end headers, and those that say where it came from.
+/// The request's end-to-end headers, and those that name the client.
 fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
     let listed = listed_in(request.headers.values("connection"));
     let client = request.client.to_string();
@@ -82,13 +82,13 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
             "host" => host = Some(value),
             "x-forwarded-for" => forwarded_for.push(value),
             "via" => via.push(value),
-            // Counted down for those that it speaks of (RFC 9110 §7.6.2).
+            // The count is lowered for the methods that have one (RFC 9110 §7.6.2).
             "max-forwards" if counts_forwards(request) => {
                 let left = value.parse::<u64>().unwrap_or(1).saturating_sub(1);
                 headers.insert("max-forwards", left.into());
             }
             "content-length" | "x-request-id" | "x-forwarded-proto" | "x-forwarded-host"
-            // What a client shows to the gateway is for nobody else.
+            // The client sent its credentials to the gateway, and not to the services.
             | "authorization" | "cookie" => {}
             name if is_hop_by_hop(name, &listed) => {}
             _ => {
@@ -96,7 +96,7 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
             }
         }
     }
-    // Of several, in their order (RFC 9110 §5.3), ours is the last.
+    // Several values keep their order (RFC 9110 §5.3); the gateway's is the last.
     forwarded_for.push(&client);
     via.push(VIA);
     let scheme = if request.secure { "https" } else { "http" };
@@ -110,7 +110,7 @@ fn headers_passed_on(request: &Request) -> http::Result<HeaderMap> {
     Ok(headers)
 }
 
-/// Of a request that is not to be passed on any more, the answer.
+/// The answer to a request whose `Max-Forwards` is 0; None for a request that is passed on.
 pub(crate) fn answered_here(request: &Request) -> Option<HandlerResult<'static>> {
     let is_last = counts_forwards(request) && request.header("max-forwards") == Some("0");
     let allow = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
@@ -124,7 +124,7 @@ fn counts_forwards(request: &Request) -> bool {
     matches!(request.method.as_str(), "OPTIONS" | "TRACE")
 }
 
-/// A header's value as it was sent: one octet for each character.
+/// A header's value as octets: one for each character.
 fn octets(value: &str) -> http::Result<HeaderValue> {
     if value.is_ascii() {
         return Ok(HeaderValue::from_str(value)?);
@@ -144,7 +144,7 @@ fn characters(value: &HeaderValue) -> String {
     }
 }
 
-/// The head of the service's answer as ours.
+/// The service's answer as the gateway sends it to the client.
 pub(crate) fn passed_back<'a>(head: &http::Response<()>, body: Body<'a>) -> Response<'a> {
     let bodiless = matches!(body, Body::Empty);
     let mut response = Response::new(head.status().as_u16(), body);
@@ -152,9 +152,9 @@ pub(crate) fn passed_back<'a>(head: &http::Response<()>, body: Body<'a>) -> Resp
     let listed = listed_in(head.headers().get_all("connection").iter().map(text));
     for (name, value) in head.headers() {
         let stays_behind = match name.as_str() {
-            // The length goes with the body, where there is one.
+            // The server writes the length of a body.
             "content-length" => !bodiless || head.status() == http::StatusCode::NO_CONTENT,
-            // The client gets the id that our log has, and what we tell browsers to keep to.
+            // The gateway sets these: the id that its log has, and its instructions to browsers.
             "x-request-id"
             | "x-content-type-options"
             | "cross-origin-resource-policy"
@@ -168,7 +168,7 @@ pub(crate) fn passed_back<'a>(head: &http::Response<()>, body: Body<'a>) -> Resp
     response
 }
 
-/// None where chunks say it instead, which win over a length beside them (RFC 9112 §6.3).
+/// The length that the headers state; None for a chunked body, whose chunks override a length (RFC 9112 §6.3).
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key("transfer-encoding") {
         return None;
@@ -188,15 +188,15 @@ fn listed_in<'a>(connection: impl Iterator<Item = &'a str>) -> Vec<String> {
         .collect()
 }
 
-/// `name` is in lower case; `listed` are the names that `Connection` has.
+/// Whether a header belongs to one connection. `name` is in lower case; `listed` are the names in `Connection`.
 fn is_hop_by_hop(name: &str, listed: &[String]) -> bool {
     HOP_BY_HOP.contains(&name) || listed.iter().any(|listed| listed == name)
 }
 
-/// Whether a request may be sent again where its connection ended before an answer began. Of
-/// idempotent methods (RFC 9110 §9.2.2) those that change something only where the connection was
-/// a kept one, which the service may have closed before it saw the request; and where the first
-/// try cannot have made a precondition of the second one false.
+/// Whether a request may be sent again if its connection ended before an answer began. A safe method may be
+/// repeated. Any other idempotent method (RFC 9110 §9.2.2) may be repeated on two conditions: the connection had
+/// been idle, so that the service may have closed it before the request arrived, and the request has no
+/// precondition, which the first try may have made false.
 pub(crate) fn may_be_repeated(request: &Request, connection_was_kept: bool) -> bool {
     match request.method {
         Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE => true,

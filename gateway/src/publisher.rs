@@ -27,29 +27,29 @@ use crate::connection::{
 };
 use crate::idempotency_keys::{IdempotencyKeys, KeyMatch};
 
-/// How long a client waits at most, from the arrival of its order.
+/// The longest time that a client waits, from the arrival of its order.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// A connection is closed when its oldest message has waited for a confirm for so long.
+/// A connection is closed when its oldest message has waited for a confirm for this long.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(15);
 
 /// How many orders may wait to be published; the gateway refuses further ones.
 const WAITING_MAX: usize = 1024;
 
-/// How many messages may be published and not confirmed. With
-/// [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX) they have fewer bytes than amiquip buffers for a
-/// broker that does not read. With more, amiquip would block this thread.
+/// How many messages may be published and not confirmed. Since each has at most
+/// [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX) bytes, they fit in the buffer that amiquip has for a
+/// broker that does not read. Otherwise amiquip would block this thread.
 const WINDOW_MAX: usize = 512;
 
 /// How often the publisher checks its time limits.
 const TICK: Duration = Duration::from_millis(250);
 
-/// When the broker has refused every order for so long, the publisher opens another channel: RabbitMQ
-/// refuses for ever on a channel that was opened while a quorum queue had no leader.
+/// When the broker has refused every order for this long, the publisher opens another channel: RabbitMQ refuses
+/// all messages of a channel that was opened while a quorum queue had no leader.
 const REFUSING_AFTER: Duration = Duration::from_secs(5);
 
-/// A refusal that is older than this makes the gateway unready no longer: a load balancer sends an
-/// unready gateway no order that could show that the broker accepts orders again.
+/// For how long after a refusal the gateway is not ready. This time has an end because a load balancer sends no
+/// orders to a gateway that is not ready, and only an order can show that the broker accepts orders again.
 const REFUSAL_RECENT: Duration = Duration::from_secs(10);
 
 /// How often the publisher logs how many orders the broker has refused.
@@ -106,9 +106,9 @@ impl Refusal {
             Self::Disconnected => ("disconnected", "there is no connection to RabbitMQ"),
             Self::Blocked => ("blocked", "an alarm of RabbitMQ blocks publishers"),
             Self::Full => ("full", "too many orders wait already"),
-            Self::TimedOut => ("timeout", "it waited too long"),
-            Self::NoQueue => ("no_queue", "the queue is gone"),
-            Self::Nack => ("nack", "RabbitMQ could not store it"),
+            Self::TimedOut => ("timeout", "the order waited too long"),
+            Self::NoQueue => ("no_queue", "the queue does not exist"),
+            Self::Nack => ("nack", "RabbitMQ could not store the order"),
         }
     }
 }
@@ -127,7 +127,7 @@ pub(crate) struct OrderSender {
     order_metrics: OrderMetrics,
 }
 
-/// The state of the broker, as the publisher's thread last saw it.
+/// The state of the broker, as the publisher's thread last observed it.
 #[derive(Default)]
 struct BrokerState {
     connected: AtomicBool,
@@ -220,8 +220,8 @@ pub(crate) struct PublisherHandle {
 }
 
 impl PublisherHandle {
-    /// Ends the thread; every client must have its answer. If the connection does not close in time, the
-    /// program exits without: every order is published, and no client waits for a confirm.
+    /// Ends the thread; every client must have its answer by then. If the connection does not close in time, the
+    /// program does not wait for it: every order is published, and no client waits for a confirm.
     pub(crate) fn end(self) {
         drop(self.end);
         let _ = self.thread.join();
@@ -366,7 +366,7 @@ struct Publisher {
     release_channel: Sender<ReleasedChannel>,
     state: Arc<BrokerState>,
     order_metrics: OrderMetrics,
-    /// The channel that orders are published on; None without a connection, and while another channel is opened.
+    /// The channel on which orders are published; None without a connection, and while another channel is opened.
     channel: Option<OpenChannel>,
     /// The oldest order that waits, taken out of the queue so that its time limit can be checked.
     next: Option<PendingOrder>,
@@ -382,10 +382,10 @@ struct OpenChannel {
     /// Whether the broker has confirmed a message.
     confirmed: bool,
     opened: Instant,
-    /// Since when the broker reads messages: since the channel was opened, or since its last alarm
+    /// The time since which the broker reads messages: when the channel was opened, or when the last alarm
     /// ended.
     read_since: Instant,
-    /// The channel is released as soon as no message waits for its confirm.
+    /// Whether the channel is to be released as soon as no message waits for its confirm.
     to_be_renewed: bool,
 }
 
@@ -446,7 +446,7 @@ impl Publisher {
             recv(waiting) -> waiting => waiting.map_or(Event::End, Event::Order),
             recv(confirms) -> confirm => confirm.map_or(Event::ConnectionEnded, Event::Confirm),
             recv(alarms) -> alarm => alarm.map_or(Event::ConnectionEnded, Event::Alarm),
-            // Its thread ends after this one.
+            // The thread of the connection ends after this one.
             recv(self.connection_events) -> event => event.map_or(Event::End, Event::Connection),
             recv(self.ended) -> _ => Event::End,
             default(TICK) => Event::Tick,
@@ -463,8 +463,8 @@ impl Publisher {
             read_since: opened,
             to_be_renewed: false,
         });
-        // A connection may be blocked from its beginning; it says so, and it is of the same mind while
-        // its channels change.
+        // The broker may block a connection from its beginning and sends a notification of it. A new channel
+        // does not change that state; a new connection does.
         if !self.state.connected.load(Ordering::Relaxed) {
             self.set_connected(true);
         }
@@ -483,7 +483,7 @@ impl Publisher {
         self.order_metrics.blocked.set(i64::from(blocked));
     }
 
-    /// Gives the connection up: no message on it will be confirmed, and no more is published on it.
+    /// Abandons the connection: no message on it will be confirmed, and no further one is published on it.
     fn lose(&mut self, error: AmqpError) {
         self.set_connected(false);
         self.release(
@@ -492,7 +492,7 @@ impl Publisher {
         );
     }
 
-    /// Releases the channel, and answers those who wait for its confirms that their orders are unknown.
+    /// Releases the channel, and answers the clients that wait for its confirms that their orders are unknown.
     fn release(&mut self, reason: ReleaseReason, cause: &'static str) {
         let Some(mut channel) = self.channel.take() else {
             return;
@@ -521,7 +521,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes the order that has waited longest, or refuses it, or leaves it to wait for room.
+    /// Publishes the order that has waited longest, refuses it, or leaves it waiting for room.
     fn publish_next(&mut self) {
         let Some(waiting) = self.next.take() else {
             return;
@@ -600,7 +600,7 @@ impl Publisher {
                 self.refusals.first = None;
                 self.state.refusing.store(false, Ordering::Relaxed);
             } else {
-                // With the next channel the queue is declared again.
+                // The queue is declared again with the next channel.
                 channel.to_be_renewed |= sent.returned;
                 self.refusals.note();
                 if sent.is_new_key {
@@ -612,8 +612,8 @@ impl Publisher {
         self.renew();
     }
 
-    /// Releases the channel for another one, if that is due and no message waits for its confirm. During
-    /// an alarm it does nothing, since the broker would not answer.
+    /// Releases the channel for another one, if that is due and no message waits for its confirm. Nothing is
+    /// done during an alarm, since the broker would not answer.
     fn renew(&mut self) {
         if self.state.closed_by().is_some() {
             return;
@@ -632,7 +632,7 @@ impl Publisher {
         }
     }
 
-    /// Answers the clients whose time is over, and gives up a connection that does not confirm.
+    /// Answers the clients whose time is over, and abandons a connection on which no confirm arrives.
     fn check_limits(&mut self) {
         self.refusals.log();
         let refusing = self.refusals.persist() && self.refusals.are_recent();
@@ -645,13 +645,13 @@ impl Publisher {
             silent = silent.max(sent.placed.max(channel.read_since).elapsed());
             if sent.placed.elapsed() >= ANSWER_LIMIT {
                 self.order_metrics
-                    .answer(sent, PublishOutcome::Unknown("no confirm in time"));
+                    .answer(sent, PublishOutcome::Unknown("no confirm arrived in time"));
             }
         }
-        // During an alarm the broker confirms nothing; that is no broken connection.
+        // During an alarm the broker confirms nothing, although the connection works.
         let blocked = self.state.blocked.load(Ordering::Relaxed);
         if silent > UNCONFIRMED_LIMIT && !blocked {
-            self.lose(AmqpError::Broken("it does not confirm"));
+            self.lose(AmqpError::Broken("no confirm arrived in time"));
         } else {
             self.renew();
         }
@@ -733,7 +733,7 @@ struct UnconfirmedOrder {
     /// The request that waits for the confirm; None if it has been answered.
     client: Option<Request>,
     returned: bool,
-    /// Its `Idempotency-Key` was not remembered before.
+    /// Whether its `Idempotency-Key` was not remembered before.
     is_new_key: bool,
 }
 

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::probe_thread::ProbeThread;
 
-/// How often the monitor asks the broker when no request for the status does.
+/// How often the monitor takes a sample when there are no requests for the status.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// The queue of orders as RabbitMQ reported it; a queue that does not exist counts as empty.
@@ -25,7 +25,7 @@ pub(crate) struct QueueSample {
 }
 
 /// Starts the thread that sets the gauges and takes samples; a sample is None if RabbitMQ does not answer.
-/// A shutdown need not wait for the thread.
+/// A shutdown does not wait for the thread.
 pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
@@ -33,12 +33,12 @@ pub(crate) fn start(
     let gauges = QueueGauges {
         ready: metrics.gauges(
             "queue_messages_ready",
-            "Messages that wait in a queue; absent while the broker is not reached.",
+            "Messages that wait in a queue; absent while there is no connection to the broker.",
             "queue",
         ),
         consumers: metrics.gauges(
             "queue_consumers",
-            "Consumers of a queue; absent while the broker is not reached.",
+            "Consumers of a queue; absent while there is no connection to the broker.",
             "queue",
         ),
     };
@@ -62,7 +62,7 @@ struct QueueMonitor<'a> {
 impl QueueMonitor<'_> {
     fn run(mut self, received: &Receiver<Sender<Option<QueueSample>>>) {
         loop {
-            // It waits first, since the publisher declares the queue meanwhile.
+            // The thread waits first, since the publisher declares the queue meanwhile.
             match received.recv_timeout(EVERY) {
                 // The request for the status may have timed out.
                 Ok(reply) => drop(reply.send(self.sample())),

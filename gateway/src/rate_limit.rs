@@ -1,6 +1,6 @@
-//! How often a caller may call: the generic cell rate algorithm. One time is kept for each caller,
-//! that at which its next request is due if it calls at an even pace. A request may come earlier, by
-//! as much as a burst takes.
+//! The rate limit, by the generic cell rate algorithm. For each caller it has one time: when the next request
+//! is due if the caller sends at an even pace. A request may come earlier, by the time that a burst takes at
+//! that pace.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,14 +8,14 @@ use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After so many requests, callers whose next request is overdue are forgotten.
+/// After this number of requests, callers whose next request is overdue are removed.
 const SWEEP_REQUESTS: u32 = 10_000;
 
 /// How often each caller may call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rate {
     interval: Duration,
-    /// How much earlier than it is due a request may come.
+    /// How much earlier than its due time a request may come.
     tolerance: Duration,
 }
 
@@ -51,7 +51,7 @@ impl<Caller: Eq + Hash> RateLimit<Caller> {
         }
     }
 
-    /// Counts a request that is made `now`. One too many is not counted, and the error is how long
+    /// Counts a request that arrives at `now`. A request over the limit is not counted; the error is how long
     /// its caller has to wait.
     pub(crate) fn count(&self, caller: Caller, now: Instant) -> Result<(), Duration> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);

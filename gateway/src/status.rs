@@ -23,7 +23,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long a snapshot is fresh.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// After so long without a request, a probe closes its connections.
+/// After this time without a request, a probe closes its connections.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) const ROUTES: &[Route<Arc<PlatformStatus>>] =
@@ -92,7 +92,7 @@ impl PlatformStatus {
         })
     }
 
-    /// The report of a snapshot that is a second old at most. Requests during the probes wait for the result.
+    /// The report of a snapshot that is at most a second old. Requests during the probes wait for the result.
     fn report(&self) -> StatusReport<'_> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = last
@@ -238,7 +238,7 @@ impl ServiceStatus {
         let state = match status {
             200 => ComponentState::Up,
             503 => ComponentState::Degraded,
-            // Another program has the address.
+            // Another program listens on the address.
             _ => return Self::DOWN,
         };
         let answer: Value = serde_json::from_slice(body).unwrap_or_default();
@@ -260,14 +260,14 @@ fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// How many dead letters billing-api counts.
+/// The number of dead letters; None if billing-api does not answer.
 fn dead_letters(billing: &Probe) -> Option<u64> {
     let (status, body) = billing.get("/api/dead-letters/count")?;
     let answer: Value = serde_json::from_slice(&body).ok()?;
     answer["count"].as_u64().filter(|_| status == 200)
 }
 
-/// Starts a thread that probes services of one kind. It keeps its connections while requests come.
+/// Starts a thread that probes services of one kind. The thread keeps its connections while requests arrive.
 fn probe_thread<A: Send + 'static>(
     name: &str,
     upstreams: &Arc<Upstreams>,

@@ -1,5 +1,5 @@
-//! The services that requests are forwarded to, those of one kind in turn. One that fails is marked down until
-//! its `/ready` answers 200, so that an outage of it delays one request and not each.
+//! The services to which requests are forwarded, those of one kind in turn. A service that fails is marked down
+//! until its `/ready` answers 200, so that its outage delays one request and not every one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::http::OperationsKey;
 
-/// All services of one kind, as all workers see them.
+/// All services of one kind; all workers share this value.
 pub(crate) struct Upstreams {
     service: &'static str,
     /// The key with which `/ready` shows the dependencies, where one is set.
@@ -22,7 +22,7 @@ struct Upstream {
 }
 
 impl Upstreams {
-    /// At least one address; `service` is the name in the answer when none can be reached.
+    /// There must be at least one address. `service` is the name in the answer when none can be reached.
     pub(crate) fn new(
         service: &'static str,
         addresses: &[SocketAddr],
@@ -45,18 +45,18 @@ impl Upstreams {
         self.service
     }
 
-    /// The key to send for the details of `/ready`.
+    /// The key with which `/ready` answers with details.
     pub(crate) fn operations_key(&self) -> Option<&OperationsKey> {
         self.operations_key.as_ref()
     }
 
-    /// How many there are.
+    /// The number of services.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// The next service that is up. If all are marked down, the next of all: one may work again before a
-    /// health check has found out.
+    /// The next service that is up. If all are marked down, the next of all, since one may work again before a
+    /// health check shows it.
     pub(crate) fn choose(&self) -> SocketAddr {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..self.len()).map(|step| &self.all[(turn + step) % self.len()]);

@@ -1,4 +1,4 @@
--- What the program checks, the table checks again: another program may write here one day.
+-- The table repeats the checks of the program, since another program may write to it one day.
 CREATE TABLE movies (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     title       text NOT NULL
@@ -7,6 +7,6 @@ CREATE TABLE movies (
                 CHECK (btrim(description, E' \t\n\r\f\v') <> '')
 );
 
--- Finds any part of a title in any case (ILIKE '%part%') without reading the whole table.
+-- With this index PostgreSQL finds a part of a title in any case (ILIKE '%part%') without a scan of the table.
 CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public;
 CREATE INDEX movies_title_trigrams ON movies USING gin (title gin_trgm_ops);

@@ -1,7 +1,7 @@
--- Text without its case, to be compared. Lower case leaves letters apart that Unicode folds to one:
--- ς and σ, ſ and s, ϐ and β. These are the letters whose simple case folding (CaseFolding.txt,
--- status C and S) is another letter than their lower case; of the others PostgreSQL's locale knows
--- the lower case. What folds to several letters (ß to ss) stays apart.
+-- Folds the case of a text for comparison. Lower case does not unite all letters that Unicode folds to one:
+-- ς and σ, ſ and s, ϐ and β. The list has the letters whose simple case folding (CaseFolding.txt, status C and
+-- S) is another letter than their lower case; for the others lower() in PostgreSQL's locale suffices. A letter
+-- that folds to several (ß to ss) is not folded.
 CREATE FUNCTION casefolded(text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -12,7 +12,7 @@ CREATE FUNCTION casefolded(text) RETURNS text
         )
     $$;
 
--- Finds any part of a title in any case without reading the whole table.
+-- With this index PostgreSQL finds a part of a title in any case without a scan of the table.
 CREATE INDEX movies_casefolded_title_trigrams
     ON movies USING gin (casefolded(title) gin_trgm_ops);
 DROP INDEX movies_title_trigrams;

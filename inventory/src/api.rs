@@ -31,7 +31,7 @@ const LIST_MOVIES: Batch<MovieStore> = Batch {
 };
 
 /// Creates that wait share one commit (group commit). While one slot waits for the disk, further creates queue
-/// for the other one; it would have to wait in any case, since movies are created in turn.
+/// for the other slot, which would have to wait in any case, since movies are created in turn.
 const CREATE_MOVIES: Batch<MovieStore> = Batch {
     slots: 2,
     requests_max: 256,
@@ -48,7 +48,7 @@ const GET_MOVIES: Batch<MovieStore> = Batch {
     one: get_movie,
 };
 
-/// Checks that the query has only parameters of its path.
+/// Checks that the query has only parameters that its path allows.
 pub(crate) fn check_query(head: &Head) -> Result<(), Problem> {
     let is_list =
         head.route() == "/api/movies" && matches!(head.method, Method::GET | Method::HEAD);
@@ -213,8 +213,8 @@ fn change_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     let result = result.map_err(|error| {
         not_made(
             error,
-            "whether the movie was changed is not known; a repeat is safe, and where it is 412 with \
-             If-Match, the movie tells",
+            "whether the movie was changed is not known; a repeat is safe; if it is answered 412 because \
+             of If-Match, read the movie",
         )
     })?;
     let movie = result.transpose()?.ok_or_else(|| no_such_movie(request))?;
@@ -232,7 +232,7 @@ fn delete_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     let deleted = deleted.map_err(|error| {
         not_made(
             error,
-            "whether the movie was deleted is not known; a repeat is safe, and 404 where it was",
+            "whether the movie was deleted is not known; a repeat is safe, and is answered 404 if it was",
         )
     })?;
     if deleted.transpose()?.is_none() {
@@ -250,7 +250,7 @@ fn not_made(error: ChangeError, unknown: &'static str) -> Problem {
     }
 }
 
-/// The id in the path. No movie has an id that is no number, or out of range.
+/// The id in the path. An id that is not a number or is out of range belongs to no movie.
 fn movie_id(request: &Request) -> Result<i64, Problem> {
     request.id_param("id").ok_or_else(|| no_such_movie(request))
 }

@@ -4,20 +4,20 @@ use common::db::{DatabaseConfig, DatabaseRole};
 use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 
-/// A create waits for the disk most of its time, so more slots than cores do more work.
+/// There are more slots than cores, since a create waits for the disk most of its time.
 const WORKERS: usize = 16;
 
 /// All settings of the inventory.
 #[derive(Clone)]
 pub struct Config {
-    /// Where it listens.
+    /// The address and the limits of the HTTP server.
     pub http: HttpConfig,
-    /// Where the movies are.
+    /// The database of the movies.
     pub database: DatabaseConfig,
 }
 
 impl Config {
-    /// From the variables of `.env`.
+    /// Reads the settings from the variables of `.env`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
             http: HttpConfig::from_vars(vars, "INVENTORY_API_PORT", WORKERS)?,

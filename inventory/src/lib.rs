@@ -63,7 +63,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
 }
 
 impl Inventory {
-    /// Where it listens.
+    /// The address on which the inventory listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.server.address()

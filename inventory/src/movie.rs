@@ -1,4 +1,4 @@
-//! A movie and its rules. Every [`NewMovie`] and every [`MovieChanges`] keeps them.
+//! A movie and its rules. Every [`NewMovie`] and every [`MovieChanges`] follows them.
 
 use std::borrow::Cow;
 
@@ -41,7 +41,7 @@ pub(crate) struct MovieChanges {
 }
 
 /// The fields of a body, each as the client wrote it, so that a value of the wrong type takes no memory, however
-/// deep it is nested. None is a field that was left out.
+/// deep it is nested. A field that was left out is None.
 #[derive(Deserialize)]
 pub(crate) struct MovieFields<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
@@ -50,12 +50,12 @@ pub(crate) struct MovieFields<'a> {
     description: Option<&'a RawValue>,
 }
 
-/// A field that was not left out; it may be `null`.
+/// Reads a field that was not left out; it may be `null`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(deserializer).map(Some)
 }
 
-/// The rule that was broken, in words for the client.
+/// The rule that was broken, as a text for the client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RuleViolation(pub(crate) Cow<'static, str>);
 

@@ -1,4 +1,4 @@
-//! Movies in PostgreSQL. Only this file holds SQL.
+//! Movies in PostgreSQL. Only this file contains SQL.
 
 use std::iter;
 use std::sync::Arc;
@@ -31,9 +31,9 @@ const LISTED: &str = "id, title, \
 const FIND: &str = "SELECT id, title, description FROM movies WHERE id = $1";
 
 /// New movies become visible in the order of their ids, so that a client that asks for the movies after the last
-/// id it has seen misses none: ids are assigned when all smaller ones are committed. The advisory lock is that
-/// of this table, whatever other schemas the database has; it ends with the transaction, which is this
-/// statement.
+/// id it has seen misses none: an id is assigned after all smaller ones are committed. The advisory lock belongs
+/// to this table, whatever other schemas the database has. It is released at the end of the transaction, which
+/// is this statement.
 const CREATE: &str = "WITH turn AS MATERIALIZED ( \
          SELECT pg_advisory_xact_lock('pg_class'::regclass::oid::integer, 'movies'::regclass::oid::integer) \
      ) \
@@ -58,7 +58,7 @@ pub(crate) struct MovieStore {
 }
 
 struct Statements {
-    /// Prepared by each stream.
+    /// Each stream prepares this statement.
     list: String,
     pages: Statement,
     /// The statement is not prepared, so that each pattern gets a plan of its own: a generic plan scans the table.
@@ -137,7 +137,7 @@ impl MovieStore {
         Ok(listed)
     }
 
-    /// The movies of one page, of those whose title contains `part` in any case.
+    /// One page of the movies whose title contains `part` in any case.
     pub(crate) fn search(&mut self, part: &str, page: Page) -> Result<Vec<MovieRow>, DbError> {
         let (pattern, limit) = (search_pattern(part), page.rows());
         let rows = self.connection.run(|client, statements| {
@@ -151,7 +151,7 @@ impl MovieStore {
         Ok(rows.into_iter().map(MovieRow).collect())
     }
 
-    /// All movies after that id whose title contains `part`, in the order of their ids.
+    /// All movies with an id greater than `after` whose title contains `part`, in the order of their ids.
     pub(crate) fn all<'a>(
         &'a mut self,
         part: &str,
@@ -203,7 +203,7 @@ impl MovieStore {
             .map(|row| row.map(movie))
     }
 
-    /// Those of these movies that exist, in any order.
+    /// The movies with these ids that exist, in any order.
     pub(crate) fn find_listed(&mut self, ids: &[i64]) -> Result<Vec<MovieRow>, DbError> {
         let found = self
             .connection
@@ -211,7 +211,7 @@ impl MovieStore {
         Ok(found.into_iter().map(MovieRow).collect())
     }
 
-    /// Stores the new movies, all or none; returns their ids.
+    /// Stores all of the new movies or none; returns their ids.
     pub(crate) fn create(&mut self, new_movies: &[&NewMovie]) -> Result<Vec<i64>, ChangeError> {
         let titles: Vec<&str> = new_movies.iter().map(|new| new.title.as_str()).collect();
         let descriptions: Vec<&str> = new_movies
@@ -259,7 +259,7 @@ impl MovieStore {
         })
     }
 
-    /// Deletes a movie; whether there was one.
+    /// Deletes a movie; returns whether it existed.
     pub(crate) fn delete(&mut self, id: i64) -> Result<bool, ChangeError> {
         let deleted = self
             .connection
@@ -318,12 +318,12 @@ impl MovieRow {
         self.0.get("title")
     }
 
-    /// None if it is long, and was not read with the list.
+    /// The description; None if it is long and was not read with the list.
     fn description(&self) -> Option<&str> {
         self.0.get("description")
     }
 
-    /// Whether its description was read.
+    /// Whether the description was read.
     pub(crate) fn is_complete(&self) -> bool {
         self.description().is_some()
     }
@@ -349,7 +349,7 @@ fn movie(row: Row) -> Movie {
     }
 }
 
-/// The pattern of LIKE for texts that contain `part`, in which `%` and `_` are escaped.
+/// The pattern of LIKE for texts that contain `part`, in which `%`, `_` and `\` are escaped.
 #[must_use]
 pub fn search_pattern(part: &str) -> String {
     let mut pattern = String::with_capacity(part.len() + 2);
@@ -446,8 +446,8 @@ mod tests {
         assert_eq!(movies(store.all("", first).expect("a list")), [0_i64; 0]);
     }
 
-    /// What LIKE does with a pattern, from PostgreSQL's documentation: `%` is any text, `_` any
-    /// one character, `\` takes the next one as it is.
+    /// Matches a text against a pattern of LIKE by PostgreSQL's documentation: `%` matches any text, `_` any one
+    /// character, and `\` makes the next character literal.
     fn like(text: &[char], pattern: &[char]) -> bool {
         match pattern {
             [] => text.is_empty(),

@@ -300,12 +300,13 @@ fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_brok
         ),
         (
             &|| client.put("/api/movies/1", &movie),
-            "whether the movie was changed is not known; a repeat is safe, and where it is 412 \
-             with If-Match, the movie tells",
+            "whether the movie was changed is not known; a repeat is safe; if it is answered \
+             412 because of If-Match, read the movie",
         ),
         (
             &|| client.delete("/api/movies/1"),
-            "whether the movie was deleted is not known; a repeat is safe, and 404 where it was",
+            "whether the movie was deleted is not known; a repeat is safe, and is answered 404 if it \
+             was",
         ),
         (
             &|| client.delete("/api/movies"),

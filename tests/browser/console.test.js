@@ -275,7 +275,7 @@ test('an order that is repeated after a failure is recorded once', () => withCon
   }, { times: 1 });
 
   await placeOrder(page, user);
-  await seen(page.locator('#order .problem'), 'Place it again as it is');
+  await seen(page.locator('#order .problem'), 'Place it again unchanged');
   await button(page, 'Place the order').click();
   await seen(page.locator('#placed li'), 'recorded as order');
 
@@ -355,7 +355,7 @@ test('a gateway that is gone is said to be gone, and is found again', async () =
     await seen(rows(page), 'Alien');
     await gateway.stop();
 
-    await seen(page.getByRole('alert'), 'The gateway does not answer since');
+    await seen(page.getByRole('alert'), 'The gateway has not answered since');
     await seen(page.locator('#overall'), 'No gateway');
     await add('Brazil');
 
@@ -377,7 +377,7 @@ test('where keys are in force the page asks for one, keeps it for the tab, and f
   const kept = (page) => page.evaluate(() => [{ ...sessionStorage }, { ...localStorage }, document.cookie]);
   await withConsole(async (page) => {
     await give(page, 'a-guess');
-    await seen(dialog(page), 'The gateway does not know this key.');
+    await seen(dialog(page), 'The gateway refused this key.');
     assert.deepStrictEqual(await kept(page), [{}, {}, '']);
 
     await give(page, 'an-admin-key');
@@ -661,7 +661,7 @@ test('an answer that cannot be read is said to be one, and what comes after it i
     const misread = (pattern) => page.route(pattern, (route) => route.fulfill({ status: 200, contentType: 'text/html', body: '<h1>Log in</h1>' }), { times: 1 });
     await seen(page.locator('#overall'), 'All is well');
     await misread('**/api/status');
-    await seen(page.locator('#gone'), 'The gateway cannot say how the platform is: The answer cannot be read.');
+    await seen(page.locator('#gone'), 'The gateway cannot report the status: The answer cannot be read.');
     await seen(page.locator('#overall'), 'All is well');
 
     await misread(/\/api\/movies\/\d+$/);
@@ -672,7 +672,7 @@ test('an answer that cannot be read is said to be one, and what comes after it i
     await seen(page.locator('#movies-problem'), 'The answer cannot be read.');
     await misread('**/api/billing');
     await placeOrder(page, 'misread');
-    await seen(page.locator('#order .problem'), 'Place it again as it is');
+    await seen(page.locator('#order .problem'), 'Place it again unchanged');
     await misread('**/api/orders?order=desc*');
     await button(page, 'Place the order').click();
     await seen(page.locator('#placed li'), 'recorded as order');
