@@ -513,7 +513,10 @@ fn an_order_is_found_by_the_id_of_its_message() {
 fn the_api_waits_for_the_schema_which_its_owner_makes() {
     let billing = Billing::on(TestDatabase::create());
     let said = || billing.get("/api/orders");
-    assert_eq!(said().problem(), (503, "the database is away; try again"));
+    assert_eq!(
+        said().problem(),
+        (503, "the database is unavailable; try again")
+    );
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()";
     assert_eq!(billing.database.count(tables), 0);
 

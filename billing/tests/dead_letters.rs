@@ -242,7 +242,7 @@ fn a_replay_of_a_dead_letter_that_waits_for_a_lock_leaves_it_and_goes_on() {
     assert_eq!(
         replayed,
         ok(
-            "1: not now: somebody else holds a lock in PostgreSQL: canceling statement due to lock \
+            "1: not now: another session holds a lock in PostgreSQL: canceling statement due to lock \
              timeout (SQLSTATE 55P03)\n1 replayed, 1 remain\n"
         )
     );

@@ -279,7 +279,10 @@ fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
     let orders = client.get("/api/orders");
     let ready = client.get("/ready");
 
-    assert_eq!(orders.problem(), (503, "the database is away; try again"));
+    assert_eq!(
+        orders.problem(),
+        (503, "the database is unavailable; try again")
+    );
     assert_eq!(orders.header("retry-after"), "1");
     assert_eq!(
         (ready.status, &ready.json["dependencies"]),
@@ -605,17 +608,17 @@ fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
         (
             vec![(single, AmqpValue::Boolean(true))],
             "classic",
-            "one consumer records all orders, and another only when that one is gone",
+            "one consumer records all orders, and another one only after that one has ended",
         ),
         (
             vec![("x-message-ttl", AmqpValue::LongInt(3_600_000))],
             "classic",
-            "orders that wait for longer are deleted",
+            "orders that wait longer than that are deleted",
         ),
         (
             vec![(type_, AmqpValue::LongString("classic".to_owned()))],
             "quorum",
-            "orders are kept as that type keeps them",
+            "the queue has another type",
         ),
     ] {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
@@ -637,7 +640,8 @@ fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
         let log = program.log();
         let told: Vec<_> = log.lines().filter(|l| l.contains("level=error")).collect();
         assert_eq!(told.len(), 1, "{told:?}");
-        let asked = format!("BILLING_QUEUE_TYPE={queue_type} asks for, and is used as it is");
+        let asked =
+            format!("those of BILLING_QUEUE_TYPE={queue_type}; the queue is used unchanged");
         for part in [effect, &asked, arguments[0].0] {
             assert!(told[0].contains(part), "{part} in {told:?}");
         }

@@ -1,11 +1,11 @@
-//! How long to wait before the next try: doubled each time up to a ceiling, and jittered, so
-//! that many threads that lost the same server do not come back in step.
+//! The delay before the next try. It doubles with each try up to a ceiling, and it has jitter, so that threads
+//! that have lost one server do not all return to it at once.
 
 use std::time::Duration;
 
 use crate::shutdown::Shutdown;
 
-/// The delays between tries at one thing.
+/// The delays between the tries of one operation.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -38,7 +38,7 @@ impl Backoff {
         shutdown.wait_at_most(delay)
     }
 
-    /// To be called after a success: the next delay is the first one again.
+    /// Must be called after a success: the next delay is the first one again.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

@@ -1,7 +1,7 @@
-//! A connection to PostgreSQL that is opened again after every failure: the failed one is dropped, callers get
-//! the answer that the database is unavailable, and a little later the next call dials. Each dial brings the
-//! schema up to date, if the role owns it, and prepares the statements, so after an outage of the database,
-//! or a restored backup, no program need be restarted.
+//! A connection to PostgreSQL that is opened again after every failure: the failed connection is dropped, callers
+//! get the error that the database is unavailable, and after a pause the next call dials. Each dial brings the
+//! schema up to date, if the role owns it, and prepares the statements, so no program need be restarted after an
+//! outage of the database or the restore of a backup.
 
 use std::fmt;
 use std::io;
@@ -26,22 +26,22 @@ use crate::shutdown::Shutdown;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 /// A connection that was unused for longer is tested before its next use: the server may have been restarted,
-/// and a write cannot be repeated to find out.
+/// and a write that failed on it could not be repeated.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
 /// How long that test may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
-/// When a peer that acknowledges nothing is given up.
+/// The time after which the connection to a peer that acknowledges nothing is closed.
 const DEAD_PEER: Duration = Duration::from_secs(20);
 
-/// Server-side limits. The programs hold locks for milliseconds, so a wait of seconds means that somebody else
-/// holds the lock. The statement limit ends statements whose clients have long had their answer.
+/// Limits that the server enforces. The programs hold locks for milliseconds, so a wait of seconds means that
+/// another program holds the lock. The statement limit ends statements whose clients have long had their answer.
 const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
                        -c idle_in_transaction_session_timeout=10min";
 
-/// How long a stream may take to be read. Until its end its snapshot keeps PostgreSQL from removing dead rows,
-/// and its lock makes a migration wait.
+/// How long a stream may take. Until its end its snapshot keeps PostgreSQL from removing dead rows, and its lock
+/// makes a migration wait.
 const STREAM_LIMIT: Duration = Duration::from_mins(10);
 
 /// How many rows of a stream are in memory at once.
@@ -61,18 +61,18 @@ const NUMBER_OUT_OF_RANGE: &str = "22003";
 const NOT_IN_REPERTOIRE: &str = "22021";
 const UNTRANSLATABLE_CHARACTER: &str = "22P05";
 
-/// The SQLSTATE of a server that is read-only, as a standby is.
+/// The SQLSTATE of a read-only server, such as a standby.
 const READ_ONLY_TRANSACTION: &str = "25006";
 
-/// The class of SQLSTATEs of broken constraints.
+/// The class of SQLSTATEs of violated constraints.
 const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
 
-/// Classes of SQLSTATEs that may pass: connection exceptions, insufficient resources (a full disk, too many
-/// connections), operator intervention (a shutdown, a cancelled statement).
+/// Classes of SQLSTATEs of temporary failures: connection exceptions, insufficient resources (a full disk, too
+/// many connections), operator intervention (a shutdown, a cancelled statement).
 const OUTAGES: [&str; 3] = ["08", "53", "57"];
 
-/// The versions of a schema, oldest first: a name, which is recorded, and its SQL. A version
-/// that was released is never changed, only followed by another.
+/// The versions of a schema, oldest first: a name, which is recorded, and its SQL. A version that was released
+/// is never changed; another one follows it.
 pub type Migrations = &'static [(&'static str, &'static str)];
 
 /// The role that a program has in its database.
@@ -94,27 +94,27 @@ impl DatabaseRole {
     }
 }
 
-/// Where a service's database is.
+/// The settings of the connection to a service's database.
 #[derive(Clone)]
 pub struct DatabaseConfig {
     /// The server's name or address.
     pub host: String,
     /// The server's port.
     pub port: u16,
-    /// The role that the program has there.
+    /// The role that the program has in the database.
     pub role: DatabaseRole,
     /// The name of the role to connect as.
     pub user: String,
-    /// Its password.
+    /// The password of the role.
     pub password: String,
-    /// The database.
+    /// The name of the database.
     pub name: String,
-    /// The schema that the tables stand in; `public` unless two share a database.
+    /// The schema of the tables; `public` unless two services share a database.
     pub schema: String,
 }
 
 impl DatabaseConfig {
-    /// From the `POSTGRES_…` variables; `name_key` is the variable that names the database.
+    /// Reads the `POSTGRES_…` variables; `name_key` is the variable that names the database.
     pub fn from_vars(vars: &Vars, role: DatabaseRole, name_key: &str) -> Result<Self, ConfigError> {
         let [user, password] = role.keys();
         Ok(Self {
@@ -145,7 +145,7 @@ impl DatabaseConfig {
     }
 }
 
-/// The schema's name goes into the connection's options, where only a plain name is safe.
+/// The name of the schema. It is written into the options of the connection, where only a plain name is safe.
 fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
     let name = vars.optional("POSTGRES_SCHEMA").unwrap_or("public");
     if name
@@ -165,8 +165,8 @@ fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
 pub enum DbError {
     /// The server is unreachable, starting, full or too busy; a later try may succeed.
     Unavailable(String),
-    /// Another session holds a lock, or two transactions waited for each other; a later try may succeed, and
-    /// another statement at once.
+    /// Another session holds a lock, or two transactions waited for each other. A later try may succeed; another
+    /// statement may succeed at once.
     Locked(String),
     /// A value is too long, or out of range, for its column.
     BadData(String),
@@ -213,7 +213,7 @@ impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unavailable(text) => write!(f, "PostgreSQL is unavailable: {text}"),
-            Self::Locked(text) => write!(f, "somebody else holds a lock in PostgreSQL: {text}"),
+            Self::Locked(text) => write!(f, "another session holds a lock in PostgreSQL: {text}"),
             Self::BadData(text)
             | Self::Unencodable(text)
             | Self::Violated(text)
@@ -234,14 +234,14 @@ impl From<DbError> for Problem {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Unavailable(_) => {
-                Problem::unavailable("the database is away; try again", error)
+                Problem::unavailable("the database is unavailable; try again", error)
             }
             DbError::Locked(_) => Problem::unavailable("the database is busy; try again", error),
-            // The database was created with another encoding than UTF-8.
-            DbError::Unencodable(_) => {
-                Problem::bad_request("the database has no characters for what was sent")
-            }
-            // The rules of the service have refused all other invalid values before.
+            // The encoding of the database is not UTF-8.
+            DbError::Unencodable(_) => Problem::bad_request(
+                "a text has characters that the encoding of the database does not have",
+            ),
+            // The service has checked its rules before, so an invalid value here is a defect.
             DbError::BadData(_) | DbError::Violated(_) | DbError::Refused(_) => {
                 Problem::internal(error)
             }
@@ -266,7 +266,7 @@ impl From<ChangeError> for DbError {
     }
 }
 
-/// Whether the server refused a statement and changed nothing. A fatal error is no refusal: it ends the
+/// Whether the server refused a statement and changed nothing. A fatal error is not a refusal: it ends the
 /// session, perhaps just after the commit.
 fn is_refusal(error: &Error) -> bool {
     error
@@ -274,9 +274,8 @@ fn is_refusal(error: &Error) -> bool {
         .is_some_and(|error| error.parsed_severity() == Some(Severity::Error))
 }
 
-/// Whether a prepared statement is not valid any more, and changed nothing: the types of its columns have
-/// changed (`cached plan must not change result type`), or the server has dropped it (`DISCARD ALL`, a
-/// pooler).
+/// Whether a prepared statement is no longer valid and changed nothing: the types of its columns have changed
+/// (`cached plan must not change result type`), or the server has dropped it (`DISCARD ALL`, a pooler).
 fn is_stale(error: &Error) -> bool {
     is_refusal(error)
         && [
@@ -312,17 +311,17 @@ pub struct Database {
     connected: OnceLock<IntGauge>,
 }
 
-/// After a failed dial further callers fail at once, until the backoff has passed and one of them may dial
-/// again. After a dial that succeeds all may.
+/// After a failed dial further callers fail at once until the backoff has passed; then one of them may dial.
+/// After a successful dial all callers may dial.
 struct CircuitBreaker {
     backoff: Backoff,
     next_dial: Instant,
-    /// Why the last dial failed, for the callers before the next dial.
+    /// The error of the last dial, which callers get until the next dial.
     failure: Option<DbError>,
 }
 
 impl Database {
-    /// Does not dial yet; the first use of a connection does.
+    /// Makes a database without a connection; the first use of a connection dials.
     #[must_use]
     pub fn new(config: &DatabaseConfig, migrations: Migrations) -> Arc<Self> {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
@@ -375,7 +374,7 @@ impl Database {
         dialled
     }
 
-    /// A schema that refused the statements of the last dial is no server that is away.
+    /// The error of the last dial, until the next dial is due.
     fn recent_failure(&self) -> Option<DbError> {
         let circuit_breaker = self.circuit_breaker();
         let recent = Instant::now() < circuit_breaker.next_dial;
@@ -398,7 +397,7 @@ pub struct DatabaseConnection<S> {
     database: Arc<Database>,
     prepare: Prepare<S>,
     open: Option<OpenConnection<S>>,
-    /// A stream of rows ended in an error, after which the state of the connection is unknown.
+    /// Whether a stream of rows ended in an error, after which the state of the connection is unknown.
     broken: bool,
 }
 
@@ -409,7 +408,7 @@ struct OpenConnection<S> {
 }
 
 impl<S> DatabaseConnection<S> {
-    /// Does not dial yet; the first use does.
+    /// Makes a connection that is not open; its first use dials.
     #[must_use]
     pub fn new(database: &Arc<Database>, prepare: Prepare<S>) -> Self {
         Self {
@@ -420,9 +419,9 @@ impl<S> DatabaseConnection<S> {
         }
     }
 
-    /// Runs one statement or one transaction. It is repeated, on a new connection, only if its prepared
-    /// statements were stale, since then nothing was changed. After an outage midway the caller has to find
-    /// out whether it was carried out.
+    /// Runs one statement or one transaction. It is repeated, on a new connection, only if its prepared statements
+    /// were stale, since nothing was changed in that case. If the connection is lost meanwhile, the caller has to
+    /// find out whether the statement was carried out.
     pub fn run<T>(
         &mut self,
         query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
@@ -430,8 +429,8 @@ impl<S> DatabaseConnection<S> {
         self.change(query).map_err(DbError::from)
     }
 
-    /// Runs one statement or one transaction as [`DatabaseConnection::run`] does; the error shows whether anything
-    /// may have been changed.
+    /// Runs one statement or one transaction by [`DatabaseConnection::run`]; the error shows whether the database
+    /// may have changed.
     pub fn change<T>(
         &mut self,
         mut query: impl FnMut(&mut Client, &S) -> Result<T, Error>,
@@ -454,19 +453,19 @@ impl<S> DatabaseConnection<S> {
         }
     }
 
-    /// Begins a query whose rows are fetched by the thousand, from one snapshot, so that memory does not grow
-    /// with their number. The query, and those of [`RowStream::run`], are given as text: a statement that is
-    /// prepared in the transaction of the stream cannot be stale.
+    /// Begins a query whose rows are fetched in thousands, from one snapshot, so that memory does not grow with
+    /// their number. The query, and those of [`RowStream::run`], are given as text: a statement that is prepared
+    /// in the transaction of the stream cannot be stale.
     pub fn stream(
         &mut self,
         bind: impl FnOnce(&mut Transaction<'_>, &S) -> Result<Portal, Error>,
     ) -> Result<(RowStream<'_>, &S), DbError> {
         self.open_connection()?;
         let Some(open) = &mut self.open else {
-            unreachable!("open_connection() has just set it")
+            unreachable!("open_connection() sets it")
         };
         open.last_used = Instant::now();
-        // The stream sets it to false when it has begun.
+        // The stream sets this to false after it has begun.
         self.broken = true;
         let statements = &open.statements;
         let rows = RowStream::begin(&mut open.client, &mut self.broken, |transaction| {
@@ -475,8 +474,8 @@ impl<S> DatabaseConnection<S> {
         Ok((rows.map_err(|error| DbError::new(&error))?, statements))
     }
 
-    /// Dials in a thread of its own until the server answers, so that the schema is up to date before the
-    /// first request; then closes the connection.
+    /// Starts a thread that dials until the server answers, so that the schema is up to date before the first
+    /// request, and then closes the connection.
     pub fn bring_up(mut self, shutdown: &Shutdown) -> io::Result<JoinHandle<()>>
     where
         S: Send + 'static,
@@ -507,7 +506,7 @@ impl<S> DatabaseConnection<S> {
         self.run(|client, _| client.batch_execute("")).is_ok()
     }
 
-    /// The open connection, tested if it was idle, or a new one.
+    /// The open connection, which is tested if it was idle, or a new one.
     fn open_connection(&mut self) -> Result<&mut OpenConnection<S>, DbError> {
         let usable = !mem::take(&mut self.broken)
             && self.open.as_mut().is_some_and(|open| {
@@ -526,7 +525,7 @@ impl<S> DatabaseConnection<S> {
 
     fn lost(&mut self, error: &Error) -> DbError {
         let error = DbError::new(error);
-        // The next dial checks the schema, and perhaps brings it up to date.
+        // The next dial checks the schema and brings it up to date if needed.
         if matches!(error, DbError::Unavailable(_) | DbError::Refused(_)) {
             self.open = None;
         }
@@ -538,7 +537,7 @@ impl<S> DatabaseConnection<S> {
 }
 
 fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>, DbError> {
-    // Like an outage, a wrong password or a missing database is for an operator to correct.
+    // A wrong password or a missing database counts as an outage, since an operator has to correct it.
     let mut client = database
         .config
         .connect(NoTls)
@@ -558,7 +557,8 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>
     })
 }
 
-/// Without its own schema a service would create its tables in `public`, which is in the search path too.
+/// Checks that the schema exists. Without it a service would create its tables in `public`, which is in the
+/// search path too.
 fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
     let sql = "SELECT WHERE current_schema() = $1";
     let found = client
@@ -571,8 +571,8 @@ fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Brings the schema up to date. Versions that this program does not have are ignored: a newer program has
-/// brought them.
+/// Brings the schema up to date. Versions that this program does not have are ignored: a newer program has added
+/// them.
 fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
     if pending(client, migrations)?.is_empty() {
         return Ok(());
@@ -600,7 +600,7 @@ fn await_owner(client: &mut Client, migrations: Migrations) -> Result<(), DbErro
     match pending.first() {
         None => Ok(()),
         Some((name, _)) => Err(DbError::Unavailable(format!(
-            "the schema does not have {name} yet, which the program of its owner brings"
+            "the schema does not have {name} yet, which the program of its owner adds"
         ))),
     }
 }
@@ -610,7 +610,7 @@ fn pending(
     client: &mut impl postgres::GenericClient,
     migrations: Migrations,
 ) -> Result<Vec<(&'static str, &'static str)>, Error> {
-    // In the service's own schema: `public`, which is in the search path too, may have those of another.
+    // Only the schema of the service counts: `public`, which is in the search path too, may have another's table.
     let known = client.query_one(
         "SELECT to_regclass(quote_ident(current_schema()) || '.schema_migrations') IS NOT NULL",
         &[],
@@ -628,7 +628,8 @@ fn pending(
         .collect())
 }
 
-/// The rows of a portal, fetched in parts. If it is dropped before its end, the rest is never fetched.
+/// The rows of a portal, which are fetched in parts. If this value is dropped before its end, the other rows are
+/// never fetched.
 pub struct RowStream<'a> {
     transaction: Transaction<'a>,
     portal: Portal,

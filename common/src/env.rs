@@ -1,23 +1,23 @@
-//! The settings of a program: the process environment over the file `.env`, read once, at
-//! start. Nothing here ever shows a value, since it may be the password.
+//! The settings of a program, which it reads once, at its start. A variable of the process environment overrides
+//! one of the file `.env`. No error shows a value, since it may be a password.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// Names the file to read instead of those in the working directory.
+/// The variable that names the file to read instead of those in the working directory.
 const ENV_FILE: &str = "ENV_FILE";
 
-/// The variables that a program was started with.
+/// The variables with which a program was started.
 #[derive(Clone, Default)]
 pub struct Vars {
     values: HashMap<String, String>,
 }
 
 impl Vars {
-    /// Reads the file that `ENV_FILE` names, else those of the working directory; the process
-    /// environment wins over them.
+    /// Reads the file that `ENV_FILE` names, or those of the working directory. The process environment overrides
+    /// them.
     pub fn load() -> Result<Self, ConfigError> {
         let environment: Vars = Vars {
             values: std::env::vars_os()
@@ -33,7 +33,8 @@ impl Vars {
         Ok(environment.over(file))
     }
 
-    /// Reads `.env.local`, which is this installation's own, over `.env`; either may be missing.
+    /// Reads `.env` and `.env.local`, the settings of this installation, which override `.env`; either file may be
+    /// missing.
     pub fn from_folder(folder: &Path) -> Result<Self, ConfigError> {
         [".env.local", ".env"]
             .map(|name| folder.join(name))
@@ -58,13 +59,13 @@ impl Vars {
 
     fn read(path: &Path) -> Result<Self, String> {
         let bytes = std::fs::read(path)
-            .map_err(|error| format!("cannot be read: {error}; it must be there, and readable"))?;
+            .map_err(|error| format!("cannot be read: {error}; the file must exist, and this user must be able to read it"))?;
         Ok(Self {
             values: pairs_in(&bytes)?,
         })
     }
 
-    /// The given variables and no others, for tests.
+    /// Only the given variables, for tests.
     #[must_use]
     pub fn from_pairs<K: Into<String>, V: Into<String>>(
         pairs: impl IntoIterator<Item = (K, V)>,
@@ -95,7 +96,7 @@ impl Vars {
             })
     }
 
-    /// The text of a variable that may be left out; one that is empty counts as left out.
+    /// The text of a variable that may be left out; an empty variable counts as left out.
     #[must_use]
     pub fn optional(&self, key: &str) -> Option<&str> {
         self.values
@@ -104,8 +105,8 @@ impl Vars {
             .filter(|value| !value.is_empty())
     }
 
-    /// The text of a variable that guards something where it is set: one that is empty has lost its
-    /// value on the way here, and is refused.
+    /// The text of a variable that protects something where it is set. An empty variable is an error, since its
+    /// value was lost before it arrived.
     pub fn guarding(&self, key: &str) -> Result<Option<&str>, ConfigError> {
         match self.values.get(key).map(String::as_str) {
             Some("") => Err(ConfigError {
@@ -116,14 +117,14 @@ impl Vars {
         }
     }
 
-    /// A variable that must be set, as a value of its type; `expected` says in the error what
-    /// would have been right, as in "a port number from 0 to 65535".
+    /// A variable that must be set, as a value of its type; `expected` describes a valid value in the error, as in
+    /// "a port number from 0 to 65535".
     pub fn parsed<T: FromStr>(&self, key: &str, expected: &str) -> Result<T, ConfigError> {
         parse(key, &self.text(key)?, expected)
     }
 
-    /// A variable as a value of its type, or `default` where it is not set; `expected` says in the error
-    /// what would have been right.
+    /// A variable as a value of its type, or `default` if it is not set; `expected` describes a valid value in the
+    /// error.
     pub fn parsed_or<T: FromStr>(
         &self,
         key: &str,
@@ -140,8 +141,8 @@ impl Vars {
     }
 }
 
-/// The pairs in a file of settings. `docs/SETTINGS.md` has its grammar, which the scripts and the
-/// Vagrantfile read alike. An error names the line and never quotes it: it may be the password.
+/// The pairs in a file of settings. `docs/SETTINGS.md` has its grammar, which the scripts and the Vagrantfile
+/// follow too. An error names the line and never quotes it, since it may contain a password.
 fn pairs_in(bytes: &[u8]) -> Result<HashMap<String, String>, String> {
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") || bytes.contains(&0) {
         return Err("is UTF-16: save it as UTF-8".to_owned());
@@ -163,7 +164,7 @@ fn pairs_in(bytes: &[u8]) -> Result<HashMap<String, String>, String> {
 
 const BLANKS: [char; 2] = [' ', '\t'];
 
-/// The pair in a line; none where it is empty or a comment.
+/// The pair in a line; None for an empty line or a comment.
 fn pair_in(line: &str, number: usize) -> Result<Option<(String, String)>, String> {
     if line.contains(|c: char| c.is_ascii_control() && c != '\t') {
         return Err(format!(
@@ -199,8 +200,8 @@ fn is_key(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// The value that the text behind `KEY=` stands for. What readers of such files disagree about is
-/// none: escapes, substitutions, and a `#` right behind the `=`.
+/// The value of the text after `KEY=`; None for a text that other readers of such files understand differently:
+/// escapes, substitutions, and a `#` directly after the `=`.
 fn value_in(text: &str) -> Option<String> {
     if is_comment(text) {
         return Some(String::new());
@@ -219,12 +220,12 @@ fn value_in(text: &str) -> Option<String> {
     is_comment(rest).then_some(value)
 }
 
-/// A value without any of these characters, and what is behind it.
+/// A value and the text after it; None if the value has one of these characters.
 fn plain<'a>((value, rest): (&str, &'a str), without: &[char]) -> Option<(String, &'a str)> {
     (!value.contains(without)).then(|| (value.to_owned(), rest))
 }
 
-/// The value in single quotes of which the first was taken off, and what is behind them.
+/// The value in single quotes and the text after it; `text` begins after the first quote.
 fn single_quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let (mut part, mut rest) = text.split_once('\'')?;
@@ -237,7 +238,7 @@ fn single_quoted(text: &str) -> Option<(String, &str)> {
     Some((value, rest))
 }
 
-/// Nothing but blanks, or a comment with a blank before it.
+/// Whether a text has only blanks, or is a comment with a blank before it.
 fn is_comment(text: &str) -> bool {
     let trimmed = text.trim_start_matches(BLANKS);
     trimmed.is_empty() || (text.starts_with(BLANKS) && trimmed.starts_with('#'))
@@ -248,17 +249,17 @@ fn parse<T: FromStr>(key: &str, text: &str, expected: &str) -> Result<T, ConfigE
         .map_err(|_| ConfigError::malformed(key, expected))
 }
 
-/// Which variable is wrong, and how; never its value.
+/// The name of a wrong variable, and what is wrong with it; never its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// The name of the variable.
     pub key: String,
-    /// What is wrong with it, to be read after its name.
+    /// What is wrong with it, as a text that follows the name.
     pub problem: String,
 }
 
 impl ConfigError {
-    /// A variable whose value is not `expected`.
+    /// The error of a variable whose value is not `expected`.
     #[must_use]
     pub fn malformed(key: &str, expected: &str) -> Self {
         Self {

@@ -1,5 +1,5 @@
-//! What the services share. A service names in its manifest what it may touch:
-//! `features = ["queue"]` without `"db"` is the sentence "no database here".
+//! The code that the services share. The features in a service's manifest decide what the service can reach:
+//! with `features = ["queue"]` and without `"db"` it cannot reach a database.
 
 pub mod env;
 pub mod process;

@@ -1,7 +1,7 @@
-//! One line per event on standard error: when, how grave, which program and part of it, what, and
-//! whatever pairs the event carries. In logfmt (`time=… level=info program=… msg="…"`) or as one
-//! JSON object, with the same keys. Whatever could end a value, a key or a line is escaped, so
-//! that nothing a client sends can forge one.
+//! The log: one line for each event on standard error, with the time, the level, the program and its part, the
+//! message, and the pairs of the event. A line is logfmt (`time=… level=info program=… msg="…"`) or a JSON object;
+//! both have equal keys. Characters that could end a value, a key or a line are escaped, so that no client can
+//! forge one.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -17,24 +17,23 @@ use rustix::io::Errno;
 
 use crate::env::{ConfigError, Vars};
 
-/// Quiet where the libraries are chatty: PostgreSQL's notices at each reconnect, amiquip's
-/// frames.
+/// The filter for libraries, without PostgreSQL's notices at each reconnect and amiquip's frames.
 const LIBRARIES: &str =
     "postgres=warn,tokio_postgres=warn,amiquip=off,mio=warn,ureq=warn,ureq_proto=warn";
 
-/// Lines of requests wait until so many bytes are to be written.
+/// Lines of requests are buffered until there are this many bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Lines that cannot be written wait until there are so many bytes; those that come then are lost.
+/// How many bytes of lines that cannot be written are buffered; further lines are lost.
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Whatever reads a pipe takes so much in one piece, or waits for nobody (`PIPE_BUF`).
+/// The size of a write that does not block on a pipe that is ready, and is not divided (`PIPE_BUF`).
 const WRITE_BYTES: usize = 4096;
 
-/// How long the last lines are waited for.
+/// How long the program waits at its end for the last lines to be written.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-/// Lines that wait to be written in one piece.
+/// The lines of all threads that are written next.
 static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
     lines: String::new(),
     lost: 0,
@@ -43,21 +42,21 @@ static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
 
 struct Buffer {
     lines: String,
-    /// How many lines there was no room for.
+    /// How many lines were lost because the buffer was full.
     lost: usize,
-    /// How lines are written, and of which program.
+    /// The form of the lines, and the name of the program.
     form: (Format, &'static str),
 }
 
-/// Whether somebody calls [`flush`] again and again.
+/// Whether a thread calls [`flush`] regularly.
 static IS_FLUSHED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// The lines of this thread that wait to be written in one piece.
+    /// The lines of this thread that are buffered by [`buffer`].
     static THREAD_LINES: Cell<Option<String>> = const { Cell::new(None) };
 }
 
-/// How a line is written.
+/// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Logfmt,
@@ -75,8 +74,8 @@ impl Format {
     }
 }
 
-/// Starts logging for `program`, filtered by `RUST_LOG` (`info` when unset) and in the form that
-/// `LOG_FORMAT` names. A second call, as from the next test in one process, changes nothing.
+/// Starts the log of `program`, filtered by `RUST_LOG` (`info` if it is not set) and in the form that `LOG_FORMAT`
+/// names. A second call in one process, as tests make it, changes nothing.
 pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
     let format = Format::from_vars(vars)?;
     let filter = vars.optional("RUST_LOG").unwrap_or("info");
@@ -107,8 +106,8 @@ pub fn init(program: &'static str, vars: &Vars) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Has a panic told of as any other event, in a line of its own.
-pub(crate) fn tell_of_panics() {
+/// Logs every panic as an event.
+pub(crate) fn log_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);
         let cause = panic.payload_as_str().unwrap_or("unknown");
@@ -116,20 +115,20 @@ pub(crate) fn tell_of_panics() {
     }));
 }
 
-/// A duration as lines have it: in milliseconds, to the hundredth.
+/// A duration in milliseconds, rounded to hundredths, as log lines have it.
 #[must_use]
 pub fn logged_millis(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// Writes the lines that wait, as far as they are read. Whoever calls it calls it a few times a second
-/// from then on: a line of its own for each request would cost more to write than to make.
+/// Writes the buffered lines as far as this takes no wait. A caller must call it several times a second from then
+/// on: a write for each line of a request would cost more than the line.
 pub(crate) fn flush() {
     IS_FLUSHED.store(true, Ordering::Relaxed);
     write(Duration::ZERO);
 }
 
-/// Writes the last lines of the program. Somebody who reads slowly is waited for.
+/// Writes the last lines of the program; waits up to [`END_LIMIT`] for a slow reader.
 pub(crate) fn end() {
     write(END_LIMIT);
 }
@@ -142,7 +141,7 @@ fn write(patience: Duration) {
 }
 
 impl Buffer {
-    /// Adds so many lines, if there is room for them, behind a line about those that there was none for.
+    /// Adds `many` lines if there is room for them, and before them a line about the lines that were lost.
     fn add(&mut self, many: usize, add: impl FnOnce(&mut String)) {
         if self.lines.len() >= BUFFER_BYTES_MAX {
             self.lost += many;
@@ -158,7 +157,9 @@ impl Buffer {
                 &log::Record::builder()
                     .level(log::Level::Warn)
                     .target(module_path!())
-                    .args(format_args!("nobody read the log: lines were lost"))
+                    .args(format_args!(
+                        "lines of the log were lost, since standard error was not read"
+                    ))
                     .key_values(&[("lines", lost)])
                     .build(),
             );
@@ -166,8 +167,8 @@ impl Buffer {
         add(&mut self.lines);
     }
 
-    /// Writes what can be written without waiting for longer than that. Each write has whole lines:
-    /// those of several processes do not mix.
+    /// Writes as many lines as it can, and waits no longer than `patience`. Each write has whole lines, so that
+    /// the lines of several processes do not mix.
     fn write(&mut self, patience: Duration) {
         let (deadline, mut written) = (Instant::now() + patience, 0);
         while let rest @ [_, ..] = &self.lines.as_bytes()[written..]
@@ -176,14 +177,14 @@ impl Buffer {
             let piece = &rest[..rest.len().min(WRITE_BYTES)];
             let end = piece.iter().rposition(|byte| *byte == b'\n');
             let piece = end.map_or(piece, |end| &piece[..=end]);
-            // Nobody is left to be told that it cannot be told.
+            // A failure to write to standard error cannot be reported anywhere.
             written += io::stderr().write(piece).unwrap_or(rest.len());
         }
         self.lines.drain(..written);
     }
 }
 
-/// Whether the next piece can be written without waiting for whoever reads it.
+/// Whether standard error can take the next piece within `patience`.
 fn is_read(patience: Duration) -> bool {
     let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     let (stderr, mut ready) = (io::stderr(), Err(Errno::INTR));
@@ -197,8 +198,8 @@ fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
     buffer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Until the returned value is dropped, the lines of this thread are buffered; then they are written in one
-/// piece: of hundreds of lines, each alone would cost more to write than to make.
+/// Buffers the lines of this thread until the returned value is dropped, which writes them together: a write for
+/// each of hundreds of lines would cost more than the lines.
 #[must_use]
 pub fn buffer() -> LogBuffer {
     THREAD_LINES.set(Some(String::new()));
@@ -304,15 +305,15 @@ impl<'a> Line<'a> {
         self.text(key, &value.to_string());
     }
 
-    /// What stands in both forms as it is: a number, true or false.
+    /// A value that both forms write without quotes: a number, true or false.
     fn literal(&mut self, key: &str, value: impl std::fmt::Display) {
         self.key(key);
         let _ = write!(self.out, "{value}");
     }
 }
 
-/// A JSON string. Besides what JSON demands, everything is escaped that is neither printable
-/// ASCII nor a letter or a digit: what is invisible, breaks lines or turns the writing around.
+/// Writes a JSON string. Besides the characters that JSON requires, it escapes every character that is neither
+/// printable ASCII nor a letter or a digit, since it may be invisible, break the line or reverse its direction.
 fn push_quoted(out: &mut String, text: &str) {
     let stands = |c: char| match c {
         '"' | '\\' => false,
@@ -364,7 +365,7 @@ impl VisitValue<'_> for Pair<'_, '_> {
         Ok(())
     }
 
-    /// What there is not is left out.
+    /// A pair without a value is left out.
     fn visit_null(&mut self) -> Result<(), Error> {
         Ok(())
     }
@@ -390,7 +391,7 @@ impl VisitValue<'_> for Pair<'_, '_> {
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
-        // JSON has no word for what is no number.
+        // JSON has no number for infinity and NaN.
         if value.is_finite() {
             self.line.literal(self.key, value);
         } else {
@@ -424,7 +425,7 @@ mod tests {
         line
     }
 
-    /// The pairs of a line of logfmt. What cannot be read ends the test.
+    /// The pairs of a line of logfmt; a malformed line fails the test.
     fn read_logfmt(line: &str) -> Vec<(String, String)> {
         let mut rest = line.strip_suffix('\n').expect("a line");
         let mut pairs = Vec::new();
@@ -452,7 +453,7 @@ mod tests {
         }
     }
 
-    /// What a client may try, and what it is made of.
+    /// Texts of characters that might forge a line.
     fn any_text() -> impl Strategy<Value = String> {
         let pieces = prop::sample::select(vec![
             "\n",

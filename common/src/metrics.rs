@@ -76,7 +76,7 @@ impl Metrics {
     /// A counter of this service.
     ///
     /// # Panics
-    /// When `name` is taken or is not a valid name: a defect of the program that shows at its start.
+    /// If `name` is not valid or exists already, which is a defect of the program that shows at its start.
     #[must_use]
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         let counter = IntCounter::new(name, help).expect(CONSTANT_NAMES);
@@ -87,7 +87,7 @@ impl Metrics {
     /// A counter with one label, `label`.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     #[must_use]
     pub fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
         let counters = IntCounterVec::new(Opts::new(name, help), &[label]).expect(CONSTANT_NAMES);
@@ -98,7 +98,7 @@ impl Metrics {
     /// A value that goes up and down.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     #[must_use]
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
         let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
@@ -109,7 +109,7 @@ impl Metrics {
     /// A value that is computed whenever metrics are collected.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     pub fn computed_gauge(
         &self,
         name: &str,
@@ -123,7 +123,7 @@ impl Metrics {
     /// Values that go up and down, with one label, `label`. A value that is removed is not shown.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     #[must_use]
     pub fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
         let gauges = IntGaugeVec::new(Opts::new(name, help), &[label]).expect(CONSTANT_NAMES);
@@ -134,7 +134,7 @@ impl Metrics {
     /// A distribution of durations in seconds.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     #[must_use]
     pub fn seconds(&self, name: &str, help: &str) -> Histogram {
         self.histogram(name, help, &SECONDS)
@@ -143,7 +143,7 @@ impl Metrics {
     /// A distribution of sizes of batches.
     ///
     /// # Panics
-    /// As [`Metrics::counter`].
+    /// If `name` is not valid or exists already.
     #[must_use]
     pub fn sizes(&self, name: &str, help: &str) -> Histogram {
         self.histogram(name, help, &SIZES)
@@ -183,10 +183,10 @@ impl<V: Fn() -> i64 + Send + Sync> Collector for Computed<V> {
 
 const CONSTANT_NAMES: &str = "metric names are constants, each used once in a service";
 
-/// From a movie in the cache to a time limit.
+/// The buckets of durations, from a movie in the cache to a time limit.
 const SECONDS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// From one to the largest batch.
+/// The buckets of sizes, from one to the largest batch.
 const SIZES: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];

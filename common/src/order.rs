@@ -1,5 +1,5 @@
-//! An order: the message that crosses the queue. Its rules are the same at the gateway, which
-//! answers the client, and at the consumer, which meets messages that strangers put there.
+//! An order: the message in the queue. The gateway checks its rules before it answers the client, and the consumer
+//! checks them again, since any publisher may have put a message into the queue.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ const USER_ID_CHARS_MAX: usize = 50;
 /// The most digits before the point of a `total_amount`.
 const AMOUNT_DIGITS_MAX: usize = 10;
 
-/// The most characters of a JSON number in plain digits: as many as a `user_id` may have, and
-/// more than the other fields may.
+/// The most characters of a JSON number in plain digits: those of a `user_id`, which may have more than the other
+/// fields.
 const NUMBER_CHARS_MAX: usize = USER_ID_CHARS_MAX;
 
 /// The most bytes that the body of a request with an order may have.
@@ -24,14 +24,14 @@ const NUMBER_OF_ITEMS_RULE: &str = "must be a whole number from 1 to 2147483647"
 const TOTAL_AMOUNT_RULE: &str =
     "must be a number from 0 to 9999999999.99 in plain digits, with at most two after the point";
 
-/// An order that keeps all rules; there is no other kind.
+/// An order. Every value follows all rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewOrder {
-    /// Who ordered: 1 to 50 characters.
+    /// The user who placed the order: 1 to 50 characters.
     pub user_id: String,
-    /// How many: 1 or more.
+    /// The number of items: 1 or more.
     pub number_of_items: i32,
-    /// For how much.
+    /// The total amount.
     pub total_amount: Amount,
 }
 
@@ -47,9 +47,8 @@ impl fmt::Display for Amount {
     }
 }
 
-/// The fields as they stand in the message. A string is taken as it is written, in plain digits;
-/// a number counts by its value, and is read from its text: through a float, cents would be lost
-/// before anyone looked.
+/// The fields of the message. A string must have plain digits. A JSON number counts by its value, which is read
+/// from its text, since a float would lose cents.
 #[derive(Deserialize, Serialize)]
 struct Fields<'a> {
     #[serde(borrow)]
@@ -61,14 +60,13 @@ struct Fields<'a> {
 }
 
 impl NewOrder {
-    /// Reads an order from the body of a request or of a message. Fields that it does not know
-    /// are ignored.
+    /// Reads an order from the body of a request or of a message. Other fields are ignored.
     pub fn from_json(body: &[u8]) -> Result<Self, OrderError> {
         Self::from_fields(&Fields::from_json(body)?)
     }
 
-    /// Reads an order from the body of a request; with it the body of the message for the queue: the
-    /// fields of an order, each as it was written, and nothing else.
+    /// Reads an order from the body of a request. Returns with it the body of the message, which has the fields of
+    /// an order, each as the client wrote it, and nothing else.
     pub fn with_message(body: &[u8]) -> Result<(Self, Vec<u8>), OrderError> {
         let fields = Fields::from_json(body)?;
         let order = Self::from_fields(&fields)?;
@@ -107,7 +105,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The value of a field, where its text keeps the field's rule.
+/// The value of a field, if its text follows the rule of the field.
 fn field<T>(
     name: &'static str,
     rule: &'static str,
@@ -120,7 +118,7 @@ fn field<T>(
         .ok_or(OrderError::field(name, rule))
 }
 
-/// The text of a string, or a number in plain digits; None where a number has too many.
+/// The text of a string, or a number in plain digits; None for a number with too many digits.
 fn text_of(name: &'static str, value: Option<&RawValue>) -> Result<Option<String>, OrderError> {
     let json = value.ok_or(OrderError::field(name, "is required"))?.get();
     match json.as_bytes() {
@@ -132,9 +130,9 @@ fn text_of(name: &'static str, value: Option<&RawValue>) -> Result<Option<String
     }
 }
 
-/// The value of a JSON number in plain digits, without zeros that do not count: `1.50e3` is
-/// `1500`, and `-0.0` is `0`. None where these are more than [`NUMBER_CHARS_MAX`] characters,
-/// which is known before any of them is written, however large the exponent is.
+/// The value of a JSON number in plain digits, without insignificant zeros: `1.50e3` is `1500`, and `-0.0` is `0`.
+/// None for more than [`NUMBER_CHARS_MAX`] characters, which are counted before they are written, since an
+/// exponent may be large.
 fn plain_digits(number: &str) -> Option<String> {
     let (sign, number) = match number.strip_prefix('-') {
         Some(number) => ("-", number),
@@ -148,7 +146,7 @@ fn plain_digits(number: &str) -> Option<String> {
     if counting.is_empty() {
         return Some("0".to_owned());
     }
-    // How many of the digits that count stand before the point; below 0, zeros follow it.
+    // The number of significant digits before the point; if it is negative, zeros follow the point.
     let zeros_before = digits.len() - without_zeros_before.len();
     let before_point = i64::try_from(whole.len()).ok()? - i64::try_from(zeros_before).ok()?
         + i64::from(exponent.parse::<i32>().ok()?);
@@ -169,7 +167,7 @@ fn plain_digits(number: &str) -> Option<String> {
 }
 
 fn user_id(text: &str) -> Option<String> {
-    // A character has four bytes at most: a megabyte need not be counted.
+    // A character has at most four bytes, so the characters of a long text need not be counted.
     let fits = text.len() <= 4 * USER_ID_CHARS_MAX && text.chars().count() <= USER_ID_CHARS_MAX;
     (fits && !text.is_empty() && !text.contains('\0')).then(|| text.to_owned())
 }
@@ -198,7 +196,7 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Which rule an order breaks.
+/// The rule that an order breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderError {
     field: Option<&'static str>,
@@ -220,7 +218,7 @@ impl OrderError {
         }
     }
 
-    /// The field whose rule is broken; None where the body as a whole is no order.
+    /// The field whose rule is broken; None if the body as a whole is not an order.
     #[must_use]
     pub fn at_fault(&self) -> Option<&'static str> {
         self.field
@@ -448,7 +446,7 @@ mod tests {
         assert!(NewOrder::from_json(body).is_ok());
     }
 
-    /// JSON values that are often good for a field, and written in odd ways.
+    /// JSON values that are often valid for a field, in unusual notations.
     fn values() -> impl Strategy<Value = String> {
         let escapes = prop_oneof![
             Just("\\u0041"),
@@ -515,7 +513,7 @@ mod tests {
             prop_assert_eq!(taken, i32::try_from(number).ok().filter(|number| *number >= 1));
         }
 
-        /// The model counts in units of 10^-24, which is exact for all that is written here.
+        /// The model counts in units of 10^-24, which is exact for all numbers of this test.
         #[test]
         fn a_json_number_is_read_as_the_shortest_plain_digits_of_its_value(
             sign in prop_oneof![Just("-"), Just("")],
@@ -567,7 +565,6 @@ mod tests {
             }
         }
 
-        /// What is answered and what is queued are one order, however it is written.
         #[test]
         fn the_message_of_an_order_is_read_as_the_order_that_was_placed(
             body in bodies(),

@@ -1,4 +1,5 @@
-//! Logs an outage: one line for each cause, however many tries fail, and one when the outage is over. A server that accepts connections and serves none of them is one outage.
+//! Logs an outage: one line for each cause, however many tries fail, and one when the outage is over. A server
+//! that accepts connections and serves none of them is one outage.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::backoff::Backoff;
 /// How many causes of one outage are logged.
 const CAUSES_MAX: usize = 8;
 
-/// Counts the failures of one operation that is tried again and again.
+/// The failures of one operation that is repeated until it succeeds.
 #[derive(Debug)]
 pub struct Outage {
     backoff: Backoff,
@@ -17,7 +18,7 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// No outage yet. The delays between tries grow from about `first` to about `ceiling`.
+    /// Makes a value without an outage. The delays between tries grow from about `first` to about `ceiling`.
     #[must_use]
     pub fn none(first: Duration, ceiling: Duration) -> Self {
         Self {
@@ -30,7 +31,7 @@ impl Outage {
     /// Logs a failure, unless its cause was logged before, and returns how long to wait before the next
     /// try.
     pub fn note(&mut self, level: log::Level, cause: &str, text: &str) -> Duration {
-        // The first failure of an outage: the connection is lost.
+        // The first failure of an outage means that the connection is lost.
         self.connected &= !self.logged.is_empty();
         if !self.logged.iter().any(|logged| logged == cause) && self.logged.len() < CAUSES_MAX {
             log::log!(level, cause = cause; "{text}");

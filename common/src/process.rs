@@ -1,5 +1,5 @@
-//! What every `main` does: settings, log, signals, start, wait, exit. A wrong setting is named
-//! on standard error and ends the program with 2 before it listens.
+//! The steps of every `main`: settings, log, signals, start, wait, exit. A program with a wrong setting names it
+//! on standard error and exits with 2 before it listens.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use crate::env::{ConfigError, Vars};
 use crate::log as logging;
 use crate::shutdown::{self, Shutdown};
 
-/// How long the work that was accepted may take after the shutdown was requested.
+/// How long accepted requests and messages may take after the request for the shutdown.
 const DRAIN_LIMIT: Duration = Duration::from_secs(9);
 
 /// Why a program did not start.
@@ -23,7 +23,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(9);
 pub enum StartError {
     /// A variable is missing or malformed.
     Config(ConfigError),
-    /// The system refused something; the text says what was tried.
+    /// The system refused an operation, which the text names.
     System(String, io::Error),
 }
 
@@ -44,14 +44,14 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// A started program, to be waited for.
+/// A program that has started.
 pub trait Running {
-    /// Waits for the shutdown and for the end of what was accepted before it.
+    /// Waits for the shutdown, and until everything that was accepted before it is done.
     fn join(self);
 }
 
-/// Runs a program to its end; `about` is what its help says of it. 0 after a shutdown that left nothing behind, 2 for a wrong
-/// setting or argument, 1 for anything else.
+/// Runs a program to its end; `about` describes it in its help. The exit code is 0 after a shutdown that left
+/// nothing undone, 2 for a wrong setting or argument, and 1 for any other failure.
 pub fn run<R: Running + Send + 'static>(
     program: &'static str,
     about: &str,
@@ -67,7 +67,7 @@ pub fn run<R: Running + Send + 'static>(
     if let Err(error) = logging::init(program, &vars) {
         return refuse(program, &error.into());
     }
-    logging::tell_of_panics();
+    logging::log_panics();
     raise_descriptor_limit();
     let (trigger, shutdown) = shutdown::channel();
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
@@ -80,7 +80,7 @@ pub fn run<R: Running + Send + 'static>(
     };
 
     thread::spawn(move || {
-        // SIGHUP means that a file has changed, which whoever reads it sees for themselves.
+        // SIGHUP means that a file has changed, which the threads that watch the files notice.
         if let Some(signal) = signals.forever().find(|signal| *signal != SIGHUP) {
             let name = if signal == SIGINT {
                 "SIGINT"
@@ -99,7 +99,7 @@ pub fn run<R: Running + Send + 'static>(
     shutdown.wait();
     let ended = end.recv_timeout(DRAIN_LIMIT);
     let exit_code = if ended.is_err() {
-        log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "some work did not end in time");
+        log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "requests or messages were not done in time");
         ExitCode::FAILURE
     } else {
         log::info!("ended");
@@ -109,14 +109,14 @@ pub fn run<R: Running + Send + 'static>(
     exit_code
 }
 
-/// Why a command was not done.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum CommandError {
-    /// It was called in another way than it can be; the text says how it is to be called.
+    /// The arguments are wrong; the text says how to call the command.
     Usage(String),
     /// A variable is missing or malformed.
     Config(ConfigError),
-    /// Anything else, in words.
+    /// Any other failure, as a text.
     Failed(String),
 }
 
@@ -141,16 +141,16 @@ impl fmt::Display for CommandError {
     }
 }
 
-/// What a command does: from its settings and its arguments, until it is done or the shutdown is
-/// requested, and with its output last.
+/// Carries out a command with these settings and arguments, until it is done or the shutdown is requested. The
+/// last parameter takes its output.
 pub type Command = fn(&Vars, &[String], &Shutdown, &mut dyn Write) -> Result<(), CommandError>;
 
-/// Runs a program that does what its arguments say and ends. 0 when it is done, 2 for a wrong
-/// setting or argument, 1 for anything else.
+/// Runs a program that carries out the command in its arguments and ends. The exit code is 0 after a success, 2
+/// for a wrong setting or argument, and 1 for any other failure.
 #[expect(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "a command line answers there"
+    reason = "a program answers its user on these streams"
 )]
 pub fn run_command(program: &'static str, usage: &str, command: Command) -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
@@ -190,8 +190,8 @@ pub fn run_command(program: &'static str, usage: &str, command: Command) -> Exit
     ExitCode::SUCCESS
 }
 
-/// As many descriptors as the system allows: a connection needs one, and the usual 1024 are
-/// meant for programs that use `select`.
+/// Raises the limit of descriptors as far as the system allows: each connection needs one, and the usual limit
+/// of 1024 is meant for programs that use `select`.
 fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -200,17 +200,17 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// What every program's `--help` says.
+/// The part of `--help` that all programs share.
 const SETTINGS: &str = "\
-Takes its settings from the environment and from the files .env.local and .env in the
-working directory, or the one that ENV_FILE names; .env has a line on each. One that is missing
-or malformed is named. Ends in good order on SIGINT and SIGTERM.";
+The program reads its settings from the environment and from the files .env.local and .env in
+the working directory, or from the file that ENV_FILE names; .env describes each setting. The
+program names a setting that is missing or malformed. It shuts down on SIGINT and SIGTERM.";
 
-/// `--version` and `--help`; a program takes no other argument.
+/// Answers `--version` and `--help`; a program takes no other argument.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a command line answers there"
+    reason = "a program answers its user on these streams"
 )]
 fn answer_arguments(program: &str, about: &str) -> Option<ExitCode> {
     let argument = std::env::args_os().nth(1)?;

@@ -1,12 +1,12 @@
-//! Shutdown is a channel that closes: every thread that holds a [`Shutdown`] hears of it at
-//! once, in a `select!`, in a wait with a limit, or by asking.
+//! A shutdown is a channel that closes. Every thread with a [`Shutdown`] notices it at once: in a `select!`, in a
+//! wait with a limit, or when it checks.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
-/// Makes a pair: dropping the trigger requests the shutdown.
+/// Makes a trigger and its receiving end; dropping the trigger requests the shutdown.
 #[must_use]
 pub fn channel() -> (ShutdownTrigger, Shutdown) {
     let (sender, closed) = crossbeam_channel::bounded(0);
@@ -15,18 +15,18 @@ pub fn channel() -> (ShutdownTrigger, Shutdown) {
 
 /// Keeps the program running for as long as it lives.
 pub struct ShutdownTrigger {
-    /// Never sent on: its end is the message.
+    /// Nothing is sent on this channel; its end is the request.
     _sender: Sender<Infallible>,
 }
 
 impl ShutdownTrigger {
-    /// Requests the shutdown; the same as dropping the trigger, but it reads as what it does.
+    /// Requests the shutdown by dropping the trigger.
     pub fn request(self) {
         drop(self);
     }
 }
 
-/// The listening end; cheap to clone, one for each thread.
+/// The receiving end, one for each thread; a clone is cheap.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
     closed: Receiver<Infallible>,
@@ -41,7 +41,7 @@ impl Shutdown {
 
     /// Waits until the shutdown is requested.
     pub fn wait(&self) {
-        // The only way out of `recv` is the end of the channel: nobody can send.
+        // `recv` returns only at the end of the channel, since no value of its type exists.
         let _ = self.closed.recv();
     }
 

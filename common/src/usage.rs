@@ -1,5 +1,5 @@
-//! What this process takes of the system, as the kernel counts it, under the names that Prometheus'
-//! own clients have for it.
+//! The resources that this process uses, as the kernel counts them, under the names that the clients of
+//! Prometheus use.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -7,7 +7,7 @@ use std::fs;
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 
-/// The `process_*` metrics, in the Prometheus text format. Those that cannot be read are left out.
+/// The `process_*` metrics, in the Prometheus text format. Metrics that cannot be read are left out.
 pub(crate) fn text() -> String {
     let stat = Stat::read();
     let field = |number| stat.as_ref().and_then(|stat| stat.field(number));
@@ -71,20 +71,20 @@ pub(crate) fn text() -> String {
     text
 }
 
-/// When the system was started, as Unix time.
+/// The Unix time of the start of the system.
 fn boot_time() -> Option<u64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let boot = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
     boot.parse().ok()
 }
 
-/// The descriptor by which they are counted is not one of them.
+/// The number of open descriptors, without the one that this function opens.
 fn open_descriptors() -> Option<u64> {
     let open = fs::read_dir("/proc/self/fd").ok()?.count() as u64;
     open.checked_sub(1)
 }
 
-/// What `/proc/self/stat` says.
+/// The content of `/proc/self/stat`.
 struct Stat(String);
 
 impl Stat {
@@ -92,8 +92,8 @@ impl Stat {
         fs::read_to_string("/proc/self/stat").ok().map(Self)
     }
 
-    /// A field by its number in `proc_pid_stat(5)`, from the third on: the second is the name of the
-    /// program in parentheses, and may contain blanks.
+    /// A field by its number in `proc_pid_stat(5)`, from 3 on: field 2 is the name of the program in parentheses,
+    /// and may contain blanks.
     fn field(&self, number: usize) -> Option<u64> {
         let (_, from_the_third) = self.0.rsplit_once(") ")?;
         from_the_third.split(' ').nth(number - 3)?.parse().ok()

@@ -1,4 +1,4 @@
-//! Files that are read again when somebody has changed them: certificates, keys of callers.
+//! Files that a program reads again when they change: certificates and API keys.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Files, and what they contained at the last look.
+/// Files, and their contents at the last check.
 #[derive(Clone)]
 pub struct Watched {
     files: Vec<PathBuf>,
@@ -17,15 +17,15 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Looks at the files for the first time. Whoever reads them afterwards misses no change.
+    /// Checks the files for the first time. A caller that reads them afterwards misses no change.
     #[must_use]
     pub fn new(files: Vec<PathBuf>) -> Self {
         let seen = contents(&files);
         Self { files, seen }
     }
 
-    /// Looks at them every second from now on, and calls `changed` after each look that found
-    /// something else. The thread ends with the process.
+    /// Starts a thread that checks the files every second and calls `changed` after each check that found a
+    /// difference. The thread ends with the process.
     pub fn watch(mut self, mut changed: impl FnMut() + Send + 'static) -> io::Result<()> {
         let look = move || {
             loop {
@@ -45,8 +45,8 @@ impl Watched {
     }
 }
 
-/// By content and not by time: clocks are set, and a copy may keep its times. None is a file that
-/// cannot be read.
+/// A hash of the content of each file; None for a file that cannot be read. Modification times are not enough,
+/// since clocks are set and a copy may keep its times.
 fn contents(files: &[PathBuf]) -> Vec<Option<u64>> {
     let content = |file: &PathBuf| {
         let mut hasher = DefaultHasher::new();

@@ -98,7 +98,7 @@ impl ConnectionThread {
             let error = match left {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error,
-                Err(_) => AmqpError::Broken("its thread panicked"),
+                Err(_) => AmqpError::Broken("the thread of the connection panicked"),
             };
             let _ = self.opened.send(ConnectionEvent::Lost);
             if proven {

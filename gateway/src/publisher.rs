@@ -415,7 +415,7 @@ impl Publisher {
                 Event::Connection(ConnectionEvent::Lost) => self.set_connected(false),
                 Event::Confirm(confirm) => self.settle(confirm),
                 Event::Alarm(notification) => self.note_alarm(&notification),
-                Event::ConnectionEnded => self.lose(AmqpError::Broken("it closed the connection")),
+                Event::ConnectionEnded => self.lose(AmqpError::Broken("the broker closed it")),
                 Event::Tick => {}
                 Event::End => return self.finish(),
             }

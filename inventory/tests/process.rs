@@ -268,7 +268,7 @@ fn bodies_of_a_megabyte_from_many_clients_take_little_memory() {
 
 #[test]
 fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_broke() {
-    const AWAY: &str = "the database is away; try again";
+    const AWAY: &str = "the database is unavailable; try again";
     let database = TestDatabase::create();
     let config = database.config();
     let relay = Relay::up(&config.host, config.port);
@@ -335,7 +335,10 @@ fn started_before_postgresql_it_answers_and_heals_by_itself() {
     let movies = client.get("/api/movies");
     let ready = client.get("/ready");
 
-    assert_eq!(movies.problem(), (503, "the database is away; try again"));
+    assert_eq!(
+        movies.problem(),
+        (503, "the database is unavailable; try again")
+    );
     assert_eq!(movies.header("retry-after"), "1");
     assert_eq!(
         (ready.status, &ready.json["dependencies"]),
@@ -440,7 +443,8 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting_and_what_is_lost_of_it_is_counte
     assert_eq!(end(&mut program), Some(0));
     let lines = lines.join().expect("no panic");
     let counts = lines.iter().filter_map(|line| {
-        let (_, count) = line.split_once("nobody read the log: lines were lost\" lines=")?;
+        let (_, count) = line
+            .split_once("lines of the log were lost, since standard error was not read\" lines=")?;
         Some(count.parse::<usize>().expect("a number"))
     });
     let missing: usize = counts.clone().sum();

@@ -8,7 +8,7 @@ use amiquip::{AmqpValue, FieldTable};
 
 use crate::env::{ConfigError, Vars};
 
-/// What a program does with the queue of orders; for each the broker has a user of its own.
+/// What a program does with the queue of orders; the broker has a user for each purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The program publishes orders.
@@ -43,7 +43,7 @@ pub struct QueueConfig {
 }
 
 impl QueueConfig {
-    /// From the `RABBITMQ_…` variables and `BILLING_QUEUE_TYPE`.
+    /// Reads the `RABBITMQ_…` variables and `BILLING_QUEUE_TYPE`.
     pub fn from_vars(vars: &Vars, purpose: Purpose) -> Result<Self, ConfigError> {
         let [user, password] = purpose.keys();
         Ok(Self {
@@ -65,14 +65,14 @@ impl QueueConfig {
 /// A node of the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broker {
-    /// Its name or address.
+    /// The name or address of the node.
     pub host: String,
-    /// Its port.
+    /// The port of the node.
     pub port: u16,
 }
 
-/// The broker's nodes, tried in turn, the one that served last first. Clones share the order of the nodes, and
-/// the last mismatch of the queue that was logged.
+/// The broker's nodes. They are tried in turn, beginning with the node that served last. Clones share the order of
+/// the nodes, and the last mismatch of the queue that was logged.
 #[derive(Clone)]
 pub struct Brokers {
     nodes: Vec<Broker>,
@@ -179,7 +179,7 @@ impl QueueType {
         }
     }
 
-    /// Its name, as the variable has it.
+    /// The value of `BILLING_QUEUE_TYPE` for this type.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -188,14 +188,15 @@ impl QueueType {
         }
     }
 
-    /// A classic queue has none, so that a declaration without arguments by another program matches.
+    /// The arguments of the declaration. A classic queue has none, so that the declaration of another program, without
+    /// arguments, matches.
     pub(super) fn arguments(self) -> FieldTable {
         let mut arguments = FieldTable::new();
         if self == Self::Quorum {
             let text = AmqpValue::LongString(self.name().to_owned());
             arguments.insert("x-queue-type".to_owned(), text);
-            // RabbitMQ 4 drops a message that was redelivered 20 times, which an outage of the database can
-            // bring about.
+            // RabbitMQ 4 drops a message that was redelivered 20 times, as it may be in an outage of the
+            // database.
             let limit = AmqpValue::LongInt(i32::MAX);
             arguments.insert("x-delivery-limit".to_owned(), limit);
         }

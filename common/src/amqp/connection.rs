@@ -22,10 +22,11 @@ use super::watchdog::{Deadline, DeadlineOnDrop, EXCHANGE_LIMIT, Watchdog};
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// In seconds; the connection to a broker that is silent for two heartbeats is closed (AMQP 0-9-1 §4.2.7).
+/// The interval of heartbeats in seconds; the connection to a broker that is silent for two of them is closed
+/// (AMQP 0-9-1 §4.2.7).
 const HEARTBEAT_SECONDS: u16 = 10;
 
-/// When the connection to a peer that acknowledges nothing is closed.
+/// The time after which the connection to a peer that acknowledges nothing is closed.
 const DEAD_PEER: Duration = Duration::from_secs(20);
 
 /// How many frames may wait for amiquip's thread, which writes them. A message has three; amiquip's own bound
@@ -37,7 +38,7 @@ const FRAMES_MAX: usize = 4096;
 pub struct QueueCounts {
     /// Messages that are ready to be delivered.
     pub ready: u32,
-    /// Consumers.
+    /// The consumers of the queue.
     pub consumers: u32,
 }
 
@@ -48,11 +49,11 @@ pub struct ConfirmChannel {
     pub returns: Receiver<Return>,
     /// The broker's confirms.
     pub confirms: Receiver<Confirm>,
-    /// The channel to publish on; each message must be added to an [`OutstandingConfirms`].
+    /// The channel for publishing; each message must be added to an [`OutstandingConfirms`].
     pub channel: Channel,
 }
 
-/// A connection to the broker. Dropping it takes [`EXCHANGE_LIMIT`] at most.
+/// A connection to the broker. Its drop takes at most [`EXCHANGE_LIMIT`].
 pub struct AmqpConnection {
     watchdog: Watchdog,
     connection: Connection,
@@ -70,12 +71,12 @@ pub struct AmqpConnection {
 impl AmqpConnection {
     /// Connects to the first of the nodes that answers; the management page shows `program`.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
-        let mut failure = AmqpError::Broken("there is none");
+        let mut failure = AmqpError::Broken("no node is configured");
         for (number, broker) in config.brokers.in_turn() {
             match Self::open_to(number, broker, config, program) {
                 Ok(connection) => {
-                    // The next try begins behind this node, unless it serves the queue: a node that is cut
-                    // off from the others may accept connections.
+                    // The next try begins after this node, unless it serves the queue: a node that is cut off
+                    // from the others may accept connections.
                     config.brokers.try_first(number + 1);
                     return Ok(connection);
                 }
@@ -144,9 +145,9 @@ impl AmqpConnection {
         })
     }
 
-    /// Declares a queue if it does not exist. A queue that exists is used as it is; a difference to the
-    /// settings is logged at level error. That takes a declaration, so a program that only publishes, and may
-    /// not configure the queue, does not call this.
+    /// Declares a queue if it does not exist. An existing queue is used unchanged; a difference from the settings is
+    /// logged at level error. The comparison takes a declaration, so a program that only publishes, and has no right
+    /// to configure the queue, does not call this.
     pub fn declare(&mut self, queue: &str) -> Result<(), AmqpError> {
         if self.find_or_make(queue)? && !std::mem::replace(&mut self.compared, true) {
             self.compare(queue)?;
@@ -155,7 +156,7 @@ impl AmqpConnection {
     }
 
     /// Declares a queue, durable and of the configured type, if it does not exist; returns whether it existed.
-    /// For a queue that exists this takes no right to configure.
+    /// No right to configure is needed for a queue that exists.
     fn find_or_make(&mut self, queue: &str) -> Result<bool, AmqpError> {
         let found = self.count(queue)?.is_some();
         if !found {
@@ -174,7 +175,7 @@ impl AmqpConnection {
             auto_delete: false,
             arguments: self.queue_type.arguments(),
         };
-        // Before the channel, so that closing it is within the deadline too.
+        // The deadline precedes the channel, so that it covers the close of the channel too.
         let _deadline = self.deadline();
         let channel = self.connection.open_channel(None)?;
         channel.queue_declare(queue, options).map(drop)
@@ -189,7 +190,7 @@ impl AmqpConnection {
                 message,
                 ..
             }) => message,
-            // Without the right to configure the difference cannot be found.
+            // Without the right to configure, the program cannot find a difference.
             Ok(())
             | Err(amiquip::Error::ServerClosedChannel {
                 code: ACCESS_REFUSED,
@@ -202,7 +203,7 @@ impl AmqpConnection {
                 queue = queue,
                 effect = effect(&said),
                 cause = said.as_str();
-                "the queue has other arguments than {}={} asks for, and is used as it is",
+                "the arguments of the queue differ from those of {}={}; the queue is used unchanged",
                 QueueType::VARIABLE, self.queue_type.name()
             );
         }
@@ -213,7 +214,7 @@ impl AmqpConnection {
     /// closes the channel, so each count opens one of its own.
     pub fn count(&mut self, queue: &str) -> Result<Option<QueueCounts>, AmqpError> {
         let channel = self.open_channel()?;
-        // Before the channel, so that closing it is within the deadline too.
+        // The deadline precedes the channel, so that it covers the close of the channel too.
         let deadline = self.deadline();
         let counted = match channel.queue_declare_passive(queue) {
             Ok(declared) => Ok(Some(QueueCounts {
@@ -230,19 +231,19 @@ impl AmqpConnection {
         counted
     }
 
-    /// Whether deliveries that are kept have so many bytes that no further ones are read.
+    /// Whether the deliveries in memory have so many bytes that no further ones are read.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.inbound_limit.is_full()
     }
 
-    /// Must be called with the tags of deliveries whose content is freed. While deliveries with 32 MiB
-    /// together are kept, no further ones are read from the broker.
+    /// Must be called with the tags of deliveries whose content is freed. While the deliveries in memory have 32 MiB
+    /// together, no further ones are read from the broker.
     pub fn release(&self, delivery_tags: impl IntoIterator<Item = u64>) {
         self.inbound_limit.release(delivery_tags);
     }
 
-    /// Counts so many bytes of a delivery as freed.
+    /// Counts `bytes` of a delivery as freed.
     pub fn reduce(&self, delivery_tag: u64, bytes: usize) {
         self.inbound_limit.reduce(delivery_tag, bytes);
     }
@@ -253,8 +254,8 @@ impl AmqpConnection {
         self.watchdog.deadline()
     }
 
-    /// When the returned value is dropped, reads no more deliveries and sets a deadline for the drops that
-    /// follow. It has to be declared after the channels, so that it is dropped before them.
+    /// When the returned value is dropped, no more deliveries are read, and the drops that follow have a deadline.
+    /// The value must be declared after the channels, so that it is dropped before them.
     #[must_use]
     pub fn deadline_on_drop(&self) -> DeadlineOnDrop {
         self.watchdog.deadline_on_drop(&self.inbound_limit)
@@ -273,11 +274,11 @@ fn connect(broker: &Broker) -> io::Result<TcpStream> {
     for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
             Ok(socket) => {
-                // Without it each confirmed message waits 40 ms for a delayed acknowledgement.
+                // Otherwise each confirmed message waits 40 ms for a delayed acknowledgement.
                 socket.set_nodelay(true)?;
                 let options = SockRef::from(&socket);
                 options.set_tcp_user_timeout(Some(DEAD_PEER))?;
-                // For a broker that is set to have no heartbeats.
+                // The broker may be configured to have no heartbeats.
                 options.set_tcp_keepalive(&TcpKeepalive::new().with_time(DEAD_PEER))?;
                 return Ok(socket);
             }

@@ -1,4 +1,4 @@
-//! Why a connection to the broker could not be opened, or has ended, and the reply codes that say so.
+//! Why a connection to the broker could not be opened, or has ended, and the reply codes of the causes.
 
 use std::fmt;
 use std::io;
@@ -22,8 +22,8 @@ pub enum AmqpError {
 }
 
 impl AmqpError {
-    /// Level error for a failure that does not pass by itself: only an operator can correct a password or a
-    /// right.
+    /// The level at which the error is logged: error for a failure that only an operator can correct, such as a wrong
+    /// password or a missing right.
     #[must_use]
     pub fn level(&self) -> log::Level {
         match self {
@@ -65,8 +65,8 @@ impl fmt::Display for AmqpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
-            Self::Ended(error) => write!(f, "lost RabbitMQ: {error}"),
-            Self::Broken(text) => write!(f, "gave RabbitMQ up: {text}"),
+            Self::Ended(error) => write!(f, "lost the connection to RabbitMQ: {error}"),
+            Self::Broken(text) => write!(f, "abandoned the connection to RabbitMQ: {text}"),
         }
     }
 }

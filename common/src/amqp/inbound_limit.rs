@@ -1,7 +1,7 @@
-//! Limits how many bytes of deliveries are in memory. RabbitMQ's prefetch counts messages and ignores the limit
-//! in bytes that AMQP has, one message may have 16 MiB and more, and amiquip buffers all that arrive. The
-//! limit therefore is before amiquip: while too many bytes are unacknowledged, no further message is read
-//! from the socket, and TCP makes the broker wait.
+//! Limits how many bytes of deliveries are in memory. RabbitMQ's prefetch counts messages and ignores AMQP's limit in
+//! bytes, one message may have 16 MiB or more, and amiquip buffers all that arrive. This limit therefore applies
+//! before amiquip: while too many bytes are unreleased, no further message is read from the socket, and TCP makes
+//! the broker wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,18 +10,17 @@ use mio::{Ready, SetReadiness};
 
 use super::frame::{CONTENT_BODY, CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
 
-/// How many bytes unreleased deliveries may have together. Below it one more is read, of any size; otherwise a
-/// message that is larger would never arrive.
+/// How many bytes unreleased deliveries may have together. While they have fewer, one more delivery of any size is
+/// read; otherwise a larger message would never arrive.
 const UNRELEASED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// A parsed table of many small headers takes so many times its encoded bytes.
+/// How many times its encoded size a parsed table of many small headers takes.
 const READ_HEADER_FACTOR: usize = 32;
 
 /// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
-/// The unreleased deliveries. The owner of the connection releases them, and the [`FrameFilter`] lets further
-/// ones in.
+/// The unreleased deliveries. The owner of the connection releases them, and the [`FrameFilter`] adds further ones.
 pub(super) struct InboundLimit {
     state: Mutex<DeliveryState>,
     /// Wakes the thread that reads the socket.
@@ -33,9 +32,9 @@ struct DeliveryState {
     /// The bytes of each delivery, by its tag.
     unreleased: HashMap<u64, usize>,
     weight: usize,
-    /// A delivery waits in the socket until there is room.
+    /// Whether a delivery waits in the socket until there is room.
     waiting: bool,
-    /// The consumer takes no more messages.
+    /// Whether the consumer takes no more messages.
     ended: bool,
 }
 
@@ -56,7 +55,7 @@ impl InboundLimit {
         self.wake(state);
     }
 
-    /// Counts so many bytes of this delivery as freed.
+    /// Counts `bytes` of this delivery as freed.
     pub(super) fn reduce(&self, tag: u64, bytes: usize) {
         let mut state = self.state();
         let DeliveryState {
@@ -84,7 +83,7 @@ impl InboundLimit {
 
     fn wake(&self, mut state: MutexGuard<'_, DeliveryState>) {
         if std::mem::take(&mut state.waiting) {
-            // It fails only if the pipe of the reader's own poll does.
+            // This fails only if the pipe of the reader's poll fails.
             let _ = self.wake.set_readiness(Ready::readable());
         }
     }
@@ -98,12 +97,12 @@ impl InboundLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FrameAction {
     Pass,
-    /// The frame and those behind it wait until there is room.
+    /// The frame and those after it wait until there is room.
     Wait,
     Drop,
 }
 
-/// Decides which frames amiquip reads, and when. It waits only between messages: a message that has begun to
+/// Decides which frames amiquip reads, and when. Frames wait only between messages: a message that has begun to
 /// arrive is read to its end.
 pub(super) struct FrameFilter {
     inbound_limit: Arc<InboundLimit>,
@@ -122,7 +121,7 @@ impl FrameFilter {
         }
     }
 
-    /// Decides about a complete frame. For a frame that has to wait it is called again.
+    /// Decides about a complete frame. It is called again for a frame that has to wait.
     pub(super) fn decide(&mut self, frame: &[u8]) -> FrameAction {
         let channel = [frame[1], frame[2]];
         let payload = &frame[FRAME_HEAD_BYTES..];
@@ -214,7 +213,7 @@ mod tests {
         )
     }
 
-    /// Lets a message of one large body frame arrive at the filter.
+    /// Passes a message of one large body frame to the filter.
     fn arrive(filter: &mut FrameFilter, tag: u64, body: usize) -> FrameAction {
         let action = filter.decide(&deliver(tag));
         if action != FrameAction::Wait {

@@ -1,4 +1,4 @@
-//! AMQP: the connection to the broker that the gateway, the consumer and the operator's tool share.
+//! AMQP: the connection to the broker, for the gateway, the consumer and the operator's tool.
 //! `connection` uses the other files; `sanitizing_stream` and `watchdog` use `inbound_limit`, which uses
 //! `frame`.
 

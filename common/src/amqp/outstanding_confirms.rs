@@ -1,11 +1,11 @@
-//! The messages that were published and that the broker has neither confirmed nor refused yet.
+//! The published messages that the broker has neither confirmed nor refused.
 
 use std::collections::BTreeMap;
 
 use amiquip::Confirm;
 
-/// Messages that were published on a [`ConfirmChannel`] channel and are not confirmed yet, in the
-/// order of their delivery tags.
+/// Messages that were published on a [`ConfirmChannel`] and are not confirmed yet, in the order of their delivery
+/// tags.
 #[derive(Debug)]
 pub struct OutstandingConfirms<T> {
     last_tag: u64,
@@ -22,13 +22,13 @@ impl<T> Default for OutstandingConfirms<T> {
 }
 
 impl<T> OutstandingConfirms<T> {
-    /// Adds the message that was just published; delivery tags count from 1.
+    /// Adds a message after it was published; delivery tags count from 1.
     pub fn push(&mut self, message: T) {
         self.last_tag += 1;
         self.waiting.insert(self.last_tag, message);
     }
 
-    /// Removes the messages that a confirm settles; true for an ack, false for a nack.
+    /// Removes and returns the messages that a confirm settles; true for an ack, false for a nack.
     pub fn settle(&mut self, confirm: Confirm) -> (bool, BTreeMap<u64, T>) {
         let (taken, payload) = match confirm {
             Confirm::Ack(payload) => (true, payload),
@@ -49,7 +49,7 @@ impl<T> OutstandingConfirms<T> {
         self.waiting.values()
     }
 
-    /// The messages that wait, oldest first, for changes.
+    /// The messages that wait, oldest first, as mutable references.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.waiting.values_mut()
     }

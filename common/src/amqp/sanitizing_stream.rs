@@ -1,10 +1,9 @@
-//! What amiquip reads from the broker, made safe for it. It takes a text that is not UTF-8 for a
-//! broken frame and ends the connection, and it follows nested headers by recursion, without a
-//! limit; RabbitMQ passes both on from whoever published them: properties, header values, and the
-//! exchange and routing key in the method in front of a message. Each time the message is delivered
-//! again the consumer would fall over it again. So a frame is sanitized, in its place, before
-//! amiquip sees it: each byte that is not ASCII of a text that is not UTF-8 becomes NUL, which no
-//! order has, so that the reader can tell.
+//! Sanitizes the frames of the broker before amiquip reads them. amiquip ends the connection at a text that is not
+//! UTF-8, and reads nested headers by recursion without a limit. RabbitMQ passes both on from any publisher: in
+//! properties, in header values, and in the exchange and routing key of the method before a message. Each
+//! redelivery of such a message would end the consumer's connection again. A frame is therefore sanitized in place:
+//! in a text that is not UTF-8, each byte that is not ASCII becomes NUL, by which the consumer recognizes it, since
+//! no order has a NUL.
 
 use std::io::{self, Read, Write};
 
@@ -15,13 +14,12 @@ use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 use super::frame::{CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
 use super::inbound_limit::{FrameAction, FrameFilter};
 
-/// Class, weight and body length, in front of a content header's flags.
+/// The size of class, weight and body length, which precede the flags of a content header.
 const CONTENT_HEAD_BYTES: usize = 12;
 
-/// Class and method of each method of the broker that has short strings, and how many bytes stand
-/// in front of each of them, behind the one before (AMQP 0-9-1 §1, and RabbitMQ's extension
-/// `connection.blocked`). Method frames that are not listed have none, but for those of the
-/// handshake, which nobody but the broker writes.
+/// The class and method of each method with short strings that the broker sends, and how many bytes are between
+/// each string and the one before it (AMQP 0-9-1 §1, and RabbitMQ's extension `connection.blocked`). Other methods
+/// have no short strings, except those of the handshake, whose texts only the broker writes.
 const SHORT_STRINGS: &[([u8; 4], &[usize])] = &[
     // connection.close and connection.blocked: a reply text, a reason.
     ([0, 10, 0, 50], &[2]),
@@ -40,23 +38,23 @@ const SHORT_STRINGS: &[([u8; 4], &[usize])] = &[
     ([0, 60, 0, 60], &[0, 9, 0]),
     // basic.get-ok: delivery tag, redelivered, exchange; routing key.
     ([0, 60, 0, 71], &[9, 0]),
-    // basic.get-empty: a reserved one.
+    // basic.get-empty: a reserved string.
     ([0, 60, 0, 72], &[0]),
 ];
 
-/// Tables and arrays in each other, more than anyone needs.
+/// The greatest depth of nested tables and arrays.
 const DEPTH_MAX: usize = 16;
 
-/// How much is read at once.
+/// How many bytes one call reads.
 const READ_BYTES: usize = 64 * 1024;
 
 /// The broker's socket, whose frames amiquip can read.
 pub(super) struct SanitizingStream {
     stream: TcpStream,
     buffer: Vec<u8>,
-    /// Of the buffer, what amiquip has taken.
+    /// How many bytes of the buffer amiquip has read.
     taken: usize,
-    /// Of the buffer, what amiquip may take: whole frames.
+    /// How many bytes of the buffer amiquip may read, which are whole frames.
     ready: usize,
     scratch: Box<[u8]>,
     filter: FrameFilter,
@@ -77,7 +75,7 @@ impl SanitizingStream {
         }
     }
 
-    /// Lets through the whole frames that have arrived; false where one has to wait.
+    /// Passes on the whole frames that have arrived; false if one has to wait.
     fn advance(&mut self) -> bool {
         while let Some(length) = frame_length(&self.buffer[self.ready..]) {
             let Some(frame) = self.buffer.get_mut(self.ready..self.ready + length) else {
@@ -158,7 +156,7 @@ impl Evented for SanitizingStream {
 
 impl IoStream for SanitizingStream {}
 
-/// The length of the frame that begins there, where enough of it is there to tell.
+/// The length of the frame that begins at the first byte; None if too few bytes of it have arrived.
 fn frame_length(bytes: &[u8]) -> Option<usize> {
     let length = bytes.get(3..FRAME_HEAD_BYTES)?;
     Some(FRAME_HEAD_BYTES + big_endian(length) + 1)
@@ -179,7 +177,7 @@ fn sanitize_method(payload: &mut [u8]) {
     }
 }
 
-/// Sanitizes the properties of a content header; headers nested too deep, or broken, are emptied.
+/// Sanitizes the properties of a content header; headers that are malformed or nested too deep are zeroed.
 fn sanitize_content_header(payload: &mut [u8]) {
     let Some((flags, mut rest)) = payload
         .get_mut(CONTENT_HEAD_BYTES..)
@@ -188,7 +186,7 @@ fn sanitize_content_header(payload: &mut [u8]) {
         return;
     };
     let flags = big_endian(flags);
-    // In the order of their flags, from the highest bit: AMQP 0-9-1 §4.2.6.1.
+    // Properties have the order of their flags, from the highest bit (AMQP 0-9-1 §4.2.6.1).
     for bit in (2..16).rev().filter(|bit| flags & 1 << bit != 0) {
         let value = match bit {
             // Headers.
@@ -213,7 +211,7 @@ fn sanitize_content_header(payload: &mut [u8]) {
     }
 }
 
-/// What a length of so many bytes counts, and what is behind it.
+/// The bytes after a length of `length_bytes` bytes that counts them, and the bytes after those.
 fn counted(bytes: &mut [u8], length_bytes: usize) -> Option<(&mut [u8], &mut [u8])> {
     let (length, rest) = bytes.split_at_mut_checked(length_bytes)?;
     rest.split_at_mut_checked(big_endian(length))
@@ -227,8 +225,8 @@ fn sanitize_text(text: &mut [u8]) {
     }
 }
 
-/// Sanitizes the texts of a table (with names) or of an array (without); None where it is deeper
-/// than `limit`, or none.
+/// Sanitizes the texts of a table (with names) or of an array (without); None if it is malformed or deeper than
+/// `limit`.
 fn sanitize_table(mut rest: &mut [u8], named: bool, limit: usize) -> Option<()> {
     let limit = limit.checked_sub(1)?;
     while !rest.is_empty() {
@@ -333,7 +331,7 @@ mod tests {
             sanitize_method(&mut payload);
             payload
         };
-        // Numbers that are no text, behind and before the texts, stay as they are.
+        // Numbers before and after the texts do not change.
         let deliver =
             |tag: &[u8], texts: &[u8]| [&[0, 60, 0, 60][..], tag, &[0xff; 8], &[1], texts].concat();
         let returned = |texts: &[u8]| [&[0, 60, 0, 50, 1, 0xc8][..], texts].concat();

@@ -1,6 +1,6 @@
-//! Deadlines for calls that wait for the broker. Each such call of amiquip waits without limit, and so does
-//! dropping a channel or a connection. Therefore a thread keeps a second handle on the socket and shuts the
-//! socket down when a deadline passes. The call then fails.
+//! Deadlines for calls that wait for the broker. Each such call of amiquip waits without a limit, and so does the
+//! drop of a channel or a connection. Therefore a thread has a second handle of the socket and shuts the socket
+//! down when a deadline passes. The call then fails.
 
 use std::io;
 use std::net::{Shutdown as Half, TcpStream};
@@ -15,7 +15,7 @@ use super::inbound_limit::InboundLimit;
 /// How long one exchange with the broker may take: the handshake, a declaration, a close.
 pub(super) const EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Shuts a socket down when a deadline passes. Ends when the last handle on it is dropped.
+/// Shuts a socket down when a deadline passes. The thread ends when this value and all deadlines are dropped.
 pub(super) struct Watchdog {
     deadlines: Sender<Option<Instant>>,
 }
@@ -58,7 +58,7 @@ fn watch(socket: &TcpStream, inbound_limit: &InboundLimit, deadlines: &Receiver<
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let _ = socket.shutdown(Half::Both);
-                // amiquip sees the end of the stream only if it reads on.
+                // amiquip notices the end of the stream only when it reads further.
                 inbound_limit.end();
                 deadline = None;
             }
