@@ -276,9 +276,13 @@ impl<'a> Line<'a> {
                     self.out.push(' ');
                 }
                 // A library may take any text for a key.
-                let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-                let chars = key.chars().map(|c| if plain(c) { c } else { '_' });
-                self.out.extend(chars);
+                let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+                if key.bytes().all(plain) {
+                    self.out.push_str(key);
+                } else {
+                    let bytes = key.bytes().map(|b| if plain(b) { b } else { b'_' });
+                    self.out.extend(bytes.map(char::from));
+                }
                 self.out.push('=');
             }
             Format::Json => {
@@ -293,7 +297,7 @@ impl<'a> Line<'a> {
 
     fn text(&mut self, key: &str, value: &str) {
         self.key(key);
-        let plain = |b: u8| b.is_ascii_graphic() && !b"\"\\=".contains(&b);
+        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'=');
         if self.format == Format::Logfmt && !value.is_empty() && value.bytes().all(plain) {
             self.out.push_str(value);
         } else {

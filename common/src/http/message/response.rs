@@ -222,7 +222,7 @@ struct ProblemJson<'a> {
 /// A line break in a value would end the header, and what follows would be the client's to
 /// misread (response splitting). Values are ISO 8859-1, as in requests.
 fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
-    let is_clean = |byte: u8| byte.is_ascii() && !b"\r\n\0".contains(&byte);
+    let is_clean = |byte: u8| byte.is_ascii() && !matches!(byte, b'\r' | b'\n' | 0);
     let octet = |character| match u8::try_from(character) {
         Ok(b'\r' | b'\n' | 0) => b' ',
         Ok(octet) => octet,
