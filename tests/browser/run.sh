@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The console, tried in a real browser on a platform that setup/local.sh has started.
+# Tests the console in a real browser on a platform that setup/local.sh has started.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -35,7 +35,7 @@ main() {
     esac
     [[ -n ${LOCAL_DIR:-} ]] || wrong_usage 'LOCAL_DIR has to name the folder of the platform'
     LOCAL_DIR=$(realpath -m -- "$LOCAL_DIR")
-    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: do so with setup/local.sh up"
+    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: start the platform with setup/local.sh up"
     read_settings "$LOCAL_DIR/settings.env"
     CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
     GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}
