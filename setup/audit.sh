@@ -56,13 +56,13 @@ part() {
     sed -n "/^<!-- setup\/audit.sh $1 -->\$/, /^<!-- end -->\$/ { /^<!--/d; p }" "$page"
 }
 
-# tests_exist: checks that the tests that the page names exist.
+# tests_exist: checks that the tests that docs/AUDIT.md and docs/ARCHITECTURE.md name exist.
 tests_exist() {
     local name
     while read -r name; do
-        grep -rqE "fn $name\(" --include='*.rs' "$repo"/{common,gateway,inventory,billing} ||
-            die "docs/AUDIT.md names the test $name, which does not exist"
-    done < <(grep -oE '`[a-z0-9]+(_[a-z0-9]+){4,}`' "$page" | tr -d '`')
+        grep -rqE "(fn |^)$name\(" --include='*.rs' --include='*.sh' "$repo"/{common,gateway,inventory,billing,tests} ||
+            die "docs/AUDIT.md or docs/ARCHITECTURE.md names the test $name, which does not exist"
+    done < <(grep -ohE '`[a-z0-9]+(_[a-z0-9]+){3,}`' "$page" "$repo/docs/ARCHITECTURE.md" | tr -d '`')
 }
 
 # calls_are_known: checks that each system call that was made is on the page, for any program. A call on the page need

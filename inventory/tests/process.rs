@@ -443,8 +443,7 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting_and_what_is_lost_of_it_is_counte
     assert_eq!(end(&mut program), Some(0));
     let lines = lines.join().expect("no panic");
     let counts = lines.iter().filter_map(|line| {
-        let (_, count) = line
-            .split_once("lines of the log were lost, since standard error was not read\" lines=")?;
+        let (_, count) = line.split_once("the log was not read, so lines were lost\" lines=")?;
         Some(count.parse::<usize>().expect("a number"))
     });
     let missing: usize = counts.clone().sum();
