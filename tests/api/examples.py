@@ -142,7 +142,7 @@ class Document:
         validator = Draft202012Validator(schema, registry=self.registry)
         for key, example in examples:
             for error in validator.iter_errors(example):
-                self.faults.append(f"{' '.join(where)}: the example {key} is not as described: {error.message}")
+                self.faults.append(f"{' '.join(where)}: the example {key} does not follow its schema: {error.message}")
         return examples
 
 
@@ -330,15 +330,15 @@ def main(document, settings_file, program):
         example = shown.pop(name)
         answered = answer.json
         if alike(answered) != alike(example):
-            faults.append(f"{name}: shown is\n    {json.dumps(example)}\n  and answered\n    {json.dumps(answered)[:1000]}")
+            faults.append(f"{name}: the example is\n    {json.dumps(example)}\n  and the answer is\n    {json.dumps(answered)[:1000]}")
         if "application/problem+json" in answer.headers["Content-Type"] and answered["status"] != answer.status:
-            faults.append(f"{name}: the status is {answer.status}, and another in the problem")
-    faults += [f"{name}: nothing here asks for this example" for name in shown]
+            faults.append(f"{name}: the status is {answer.status}, but the problem has another one")
+    faults += [f"{name}: no request of this script has this answer" for name in shown]
     for fault in faults:
         print(fault)
     if faults:
-        sys.exit(f"{len(faults)} examples are not as they are answered")
-    print(f"{len(document.answers)} examples are as they were answered just now")
+        sys.exit(f"{len(faults)} examples differ from the answers")
+    print(f"{len(document.answers)} examples equal the answers")
 
 
 if __name__ == "__main__":

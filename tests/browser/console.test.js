@@ -92,7 +92,7 @@ async function hold(page, pattern, method, times) {
   return {
     all,
     letGo,
-    asked: () => eventually('it is asked for', () => all.length > 0),
+    asked: () => eventually('a request arrives', () => all.length > 0),
     /** Waits until the page has drawn the answers. */
     over: async () => {
       await Promise.all(given);
@@ -203,7 +203,7 @@ test('of two editors the second is shown what the first has saved', async () => 
     await ask('PUT', path, { title: 'Solyaris' });
     await button(dialog(page), 'Save mine over it').click();
     await seen(page.locator('.theirs-title'), 'Solyaris');
-    assert.strictEqual((await ask('GET', path)).title, 'Solyaris', 'nor is what came in between');
+    assert.strictEqual((await ask('GET', path)).title, 'Solyaris', 'the change in between is not overwritten either');
 
     await button(dialog(page), 'Go on from theirs').click();
     assert.strictEqual(await dialog(page).getByLabel('Title').inputValue(), 'Solyaris');
@@ -329,12 +329,12 @@ test('a consumer that can record nothing is told apart from one that is stopped'
     await route.continue();
   }, { times: 1 });
   await placeOrders(['before the outage']);
-  await eventually('the list is asked for', () => asked);
+  await eventually('the list is requested', () => asked);
 
   await platform.local('stop', 'postgres');
   try {
     stopped();
-    await eventually('the list is said not to be readable', async () => (await said.textContent()) !== '');
+    await eventually('the page shows that the list cannot be read', async () => (await said.textContent()) !== '');
     await page.locator('[data-part="consumer"][data-state="degraded"]').waitFor();
     await seen(page.locator('#summary'), 'The consumer: records nothing');
     await seen(page.locator('#overall'), 'Degraded');
@@ -345,7 +345,7 @@ test('a consumer that can record nothing is told apart from one that is stopped'
 
   await seen(page.locator('#overall'), 'All is well');
   await seen(page.locator('#recorded tbody tr'), 'before the outage');
-  await eventually('the list is as it was', async () => (await said.textContent()) === '');
+  await eventually('the list has its former rows', async () => (await said.textContent()) === '');
 }, { outage: true }));
 
 test('a gateway that is gone is said to be gone, and is found again', async () => {
@@ -391,7 +391,7 @@ test('where keys are in force the page asks for one, keeps it for the tab, and f
     await button(page, 'Forget the key').click();
     await give(page, 'a-read-key');
     await seen(page.locator('#recorded-said'), 'it needs the role admin');
-    assert.ok(await page.locator('#recorded table').isHidden(), 'what another key has shown is gone');
+    assert.ok(await page.locator('#recorded table').isHidden(), 'the rows of another key are not shown');
     await button(page, 'Add a movie').click();
     await fillMovie(page, 'Brazil', 'Not with this key');
     await button(dialog(page), 'Save').click();
@@ -486,7 +486,7 @@ test('what is answered to an editor that was closed is not shown in the next one
     await twice(button(dialog(page), 'Save'));
     await held.asked();
     assert.ok(await button(dialog(page), 'Save').isDisabled());
-    assert.ok(await dialog(page).getByLabel('Title').isDisabled(), 'what is typed now would be lost');
+    assert.ok(await dialog(page).getByLabel('Title').isDisabled(), 'a text that is typed now would be lost');
     await button(dialog(page), 'Cancel').click();
     await seen(rows(page), 'Aliens');
     await openFor(page, 'Edit', 'Brazil');
@@ -510,7 +510,7 @@ test('an order is placed once by two clicks, and the form waits for its answer',
   await page.getByLabel('Total amount').fill('1');
   await twice(button(page, 'Place the order'));
   await held.asked();
-  assert.ok(await page.getByLabel('User').isDisabled(), 'what is typed now would be lost');
+  assert.ok(await page.getByLabel('User').isDisabled(), 'a text that is typed now would be lost');
   held.letGo();
   await seen(page.locator('#placed li'), 'recorded as order');
 
@@ -609,7 +609,7 @@ test('a movie that comes late does not open over what is typed meanwhile', async
     await page.getByLabel('Search in titles').pressSequentially('bra');
     held.letGo();
     await held.over();
-    await eventually('what was searched', async () => String(await titles(page)) === 'Brazil');
+    await eventually('the movies with the text are shown', async () => String(await titles(page)) === 'Brazil');
 
     assert.strictEqual(await page.locator('dialog[open]').count(), 0);
     assert.ok(await page.getByLabel('Search in titles').evaluate((input) => input === document.activeElement));
@@ -874,9 +874,9 @@ test('dead letters are a table with reason and time, the newest first', () => wi
   assert.ok(sorted(ids), String(ids));
   assert.strictEqual(held.all.length, 1);
 
-  await eventually('the page knows how many there are', async () => (await page.locator('[data-chart="dead"] .now').textContent()) === String(before + 12));
+  await eventually('the page shows the number', async () => (await page.locator('[data-chart="dead"] .now').textContent()) === String(before + 12));
   await platform.local('dead-letters', 'drop', ...ids.slice(0, 12));
-  await eventually('what was dropped is gone', async () => !(await letters.locator('td:first-child').allTextContents()).includes(ids[0]));
+  await eventually('the dropped dead letters are not shown', async () => !(await letters.locator('td:first-child').allTextContents()).includes(ids[0]));
 }));
 
 test('all of it can be done with the keyboard alone', () => withConsole(async (page) => {

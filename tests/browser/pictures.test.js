@@ -60,7 +60,7 @@ test('the pictures', { timeout: 280_000 }, async () => {
   await placeOrders(45);
   await platform.local('pm2', 'stop', 'billing-consumer');
   await placeOrders(45);
-  await eventually('it is seen', () => pages.light.page.locator('#overall', { hasText: 'Degraded' }).isVisible());
+  await eventually('the page shows the outage', () => pages.light.page.locator('#overall', { hasText: 'Degraded' }).isVisible());
   await picture('light');
   await platform.local('pm2', 'start', 'billing-consumer');
   await placeOrders(30);

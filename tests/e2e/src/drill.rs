@@ -150,16 +150,16 @@ fn run_fault(
             if comes_within(READY_LIMIT, || platform.consumer_readiness() == [503, 503]) {
                 unready_after = Some(begun.elapsed());
             } else {
-                is_wrong("a consumer is ready, and nothing can be recorded");
+                is_wrong("a consumer is ready, although no order can be recorded");
             }
         }
         Expectation::OthersAreRecorded => {
             let id = probe.place_surely();
             if !comes_within(READY_LIMIT, || platform.is_recorded(&id)) {
-                is_wrong("an order waits that has nothing to do with it");
+                is_wrong("an order waits that the fault does not concern");
             }
             if platform.consumer_readiness() != [200, 200] {
-                is_wrong("a consumer is not ready, and records");
+                is_wrong("a consumer is not ready, although orders are recorded");
             }
         }
     }
@@ -177,7 +177,7 @@ fn run_fault(
     probe.create_movie_surely();
     let creates_after = repaired.elapsed();
     if !comes_within(READY_LIMIT, || platform.consumer_readiness() == [200, 200]) {
-        is_wrong("it is over, and a consumer is not ready");
+        is_wrong("a consumer is not ready after the end of the fault");
     }
     FaultOutcome {
         fault: fault.name,
@@ -227,14 +227,14 @@ fn compare(report: &mut DrillReport, sent: &[SentMessage], mut rows: RowCounts) 
         } else if times == 0 && message.answered {
             report
                 .wrong
-                .push(format!("{} was confirmed and is not {kind}", message.id));
+                .push(format!("{} was confirmed, but is not {kind}", message.id));
         }
         rows.forget(message);
     }
     for (id, kind) in rows.left() {
         report
             .wrong
-            .push(format!("{id} is {kind}, and should not be"));
+            .push(format!("{id} is {kind}, but must not be"));
     }
 }
 

@@ -295,7 +295,7 @@ impl Drop for PlatformProcesses {
         );
         for message in lock(&self.shared.sent_messages).iter() {
             if message.answered && rows.of(message) == 0 {
-                eprintln!("answered, and no row: {}", message.id);
+                eprintln!("answered, but without a row: {}", message.id);
             }
         }
         let sql = "SELECT concat_ws(' ', pid, pg_blocking_pids(pid), application_name, state,

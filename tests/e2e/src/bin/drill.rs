@@ -15,7 +15,7 @@ use e2e::{PlatformProcesses, drill};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [script, programs, faults_min, orders_min, seed] = arguments.as_slice() else {
-        println!("drill SCRIPT PROGRAMS FAULTS ORDERS SEED; start it by setup/drill.sh");
+        println!("Usage: drill SCRIPT PROGRAMS FAULTS ORDERS SEED (setup/drill.sh starts it)");
         return ExitCode::from(2);
     };
     let number = |text: &String| text.parse::<usize>().expect("a number");
@@ -162,7 +162,7 @@ fn faults_of_servers(script: &str) -> Vec<Fault> {
     if ask(script, "make-tablespace") {
         all.push(full);
     } else {
-        println!("Left out, since nothing can be mounted here: {}", full.0);
+        println!("Skipped, since no disk can be mounted here: {}", full.0);
     }
     all.into_iter().map(fault).collect()
 }
