@@ -17,14 +17,14 @@ source "$repo/setup/lib/local/checkers.sh"
 
 usage() {
     cat <<'USAGE'
-The API documents beside a platform that runs.
+Checks the API documents against a running platform.
 
-  tests/api/run.sh                all of it, as setup/test.sh does
-  tests/api/run.sh explore [SEED] schemathesis alone, longer and with requests of its own choice
+  tests/api/run.sh                all checks, as setup/test.sh runs them
+  tests/api/run.sh explore [SEED] only schemathesis, for longer and with random requests
   tests/api/run.sh help | version
 
-The platform is the one in LOCAL_DIR (.local), started by setup/local.sh. It is not left as it was:
-movies are deleted, orders are placed, and billing-consumer is stopped and started.
+LOCAL_DIR (.local) names the folder of the platform, which setup/local.sh has started. The checks
+change it: they delete movies, place orders, and stop and start billing-consumer.
 USAGE
 }
 
@@ -62,18 +62,18 @@ clean_up() {
 
 check_documents() {
     local status=0
-    say 'The form of docs/openapi.yaml'
+    say 'docs/openapi.yaml is well-formed'
     python -m openapi_spec_validator docs/openapi.yaml
 
-    say 'Its examples'
+    say 'The examples of docs/openapi.yaml'
     python tests/api/examples.py docs/openapi.yaml "$settings" "$programs/api-gateway"
 
-    say 'schemathesis, at the gateway'
+    say 'schemathesis against the gateway'
     schemathesis "$gateway" --exclude-path /api/health --max-examples "$examples_max"
-    say 'schemathesis, at billing-api'
+    say 'schemathesis against billing-api'
     schemathesis "$billing" --include-path-regex "$billing_paths" --max-examples "$examples_max"
 
-    say 'schemathesis, at a gateway with keys'
+    say 'schemathesis against a gateway with keys'
     start_guarded_gateway
     # This check has nothing to test where keys are optional, as the document describes them.
     sed '/^security:$/,/^tags:$/ { /^  - {}$/d }' docs/openapi.yaml >"$work/guarded.yaml"

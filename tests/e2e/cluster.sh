@@ -17,9 +17,9 @@ orders_between=500
 
 usage() {
     cat <<'USAGE'
-Orders through a RabbitMQ cluster of three nodes on this machine while each node in turn is killed,
-and the proof that every order that was answered 200 is recorded exactly once. Some minutes;
-everything is gone afterwards.
+Places orders through a RabbitMQ cluster of three nodes on this machine, while each node in turn is
+killed, and checks that every order that was answered 200 is recorded exactly once. This takes some
+minutes; the script removes everything afterwards.
 
   tests/e2e/cluster.sh
   tests/e2e/cluster.sh help | version
@@ -234,7 +234,7 @@ check() {
     [[ -z $(uniq -d "$folder/recorded") ]] || die 'an order is recorded twice'
     note "warnings: gateway $(grep -c level=warn "$folder/api-gateway.log" || true), consumer $(
         grep -c level=warn "$folder/billing-consumer.log" || true)"
-    say 'Each of them exactly once'
+    say 'Every order is recorded exactly once'
 }
 
 nothing_missing() {

@@ -367,7 +367,7 @@ keys_script() {
 
 the_vagrantfile() {
     if ! command -v ruby >/dev/null; then
-        note 'NOTE: Ruby is not to be had here: the numbers in the Vagrantfile are not checked'
+        note 'NOTE: there is no Ruby here: the numbers in the Vagrantfile are not checked'
         return
     fi
     is 'a number is one' 512 number 512

@@ -15,13 +15,13 @@ usage() {
     cat <<'USAGE'
 Machines of the VM test, in the folder that VMLAB names.
 
-  lab.sh net | netdown                       the private network
+  lab.sh net | netdown                       makes and removes the private network
   lab.sh up NAME ADDRESS MEGABYTES PORTS     PORTS: HOST_ADDRESS:HOST_PORT:GUEST_PORT,…
   lab.sh start | halt | reboot | destroy NAME
-  lab.sh cut NAME                            as if the power failed
-  lab.sh exec NAME COMMAND…                  as root
-  lab.sh host COMMAND…                       with the private network at hand, as on the host
-  lab.sh in-use | limit | out-of-memory NAME  bytes; megabytes; processes ended for want of them
+  lab.sh cut NAME                            cuts the power
+  lab.sh exec NAME COMMAND…                  runs the command as root
+  lab.sh host COMMAND…                       runs the command in the private network, as on the host
+  lab.sh in-use | limit | out-of-memory NAME  bytes; megabytes; processes ended for lack of memory
 USAGE
 }
 

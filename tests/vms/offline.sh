@@ -42,7 +42,7 @@ main() {
 
 the_vagrantfile() {
     if ! command -v vagrant >/dev/null; then
-        note 'NOTE: vagrant is not to be had here: the Vagrantfile is not checked'
+        note 'NOTE: there is no vagrant here: the Vagrantfile is not checked'
         return
     fi
     stand_in_for_virtualbox
@@ -57,7 +57,7 @@ the_vagrantfile() {
         is 'and would not be with a setting that libvirt does not have' 1 exit_of \
             validate libvirt "$scratch/Vagrantfile"
     else
-        note 'NOTE: vagrant-libvirt is not to be had here: the Vagrantfile is not checked for libvirt'
+        note 'NOTE: there is no vagrant-libvirt here: the Vagrantfile is not checked for libvirt'
     fi
     cat >"$scratch/.env" <<'SETTINGS'
 PLAIN=192.168.56.10
@@ -473,7 +473,7 @@ told_to_stop() {
 output_of_a_guest() {
     local said source all
     if ! command -v ruby >/dev/null; then
-        note 'NOTE: Ruby is not to be had here: how the Vagrantfile handles the output of a guest is not checked'
+        note 'NOTE: there is no Ruby here: how the Vagrantfile handles the output of a guest is not checked'
         return
     fi
     all='dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api'

@@ -20,21 +20,20 @@ project=$lab/project
 
 usage() {
     cat <<'USAGE'
-The test of the deployment, on a Debian machine, as root.
+Tests the deployment, on a Debian machine, as root.
 
-  tests/vms/run.sh                  everything: machines, checks, again, reboots, and the end
-  tests/vms/run.sh up               the machines, left running
-  tests/vms/run.sh check            the checks, against machines that run
-  tests/vms/run.sh vagrant ARG…     vagrant, for them
-  tests/vms/run.sh exec MACHINE…    a command as root on gateway, inventory or billing
-  tests/vms/run.sh down             the end of them
+  tests/vms/run.sh                  runs the whole test and removes the machines
+  tests/vms/run.sh up               makes the machines and leaves them running
+  tests/vms/run.sh check            checks running machines
+  tests/vms/run.sh vagrant ARG…     runs vagrant for them
+  tests/vms/run.sh exec MACHINE…    runs a command as root on gateway, inventory or billing
+  tests/vms/run.sh down             removes the machines
   tests/vms/run.sh help | version
 
 VMLAB names the folder (/tmp/crud-master-vms), RELEASE the Debian of the machines (bookworm).
-Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, and as with
-every vagrant up they are kept in dist/; if that has some of these very sources already, none
-builds. KEEP=1 leaves the machines as they are
-when a part of the README does not hold.
+Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, which are
+kept in dist/, as with every vagrant up; if dist/ has programs of these sources already, no machine
+builds. With KEEP=1 the machines are left running when a command of the README fails.
 USAGE
 }
 
@@ -57,7 +56,7 @@ everything() {
     trap 'exit 130' INT TERM HUP
     prepare
 
-    part 'The README, from vagrant up on' the_readme
+    part 'The README, from vagrant up' the_readme
     part 'All checks' all_checks
     part 'vagrant provision, with nothing to do' provisioning_again_changes_nothing
     part 'All checks' all_checks
@@ -65,7 +64,7 @@ everything() {
         part "Reboot $machine-vm" reboot "$machine"
     done
     part 'A stopped program, and one that was started again' states_survive_a_reboot
-    part 'The power fails everywhere at once' power_failure
+    part 'A power failure of all machines' power_failure
     part 'All checks' all_checks
     part 'Programs, servers and PM2 are killed' everything_comes_back
     part 'New passwords' new_passwords

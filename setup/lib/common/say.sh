@@ -125,7 +125,7 @@ count_progress() {
     exec {silence}<> <(:)
     while kill -0 "$$" 2>/dev/null; do
         if $terminal; then
-            text=$1$(last_line "$2")
+            text=$1$(end_of_output "$2")
             printf '\r'
             timed_line "${text:0:text_width}" "$seconds"
         elif ((seconds == 5 || seconds > 0 && seconds % 60 == 0)); then
@@ -137,8 +137,8 @@ count_progress() {
     done
 }
 
-# last_line FILE: prints the last line of the file after a colon; nothing if that line is empty.
-last_line() {
+# end_of_output FILE: prints the last line of the file after a colon; nothing if that line is empty.
+end_of_output() {
     local line
     line=$(tail -c 300 "$1" 2>/dev/null | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]') || true
     line=${line#"${line%%[![:space:]]*}"}
