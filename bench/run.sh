@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Our numbers beside those of others, measured on this machine with servers of their own.
+# Measures our programs and comparable ones on this machine, with servers of their own.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -13,18 +13,18 @@ parts=(http movies gateway orders consume footprint scale)
 
 usage() {
     cat <<'USAGE'
-Our numbers beside those of others.
+Measures our programs and comparable ones.
 
   bench/run.sh [PART…]    http, movies, gateway, orders, consume, footprint, scale; all of them
   bench/run.sh help | version
 
-It installs what it compares with, builds, measures, and writes RESULTS.md, results.json and
-ratios.svg. In the environment:
+The script installs the other programs, builds, measures, and writes RESULTS.md, results.json and
+ratios.svg. Variables of the environment:
 
   BENCH_ROUNDS=5            how often each candidate is measured
-  BENCH_SECONDS=1           for how long
-  BENCH_QUEUE_TYPE=classic  or quorum
-  BENCH_RESULTS=bench       the folder for what it writes
+  BENCH_SECONDS=1           how long each measurement takes
+  BENCH_QUEUE_TYPE=classic  the type of the queue, or quorum
+  BENCH_RESULTS=bench       the folder for the results
   BENCH_BEFORE=COMMIT       measures the programs of that commit too, as rows "before"
 USAGE
 }
@@ -35,7 +35,7 @@ main() {
     for part in "$@"; do
         [[ " ${parts[*]} " == *" $part "* ]] || wrong_usage "there is no part $part"
     done
-    heading 'What the comparison needs'
+    heading 'Preparation'
     require_debian
     install_what_is_missing
     build
@@ -44,7 +44,7 @@ main() {
     measure "$@"
 }
 
-# What the comparison needs
+# Preparation
 
 install_what_is_missing() {
     local missing
@@ -84,12 +84,12 @@ build() {
     step 'Build them on tiny_http' cargo_build "$folder/tiny_http" --release --package gateway --package inventory \
         --features tiny_http --target-dir "${CARGO_TARGET_DIR:-target}/tiny_http"
     [[ -z ${BENCH_BEFORE:-} ]] || step "Build those of $BENCH_BEFORE" build_before
-    # Not among ours, where other versions of the same crates lie.
+    # The folder is not that of our programs, which has other versions of these crates.
     step 'Build the peers in Rust' cargo_build "$folder/peers" --release \
         --target-dir "${CARGO_TARGET_DIR:-target}/peers" --manifest-path "$peers/rust/Cargo.toml"
 }
 
-# build_before: from what git has of that commit, without anything that changed since.
+# build_before: builds the sources of that commit, without later changes.
 build_before() {
     install -d "$folder/before/sources"
     git archive "$BENCH_BEFORE" | tar -x -C "$folder/before/sources"
@@ -97,8 +97,8 @@ build_before() {
         --target-dir "${CARGO_TARGET_DIR:-target}/before"
 }
 
-# start_servers: as they are delivered, with every write on disk before it is answered for. Of
-# the ports, the first five are theirs and the others the candidates'.
+# start_servers: starts the servers with their default settings, so that every write is on disk before its answer. They
+# have the first five ports; the candidates have the others.
 ports=24
 start_servers() {
     first_port=''
@@ -116,7 +116,7 @@ clean_up() {
     give_ports_back
 }
 
-# Measuring. The harness runs beside this shell, so that a signal is heard at once.
+# The measurement. The harness runs in the background, so that this shell handles a signal at once.
 measure() {
     local programs status=0
     programs=$(postgres_programs "$folder/postgres")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures of docs/AUDIT.md, taken anew. Backquotes are Markdown's here.
+# Prints the figures of docs/AUDIT.md anew. Backquotes in this script are Markdown's.
 # shellcheck source-path=SCRIPTDIR/.. disable=SC2016
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -11,14 +11,14 @@ source "$repo/setup/lib/common/apps.sh"
 
 usage() {
     cat <<'USAGE'
-The figures of docs/AUDIT.md, taken anew.
+Prints the figures of docs/AUDIT.md anew.
 
-  setup/audit.sh sources          our lines of code, and the crates of each program with their
-                                  licences and their unsafe code
-  setup/audit.sh running          what the programs of setup/local.sh listen on, connect to and
-                                  open, and their threads, while requests, orders and an outage
-                                  of each server keep them at work
-  setup/audit.sh calls            the system calls that they make meanwhile, with their counts
+  setup/audit.sh sources          prints our lines of code, and the crates of each program with
+                                  their licences and their unsafe code
+  setup/audit.sh running          prints what the programs of setup/local.sh listen on, connect
+                                  to and open, and their threads, during requests, orders and an
+                                  outage of each server
+  setup/audit.sh calls            prints the system calls that they make meanwhile, with counts
   setup/audit.sh check [running]  compares these with docs/AUDIT.md
   setup/audit.sh help | version
 
@@ -46,27 +46,27 @@ main() {
 
 page=$repo/docs/AUDIT.md
 
-# compare PART: what the page has between the marks of that part, with what is.
+# compare PART: compares the text of the page between the marks of that part with new figures.
 compare() {
     diff --label docs/AUDIT.md --label "setup/audit.sh $1" --unified=0 <(part "$1") <("$1") ||
-        die "docs/AUDIT.md is not what is: put there what setup/audit.sh $1 prints, and read whether the page is still true"
+        die "docs/AUDIT.md is out of date: put in the output of setup/audit.sh $1, and check that the page is still true"
 }
 
 part() {
     sed -n "/^<!-- setup\/audit.sh $1 -->\$/, /^<!-- end -->\$/ { /^<!--/d; p }" "$page"
 }
 
-# tests_exist: those that the page names.
+# tests_exist: checks that the tests that docs/AUDIT.md and docs/ARCHITECTURE.md name exist.
 tests_exist() {
     local name
     while read -r name; do
-        grep -rqE "fn $name\(" --include='*.rs' "$repo"/{common,gateway,inventory,billing} ||
-            die "docs/AUDIT.md names the test $name, and there is none"
-    done < <(grep -oE '`[a-z0-9]+(_[a-z0-9]+){4,}`' "$page" | tr -d '`')
+        grep -rqE "(fn |^)$name\(" --include='*.rs' --include='*.sh' "$repo"/{common,gateway,inventory,billing,tests} ||
+            die "docs/AUDIT.md or docs/ARCHITECTURE.md names the test $name, which does not exist"
+    done < <(grep -ohE '`[a-z0-9]+(_[a-z0-9]+){3,}`' "$page" "$repo/docs/ARCHITECTURE.md" | tr -d '`')
 }
 
-# calls_are_known: each call that was made stands on the page, for whichever program. Not each on the page is
-# made each time.
+# calls_are_known: checks that each system call that was made is on the page, for any program. A call on the page need
+# not be made each time.
 calls_are_known() {
     local program new
     for program in "${apps[@]}"; do
@@ -93,7 +93,7 @@ sources() {
     crates
 }
 
-# own_lines FOLDER TEXT [TEST]…: lines that are not empty, not a comment, and not of a test.
+# own_lines FOLDER TEXT [TEST]…: counts the lines that are not empty, not a comment, and not of a test.
 own_lines() {
     local folder=$1 text=$2 files
     mapfile -t files < <(cd "$repo" && find "$folder" -name '*.rs' "${@:3}" \
@@ -105,8 +105,8 @@ own_lines() {
         END { print lines }' "${files[@]}")"
 }
 
-# crates: one line for each crate of others that is in a program. Those that make code at build time
-# (derive macros) are not in it.
+# crates: prints one line for each crate of others that is in a program. Crates that make code at build time (derive
+# macros) are not in it.
 crates() {
     local service crate version licence where
     declare -A licences of
@@ -128,7 +128,7 @@ crates() {
     done < <(printf '%s\n' "${!of[@]}" | LC_ALL=C sort)
 }
 
-# crates_of SERVICE: NAME VERSION|LICENCE, as they are for Linux on x86_64.
+# crates_of SERVICE: prints a line NAME VERSION|LICENCE for each crate on Linux on x86_64.
 crates_of() {
     cargo tree --quiet --locked --manifest-path "$repo/Cargo.toml" --package "$1" --edges normal,no-proc-macro \
         --target x86_64-unknown-linux-gnu --prefix none --format '{p}|{l}' |
@@ -141,7 +141,7 @@ source_of() {
     echo "${found[0]}"
 }
 
-# unsafe_lines FOLDER: those that are no comments. They are counted for every system, also where most are not
+# unsafe_lines FOLDER: counts the lines with unsafe code that are not comments, for every system, even if most are not
 # for Linux.
 unsafe_lines() {
     find "$1" -name '*.rs' -not -name build.rs "${no_tests[@]}" -exec cat {} + |
@@ -154,9 +154,9 @@ foreign_files() {
 
 no_tests=(-not -path '*/tests/*' -not -path '*/examples/*' -not -path '*/benches/*')
 
-# What the programs do
+# The running programs
 
-# running: what is printed is alike on every machine, so names of settings stand for ports.
+# running: prints names of settings in place of ports, so that the output is equal on every machine.
 running() {
     local program
     echo '| program | listens on | connects to | opens | threads |'
@@ -167,7 +167,7 @@ running() {
     done
 }
 
-# calls: with how often each was made, which is different each time.
+# calls: prints the system calls with their counts, which differ from run to run.
 calls() {
     local program
     echo '| program | system calls |'
@@ -178,13 +178,13 @@ calls() {
     done
 }
 
-# watch_at_work: has the platform at work while strace writes down what the programs do.
+# watch_at_work: keeps the platform at work while strace records the system calls of the programs.
 watch_at_work() {
     local folder alias program pid tracers=()
     folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
     alias=$(alias_of "$folder")
     read_settings "$folder/settings.env"
-    command -v strace >/dev/null || die 'strace is not here: install its package'
+    command -v strace >/dev/null || die 'there is no strace: install its package'
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     for program in "${apps[@]}"; do
@@ -193,7 +193,7 @@ watch_at_work() {
         tracers+=($!)
     done
     for program in "${apps[@]}"; do
-        # Its metrics are asked for until that is seen.
+        # Requests for the metrics are sent until strace records one.
         until [[ -s $scratch/$program ]]; do
             kill -0 "${tracers[@]}" 2>/dev/null || die 'strace may not attach to the programs: see ptrace(2)'
             ask "$program" /metrics
@@ -209,7 +209,7 @@ watch_at_work() {
     wait "${tracers[@]}" || true
 }
 
-# keep_at_work: requests, orders and mistakes, with an outage of each server in between.
+# keep_at_work: sends requests, orders and mistakes, with an outage of each server in between.
 keep_at_work() {
     local program server
     {
@@ -225,7 +225,7 @@ keep_at_work() {
             ask "$program" /ready
             ask "$program" /metrics
         done
-    } >"$scratch/output" 2>&1 || die "the platform is not well: $(tail -n 5 "$scratch/output")"
+    } >"$scratch/output" 2>&1 || die "the platform does not work: $(tail -n 5 "$scratch/output")"
 }
 
 smoke() {
@@ -249,7 +249,7 @@ connects() {
     sed -n 's/.* connect(.*htons(\([0-9]*\)).*/\1/p' "$scratch/$1" | names_of_ports
 }
 
-# names_of_ports: of the settings that have them.
+# names_of_ports: prints the names of the settings that have the ports on its input.
 names_of_ports() {
     local port key
     while read -r port; do
@@ -268,7 +268,7 @@ called() {
     sed -nE 's/^[0-9]+ +(<\.\.\. )?([a-z0-9_]+)(\(| resumed).*/\2/p' "$scratch/$1"
 }
 
-# in_a_row: lines as a list in one.
+# in_a_row: prints its input lines as a list on one line.
 in_a_row() {
     awk '{ printf "%s`%s`", separator, $0; separator = ", " }'
 }

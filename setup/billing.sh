@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Provisions the billing machine: RabbitMQ with the orders that wait, PostgreSQL with the recorded
-# ones, billing-consumer between the two, and billing-api, which reads them out. As root, on
-# Debian or Ubuntu; can be run again at any time.
+# Provisions the billing machine with RabbitMQ, which has the orders that wait, PostgreSQL, which has the recorded
+# orders, billing-consumer, which records them, and billing-api, which lists them, as root, on Debian or Ubuntu. The
+# script can be run again at any time.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -12,12 +12,12 @@ source "$repo/setup/lib/machines/machine.sh"
 
 usage() {
     cat <<'USAGE'
-Provisions the billing machine: RabbitMQ, PostgreSQL with the orders, billing-consumer and billing-api.
+Provisions the billing machine with RabbitMQ, PostgreSQL, billing-consumer and billing-api.
 
   sudo bash setup/billing.sh     on Debian or Ubuntu, with systemd; again at any time
   setup/billing.sh help | version
 
-Settings come from .env, and over it from .env.local. vagrant up runs this by itself.
+The settings come from .env and from .env.local, which overrides it. vagrant up runs this script.
 USAGE
 }
 
@@ -31,7 +31,7 @@ main() {
     provide_firewall "$(from_monitoring BILLING_API_PORT BILLING_CONSUMER_PORT)" \
         "ip saddr ${SETTINGS[GATEWAY_VM_IP]} tcp dport { ${SETTINGS[RABBITMQ_PORT]}, ${SETTINGS[BILLING_API_PORT]}, ${SETTINGS[BILLING_CONSUMER_PORT]} } accept" \
         "${to_orders[@]}" "$(from_host "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}")"
-    # Before the servers have their memory, in case they are built here.
+    # The programs come first, since a build needs memory that the servers would take.
     provide_programs billing-api billing-consumer -- billing-dead-letters
     provide_postgres BILLING_DB_NAME POSTGRES_READER_USER
     provide_rabbitmq

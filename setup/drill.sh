@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The drill: clients place orders, and read and change movies, without a pause while programs and servers are
-# killed, stopped or cut off; at the end the answers are compared with the tables. It starts servers of its
-# own and removes them afterwards.
+# The drill: clients place orders, and read and change movies, without a pause while programs and servers are killed,
+# stopped or cut off. At the end the drill compares the answers with the tables. It starts servers of its own and
+# removes them afterwards.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -13,14 +13,14 @@ source "$repo/setup/lib/local/test_servers.sh"
 
 usage() {
     cat <<'USAGE'
-Places orders among unreadable messages, and reads and changes movies, without a pause while programs
-are killed, servers stopped, connections cut, tables locked, disks filled, rights revoked and the gateway
-flooded with what it refuses. Fails if an
-order that was answered 200 is not recorded exactly once, an unreadable message is not a dead letter
-once, a consumer's /ready is wrong, or a movie is not linearizable.
+The drill places orders among unreadable messages, and reads and changes movies, without a pause while
+programs are killed, servers stopped, connections cut, tables locked, disks filled, rights revoked and the
+gateway flooded with requests that it refuses. It fails if an order that was answered 200 is not recorded
+exactly once, an unreadable message is not exactly one dead letter, a consumer's /ready is wrong, or a
+movie is not linearizable.
 
-  setup/drill.sh [FAULTS [SEED]]   at least so many faults (24) and 50,000 orders, some eight
-                                   minutes; the same SEED gives the same order of faults
+  setup/drill.sh [FAULTS [SEED]]   at least FAULTS faults (24) and 50,000 orders, for some eight
+                                   minutes; SEED determines the order of the faults
   setup/drill.sh help | version
 USAGE
 }
@@ -76,7 +76,7 @@ clean_up() {
     give_ports_back
 }
 
-# fault NAME: what the drill asks for, with the servers of the drill that runs.
+# fault NAME: injects or ends a fault in the servers of the running drill, which calls this script.
 fault() {
     local postgres rabbitmq=$DRILL_FOLDER/rabbitmq
     postgres=$(postgres_home "$DRILL_FOLDER/postgres")
@@ -91,8 +91,8 @@ fault() {
         fill-tablespace) fill_tablespace ;;
         no-fill-tablespace) rm "$DRILL_FOLDER/tablespace/filler" ;;
         stop-rabbitmq) rabbitmq_stop "$rabbitmq" ;;
-        # RabbitMQ says that a queue is declared, or a policy cleared, up to two seconds before that is
-        # on its disk. What it confirms in a queue that it then forgets is lost by no program of ours.
+        # RabbitMQ answers that a queue is declared, or a policy cleared, up to two seconds before that is on its
+        # disk. Without the sync it could forget a queue with orders that it has confirmed.
         kill-rabbitmq) rabbitmqctl eval 'mnesia:sync_log().' && rabbitmq_stop "$rabbitmq" KILL ;;
         start-rabbitmq) test_rabbitmq_start "$DRILL_FOLDER" "$DRILL_PORT" ;;
         disk-alarm) rabbitmqctl set_disk_free_limit 100000GB ;;
@@ -111,14 +111,14 @@ rabbitmqctl() {
     rabbitmq_run "$DRILL_FOLDER/rabbitmq" rabbitmqctl -q "$@"
 }
 
-# sql STATEMENTS: by the administrator, in the database of the tests.
+# sql STATEMENTS: runs them as the administrator, in the database of the tests.
 sql() {
     printf '\\connect tests\n%s\n' "$1" |
         postgres_sql "$(postgres_home "$DRILL_FOLDER/postgres")" "$DRILL_PORT"
 }
 
-# make_tablespace: a disk of its own, which takes root. The orders move there when it is filled for
-# the first time.
+# make_tablespace: makes a tablespace on a disk of its own, which only root can do. The orders move there when it is
+# filled for the first time.
 make_tablespace() {
     local place=$DRILL_FOLDER/tablespace
     install -d "$place" && mount -t tmpfs -o size=512m tmpfs "$place" || return 1
@@ -126,12 +126,12 @@ make_tablespace() {
     sql "CREATE TABLESPACE small LOCATION '$place/small'; GRANT CREATE ON TABLESPACE small TO tests;"
 }
 
-# make_small_disk: for the log of a gateway that is flooded.
+# make_small_disk: makes a disk for the log of a gateway that is flooded.
 make_small_disk() {
     install -d "$DRILL_FOLDER/small-disk" && mount -t tmpfs -o size=4m tmpfs "$DRILL_FOLDER/small-disk"
 }
 
-# fill_tablespace: to the last block, so that the table cannot grow.
+# fill_tablespace: fills the disk to the last block, so that the table cannot grow.
 fill_tablespace() {
     sql "SELECT format('ALTER TABLE %I.orders SET TABLESPACE small', schemaname) FROM pg_tables
           WHERE tablename = 'orders' AND tablespace IS NULL \\gexec"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Provisions the inventory machine: PostgreSQL with the movies, and inventory-api before it. As
-# root, on Debian or Ubuntu; can be run again at any time.
+# Provisions the inventory machine with PostgreSQL, which has the movies, and inventory-api, as root, on Debian or
+# Ubuntu. The script can be run again at any time.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -11,12 +11,12 @@ source "$repo/setup/lib/machines/machine.sh"
 
 usage() {
     cat <<'USAGE'
-Provisions the inventory machine: PostgreSQL with the movies, and inventory-api before it.
+Provisions the inventory machine with PostgreSQL, which has the movies, and inventory-api.
 
   sudo bash setup/inventory.sh     on Debian or Ubuntu, with systemd; again at any time
   setup/inventory.sh help | version
 
-Settings come from .env, and over it from .env.local. vagrant up runs this by itself.
+The settings come from .env and from .env.local, which overrides it. vagrant up runs this script.
 USAGE
 }
 
@@ -25,7 +25,7 @@ main() {
     begin_machine inventory inventory-api
     provide_basics "$(lacking_postgres)"
     provide_firewall "$(to_service INVENTORY_API_PORT)"
-    # Before the server has its memory, in case it is built here.
+    # The programs come first, since a build needs memory that the server would take.
     provide_programs inventory-api
     provide_postgres INVENTORY_DB_NAME
     provide_apps

@@ -1,19 +1,19 @@
 #!/bin/sh
-# The keys of the gateway's callers, in the file that API_KEYS_FILE names. For the host, so for
-# macOS, Linux, and Git Bash on Windows.
+# Manages the keys of the gateway's callers, in the file that API_KEYS_FILE names. The script is for the host: macOS,
+# Linux, and Git Bash on Windows.
 set -eu
 
 usage() {
     cat <<'USAGE'
-The keys of the gateway's callers, in the file that API_KEYS_FILE names.
+Manages the keys of the gateway's callers, in the file that API_KEYS_FILE names.
 
   setup/keys.sh add NAME ROLE   makes a key, writes its hash into the file and shows the key, once;
-                                ROLE is read, write or admin, each with what those before it may do
-  setup/keys.sh remove NAME     takes it out of the file
-  setup/keys.sh list            names and roles
+                                ROLE is read, write or admin; each role includes those before it
+  setup/keys.sh remove NAME     removes a key from the file
+  setup/keys.sh list            lists names and roles
   setup/keys.sh help | version
 
-A gateway that runs on this machine takes a change over within seconds.
+A gateway on this machine applies a change within seconds.
 USAGE
 }
 
@@ -21,7 +21,7 @@ unset CDPATH
 folder=$(cd "$(dirname "$0")/.." && pwd -P)
 . "$folder/setup/lib/common/posix.sh"
 
-# setting: API_KEYS_FILE as the programs have it, from the environment or a file.
+# setting: prints API_KEYS_FILE as the programs read it, from the environment or a file.
 setting() {
     [ -z "${API_KEYS_FILE:-}" ] || { echo "$API_KEYS_FILE" && return; }
     for settings in "$folder/.env.local" "$folder/.env"; do
@@ -32,7 +32,7 @@ setting() {
     return 1
 }
 
-# keys: the lines of the file that are keys, without blanks around them.
+# keys: prints the lines of the file that are keys, without blanks around them.
 keys() {
     [ ! -e "$file" ] || sed -e 's/^[[:blank:]]*//; s/[[:blank:]]*$//' -e '/^#/d; /^$/d' "$file"
 }
@@ -41,18 +41,18 @@ has() {
     keys | cut -d: -f1 | grep -qxF -e "$1"
 }
 
-# replace: puts what it reads in the place of the file, whole or not at all.
+# replace: replaces the content of the file with the input, completely or not at all.
 replace() {
-    # Beside what the name leads to, so that a link stays one.
+    # The new file is made beside the target of a link, so that the link stays.
     target=$(readlink "$file" 2>/dev/null || echo "$file")
     case $target in /*) ;; *) target=$(dirname "$file")/$(basename "$target") ;; esac
-    # With the owner and the rights that the old one has.
+    # The new file gets the owner and the mode of the old one.
     if { [ ! -e "$target" ] || cp -p "$target" "$target.new"; } &&
         (umask 077 && cat >"$target.new") && mv "$target.new" "$target"; then
         return
     fi
     rm -f "$target.new"
-    fail "$file cannot be written: be its owner"
+    fail "$file cannot be written: run this as its owner"
 }
 
 add() {
@@ -62,14 +62,14 @@ add() {
     ! has "$1" || fail "there is a key of $1 already: remove it first"
     key=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')
     [ "${#key}" -eq 48 ] || fail 'there is no /dev/urandom to read from'
-    # printf is the shell's own: the key is on no command line.
+    # printf is a builtin of the shell, so the key is on no command line.
     hash=$(printf %s "$key" | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64)
     {
         [ ! -e "$file" ] || { cat "$file" && [ -z "$(tail -c 1 "$file")" ] || echo; }
         echo "$1:$hash:$2"
     } | replace
     echo "$key"
-    echo "keys.sh: that is the key of $1; it is kept nowhere, so keep it" >&2
+    echo "keys.sh: this is the key of $1; store it, since it is shown only once" >&2
 }
 
 remove() {
@@ -86,8 +86,8 @@ case ${1:-}:$# in
     *) usage >&2 && exit 2 ;;
 esac
 file=$(setting) ||
-    fail 'API_KEYS_FILE is not set: put API_KEYS_FILE=/PATH/OF/A/FILE into .env.local, and call this again'
-case $file in /*) ;; *) fail 'API_KEYS_FILE must be a path from / on: the programs run elsewhere' ;; esac
+    fail 'API_KEYS_FILE is not set: put API_KEYS_FILE=/PATH/OF/A/FILE into .env.local, and run this again'
+case $file in /*) ;; *) fail 'API_KEYS_FILE must be an absolute path: the programs run in other folders' ;; esac
 case $1 in
     add) add "$2" "$3" ;;
     remove) remove "$2" ;;

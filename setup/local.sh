@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole platform on this machine: PostgreSQL, RabbitMQ and the four programs, reachable
-# from this machine only, in a folder of their own beside whatever else runs here.
+# The whole platform on this machine: PostgreSQL, RabbitMQ and the four programs, in a folder of their own. Only
+# this machine can reach them, and nothing else that runs here is touched.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -15,26 +15,26 @@ usage() {
 The whole platform on this machine.
 
   setup/local.sh [up]             install what is missing, build, start what does not run yet
-  setup/local.sh status           what runs, and where
-  setup/local.sh logs [NAME]…     the logs of the programs, of postgres or of rabbitmq
+  setup/local.sh status           show what runs, and where
+  setup/local.sh logs [NAME]…     show the logs of the programs, of postgres or of rabbitmq
   setup/local.sh down             stop everything; the data stays
   setup/local.sh reset [--yes]    stop everything and delete the data
-  setup/local.sh stop|start postgres|rabbitmq     an outage, and its end
-  setup/local.sh psql DATABASE [ARGUMENT]…        as the programs' own role
-  setup/local.sh rabbitmqctl ARGUMENT…
-  setup/local.sh dead-letters ARGUMENT…           what can never be recorded, for instance: dead-letters list
-  setup/local.sh pm2 ARGUMENT…                    for instance: pm2 stop billing-consumer
+  setup/local.sh stop|start postgres|rabbitmq     begin an outage, and end it
+  setup/local.sh psql DATABASE [ARGUMENT]…        run psql as the role of the programs
+  setup/local.sh rabbitmqctl ARGUMENT…            run rabbitmqctl
+  setup/local.sh dead-letters ARGUMENT…           run billing-dead-letters, for instance: dead-letters list
+  setup/local.sh pm2 ARGUMENT…                    run PM2, for instance: pm2 stop billing-consumer
   setup/local.sh help | version
 
-Settings come from .env, over it from .env.local, and over both from variables of the same
-names in the environment, for instance POSTGRES_PORT. LOCAL_DIR names the folder for data, logs
-and settings (.local); with another folder and other ports a second platform runs beside the
-first. All commands but "up" go by the settings that the last "up" has left in that folder.
+The settings come from .env. A line of .env.local overrides .env, and a variable of that name in
+the environment, for instance POSTGRES_PORT, overrides both. LOCAL_DIR names the folder for data,
+logs and settings (.local); with another folder and other ports a second platform runs beside the
+first. All commands except "up" use the settings that the last "up" wrote into that folder.
 USAGE
 }
 
-# What differs from .env here: one machine instead of three, and ports at which the machine's
-# own PostgreSQL or RabbitMQ does not listen.
+# The settings that differ from .env: one machine instead of three, and ports on which the machine's own
+# PostgreSQL or RabbitMQ does not listen.
 local_defaults=(
     LISTEN_ADDRESS=127.0.0.1
     POSTGRES_HOST=127.0.0.1
@@ -46,7 +46,7 @@ local_defaults=(
     ERL_EPMD_PORT=14369
     EXPOSE_ORDERS=true
 )
-# What a log has before it is put aside. With the one before, it takes twice as much.
+# The size at which a log is put aside. Together with the former log it takes twice that size.
 log_bytes_max=$((32 << 20))
 server_port_keys=(
     POSTGRES_PORT RABBITMQ_PORT RABBITMQ_MANAGEMENT_PORT RABBITMQ_DIST_PORT ERL_EPMD_PORT
@@ -55,7 +55,7 @@ server_port_keys=(
 # The commands
 
 up() {
-    trap 'die "interrupted; the next run goes on from here"' INT
+    trap 'die "interrupted; the next run continues from here"' INT
     heading "The platform on this machine, in $folder"
     require_debian
     if [[ $folder == "$repo/.local" ]]; then
@@ -90,9 +90,9 @@ down() {
 reset() {
     local answer
     if [[ ${1:-} != --yes ]]; then
-        [[ -t 0 ]] || die 'to delete the data without being asked, say: reset --yes'
+        [[ -t 0 ]] || die 'there is no terminal for the question: to delete the data without it, use reset --yes'
         read -rp "Delete all movies, orders and logs in $folder? [y/N] " answer
-        [[ $answer == [yY]* ]] || die 'nothing was deleted, and everything runs on'
+        [[ $answer == [yY]* ]] || die 'nothing was deleted, and everything still runs'
     fi
     down
     step 'Delete the data' delete_data
@@ -105,7 +105,7 @@ delete_data() {
     remove_alias "$folder" "$alias"
 }
 
-# status: succeeds where all is well.
+# status: succeeds if everything runs and is ready.
 status() {
     local app server state unwell=()
     use_settings
@@ -124,15 +124,15 @@ status() {
         printf '\n  next: %s\n' "$(call up)"
     else
         for server in "${unwell[@]}"; do
-            tell_why "$server"
+            show_cause "$server"
         done
     fi
     return 1
 }
 
-# tell_why NAME: of a program or server that is not as it should be: what it says itself, the last
-# line of its log, and the command that comes next.
-tell_why() {
+# show_cause NAME: prints why a program or server is not ready: its own answer, the last line of its log, and the
+# command that comes next.
+show_cause() {
     local state='does not run' next="start $1" detail
     [[ ! -v app_port_key[$1] ]] || state=$(app_state "$1") next="pm2 restart $1"
     if [[ $state == 'not ready' ]]; then
@@ -145,7 +145,7 @@ tell_why() {
     note "next: $(call "$next")"
 }
 
-# logs [NAME]…: follows them on a terminal, else prints what they end with.
+# logs [NAME]…: follows the logs on a terminal; otherwise prints their last lines.
 logs() {
     local name file files=()
     for name in "${@:-${apps[@]}}"; do
@@ -189,7 +189,7 @@ rabbitmqctl() {
     rabbitmq_run "$alias/rabbitmq" rabbitmqctl "$@"
 }
 
-# dead-letters ARGUMENT…: where the user is, so that a file to export to is where it is meant.
+# dead-letters ARGUMENT…: runs in the working directory of the user, to which the name of an export file is relative.
 dead-letters() {
     use_settings
     [[ -x $folder/programs/billing-dead-letters ]] || die "there is no $folder/programs/billing-dead-letters: build it with setup/local.sh up"
@@ -197,40 +197,40 @@ dead-letters() {
     ENV_FILE=$folder/settings.env "$folder/programs/billing-dead-letters" "$@"
 }
 
-# pm2 ARGUMENT…: never where its daemon does not run, since it would start one.
+# pm2 ARGUMENT…: fails if PM2's daemon does not run, since PM2 would start one.
 pm2() {
     use_node
     apps_daemon_pid "$alias" >/dev/null || die "no programs run in $folder: start them with setup/local.sh up"
     run_pm2 "$alias" "$@"
 }
 
-# Where everything is
+# Folders and settings
 
-# find_folder: LOCAL_DIR as an absolute path, and as one that servers and programs can live with.
+# find_folder: sets folder to the absolute path of LOCAL_DIR, and alias to a path that servers and programs accept.
 find_folder() {
     folder=$(realpath -m -- "${LOCAL_DIR:-$repo/.local}")
     [[ $folder != *[[:cntrl:]]* && $folder =~ ^.*$ ]] ||
         die 'LOCAL_DIR must be UTF-8 without line breaks or control characters: name another folder'
     alias=$(alias_of "$folder")
     [[ -e $folder ]] || return 0
-    # Two users cannot take turns with the same files, and each has a path of its own.
-    [[ -O $folder ]] || die "$folder belongs to $(stat -c %U "$folder"): be that user, or name another LOCAL_DIR"
+    # Two users cannot share these files.
+    [[ -O $folder ]] || die "$folder belongs to $(stat -c %U "$folder"): run this as that user, or name another LOCAL_DIR"
     make_alias "$folder" "$alias"
 }
 
-# take_folder: makes it, and lets one script at a time change what runs there. The folder
-# itself is the lock, which ends with this script.
+# take_folder: makes the folder, and lets one script at a time change what runs in it. The folder itself is the
+# lock, which ends with this script.
 take_folder() {
     install -d "$folder"
     make_alias "$folder" "$alias"
     folder_lock=''
     open_lock folder_lock "$folder"
     flock --nonblock "$folder_lock" && return
-    say "Wait for another setup/local.sh that is at work in $folder"
+    say "Wait for another setup/local.sh that works in $folder"
     flock "$folder_lock"
 }
 
-# choose_settings: the environment over what differs on one machine over .env.local over .env.
+# choose_settings: reads .env. Settings of .env.local override it, then those of one machine, then the environment.
 choose_settings() {
     local default key host
     read_project_settings "$repo"
@@ -249,20 +249,21 @@ choose_settings() {
     require_ports "${app_port_key[@]}" "${server_port_keys[@]}"
 }
 
-# choose_guards: each that is set is in force, or is refused. HTTPS is not for here, where programs are asked
-# by HTTP.
+# choose_guards: puts each protective setting in force, or refuses it. HTTPS is refused, since this script sends
+# requests over HTTP.
 choose_guards() {
     local file
     require_guards
     allow_hosts
     [[ ! -v SETTINGS[TLS_CERT_FILE] && ! -v SETTINGS[TLS_KEY_FILE] ]] ||
-        die 'TLS_CERT_FILE and TLS_KEY_FILE are not for setup/local.sh, which speaks HTTP: leave them out of .env.local and of the environment'
+        die 'TLS_CERT_FILE and TLS_KEY_FILE are not for setup/local.sh, which uses HTTP: leave them out of .env.local and of the environment'
     [[ -v SETTINGS[API_KEYS_FILE] ]] || return 0
     file=$(guarding_file API_KEYS_FILE)
     set_setting API_KEYS_FILE "$file"
 }
 
-# listen_address APP: where keys are in force, only the gateway is open to clients, and the others listen on loopback.
+# listen_address APP: prints the address of a program. Where keys are in force, only the gateway is open to clients,
+# and the other programs listen on loopback.
 listen_address() {
     if [[ -n ${SETTINGS[API_KEYS_FILE]:-} && $1 != api-gateway ]]; then
         echo 127.0.0.1
@@ -271,18 +272,18 @@ listen_address() {
     fi
 }
 
-# app_environment APP: wins over its settings.
+# app_environment APP: prints variables that override the settings of the program.
 app_environment() {
     printf ', "LISTEN_ADDRESS": %s' "$(json_text "$(listen_address "$1")")"
 }
 
-# use_settings: those of the last `up`.
+# use_settings: reads the settings of the last `up`.
 use_settings() {
-    [[ -f $folder/settings.env ]] || die "nothing has been started in $folder yet: do so with setup/local.sh up"
+    [[ -f $folder/settings.env ]] || die "nothing has been started in $folder yet: start the platform with setup/local.sh up"
     read_settings "$folder/settings.env"
 }
 
-# app_url APP: where this machine reaches it.
+# app_url APP: prints the URL at which this machine reaches the program.
 app_url() {
     echo "http://$(host_to_ask "$(listen_address "$1")"):${SETTINGS[${app_port_key[$1]}]}"
 }
@@ -312,7 +313,8 @@ install_what_is_missing() {
     install_pm2
 }
 
-# refuse_foreign_ports: before anything is started, so that nothing is left half done.
+# refuse_foreign_ports: ends the script if another program has one of the ports. It is called before anything is
+# started, so that nothing is left half done.
 refuse_foreign_ports() {
     local key holder ours
     ours=$(our_pids)
@@ -346,8 +348,7 @@ build() {
     step "$text" run_cargo
 }
 
-# run_cargo: without the lock on the folder, which a compiler cache that cargo may start would
-# keep for ever.
+# run_cargo: releases the lock on the folder, since a compiler cache that cargo may start would hold it for ever.
 run_cargo() {
     exec {folder_lock}<&-
     cd "$repo"
@@ -389,14 +390,14 @@ wait_until_ready() {
         until [[ $(app_state "$app") == ready ]]; do
             ((SECONDS < deadline)) || {
                 status || true
-                die "$app is not ready after a minute; above is why. After a cure: $(call up)"
+                die "$app is not ready after a minute; the cause is above. When it is corrected: $(call up)"
             }
             sleep 0.2
         done
     done
 }
 
-# bound_logs: by a process of its own, which ends with "down".
+# bound_logs: starts a process that limits the size of the logs, and ends with "down".
 bound_logs() {
     local app logs=()
     for app in "${apps[@]}" postgres rabbitmq; do
@@ -407,7 +408,7 @@ bound_logs() {
         "$BASH" "$repo/setup/lib/local/bound_logs.sh" "$log_bytes_max" "${logs[@]}" "$folder/pm2/pm2.log"
 }
 
-# app_state APP: ready, not ready, or does not run.
+# app_state APP: prints ready, not ready, or does not run.
 app_state() {
     local url
     url=$(app_url "$1")
@@ -424,7 +425,7 @@ answers_ok() {
     ask --fail --max-time 5 --output /dev/null "$1"
 }
 
-# ask ARGUMENT…: our own programs, with the key by which they tell more than whether they are ready. It is on no
+# ask ARGUMENT…: runs curl with the operations key, with which a program answers with details. The key is on no
 # command line.
 ask() {
     local key=${SETTINGS[OPERATIONS_KEY]:-}
@@ -445,11 +446,11 @@ report() {
     heading "Everything runs, after $(time_text $SECONDS)"
     echo
     place api-gateway "$gateway" 'open it in a browser: the console'
-    place inventory-api "$(app_url inventory-api)" 'movies, behind the gateway'
-    place billing-api "$(app_url billing-api)" 'recorded orders, to be read'
-    place billing-consumer "$(app_url billing-consumer)" 'takes orders off the queue and records them'
+    place inventory-api "$(app_url inventory-api)" 'stores the movies'
+    place billing-api "$(app_url billing-api)" 'lists the recorded orders'
+    place billing-consumer "$(app_url billing-consumer)" 'takes orders from the queue and records them'
     place postgres "$(server_address postgres)" "${SETTINGS[INVENTORY_DB_NAME]}, ${SETTINGS[BILLING_DB_NAME]}"
-    place rabbitmq "$(server_address rabbitmq)" "the queue; its page: http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
+    place rabbitmq "$(server_address rabbitmq)" "the queue; its management page: http://127.0.0.1:${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"
     cat <<TRY
 
   Try:
@@ -458,34 +459,34 @@ report() {
     curl $(quoted "$(app_url billing-api)/api/orders")
 
   Next:
-$(next status 'what runs, and where')
-$(next logs 'what the programs say')
+$(next status 'shows what runs, and where')
+$(next logs 'shows the logs of the programs')
 $(next 'pm2 stop billing-consumer' 'orders wait in the queue')
-$(next 'pm2 start billing-consumer' 'and are recorded')
+$(next 'pm2 start billing-consumer' 'the orders are recorded')
 $(next down 'stops everything; the data stays')
-$(next help 'the other commands')
+$(next help 'shows the other commands')
 
   Names, passwords and ports: $folder/settings.env
 TRY
 }
 
-# next COMMAND TEXT
+# next COMMAND TEXT: prints a line with a command and its effect.
 next() {
     printf '    %-*s  %s\n' $(($(call '' | wc -m) + 26)) "$(call "$1")" "$2"
 }
 
-# call COMMAND: how this script is called with it, for this folder.
+# call COMMAND: prints the command line of this script for this folder.
 call() {
     [[ $folder == "$repo/.local" ]] || printf 'LOCAL_DIR=%s ' "$(quoted "$folder")"
     echo "setup/local.sh $1"
 }
 
-# place NAME ADDRESS TEXT: a line of the table.
+# place NAME ADDRESS TEXT: prints a line of the table.
 place() {
     printf '  %-17s %-24s %s\n' "$1" "$2" "$3"
 }
 
-# Which command
+# The choice of the command
 
 main() {
     local command=${1:-up}
@@ -497,7 +498,7 @@ main() {
         stop | start)
             [[ $* == postgres || $* == rabbitmq ]] || wrong_usage "$command takes postgres or rabbitmq"
             ;;
-        psql) (($# > 0)) || wrong_usage 'psql takes the name of a database: movies_db or billing_db, unless .env names others' ;;
+        psql) (($# > 0)) || wrong_usage 'psql takes the name of a database: movies_db or billing_db, unless the settings name others' ;;
         logs | rabbitmqctl | dead-letters | pm2) ;;
         *) wrong_usage "there is no command $command" ;;
     esac

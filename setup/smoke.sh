@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A smoke test of any gateway that can be reached, with curl alone: what a client does first, one
-# line for each step, and nothing of it left among the movies.
+# A smoke test of any gateway that can be reached, with curl alone. It prints one line for each step, and deletes the
+# movie that it creates.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -14,15 +14,15 @@ usage() {
     cat <<'USAGE'
 A smoke test of a gateway, with curl alone.
 
-  setup/smoke.sh [URL]                 a movie from its creation to its end, mistakes, an order;
-                                       URL is the gateway's, http://localhost:5000 if none is given
-  setup/smoke.sh [URL] --orders URL    and whether the order arrives at that billing-api,
+  setup/smoke.sh [URL]                 tests a movie from its creation to its end, mistakes, and an
+                                       order; URL is the gateway's (http://localhost:5000)
+  setup/smoke.sh [URL] --orders URL    tests also that the order arrives at that billing-api,
                                        for instance http://localhost:8081
   setup/smoke.sh help | version
 
-Where the gateway asks for a key, API_KEY in the environment is one with the role write or admin.
-The movie is deleted in the end, whatever comes out; the order stays, of the user smoke-test. It
-exits with 1 if anything is not as it should be, and says what.
+If the gateway requires a key, API_KEY in the environment must be one with the role write or admin.
+The test deletes its movie in any case; its order, of the user smoke-test, stays. If a step fails,
+the test names it and exits with 1.
 USAGE
 }
 
@@ -40,11 +40,11 @@ main() {
                 [[ -z $gateway ]] || wrong_usage "one gateway at a time: $1"
                 gateway=$1
                 ;;
-            *) wrong_usage "this is no URL: $1" ;;
+            *) wrong_usage "this is not a URL: $1" ;;
         esac
         shift
     done
-    [[ -z $orders || $orders == http://?* || $orders == https://?* ]] || wrong_usage "this is no URL: $orders"
+    [[ -z $orders || $orders == http://?* || $orders == https://?* ]] || wrong_usage "this is not a URL: $orders"
     gateway=${gateway:-http://localhost:5000}
     gateway=${gateway%/}
     answer=$(mktemp)
@@ -55,8 +55,8 @@ main() {
     mistakes_are_refused "$gateway/api/movies"
     an_order_is_taken "$gateway/api/billing"
     [[ -z $orders ]] || an_order_arrives "${orders%/}/api/orders"
-    ((failures == 0)) || die "$failures of $steps steps were not as they should be"
-    say "All $steps steps are as they should be"
+    ((failures == 0)) || die "$failures of $steps steps failed"
+    say "All $steps steps passed"
 }
 
 clean_up() {
@@ -66,8 +66,8 @@ clean_up() {
 
 json=(--header 'Content-Type: application/json')
 
-# ask URL [CURL_ARGUMENT…]: prints the status; the answer is in a file, since a list may be long. The
-# key is on no command line, and for the gateway alone.
+# ask URL [CURL_ARGUMENT…]: prints the status and writes the answer into a file, since a list may be long. The key is
+# on no command line, and is sent to the gateway alone.
 ask() {
     local key=''
     [[ $1 != "$gateway"/* || -z ${API_KEY:-} ]] || key="Authorization: Bearer $API_KEY"
@@ -81,7 +81,7 @@ ask() {
 steps=0
 failures=0
 
-# check TEXT STATUS PART URL [CURL_ARGUMENT…]: the answer has this status, and PART in it.
+# check TEXT STATUS PART URL [CURL_ARGUMENT…]: checks that the answer has this status and contains PART.
 check() {
     local status
     steps=$((steps + 1))
@@ -91,7 +91,7 @@ check() {
         say "ok    $1: $status"
     else
         failures=$((failures + 1))
-        say "FAIL  $1: wanted $2 and $3, got $status and $(head -c 300 "$answer" | tr '\n' ' ')"
+        say "FAIL  $1: expected $2 and $3, got $status and $(head -c 300 "$answer" | tr '\n' ' ')"
     fi
 }
 
@@ -106,19 +106,19 @@ movies_go_from_creation_to_end() {
     check 'find it by a part of its title' 200 "\"$title\"" "$1?title=mOKE%20test%20$$"
     check 'read it' 200 "\"$title\"" "$1/$id"
     check 'change its title' 200 "\"$title, changed\"" "$1/$id" --request PUT "${json[@]}" --data "{\"title\": \"$title, changed\"}"
-    check 'read what has changed' 200 "\"$title, changed\"" "$1/$id"
+    check 'read the changed movie' 200 "\"$title, changed\"" "$1/$id"
     check 'delete it' 200 'has been deleted' "$1/$id" --request DELETE
     ((failures > 0)) || movie=''
-    check 'read it when it is gone' 404 '"status":404' "$1/$id"
+    check 'read it after its deletion' 404 '"status":404' "$1/$id"
 }
 
 mistakes_are_refused() {
     local unknown=$1/9223372036854775807
-    check 'read a movie that there is not' 404 '"status":404' "$unknown"
-    check 'change a movie that there is not' 404 '"status":404' "$unknown" --request PUT "${json[@]}" --data '{"title": "A"}'
-    check 'delete a movie that there is not' 404 '"status":404' "$unknown" --request DELETE
+    check 'read a movie that does not exist' 404 '"status":404' "$unknown"
+    check 'change a movie that does not exist' 404 '"status":404' "$unknown" --request PUT "${json[@]}" --data '{"title": "A"}'
+    check 'delete a movie that does not exist' 404 '"status":404' "$unknown" --request DELETE
     check 'create a movie without a description' 400 description "$1" "${json[@]}" --data '{"title": "A"}'
-    check 'create a movie from what is no JSON' 400 '"status":400' "$1" "${json[@]}" --data 'A'
+    check 'create a movie from a body that is not JSON' 400 '"status":400' "$1" "${json[@]}" --data 'A'
 }
 
 an_order_is_taken() {
@@ -132,7 +132,7 @@ an_order_is_taken() {
         --data '{"user_id": "smoke-test", "number_of_items": 1}'
 }
 
-# an_order_arrives URL: within half a minute.
+# an_order_arrives URL: waits up to half a minute for the order.
 an_order_arrives() {
     local deadline=$((SECONDS + 30)) found="$1?message_id=${message_id:-none}"
     until ask "$found" >/dev/null && grep -qF '"total_amount"' "$answer" || ((SECONDS >= deadline)); do

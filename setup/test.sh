@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks, the same here and in CI, against a PostgreSQL and a RabbitMQ of their own that
-# are gone afterwards. Nothing that runs on this machine is met or touched.
+# All checks, as CI runs them, with a PostgreSQL and a RabbitMQ of their own, which are removed afterwards. The checks
+# touch nothing else that runs on this machine.
 # shellcheck source-path=SCRIPTDIR/..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -16,15 +16,14 @@ source "$repo/setup/lib/local/monitoring.sh"
 
 usage() {
     cat <<'USAGE'
-All checks, the same as in CI.
+All checks, as CI runs them.
 
-  setup/test.sh                   format, clippy, each service alone, tests, dependencies,
-                                  shell scripts, the Vagrantfile and what is behind it, and,
-                                  asked of a platform that is started for it, the examples
-                                  in README.md, the alerts and the dashboard, the API
-                                  documents, and the console in a browser
-  setup/test.sh run COMMAND…      a command of your choice with the servers that the tests
-                                  need, for instance: setup/test.sh run cargo test -p billing
+  setup/test.sh                   checks the format, clippy, each service alone, tests,
+                                  dependencies, shell scripts, and provisioning; then starts a
+                                  platform and checks the examples in README.md, the alerts and
+                                  the dashboard, the API documents, and the console in a browser
+  setup/test.sh run COMMAND…      runs a command with the servers that the tests need, for
+                                  instance: setup/test.sh run cargo test -p billing
   setup/test.sh help | version
 USAGE
 }
@@ -43,7 +42,7 @@ main() {
 
 all_checks() {
     cd "$repo"
-    heading 'What the checks need'
+    heading 'Preparation'
     install_what_is_missing
     start_servers
 
@@ -56,27 +55,27 @@ all_checks() {
     check 'Dependencies' dependencies
     check 'The figures of docs/AUDIT.md' setup/audit.sh check
     check 'Shell scripts' shell_scripts
-    check 'Their command lines' command_lines
-    check 'The set-up in odd surroundings' tests/setup/run.sh
-    check 'The deployment, as far as it goes without machines' tests/vms/offline.sh
+    check 'The command lines of the scripts' command_lines
+    check 'The set-up in unusual environments' tests/setup/run.sh
+    check 'The deployment, without machines' tests/vms/offline.sh
     check 'Backups' tests/vms/backups.sh "$folder/postgres" "$first_port"
-    check 'Roles and users, and the one that wants to be superuser' tests/vms/roles.sh "$folder" "$first_port"
+    check 'Roles and users, and attacks by a service on the superuser' tests/vms/roles.sh "$folder" "$first_port"
 
     choose_platform
     check 'A platform on a full disk' tests/setup/platform.sh
-    check 'A platform to ask' setup/local.sh up
+    check 'A platform for the next checks' setup/local.sh up
     check 'The examples in README.md' readme_examples
     check 'Monitoring' check_monitoring "$LOCAL_DIR/settings.env"
     if may_trace; then
-        check 'What docs/AUDIT.md says that programs do' setup/audit.sh check running
+        check 'The table of running programs in docs/AUDIT.md' setup/audit.sh check running
     else
-        not_run+=('What docs/AUDIT.md says that programs do: strace may not attach to a process')
+        not_run+=('The table of running programs in docs/AUDIT.md: strace may not attach to a process')
     fi
     check 'The API documents' tests/api/run.sh
     if find_chromium >/dev/null; then
         check 'The console in a browser' tests/browser/run.sh
     else
-        not_run+=('The console in a browser: there is no Chromium, and no package of it here')
+        not_run+=('The console in a browser: there is no Chromium on this machine, and no package of it')
     fi
     sum_up
 }
@@ -90,12 +89,12 @@ with_servers() {
     exit "$status"
 }
 
-# What the checks need
+# Preparation
 
 install_what_is_missing() {
     local missing
     require_debian
-    know_what_is_offered
+    refresh_package_lists
     mapfile -t missing < <(lacking_basics && lacking_servers && lacking_node && lacking_checkers && lacking_chromium)
     install_packages "${missing[@]}"
     install_rust
@@ -103,16 +102,15 @@ install_what_is_missing() {
     install_promtool
 }
 
-# know_what_is_offered: whether vagrant can be had is for apt to say, which may not have been
-# asked anything yet.
-know_what_is_offered() {
+# refresh_package_lists: apt may have no lists yet, and could not say whether it has vagrant.
+refresh_package_lists() {
     if ! command -v vagrant >/dev/null && { ((EUID == 0)) || sudo --non-interactive true 2>/dev/null; }; then
-        step 'Ask for the lists of packages' wait_for_package_lists apt-get --quiet
+        step 'Refresh the lists of packages' wait_for_package_lists apt-get --quiet
     fi
 }
 
-# start_servers: what they write may be lost, so they need not wait for the disk. The first
-# ports are theirs, the others those of the platform that the README is tried against.
+# start_servers: starts the servers of the tests, which do not wait for the disk, since their data may be lost. They
+# have the first ports; the other ports are for the platform of the later checks.
 start_servers() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-test-XXXXXX")
     trap clean_up EXIT
@@ -136,7 +134,7 @@ clean_up() {
 failed=()
 not_run=()
 
-# check TITLE COMMAND…: goes on to the next check whatever comes out.
+# check TITLE COMMAND…: runs a check and notes a failure; the next check runs in any case.
 check() {
     local title=$1 started=$SECONDS status
     shift
@@ -156,8 +154,8 @@ check() {
     fi
 }
 
-# each_alone: a build of the whole workspace gives every crate the features that any of them
-# asks for, and so hides one that is missing.
+# each_alone: checks each service alone, since a build of the workspace gives every crate the features that any crate
+# names, and so hides a feature that is missing.
 each_alone() {
     cargo check --locked -p common
     cargo check --locked -p common --features db
@@ -167,33 +165,33 @@ each_alone() {
     cargo check --locked -p billing
 }
 
-# run_tests: most of them wait for servers and deadlines, so twice as many run at a time as there are cores.
+# run_tests: runs twice as many tests at a time as there are cores, since most of them wait for servers and deadlines.
 run_tests() {
     RUST_TEST_THREADS=$(($(nproc) * 2)) cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$folder/tests.log"
 }
 
-# schedules: the server's threads on a kernel in memory, by 100,000 random schedules and by as many of PCT,
-# a fifth of them for each scenario.
+# schedules: runs the server's threads on a kernel in memory in 100,000 random and 100,000 PCT schedules, a fifth of
+# them for each scenario.
 schedules() {
     SCHEDULES=20000 cargo test --locked --package common --lib --features shuttle \
         --config profile.dev.package.common.opt-level=2 -- http::server::schedules
 }
 
-# on_tiny_http: the handlers lean on no server of ours, and an attack shows why it is not the default.
+# on_tiny_http: shows that the handlers do not depend on our server, and by an attack why tiny_http is not the default.
 on_tiny_http() {
     cargo test --locked --package inventory --features tiny_http --test api --test attack
     cargo test --locked --package billing --features tiny_http --test api
     cargo test --locked --package gateway --features tiny_http --test orders
 }
 
-# dependencies: the list of known vulnerabilities is fetched anew. Not to get hold of it is no
-# finding.
+# dependencies: checks the crates, with a new list of known vulnerabilities. If the list cannot be fetched, the check
+# does not fail.
 dependencies() {
     cargo deny check bans licenses sources
     if timeout 120 cargo deny fetch db; then
         cargo deny check advisories
     else
-        note 'NOTE: the list of known vulnerabilities cannot be fetched from here: not checked'
+        note 'NOTE: the list of known vulnerabilities cannot be fetched, so it was not checked'
     fi
 }
 
@@ -202,21 +200,21 @@ shell_scripts() {
         xargs --null --max-procs="$(nproc)" --max-args=4 shellcheck --external-sources
 }
 
-# command_lines: every script that people call answers help, version and nonsense alike.
+# command_lines: checks how every script that users call answers help, version and wrong arguments.
 command_lines() {
     local script status said=$folder/said
     for script in setup/*.sh bench/run.sh tests/e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
-        [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not say how it is called"
-        [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not say it"
+        [[ $("$script" --help) == *"$script"* ]] || die "$script --help does not show its usage"
+        [[ $("$script" --version) == "${script##*/} "[0-9]* ]] || die "$script --version does not show the version"
         status=0
         "$script" --nonsense >"$said" 2>"$said.error" || status=$?
         [[ $status == 2 && ! -s $said && $(<"$said.error") == *"$script"* ]] ||
-            die "$script --nonsense is not refused with 2 and how it is called"
+            die "$script --nonsense does not exit with 2 and show the usage"
     done
 }
 
-# choose_platform: where setup/local.sh has its platform from here on. The checks that ask it take
-# turns: the README's tour is the first, since it counts on a platform that is new.
+# choose_platform: sets the folder and the ports of setup/local.sh for the next checks. The README's tour is the first
+# to use the platform, since it expects a new one.
 choose_platform() {
     local next=$((first_port + 5)) name
     for name in API_GATEWAY_PORT INVENTORY_API_PORT BILLING_API_PORT BILLING_CONSUMER_PORT \
@@ -226,7 +224,7 @@ choose_platform() {
     export LOCAL_DIR=$folder/local
 }
 
-# may_trace: containers and kernels may forbid it.
+# may_trace: whether strace may attach to a process; containers and kernels may forbid it.
 may_trace() {
     local traced status=0
     sleep 60 &
@@ -243,7 +241,7 @@ readme_examples() {
         ":15673=:$RABBITMQ_MANAGEMENT_PORT"
 }
 
-# sum_up: with cargo's totals as the last line.
+# sum_up: prints the results, with cargo's totals as the last line.
 sum_up() {
     local line tests_passed=0 tests_failed=0
     while read -r line; do

@@ -1,4 +1,4 @@
-"""What puts load on a candidate, and what says how fast it was: wrk, pgbench, and loops."""
+"""The programs that put load on a candidate and measure its speed: wrk, pgbench, and loops."""
 
 import glob
 import json
@@ -22,7 +22,7 @@ def wrk(port, case, seconds):
 
 
 def pgbench(program, env, sql, clients, seconds):
-    """The same statement without any HTTP. Of the times of single ones a tenth is kept."""
+    """The statement of a case without HTTP. A tenth of the single times is kept."""
     with tempfile.TemporaryDirectory() as folder:
         script = f"{folder}/script.sql"
         with open(script, "w", encoding="utf-8") as file:
@@ -49,7 +49,7 @@ def pgbench(program, env, sql, clients, seconds):
 
 
 def loop(program, env):
-    """A program of ours that puts its own figures into one line of JSON."""
+    """One of our programs that prints its own figures as a line of JSON."""
     return {"failed": 0} | last_line(run([program], env))
 
 

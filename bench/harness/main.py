@@ -1,4 +1,4 @@
-"""Runs parts of the comparison: bench/run.sh starts it, with the servers it needs running."""
+"""Runs parts of the comparison. bench/run.sh starts the servers and this program."""
 
 import datetime
 import importlib
@@ -20,7 +20,7 @@ PARTS = ["http", "movies", "gateway", "orders", "consume", "footprint", "scale"]
 
 
 class Bench:
-    """What a part needs to know, and what it starts and compares programs with."""
+    """The settings of a part, and the functions that start and compare programs."""
 
     def __init__(self, settings):
         self.settings = settings
@@ -32,7 +32,7 @@ class Bench:
         self.ports = []
 
     def port(self):
-        """The next of the ports that run.sh has claimed; a part may use all of them."""
+        """The next of the ports that run.sh has reserved; a part may use all of them."""
         return self.ports.pop(0)
 
     def start(self, programs):
@@ -45,14 +45,14 @@ class Bench:
         self.ports = list(range(first, first + int(self.settings["BENCH_PORTS"])))
 
     def candidates(self, programs):
-        """One for each program, measured by wrk."""
+        """A candidate for each program, which wrk measures."""
         def candidate(name, program):
             return Candidate(name, lambda case: load.wrk(program.port, case, self.seconds), program)
 
         return [candidate(name, program) for name, program in programs.items()]
 
     def agree(self, programs, paths):
-        """All give the same answers, or their rates would say nothing."""
+        """Checks that all answers are equal, since rates of different answers cannot be compared."""
         for path in paths:
             answers = {name: program.get(path) for name, program in programs.items()}
             expected = json.loads(answers["ours"][1])
@@ -76,7 +76,7 @@ def machine():
 
 
 def commit():
-    """What is measured; taken before the results themselves change the checkout."""
+    """The measured commit, which is read before the results change the checkout."""
     command = ["git", "-C", load.HERE, "describe", "--always", "--dirty", "--abbrev=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
@@ -103,7 +103,7 @@ def write(folder, results):
 
 
 def known(folder):
-    """Parts that were measured before stay until they are measured again."""
+    """Writes the results. Parts of former runs stay until they are measured again."""
     try:
         with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
             return json.load(file)

@@ -1,4 +1,4 @@
-"""Candidates side by side: in each round every one of them, one after the other."""
+"""Measures candidates in turn: in each round every one of them, one after the other."""
 
 import statistics
 import sys
@@ -8,14 +8,14 @@ STARTED = time.monotonic()
 
 
 def tell(text):
-    """Progress, on the terminal and not among the results."""
+    """Prints the progress to standard error."""
     print(f"{time.monotonic() - STARTED:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 class Candidate:
-    """A name, what makes one measurement of a case, and the program that does the work.
+    """A name, the function that measures a case, and the measured program.
 
-    A ceiling has no program whose cost would be of interest.
+    A ceiling has no program, since its cost is not compared.
     """
 
     def __init__(self, name, run, program=None):
@@ -36,7 +36,7 @@ class Candidate:
 
 
 def interleaved(cases, candidates, reference, rounds, before=None, after_round=None):
-    """Rows, one for each case and candidate, best read beside that of the `reference`."""
+    """A row for each case and candidate, with its ratio to the `reference`."""
     rows = []
     for case in cases:
         here = [one for one in candidates if one.name not in case.get("without", ())]
@@ -77,7 +77,7 @@ def row(case, name, samples, reference):
 
 
 def pairs(mine, theirs):
-    """Each round by itself: what slows the machine down for a while slows both."""
+    """The ratio of each round, since a slow phase of the machine affects both."""
     return [a["per_second"] / b["per_second"] for a, b in zip(mine, theirs) if b["per_second"]]
 
 
@@ -96,7 +96,7 @@ def find(rows, case, candidate, c=None):
 
 
 def at_least(rows, case, c, other, goal, other_c=None, ours="ours"):
-    """The goal that ours has at least that share of another's rate."""
+    """The goal that ours has at least a share of another's rate."""
     mine = find(rows, case, ours, c)
     theirs = find(rows, case, other, c if other_c is None else other_c)
     values = [a / b for a, b in zip(mine["samples"], theirs["samples"]) if b]
@@ -111,7 +111,7 @@ def at_least(rows, case, c, other, goal, other_c=None, ours="ours"):
 
 
 def at_most(what, goal, unit, value):
-    """The goal that something stays below a limit."""
+    """The goal that a value stays below a limit."""
     return {
         "what": what,
         "sign": "≤",

@@ -1,4 +1,4 @@
-"""Recording orders: a queue that was filled beforehand, and how fast it is recorded."""
+"""Recording orders: how fast the messages of a queue that was filled before are recorded."""
 
 import time
 
@@ -9,14 +9,14 @@ from peers import billing_consumer, environment, pika_consumer
 from servers import purge
 
 CEILING = "acknowledge only"
-# For about a second each.
+# Each takes about a second.
 MESSAGES = {"ours": 40_000, "pika + SQLAlchemy": 500, CEILING: 60_000}
 RECORD_SECONDS_MAX = 60
 
 
 def run(bench):
     consumer = billing_consumer(bench)
-    # It makes the queue and the table, which the others use too.
+    # Our consumer makes the queue and the table, which the others use too.
     bench.start({"ours": consumer})
     purge(bench.settings)
     consumer.stop()
@@ -56,7 +56,7 @@ def run(bench):
 
 
 def record(bench, program, count):
-    """From the first rows that are seen in the table to the last."""
+    """The time from the first rows in the table to the last."""
     first = None
     end = time.monotonic() + RECORD_SECONDS_MAX
     while time.monotonic() < end:

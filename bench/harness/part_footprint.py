@@ -1,4 +1,4 @@
-"""What a program takes that nobody asks much of."""
+"""The resources that a program takes under little load."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ COLUMNS = [
 
 
 def run(bench):
-    # All connections come from one address here.
+    # All connections come from one address.
     many = {key: "16384" for key in ("HTTP_CONNECTIONS_MAX", "HTTP_CONNECTIONS_PER_CLIENT_MAX")}
     ours = {
         "inventory-api": inventory(bench, **many),
@@ -58,7 +58,7 @@ def run(bench):
 
 def look_at(bench, name, program):
     tell(f"footprint of {name}")
-    # Health needs no server but the program itself: what it takes to start is seen alone.
+    # Health depends on no server, so the time shows only the start of the program.
     program.path = "/health"
     starts = []
     for _ in range(bench.rounds):
@@ -86,7 +86,7 @@ def look_at(bench, name, program):
     for client in clients:
         client.close()
     program.stop()
-    # Anew, since what thousands of connections took is not given back.
+    # The program is started anew, since it keeps some memory of thousands of connections.
     program.start()
     path = "/api/movies/7" if name in HAVE_MOVIES else "/health"
     load.wrk(program.port, {"path": path, "c": 64}, bench.seconds)
@@ -96,7 +96,7 @@ def look_at(bench, name, program):
 
 
 def idle_connections(port, count):
-    """Each has been answered once and is kept open. One that hears nothing is the last."""
+    """Opens connections that have had one answer each; the first one without an answer is the last."""
     clients = []
     while len(clients) < count:
         client = socket.create_connection(("127.0.0.1", port), timeout=2)

@@ -1,4 +1,4 @@
-"""Forwarding: one movie of our inventory, asked for through each of the gateways."""
+"""Forwarding: requests for one movie of our inventory through each of the gateways."""
 
 from measure import at_least, interleaved
 from part_movies import MOVIES, fill

@@ -1,4 +1,4 @@
-"""The edge alone: the same 15 bytes from each."""
+"""The HTTP server alone: each program answers 15 bytes."""
 
 from measure import at_least, interleaved
 from peers import axum_movies, builds, inventory, nginx, thread_per_connection

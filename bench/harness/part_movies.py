@@ -1,4 +1,4 @@
-"""Movies: the same table and as many connections to the database."""
+"""Movies: all programs have one table and an equal number of connections to the database."""
 
 import json
 
@@ -10,8 +10,8 @@ from servers import connection
 MOVIES = 10_000
 COLUMNS = "SELECT id, title, description FROM movies"
 NEW_MOVIE = {"title": "Alien", "description": "In space no one can hear you scream"}
-# What goes to the database in each case, for pgbench. A page asks for one row more than it
-# shows, to know whether there is a next one.
+# The statement of each case, for pgbench. A page reads one row more than it shows, which tells whether there is a next
+# page.
 STATEMENTS = {
     "one movie": f"\\set id random(1, {MOVIES})\n{COLUMNS} WHERE id = :id;",
     "list of 20": f"{COLUMNS} WHERE id > 0 ORDER BY id LIMIT 21;",
@@ -24,7 +24,7 @@ STATEMENTS = {
 def cases():
     one = {"path": "/api/movies/ID", "ids": MOVIES}
     create = {"method": "POST", "path": "/api/movies", "body": json.dumps(NEW_MOVIE)}
-    # First, before many connections have made the programs grow.
+    # These are first, before many connections have made the programs grow.
     yield {"name": "list of 10,000", "c": 4, "path": "/api/movies"}
     yield from ({"name": "list of 20", "c": c, "path": "/api/movies?limit=20"} for c in (16, 64))
     yield from ({"name": "one movie", "c": c} | one for c in (1, 16, 64, 256))
@@ -34,12 +34,12 @@ def cases():
         "keep_alive": False,
         "without": ["pgbench"],
     } | one
-    # Last, because they change what the others read.
+    # These are last, since they change the rows that the others read.
     yield from ({"name": "create", "c": c} | create for c in (1, 16, 64, 256))
 
 
 def fill(sql, rows, schema="public"):
-    """Titles as they are: some words in common, none the same."""
+    """Different titles with some words in common."""
     sql(f"TRUNCATE {schema}.movies RESTART IDENTITY")
     sql(
         f"INSERT INTO {schema}.movies (title, description) "

@@ -1,4 +1,4 @@
-"""Placing orders: answered when the broker has confirmed the persistent message."""
+"""Placing orders: each is answered when the broker has confirmed the persistent message."""
 
 import load
 from measure import Candidate, at_least, at_most, find, interleaved, spread
@@ -11,7 +11,7 @@ LOOP = "bare loop"
 
 
 def publish(bench, window, seconds, **more):
-    """The loop that publishes and does nothing else."""
+    """The loop that only publishes."""
     env = environment(bench) | {"WINDOW": window, "SECONDS": seconds} | more
     return load.loop(f"{bench.settings['PEER_PROGRAMS']}/publish-loop", env)
 
@@ -24,7 +24,7 @@ def run(bench):
     }
     forms = builds(bench, lambda name, **form: gateway(bench, bench.port(), name, **form))
     programs |= forms
-    # The inventory is not there, so ours is not ready; it takes orders all the same.
+    # There is no inventory, so ours is not ready, but it accepts orders.
     for name in ("ours", *forms):
         programs[name].path = "/health"
     bench.start({"ours": programs["ours"]})

@@ -1,5 +1,5 @@
-"""How the cost of an answer grows with what is in the table: each size has a schema of its own,
-and a program of its own before it."""
+"""Measures how the cost of an answer grows with the rows of the table: each size has a schema and a
+program of its own."""
 
 import time
 import urllib.request
@@ -15,7 +15,7 @@ USERS = 100_000
 
 
 def run(bench):
-    # A program finds the versions that public has in a schema of its own too, and makes no tables.
+    # A program also finds the migrations of public from a schema of its own, and would make no tables.
     bench.sql("DROP TABLE IF EXISTS public.movies, public.orders, public.schema_migrations")
     rows = interleaved(movie_cases(), list(movies(bench)), "1,000 rows", bench.rounds)
     bench.stop()
@@ -49,7 +49,7 @@ def movies(bench):
         bench.start({name: program})
         tell(f"fill with {name}")
         fill(bench.sql, rows, schema)
-        # In one title only, whatever the size.
+        # Only one title has this part, whatever the size.
         needle = bench.sql(f"SELECT substr(title, length(title) - 11) FROM {schema}.movies WHERE id = 700")
         yield Candidate(name, measure(bench, program, rows, needle), program)
 
@@ -87,7 +87,7 @@ def orders(bench):
 
 
 def fill_orders(sql, schema, rows):
-    """The indexes come after the rows, which takes half the time."""
+    """Fills the table. The indexes are made after the rows, which takes half the time."""
     table = f"{schema}.orders"
     sql(f"ALTER TABLE {table} DROP CONSTRAINT orders_message_id_key")
     sql(f"DROP INDEX {schema}.orders_user_id")

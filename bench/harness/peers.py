@@ -1,11 +1,11 @@
-"""Every program of the comparison: how it is started, with which settings."""
+"""The commands and settings of every program of the comparison."""
 
 import os
 import subprocess
 
 from program import Program
 
-# Connections to the database that each has, and requests that each works on at once.
+# The connections to the database of each program, and the requests on which it works at once.
 POOL = 16
 CORES = os.cpu_count()
 
@@ -14,7 +14,7 @@ def environment(bench):
     keys = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB")
     keys += ("RABBITMQ_HOST", "RABBITMQ_PORT", "RABBITMQ_USER", "RABBITMQ_PASSWORD")
     settings = {key: bench.settings[key] for key in (*keys, "RABBITMQ_QUEUE")}
-    # One role and one user for all: what they may do costs nothing.
+    # All programs have one role and one user, since rights cost no time.
     for key in ("USER", "PASSWORD"):
         settings[f"POSTGRES_READER_{key}"] = settings[f"POSTGRES_{key}"]
         settings[f"RABBITMQ_CONSUMER_{key}"] = settings[f"RABBITMQ_{key}"]
@@ -22,7 +22,7 @@ def environment(bench):
 
 
 def ours(bench, name, program, port_key, build="OUR_PROGRAMS", **more):
-    """One of our own programs with the settings that it is delivered with, of one of the builds."""
+    """One of our programs with its default settings, of one of the builds."""
     port = bench.port()
     env = environment(bench) | {
         "LISTEN_ADDRESS": "127.0.0.1",
@@ -33,7 +33,7 @@ def ours(bench, name, program, port_key, build="OUR_PROGRAMS", **more):
         port_key: port,
     }
     file = f"{bench.settings[build]}/{program}"
-    # Ready: its schema and its queue are there.
+    # It is ready when its schema and its queue exist.
     return Program(name, [file], port, env | more, path="/ready", file=file)
 
 
@@ -42,7 +42,7 @@ def inventory(bench, name="inventory-api", **more):
 
 
 def builds(bench, make):
-    """Our program in its other forms: `make` takes a name and what it is started with."""
+    """Our program in its other forms: `make` takes a name and settings."""
     forms = {
         "ours, log off": make("ours, log off", RUST_LOG="off"),
         "ours on tiny_http": make("ours on tiny_http", build="TINY_HTTP_PROGRAMS"),
@@ -68,7 +68,7 @@ def gateway(bench, upstream_port, name="api-gateway", **more):
 
 
 def billing_api(bench, name="billing-api", **more):
-    # It waits for the schema, which is for its owner to make.
+    # It waits for the schema, which the program of the owner makes.
     subprocess.run(
         [f"{bench.settings['OUR_PROGRAMS']}/billing-dead-letters", "list"],
         env=environment(bench) | {"BILLING_DB_NAME": bench.settings["POSTGRES_DB"]} | more,
@@ -115,7 +115,7 @@ def python(bench):
 
 
 def gunicorn(bench, name, module, path="/health", **more):
-    """Two processes of eight threads: sixteen at once, as in the others."""
+    """Two processes of eight threads work on sixteen requests at once, as the others do."""
     port = bench.port()
     command = ["python3", "-m", "gunicorn", "--workers=2", "--threads=8", "--log-level=warning"]
     command += [f"--bind=127.0.0.1:{port}", "--keep-alive=60", f"{module}:app"]
@@ -139,7 +139,7 @@ def pika_consumer(bench):
 
 
 def nginx(bench, name, location, upstream=""):
-    """As many workers as cores, and no log of requests, though ours write one."""
+    """nginx with a worker for each core and without a log of requests; our programs write one."""
     port = bench.port()
     folder = os.path.abspath(f"nginx-{name}")
     os.makedirs(folder, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The programs that are measured: their start, their end, and what they cost."""
+"""The measured programs: their start, their end, and their use of resources."""
 
 import http.client
 import os
@@ -29,7 +29,7 @@ class Program:
         self.process = None
 
     def start(self):
-        """Returns after its first answer, with the seconds it took to come."""
+        """Starts the program; returns the seconds until its first answer."""
         begin = time.monotonic()
         log = open(f"{self.name.replace(' ', '-').replace('/', '-')}.log", "ab")
         self.process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Program:
             return False
 
     def request(self, method, path, body=None):
-        """Status and body."""
+        """The status and the body of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             headers = {"Content-Type": "application/json"} if body else {}
@@ -91,7 +91,7 @@ class Program:
         return [pid for pid, fields in processes() if int(fields[3]) == self.process.pid]
 
     def cpu_seconds(self):
-        """Of all its processes, from their own accounting, and of those of them that ended."""
+        """The processor time of all its processes and of their children that have ended."""
         return sum(
             sum(map(int, fields[11:15])) / TICKS_PER_SECOND
             for _, fields in processes()
@@ -106,7 +106,7 @@ class Program:
         return sum(status(pid, "Threads") for pid in self.pids())
 
     def forget_peak(self):
-        """VmHWM begins anew with what is resident now."""
+        """Resets VmHWM to the present resident memory."""
         for pid in self.pids():
             with open(f"/proc/{pid}/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")

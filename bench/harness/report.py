@@ -1,4 +1,4 @@
-"""The tables, for the terminal and for RESULTS.md, and the picture."""
+"""Makes the tables, for the terminal and for RESULTS.md, and the picture."""
 
 from html import escape
 
@@ -32,7 +32,7 @@ def figure(value, digits):
 
 
 def table(headings, lines, numeric):
-    """Markdown that is aligned, and so reads well on a terminal too; figures stand right."""
+    """An aligned Markdown table, which is readable on a terminal too; figures are on the right."""
     widths = [max(3, *(len(line[i]) for line in [headings, *lines])) for i in range(len(headings))]
     texts = [
         [text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric)]
@@ -70,7 +70,7 @@ def goals_text(goals):
 
 
 def document(results, parts):
-    """RESULTS.md: the parts in their order, each with when and where it was measured."""
+    """RESULTS.md: the parts in their order, each with the time and the machine of its measurement."""
     texts = [
         "# Results",
         "Written by `bench/run.sh`; [README.md](README.md) says how to read it.",
@@ -104,8 +104,8 @@ STYLE = """
 
 
 def picture(results, parts):
-    """Bars of what we are beside another; a mark is the goal. What is many times as fast has a
-    panel and a scale of its own."""
+    """Bars of our ratios to others; a mark is the goal. Large ratios have a panel and a scale of
+    their own."""
     goals = [
         goal
         for name in parts

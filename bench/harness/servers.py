@@ -1,4 +1,4 @@
-"""The PostgreSQL and the RabbitMQ of a run, as the harness itself speaks to them."""
+"""The connections of the harness to the PostgreSQL and the RabbitMQ of a run."""
 
 import base64
 import os
@@ -9,7 +9,7 @@ import urllib.request
 
 
 class Sql:
-    """psql, kept open."""
+    """A psql that stays open."""
 
     def __init__(self, settings):
         self.process = subprocess.Popen(
@@ -21,7 +21,7 @@ class Sql:
         )
 
     def __call__(self, sql):
-        """Runs the commands; the answer is what the last of them printed."""
+        """Runs the commands; returns the output of the last one."""
         self.process.stdin.write(f"{sql};\n\\echo -- done\n")
         self.process.stdin.flush()
         lines = []
@@ -37,7 +37,7 @@ class Sql:
 
 
 def connection(settings):
-    """The settings in the names that PostgreSQL's own programs read."""
+    """The settings as the variables that PostgreSQL's own programs read."""
     return {
         "PGHOST": settings["POSTGRES_HOST"],
         "PGPORT": settings["POSTGRES_PORT"],
@@ -48,7 +48,7 @@ def connection(settings):
 
 
 def purge(settings):
-    """Empties the queue of orders, which one of our programs is just about to declare."""
+    """Empties the queue of orders; waits until one of our programs has declared it."""
     address = f"http://127.0.0.1:{settings['RABBITMQ_MANAGEMENT_PORT']}"
     path = f"/api/queues/%2F/{settings['RABBITMQ_QUEUE']}/contents"
     who = f"{settings['RABBITMQ_USER']}:{settings['RABBITMQ_PASSWORD']}"

@@ -5,7 +5,7 @@ use postgres::error::SqlState;
 use serde_json::{Value, json};
 use testkit::{Client, Reply, Service, TestDatabase, eventually};
 
-/// Connections are the scarce thing on the test server.
+/// The number of slots is small, since the test server has few connections.
 const WORKERS: usize = 2;
 
 struct Billing {
@@ -24,7 +24,7 @@ impl Billing {
         billing
     }
 
-    /// Returns before it is ready.
+    /// Starts billing-api and returns before it is ready.
     fn on(database: TestDatabase) -> Self {
         let config = billing::ApiConfig {
             http: HttpConfig::on_loopback(WORKERS),
@@ -41,7 +41,7 @@ impl Billing {
         eventually("the tables are there", || self.get("/ready").status == 200);
     }
 
-    /// With one order for each user, in that order.
+    /// Starts billing-api with one order for each user, in the order of `users`.
     fn with_orders_of(users: &[&str]) -> Self {
         let billing = Self::start();
         for user_id in users {
@@ -74,7 +74,7 @@ fn ids(reply: &Reply) -> Vec<i64> {
         .collect()
 }
 
-/// The ids on each page, from that one to the last.
+/// The ids on each page, from the page at `first` to the last.
 fn pages(billing: &Billing, first: &str) -> Vec<Vec<i64>> {
     let mut target = first.to_owned();
     let mut pages = Vec::new();

@@ -1,4 +1,4 @@
-//! billing-api among hostile, broken and slow clients.
+//! billing-api under attack by hostile, broken and slow clients.
 
 use testkit::{Client, Program, TestDatabase, attack, eventually};
 
@@ -21,7 +21,7 @@ fn whatever_clients_do_billing_goes_on() {
     eventually("the table is there", || {
         client.get("/api/orders").status == 200
     });
-    // Together more than the system buffers of a connection.
+    // The orders together have more bytes than the system buffers for a connection.
     database.execute(
         "INSERT INTO orders (message_id, user_id, number_of_items, total_amount)
          SELECT 'message-' || n, repeat('a', 50), 1, 1 FROM generate_series(1, 40000) n",

@@ -1,5 +1,4 @@
-//! Orders from the queue into the table: a real RabbitMQ, a real PostgreSQL, and relays in front
-//! of both to have outages.
+//! Orders from the queue to the table, with a real RabbitMQ, a real PostgreSQL, and relays in front of both for outages.
 
 use std::collections::BTreeSet;
 use std::net::TcpStream;
@@ -23,7 +22,7 @@ use dead::{Dead, count_dead, dead_letters};
 /// A message on its way: its body and its properties.
 type Published = (Vec<u8>, AmqpProperties);
 
-/// Fields in this order, so that the consumer ends before the things it uses.
+/// The fields are dropped in this order, so that the consumer ends before its servers.
 struct Billing {
     consumer: Service<billing::BillingConsumer>,
     database: TestDatabase,
@@ -35,7 +34,7 @@ impl Billing {
         Self::start_with(TestQueue::create())
     }
 
-    /// On a queue that may hold messages already.
+    /// Starts the consumer on a queue that may have messages already.
     fn start_with(queue: TestQueue) -> Self {
         let database = TestDatabase::create();
         let consumer = start_consumer(database.config(), queue.consumer());
@@ -48,7 +47,7 @@ impl Billing {
         billing
     }
 
-    /// With relays to PostgreSQL and to RabbitMQ between.
+    /// Starts the consumer behind relays to PostgreSQL and to RabbitMQ.
     fn behind_relays() -> (Self, Relay, Relay) {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
         let (database_config, queue_config) = (database.config(), queue.config());
@@ -84,7 +83,7 @@ impl Billing {
         });
     }
 
-    /// What `/ready` says of each dependency.
+    /// The states of the dependencies in the answer of `/ready`.
     fn dependencies(&self) -> (u16, Value) {
         let ready = self.client().get("/ready");
         (ready.status, ready.json["dependencies"].clone())
@@ -133,7 +132,7 @@ impl Billing {
         values.iter().sum()
     }
 
-    /// The dead letters, as soon as there are so many.
+    /// Waits until there are `count` dead letters, and returns them.
     fn await_dead(&self, count: usize) -> Vec<Dead> {
         eventually_some(&format!("there are {count} dead letters"), || {
             Some(dead_letters(&self.database)).filter(|dead| dead.len() >= count)
@@ -148,7 +147,7 @@ impl Billing {
         count_dead(&self.database)
     }
 
-    /// Shuts the consumer down; what it leaves behind can then be looked at.
+    /// Shuts the consumer down; returns the database and the queue.
     fn end(self) -> (TestDatabase, TestQueue) {
         drop(self.consumer);
         (self.database, self.queue)
@@ -218,7 +217,7 @@ fn numbered(numbers: Range<u32>) -> Vec<Published> {
         .collect()
 }
 
-/// Keeps orders from being recorded until the transaction ends.
+/// Locks the table of orders until the transaction ends.
 fn hold_table(client: &mut Client) -> Transaction<'_> {
     let mut transaction = client.transaction().expect("a transaction");
     transaction
@@ -227,7 +226,7 @@ fn hold_table(client: &mut Client) -> Transaction<'_> {
     transaction
 }
 
-/// Waits until the consumer has a batch in hand that it cannot record.
+/// Waits until the consumer has unacknowledged messages that it cannot record.
 fn await_held_batch(database: &TestDatabase) {
     eventually("a batch waits for the table", || {
         let waiting = "SELECT count(*) FROM pg_locks \
@@ -561,7 +560,7 @@ fn a_dead_letter_keeps_everything_and_nothing_of_it_acts_on_the_broker() {
         })
     );
     assert_eq!(dead.request_id.as_deref(), Some("trace-7"));
-    // What made the queue, and the broker's own copy of the original.
+    // The other queue has the message that declared it, and the broker's copy of the original.
     assert_eq!(elsewhere.take_all().len(), 2);
 }
 
@@ -658,7 +657,7 @@ fn orders_wait_in_the_queue_while_postgresql_is_away() {
 #[test]
 fn an_order_that_crashes_postgresql_each_time_holds_up_no_other() {
     let (billing, postgresql, _rabbitmq) = Billing::behind_relays();
-    // Whoever records it is seen to, and waits for the crash.
+    // The transaction that records this order waits for the crash.
     billing.database.execute(
         "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN IF NEW.message_id = ''m-000010'' THEN \
@@ -910,7 +909,7 @@ fn two_consumers_side_by_side_record_every_order_once() {
     eventually("both consume", || billing.queue.counts() == Some((0, 2)));
 
     for round in 0..6 {
-        // The second half of each round comes again as the first half of the next.
+        // The orders of the second half of each round are also the first half of the next.
         billing
             .queue
             .publish_all(&numbered(round * 100..round * 100 + 200));
@@ -946,7 +945,7 @@ fn a_shutdown_while_orders_wait_records_what_is_unacknowledged_or_leaves_it_with
     });
 }
 
-/// Publishes through a relay that changes what is sent: what no client library lets through.
+/// Publishes through a relay that changes the bytes, to send what no client library sends.
 fn publish_changed(
     queue: &TestQueue,
     change: fn(&mut [u8]),
@@ -972,7 +971,7 @@ fn publish_changed(
     assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
 }
 
-/// Makes the first byte of `poison` one that UTF-8 does not have.
+/// Changes the first byte of `poison` to one that UTF-8 does not have.
 fn poison(bytes: &mut [u8]) {
     let found = bytes.windows(6).position(|window| window == b"poison");
     if let Some(place) = found {
@@ -980,7 +979,7 @@ fn poison(bytes: &mut [u8]) {
     }
 }
 
-/// Makes the string that begins with `nested` an array in an array in an array, to its end.
+/// Changes the string that begins with `nested` to nested arrays.
 fn nest(bytes: &mut [u8]) {
     let Some(place) = bytes.windows(6).position(|window| window == b"nested") else {
         return;

@@ -14,12 +14,12 @@ use dead::{count_dead, dead_letters};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_billing-dead-letters");
 
-/// A database with the tables in place.
+/// A database with the tables of billing.
 fn database() -> TestDatabase {
     TestDatabase::create().migrated(billing::MIGRATIONS)
 }
 
-/// Runs the program; its exit code, and what it wrote.
+/// Runs the program; returns its exit code and its output.
 fn run(database: &TestDatabase, arguments: &[&str]) -> (Option<i32>, String, String) {
     run_with(database.vars("BILLING_DB_NAME"), arguments)
 }
@@ -40,7 +40,7 @@ fn run_with(vars: Vec<(String, String)>, arguments: &[&str]) -> (Option<i32>, St
     (status.code(), text(stdout), text(stderr))
 }
 
-/// Puts a message aside as the consumer does, two hours ago.
+/// Adds a dead letter like those of the consumer, two hours old.
 fn put_aside(database: &TestDatabase, message_id: Option<&str>, reason: &str, body: &[u8]) -> i64 {
     let rows = database.query(
         "INSERT INTO dead_letters (message_id, reason, detail, exchange, routing_key, properties, \
@@ -67,7 +67,7 @@ fn ok(said: &str) -> (Option<i32>, String, String) {
     (Some(0), said.to_owned(), String::new())
 }
 
-/// A folder that is gone with its test.
+/// A folder that is deleted after its test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -338,7 +338,7 @@ fn a_million_dead_letters_are_listed_at_once() {
          SELECT 'm-' || n, CASE n WHEN 900000 THEN 'conflict' ELSE 'body' END, 'odd', '', 'q', '{}', \
                 '', 0 FROM generate_series(1, 1000000) n; ANALYZE dead_letters",
     );
-    // So that a plan which reads all of them is told from one that does not.
+    // With so many rows a plan that reads all of them takes far longer than one that does not.
     let mut vars = database.vars("BILLING_DB_NAME");
     vars.push(("RUST_LOG".to_owned(), "error".to_owned()));
     database.execute("ALTER TABLE dead_letters SET (autovacuum_enabled = false)");
@@ -428,7 +428,7 @@ fn an_import_that_is_stopped_says_so_and_the_next_one_takes_the_rest() {
         (b"garbage".to_vec(), id)
     };
     old.publish_all(&(0..COUNT).map(letter).collect::<Vec<_>>());
-    // Whoever records waits for their turn.
+    // A transaction that records waits for this lock.
     let mut holder = database.connect();
     let turn = "SELECT pg_advisory_lock('orders'::regclass::oid::bigint)";
     holder.batch_execute(turn).expect(turn);

@@ -1,5 +1,5 @@
-//! The consumer while something is wrong with the database, or with a message, or with both: an order
-//! is recorded once when it is mended, none becomes a dead letter, and nothing holds up the others.
+//! The consumer during a fault of the database, of a message, or of both: each order is recorded once after the repair,
+//! no order becomes a dead letter, and the other orders are not delayed.
 
 use std::cell::Cell;
 
@@ -15,7 +15,7 @@ use dead::{Dead, count_dead, dead_letters};
 /// A message on its way: its body and its properties.
 type Published = (Vec<u8>, AmqpProperties);
 
-/// Fields in this order, so that the consumer ends before the things it uses.
+/// The fields are dropped in this order, so that the consumer ends before its servers.
 struct Billing {
     consumers: Vec<Service<billing::BillingConsumer>>,
     database: TestDatabase,
@@ -61,7 +61,7 @@ impl Billing {
         consumers.all(|consumer| consumer.client.get("/ready").status == 200)
     }
 
-    /// What `/ready` says.
+    /// The answer of `/ready`.
     fn ready(&self) -> (u16, Value) {
         let ready = self.consumers[0].client.get("/ready");
         (ready.status, ready.json["dependencies"].clone())
@@ -95,7 +95,7 @@ impl Billing {
         self.published.set(self.published.get() + count);
     }
 
-    /// Waits until everything that was published is settled.
+    /// Waits until all published messages are settled.
     fn await_settled(&self) {
         let sum = |name| -> i64 {
             let consumers = self.consumers.iter();
@@ -135,7 +135,7 @@ fn with_id(id: &str) -> AmqpProperties {
     AmqpProperties::default().with_message_id(id.to_owned())
 }
 
-/// A fault of the database that no order can be recorded in, and its mend: orders and garbage that come
+/// A fault of the database during which no order can be recorded, and its repair: orders and garbage that arrive
 /// meanwhile wait, and are settled afterwards.
 fn orders_wait(breaks: &str, mends: &str) {
     let billing = Billing::start();
@@ -233,7 +233,7 @@ fn orders_wait_for_a_schema_that_somebody_renamed_and_are_recorded_in_no_other()
 
 #[test]
 fn orders_wait_for_a_disk_that_is_full() {
-    // As PostgreSQL reports it; a disk that is really full is for the drill.
+    // The trigger raises PostgreSQL's error; the drill fills a real disk.
     orders_wait(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN RAISE disk_full; END'; \
@@ -244,7 +244,7 @@ fn orders_wait_for_a_disk_that_is_full() {
 
 #[test]
 fn orders_wait_while_commits_hang() {
-    // A deferred trigger runs in the commit: what waits there waits as for a standby.
+    // A deferred trigger runs in the commit, which then waits as it would for a standby.
     orders_wait(
         "CREATE TABLE hangs AS SELECT 1; \
          CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS \
@@ -287,7 +287,7 @@ fn orders_wait_for_a_lock_of_the_whole_table_and_ready_says_so() {
     let mut lock = holder.transaction().expect("a transaction");
     lock.batch_execute("LOCK TABLE orders").expect("a lock");
 
-    // Nothing is there to be recorded, and it is said all the same.
+    // `/ready` shows the lock even while there is no order to record.
     billing.await_not_recording();
     billing.publish(&[placed("m-1"), garbage("g-1"), placed("m-2")]);
     billing.await_not_recording();
@@ -392,7 +392,7 @@ fn an_order_that_the_database_has_no_characters_for_is_a_dead_letter() {
 #[test]
 fn consumers_side_by_side_record_as_fast_as_one_where_a_commit_is_slow() {
     let billing = Billing::start_with(3, 1 << 30);
-    // A deferred trigger runs in the commit, once for all of its orders: a slow disk.
+    // A deferred trigger runs in the commit, once for all of its orders, and stands for a slow disk.
     billing.database.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
          'BEGIN IF current_setting(''slow.transaction'', true) IS DISTINCT FROM txid_current()::text \
@@ -410,8 +410,8 @@ fn consumers_side_by_side_record_as_fast_as_one_where_a_commit_is_slow() {
     assert_eq!(billing.recorded(), ids);
 }
 
-/// A change of the tables by somebody else that one good order does not fit into: that order waits,
-/// the others are recorded, and it is recorded after the mend.
+/// A change of the tables by another program that refuses one valid order: that order waits, the others are recorded,
+/// and it is recorded after the repair.
 fn one_order_waits(breaks: &str, mends: &str, good: Published) {
     let billing = Billing::start();
     billing.publish(&[placed("before")]);
@@ -582,7 +582,7 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     lock.batch_execute("LOCK TABLE dead_letters")
         .expect("a lock");
 
-    // More than all that is in hand may weigh.
+    // This message is larger than all unacknowledged deliveries together may be.
     let large = (vec![b'x'; 40 * 1024 * 1024], with_id("first"));
     billing.publish(&[placed("m-1"), large, placed("m-2")]);
     billing.await_recorded(&["m-1", "m-2"]);
@@ -632,8 +632,8 @@ fn orders_do_not_wait_for_dead_letters_that_cannot_be_stored() {
     billing.await_settled();
 }
 
-/// A change by somebody else that makes PostgreSQL pass over dead letters without an error: they wait,
-/// orders do not, and all are stored after the mend.
+/// A change by another program that makes PostgreSQL ignore dead letters without an error: they wait, orders do not, and
+/// all are stored after the repair.
 fn dead_letters_wait(breaks: &str, mends: &str) {
     let billing = Billing::start();
     billing.publish(&[placed("m-1"), garbage("old-1"), garbage("old-2")]);
@@ -798,7 +798,7 @@ fn dead_letters_are_stored_whatever_characters_the_database_has() {
     billing.publish(&[
         placed("a"),
         garbage("Ж"),
-        // Another one, of which nothing else differs.
+        // Only the body of this one differs.
         garbage("Б"),
         garbage("Ж"),
         garbage("a\0b"),
@@ -835,7 +835,7 @@ fn a_large_order_that_waits_holds_up_no_other() {
     billing.database.execute(
         "ALTER TABLE orders ADD CONSTRAINT nobody_trusts_mallory CHECK (user_id <> 'mallory')",
     );
-    // More than all that is in hand may weigh.
+    // This message is larger than all unacknowledged deliveries together may be.
     let mut large = order("mallory");
     large.resize(40 * 1024 * 1024, b' ');
 
@@ -854,7 +854,7 @@ fn a_large_order_that_waits_holds_up_no_other() {
     assert_eq!(count_dead(&billing.database), 0);
 }
 
-/// As [`one_order_waits`], where nothing was recorded before.
+/// A test of [`one_order_waits`] in a table without orders.
 fn the_first_order_waits(breaks: &str, mends: &str, good: Published) {
     let billing = Billing::start();
     billing.database.execute(breaks);
@@ -950,7 +950,7 @@ fn orders_that_keep_coming_and_are_all_refused_are_said_not_to_be_recorded() {
     let (mut expected, down) = (vec!["before".to_owned()], json!("down"));
     eventually("/ready says so while they come", || {
         let id = format!("m-{:05}", expected.len());
-        // What is settled beside them is no sign that orders are recorded.
+        // Dead letters and duplicates that are settled do not show that orders are recorded.
         billing.publish(&[placed(&id), garbage("g"), placed("before")]);
         expected.push(id);
         billing.ready().1["postgresql"] == down
@@ -1052,7 +1052,7 @@ fn an_order_whose_statement_does_not_end_holds_up_no_other_and_is_shown_as_held(
     });
     billing.publish(&[placed("c")]);
     eventually("the other is recorded", || {
-        // Also while it is tried again.
+        // The order counts as held even while it is tried again.
         assert_eq!(gauge(&billing.consumers[0], "orders_held"), 1);
         billing.recorded().len() == 3
     });
@@ -1096,7 +1096,7 @@ fn an_order_of_another_user_is_a_conflict_to_whatever_collation() {
     assert_eq!((dead.len(), dead[0].reason.as_str()), (1, "conflict"));
 }
 
-/// A trigger that ends the backend which inserts such an order.
+/// A trigger that ends the backend that inserts such an order.
 fn ends_the_backend_of(condition: &str) -> String {
     format!(
         "CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS \

@@ -1,4 +1,4 @@
-//! Both programs as processes: their settings, their signals, and servers that come and go.
+//! Both programs as processes: their settings, their signals, and servers that stop and start.
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const CONSUMER: &str = env!("CARGO_BIN_EXE_billing-consumer");
 const TOOL: &str = env!("CARGO_BIN_EXE_billing-dead-letters");
 const PROGRAMS: [(&str, &str); 2] = [("billing-api", API), ("billing-consumer", CONSUMER)];
 
-/// What both programs are told; each takes what it needs.
+/// The settings of both programs; each reads those that it needs.
 fn vars(database: &TestDatabase, queue: &TestQueue) -> Vec<(String, String)> {
     let mut vars = database.vars("BILLING_DB_NAME");
     vars.extend(queue.vars());
@@ -37,7 +37,7 @@ fn with(mut vars: Vec<(String, String)>, key: &str, value: &str) -> Vec<(String,
     vars
 }
 
-/// With a relay in front of the server whose variables begin with `server`.
+/// The variables with a relay in front of the server whose variables begin with `server`.
 fn behind(relay: &Relay, vars: Vec<(String, String)>, server: &str) -> Vec<(String, String)> {
     let address = relay.address();
     let vars = with(vars, &format!("{server}_HOST"), &address.ip().to_string());
@@ -50,7 +50,7 @@ fn order(user_id: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Puts orders into the queue, numbered from 0, each with an id of its own.
+/// Publishes orders, numbered from 0, each with an id of its own.
 fn publish(queue: &TestQueue, count: u32) {
     let messages: Vec<_> = (0..count)
         .map(|number| {
@@ -518,7 +518,7 @@ fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
     assert_eq!(count_dead(&database), 0);
 }
 
-/// Strangers' messages that are larger than everything else together: some of them orders.
+/// Other programs publish messages that are larger than all orders together; some of them are orders.
 #[test]
 fn a_backlog_of_huge_messages_is_settled_in_bounded_memory() {
     const MEBIBYTE: usize = 1024 * 1024;
@@ -629,7 +629,7 @@ fn a_queue_with_other_arguments_is_used_and_the_log_says_once_what_they_do() {
         let client = Client::new(program.address());
 
         eventually("it is ready", || client.get("/ready").status == 200);
-        // Another link finds it as it was.
+        // A new connection finds the queue unchanged.
         relay.cut();
         eventually("the link is gone", || client.get("/ready").status == 503);
         relay.restore();

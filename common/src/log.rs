@@ -157,9 +157,7 @@ impl Buffer {
                 &log::Record::builder()
                     .level(log::Level::Warn)
                     .target(module_path!())
-                    .args(format_args!(
-                        "lines of the log were lost, since standard error was not read"
-                    ))
+                    .args(format_args!("the log was not read, so lines were lost"))
                     .key_values(&[("lines", lost)])
                     .build(),
             );

@@ -1,4 +1,4 @@
-//! Idle connections cost a server little; alone in a process, whose threads and memory are counted.
+//! Idle connections cost a server little. This test is alone in its process, since it counts threads and memory.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ fn good<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
     Ok(Response::new(200, Body::Bytes(b"good".to_vec())))
 }
 
-/// How many threads this process has, and KiB of memory.
+/// The number of threads of this process, and its memory in KiB.
 fn threads_and_memory() -> (usize, usize) {
     let status = fs::read_to_string("/proc/self/status").expect("a file");
     let value = |name: &str| {
@@ -90,7 +90,7 @@ fn thousands_of_idle_connections_cost_no_thread_and_little_memory() {
     let open: usize = open.and_then(|open| open.parse().ok()).expect("a number");
     assert!(open >= idle_max, "{open} of {idle_max}");
     let (threads_now, memory_now) = threads_and_memory();
-    // Each of the two slots may have been waited in.
+    // A worker may have waited in each of the two slots, for which another worker was started.
     assert!(
         threads_now <= threads + 2,
         "{threads} and {threads_now} threads"

@@ -1,5 +1,5 @@
-//! The programs, the scripts and the Vagrantfile read `.env`. Each gets the same files, and must find
-//! the same value or say the same sentence.
+//! The programs, the scripts and the Vagrantfile read `.env`. Each reads a set of files here, and all must find equal
+//! values or print equal messages.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 
 use common::env::Vars;
 
-/// A sentence instead of a value begins with this.
+/// The first character of a message instead of a value.
 const REFUSED: char = '\u{1}';
 
-/// Prints, for each file, the value of KEY or the sentence; a NUL behind each.
+/// Prints, for each file, the value of KEY or the message, with a NUL after each.
 const SCRIPT: &str = r#"
 set -euo pipefail
 source "$1/setup/lib/common/settings.sh"
@@ -22,7 +22,7 @@ for ((i = 0; i < $3; i++)); do
 done
 "#;
 
-/// Does what `SCRIPT` does, with what the Vagrantfile has before it speaks of Vagrant.
+/// Prints, for each file, the value of KEY or the message, by the functions of the Vagrantfile.
 const RUBY: &str = r#"
 vagrantfile = File.read(File.join(ARGV[0], "Vagrantfile"), encoding: "UTF-8")
 eval(vagrantfile[/^def refuse.*?(?=^SETTINGS = )/m])
@@ -51,7 +51,7 @@ fn folder_with(name: &str, files: &[Vec<u8>]) -> PathBuf {
     folder
 }
 
-/// What a reader prints: a value or a sentence for each file, without the folder's name.
+/// The output of a reader: a value or a message for each file, without the folder's name.
 fn said(command: &mut Command, folder: &Path, count: usize) -> Vec<String> {
     let output = command
         .arg(repository())
@@ -68,7 +68,7 @@ fn said(command: &mut Command, folder: &Path, count: usize) -> Vec<String> {
     all
 }
 
-/// A sentence names the file; which one it is does not matter.
+/// A message without the name of the file.
 fn without(said: &str, folder: &Path) -> String {
     let Some(sentence) = said.strip_prefix(REFUSED) else {
         return said.to_owned();
@@ -92,7 +92,7 @@ fn said_by_program(file: &Path) -> String {
     }
 }
 
-/// What each file says, on which all readers agree.
+/// The value or the message of each file, on which all readers must agree.
 fn agreed(name: &str, files: &[Vec<u8>]) -> Vec<String> {
     let folder = folder_with(name, files);
     let count = files.len();
@@ -101,7 +101,7 @@ fn agreed(name: &str, files: &[Vec<u8>]) -> Vec<String> {
         &folder,
         count,
     );
-    // Ruby comes with Vagrant, which setup/test.sh installs where it is to be had.
+    // Ruby is part of Vagrant, which setup/test.sh installs if there is a package.
     let by_vagrantfile = if Command::new("ruby").arg("--version").output().is_ok() {
         said(Command::new("ruby").args(["-e", RUBY]), &folder, count)
     } else {
@@ -123,8 +123,8 @@ fn agreed(name: &str, files: &[Vec<u8>]) -> Vec<String> {
     by_scripts
 }
 
-/// Each printable character at the begin, in the middle and at the end of a value, alone, and
-/// before and behind what has a meaning.
+/// Each printable character at the begin, in the middle and at the end of a value, alone, and before and after
+/// characters with a meaning.
 fn values() -> BTreeSet<String> {
     let characters = (' '..='~').chain(['\t', 'ü', 'Ж', '漢', '🎬']);
     characters

@@ -1,4 +1,4 @@
-//! Clients that send slowly, and clients that do not read, are in nobody's way.
+//! Clients that send slowly, and clients that do not read, delay no other client.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,7 +14,7 @@ use common::metrics::Metrics;
 use common::shutdown::{self, ShutdownTrigger};
 use socket2::{Domain, Socket, Type};
 
-/// More than the kernel keeps for a client that does not read.
+/// More bytes than the kernel keeps for a client that does not read.
 const LONG_BYTES: usize = 14_000_000;
 
 const ROUTES: &[Route<()>] = &[
@@ -57,10 +57,10 @@ fn stream<'a>(_: &'a mut (), _: &Request) -> HandlerResult<'a> {
     Ok(Response::new(200, Body::Stream(Stream { length, fill })))
 }
 
-/// Whether what [`lasting`] has asked has come to its end.
+/// Whether the answer of [`lasting`] has ended.
 static IS_OVER: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-/// A stream of some pieces, whose end waits for somebody else.
+/// A stream of some pieces, whose end waits for [`IS_OVER`].
 #[expect(
     clippy::unnecessary_wraps,
     reason = "a handler may fail; this one does not"
@@ -132,7 +132,7 @@ impl RunningServer {
         }
     }
 
-    /// A connection from 127.0.0.`last` with little room for what is not read.
+    /// A connection from 127.0.0.`last` with a small receive buffer.
     fn connect(&self, last: u8) -> TcpStream {
         let server = self.server.as_ref().expect("it runs").address();
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
@@ -146,7 +146,7 @@ impl RunningServer {
         stream
     }
 
-    /// A client of that address that has asked for that.
+    /// A client of that address that has sent a request for the path.
     fn asking(&self, last: u8, path: &str) -> TcpStream {
         let mut stream = self.connect(last);
         let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
@@ -154,7 +154,7 @@ impl RunningServer {
         stream
     }
 
-    /// What that address is answered.
+    /// The answer to a client of that address.
     fn status(&self, last: u8, path: &str) -> Option<String> {
         let mut stream = self.asking(last, path);
         let mut answer = String::new();
@@ -162,7 +162,7 @@ impl RunningServer {
         answer.get(9..12).map(str::to_owned)
     }
 
-    /// A client of that address that has read the begin of its answer; None where none came.
+    /// A client of that address that has read the begin of its answer; None if there was none.
     fn ask(&self, last: u8, path: &str) -> Option<TcpStream> {
         let mut stream = self.asking(last, path);
         stream.read_exact(&mut [0; 32]).ok().map(|()| stream)
@@ -178,7 +178,7 @@ impl Drop for RunningServer {
     }
 }
 
-/// Whether the rest of the long answer comes, whole.
+/// Whether the rest of the long answer arrives completely.
 fn has_all(mut stream: TcpStream) -> bool {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest).is_ok() && rest.len() > LONG_BYTES
@@ -186,7 +186,7 @@ fn has_all(mut stream: TcpStream) -> bool {
 
 #[test]
 fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
-    // Half of it is for answers, and half of that for a client: two long answers that wait.
+    // Half of the bytes is for answers, and half of that for one client: room for two long answers that wait.
     let mut limits = Limits::default();
     limits.buffer_bytes = 48_000_000;
     limits.send_time = Duration::from_mins(10);
@@ -194,7 +194,7 @@ fn who_has_read_nothing_for_longest_makes_room_and_nobody_else() {
     let first = running.ask(2, "/long").expect("there is room");
     let second = running.ask(3, "/long").expect("there is room");
 
-    // Nobody is cut off who may just have begun to read.
+    // The server cuts off no client that may just have begun to read.
     let too_early = running.ask(4, "/long").is_some_and(has_all);
     let begun = Instant::now();
     while !running.ask(4, "/long").is_some_and(has_all) {
@@ -235,7 +235,7 @@ fn thousands_of_clients_that_send_a_byte_now_and_then_keep_nobody_waiting_and_ar
         stream.read_exact(&mut answer).is_ok().then_some(answer)
     });
     let told: Vec<_> = told.collect();
-    // A byte that comes behind the answer may take it away.
+    // A byte that arrives after the answer may reset the connection before the client has read the answer.
     assert!(!told.is_empty() && told.iter().all(|answer| answer == b"HTTP/1.1 408"));
 }
 
@@ -311,7 +311,7 @@ fn whoever_fills_the_queue_of_a_bulkhead_waits_there_alone() {
     until("one gives its place to the other client", || {
         answered() == refused + 1
     });
-    // A slot for the first in the queue, and the next one for the other client.
+    // The first request in the queue gets a slot, and the other client gets the next one.
     permit(2);
     let mut answer = [0; 12];
     other.read_exact(&mut answer).expect("an answer");

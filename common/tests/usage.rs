@@ -14,7 +14,7 @@ fn metric(name: &str) -> u64 {
     number_after(&Metrics::new().text(), &format!("\n{name} "))
 }
 
-/// What `/proc/self/status` says, in bytes.
+/// A value of `/proc/self/status` in bytes.
 fn status(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status");
     number_after(&status, name) * 1024

@@ -526,7 +526,9 @@ impl Answer {
                     return Ok(());
                 }
                 Ok(0) => {
-                    return Err(Failure::InvalidAnswer("its answer is truncated".to_owned()));
+                    return Err(Failure::InvalidAnswer(
+                        "its answer ended before it was complete".to_owned(),
+                    ));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -1,4 +1,4 @@
-//! Who may do what, and how often.
+//! API keys and the rate limit.
 
 mod alone;
 
@@ -23,7 +23,7 @@ admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
 
 const NO_CONTENT: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
-/// A file that goes with its test.
+/// A file that is deleted after its test.
 struct KeysFile {
     path: PathBuf,
 }
@@ -47,8 +47,8 @@ impl Drop for KeysFile {
     }
 }
 
-/// A gateway before an inventory that answers all with 204. Nobody is where its broker is said
-/// to be, so an order that is let in gets 503.
+/// A gateway before an inventory that answers every request with 204. No broker is at the address in its settings, so an
+/// order that may be placed is answered 503.
 fn gateway(vars: Vec<(String, String)>, inventory: SocketAddr) -> Service<Gateway> {
     gateway_with(HttpConfig::on_loopback(2), vars, inventory)
 }
@@ -80,7 +80,7 @@ fn gateway_with(
     )
 }
 
-/// The same as a process.
+/// The gateway as a process.
 fn program(keys: &KeysFile, inventory: SocketAddr) -> Program {
     let (ip, port) = (inventory.ip().to_string(), inventory.port().to_string());
     let file = keys.path.display().to_string();
@@ -88,7 +88,7 @@ fn program(keys: &KeysFile, inventory: SocketAddr) -> Program {
         ("INVENTORY_VM_IP", ip.as_str()),
         ("INVENTORY_API_PORT", &port),
         ("API_KEYS_FILE", &file),
-        // Lines about requests too.
+        // The log has lines about requests too.
         ("RUST_LOG", "info"),
     ];
     Program::start(PROGRAM, SETTINGS.into_iter().chain(own))

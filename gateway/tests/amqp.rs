@@ -1,18 +1,17 @@
-//! What a connection to the broker bears, on a real RabbitMQ: texts that strangers put into its methods,
-//! and queues that somebody else has made.
+//! Connections to a real RabbitMQ: texts that are not UTF-8 in its methods, and queues that another program has made.
 
 use amiquip::{AmqpProperties, AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable, Publish};
 use common::amqp::{AmqpConnection, QueueConfig};
 use testkit::TestQueue;
 
-/// Makes the first byte of each `poison` one that UTF-8 does not have.
+/// Changes the first byte of each `poison` to one that UTF-8 does not have.
 fn poison(bytes: &mut [u8]) {
     while let Some(place) = bytes.windows(6).position(|window| window == b"poison") {
         bytes[place] = 0xff;
     }
 }
 
-/// A message that goes to no queue by its routing key, and to `queue` by its `CC` header.
+/// A message that RabbitMQ routes to no queue by its routing key, and to `queue` by its `CC` header.
 fn poisoned(routing_key: &str, queue: Option<&str>) -> Publish<'static> {
     let mut headers = FieldTable::new();
     if let Some(queue) = queue {

@@ -1,10 +1,10 @@
-//! The gateway among hostile, broken and slow clients, and what of it reaches the inventory.
+//! The gateway under attack by hostile, broken and slow clients, and the requests that reach the inventory.
 
 use testkit::{Program, ScriptedReply, ScriptedUpstream, TestQueue, attack};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
 
-/// More than the system buffers of a connection.
+/// More bytes than the system buffers for a connection.
 const LARGE_BYTES: usize = 8_000_000;
 
 /// An inventory of one movie, and of a list that is large.

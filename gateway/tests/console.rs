@@ -1,5 +1,4 @@
-//! `GET /` and the orders that the console shows, as a client gets them. What the page does is
-//! tried in a browser (`tests/browser`).
+//! `GET /` and the orders that the console shows, as a client gets them. `tests/browser` tests the page in a browser.
 
 use std::net::SocketAddr;
 

@@ -1,11 +1,11 @@
-//! What the gateway says about itself.
+//! The documents that the gateway serves.
 
 mod alone;
 
 use alone::SETTINGS;
 use testkit::{Client, Program};
 
-/// A gateway that takes one key, which nobody knows.
+/// A gateway with one key, of which only the hash exists.
 fn guarded_gateway() -> (Program, Client) {
     let file = std::env::temp_dir().join(format!("crud-master-keys-{}", uuid::Uuid::new_v4()));
     let key = format!("somebody:{}:admin\n", "0".repeat(64));
@@ -18,7 +18,7 @@ fn guarded_gateway() -> (Program, Client) {
             .chain([("API_KEYS_FILE", path.as_str())]),
     );
     let client = Client::new(program.address());
-    // It listens, so it has read them.
+    // The gateway listens, so it has read the keys.
     std::fs::remove_file(&file).expect("the file for keys");
     (program, client)
 }

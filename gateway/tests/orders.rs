@@ -1,4 +1,4 @@
-//! Orders, through a real socket, onto a real RabbitMQ.
+//! Orders, through a real socket, to a real RabbitMQ.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,13 +17,13 @@ use testkit::{
 
 const WORKERS: usize = 8;
 
-/// Longer than the gateway lets any client wait.
+/// Longer than any client of the gateway waits.
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Much less than the gateway waits for a confirm.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// What an order may take, and what a busy machine does.
+/// The time that an order may take, and more for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(7);
 
 /// The keys are `writer-key` and `admin-key`.
@@ -36,7 +36,7 @@ admin:69a5265506c94c77b787a7d7377b7685a0eff82e33920a71e7ee22cd6154953e:admin
 const BLOCKED: &[u8] = b"\x01\0\0\0\0\0\x0b\0\x0a\0\x3c\x06memory\xce";
 const UNBLOCKED: &[u8] = b"\x01\0\0\0\0\0\x04\0\x0a\0\x3d\xce";
 
-/// When the gateway closes a connection whose oldest order is not confirmed, and a little more.
+/// The time after which the gateway closes a connection whose oldest order is not confirmed, and a little more.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_millis(16_500);
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -47,7 +47,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Returns when orders pass.
+    /// Starts the gateway and returns when it is ready.
     fn start() -> Self {
         let queue = TestQueue::create();
         let gateway = Self::publishing_to(queue.config(), queue);
@@ -102,7 +102,7 @@ impl Gateway {
         place(self.client(), headers, body)
     }
 
-    /// A client of its own with a connection that is open already.
+    /// Another client, whose connection is open already.
     fn another_client(&self) -> Client {
         let client = Client::new(self.client().address());
         assert_eq!(client.get("/health").status, 200);
@@ -492,7 +492,7 @@ fn without_a_broker_orders_are_refused_at_once_and_pass_again_when_it_is_back() 
     );
     let states = json!({ "inventory": "up", "rabbitmq": "down" });
     assert_eq!(ready.json["dependencies"], states);
-    // A client's own mistake is told even now.
+    // The gateway answers a client's mistake even without a connection to the broker.
     assert_eq!(gateway.place("{}").problem(), (400, "user_id is required"));
     relay.restore();
     gateway.wait_until_ready();
@@ -703,7 +703,7 @@ fn a_broker_that_takes_no_order_for_long_is_not_ready_and_takes_them_when_it_can
     let status = gateway.client().get("/api/status").json;
     assert_eq!(status["rabbitmq"]["state"], "refusing");
     gateway.queue.delete();
-    // The queue is made anew, by whoever is told that it is gone.
+    // The gateway makes the queue again when it notices that it does not exist.
     eventually("orders pass", || {
         gateway.place(&order().to_string()).status == 200
     });
@@ -714,7 +714,7 @@ fn a_broker_that_takes_no_order_for_long_is_not_ready_and_takes_them_when_it_can
     );
 }
 
-/// How often confirms were asked for.
+/// How often the gateway has requested confirms.
 static CONFIRM_SELECTS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_confirm_selects(bytes: &mut [u8]) {
@@ -747,7 +747,7 @@ fn a_channel_on_which_every_order_is_refused_for_long_is_replaced_on_the_link_th
 
 #[test]
 fn every_order_is_answered_in_its_time_also_one_that_could_not_be_sent_yet() {
-    // More than may be on their way to the broker at once.
+    // There are more clients than unconfirmed messages may be.
     const CLIENTS: usize = 520;
     let queue = TestQueue::create();
     let relay = queue.relay_up();
@@ -813,7 +813,7 @@ fn an_alarm_ends_no_link_however_long_an_order_waits_behind_it() {
     let relay = queue.relay_up();
     let gateway = Gateway::behind(&relay, queue);
     gateway.wait_until_ready();
-    // The broker reads nothing more, and has said so when the order was on its way.
+    // The broker stops reading, and its notification arrives after the order was published.
     relay.freeze();
     let started = Instant::now();
     thread::scope(|scope| {
@@ -854,7 +854,7 @@ fn a_key_is_refused_with_another_order_and_taken_with_an_equal_one() {
         "key-1",
         r#"{"user_id":"20","number_of_items":1,"total_amount":"250.00"}"#,
     );
-    // In another order, as strings, with other digits, and the key in quotes: what is read is equal.
+    // The fields have another order, are strings, with other digits, and the key is in quotes; the parsed order is equal.
     let equal = place(
         "\"key-1\"",
         r#"{"total_amount":250, "number_of_items":"1", "user_id":20, "note":1}"#,
@@ -929,7 +929,7 @@ fn a_user_who_may_only_publish_places_orders_on_a_queue_that_is_there() {
     let queue = TestQueue::create();
     let config = queue.publisher();
     let gateway = Gateway::publishing_to(config, queue);
-    // Who may not make a queue waits for somebody who may.
+    // A user without the right to make the queue waits until another user makes it.
     assert_eq!(gateway.place(&order().to_string()).status, 503);
     gateway.queue.declare_with(&[]);
 

@@ -1,5 +1,4 @@
-//! The program as a process: its settings, its signals, its log, and two services behind it
-//! that come and go.
+//! The program as a process: its settings, its signals, its log, and two services behind it that stop and start.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -319,7 +318,7 @@ fn nobody_fills_the_log_by_what_is_refused() {
     for _ in 0..2000 {
         assert_eq!(client.get(&target).status, 404);
     }
-    // The rest is told with the first request after its second.
+    // The other refusals are logged with the first request of a later second.
     eventually("all are told", || {
         assert_eq!(client.get("/health").status, 200);
         let log = program.log();
@@ -486,7 +485,7 @@ fn a_broker_that_takes_links_and_serves_none_is_told_of_once() {
     assert_eq!(log.matches("msg=publishing").count(), 2, "{log}");
 }
 
-/// Ends the program by a signal while `request` waits for its answer; what the client heard.
+/// Ends the program by a signal while `request` waits for its answer; returns the answer.
 fn ends_in_time(
     program: Program,
     under_way: impl Fn() -> bool,

@@ -1,5 +1,5 @@
-//! Movies, forwarded: what arrives at the inventory and what comes back, byte for byte, with an
-//! scripted upstream in place of the inventory that sends valid and invalid answers.
+//! The bytes of forwarded requests and of their answers, with a scripted upstream in place of the inventory, which sends
+//! valid and invalid answers.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -17,7 +17,7 @@ use testkit::{
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Nobody listens here: movies need no broker.
+/// An address without a broker, since movies need none.
 const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 struct Gateway {
@@ -35,7 +35,7 @@ impl Gateway {
         &self.service.client
     }
 
-    /// Sends a request whose lines, but for the usual ones, are given.
+    /// Sends a request with these lines besides the usual ones.
     fn send(&self, request_line: &str, header_lines: &[&str], body: &str) -> RawReply {
         let mut request = format!("{request_line} HTTP/1.1\r\nHost: movies.example\r\n");
         for line in header_lines {
@@ -51,7 +51,7 @@ impl Gateway {
         self.send("GET /api/movies", &[], "")
     }
 
-    /// The only request that the upstream had.
+    /// The only request that the upstream has received.
     fn received(&self) -> RecordedRequest {
         let requests = self.upstream.requests();
         assert_eq!(requests.len(), 1, "{requests:?}");
@@ -59,7 +59,7 @@ impl Gateway {
     }
 }
 
-/// One worker, so that it is always the same one whose connection is used again.
+/// There is one slot, so that each request can use the connection of the one before.
 fn forwarding_to(inventory: SocketAddr, limits: UpstreamLimits) -> Service<gateway::Gateway> {
     let config = gateway::Config {
         http: HttpConfig::on_loopback(1),
@@ -200,7 +200,7 @@ fn a_chunked_body_arrives_with_its_length() {
     assert_eq!(received.values("transfer-encoding"), [""; 0]);
 }
 
-/// None has no framing that ureq could send, but an empty body without a length says the same.
+/// ureq cannot send a POST without a body, but an empty body without a length is equivalent.
 #[test]
 fn an_empty_body_and_none_can_be_told_apart() {
     let gateway = Gateway::before(ScriptedUpstream::answering(OK));
@@ -608,7 +608,7 @@ fn answers_of_every_framing_and_of_10_megabytes_come_back_whole() {
     let length = format!("Content-Length: {}\r\n\r\n{content}", content.len());
     let mut chunked = "Transfer-Encoding: chunked\r\n\r\n".to_owned();
     let mut rest = content.as_str();
-    // Chunks of every size, so that they end anywhere in a buffer.
+    // The chunks have every size, so that they end anywhere in a buffer.
     for size in (1..).step_by(997) {
         let (chunk, others) = rest.split_at(size.min(rest.len()));
         let _ = write!(chunked, "{:x};x=y\r\n{chunk}\r\n", chunk.len());
@@ -766,7 +766,7 @@ fn an_inventory_that_says_nothing_is_a_504() {
         "request_id": null,
     });
     assert_eq!(problem(&reply), (504, expected));
-    // What is slow already is not asked twice.
+    // The gateway does not repeat a request to a slow service.
     assert_eq!(gateway.upstream.requests().len(), 1);
 }
 
@@ -826,8 +826,8 @@ fn connections_to_the_inventory_are_used_again() {
     assert_eq!(connections, [0; 6]);
 }
 
-/// Sends a GET, and then a request of that method on the same connection, on which the
-/// inventory, instead of an answer, hangs up. What came of it, and how often it was asked.
+/// Sends a GET, and then a request of that method, for which the inventory closes the connection without an answer.
+/// Returns the gateway's answer, and how many requests the inventory has received.
 fn on_a_stale_connection(method: &str, headers: &[(&str, &str)]) -> (Reply, usize) {
     let gateway = Gateway::before(ScriptedUpstream::start(|request| {
         if (request.connection, request.turn) == (0, 1) {
@@ -976,7 +976,7 @@ fn what_changes_something_is_not_repeated_where_its_connection_was_new() {
     }
 }
 
-/// The limit is for a pause, and not for all of the answer.
+/// The time limit is for a pause, and not for the whole answer.
 #[test]
 fn an_answer_that_comes_in_many_small_pieces_comes_back_whole() {
     const PIECES: usize = 12;
@@ -991,7 +991,7 @@ fn an_answer_that_comes_in_many_small_pieces_comes_back_whole() {
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {PIECES}\r\n\r\n");
             stream.write_all(head.as_bytes()).expect("it reads");
             for _ in 0..PIECES {
-                // What is tested is a service that takes its time.
+                // The test needs a service that answers slowly.
                 thread::sleep(limit / 8);
                 stream.write_all(b"x").expect("it reads");
             }
@@ -1002,8 +1002,8 @@ fn an_answer_that_comes_in_many_small_pieces_comes_back_whole() {
     assert_eq!((reply.status, reply.text), (200, "x".repeat(PIECES)));
 }
 
-/// An inventory that says of each answer that it has so many bytes, and sends all but the last ones,
-/// which come one by one; it ends when the gateway hangs up.
+/// An inventory whose answers have `bytes` bytes, of which it sends the last ones one by one until the gateway closes
+/// the connection.
 fn trickling(bytes: usize, at_once: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -1014,7 +1014,7 @@ fn trickling(bytes: usize, at_once: usize) -> SocketAddr {
             thread::spawn(move || {
                 let mut sent = stream.write_all(&begin);
                 while sent.is_ok() {
-                    // What is tested is a service that takes its time.
+                    // The test needs a service that answers slowly.
                     thread::sleep(Duration::from_millis(20));
                     sent = stream.write_all(b"x");
                 }

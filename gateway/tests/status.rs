@@ -62,7 +62,7 @@ fn gateway_with(parts: Parts, access: AccessConfig) -> Service<Gateway> {
     )
 }
 
-/// With the latencies, which differ each time, told apart only as there or not.
+/// The status with each latency replaced, since its value differs each time.
 fn status(gateway: &Service<Gateway>) -> Value {
     let mut reply = gateway.client.get("/api/status");
     assert_eq!(reply.status, 200, "{}", reply.text);

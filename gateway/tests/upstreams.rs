@@ -7,7 +7,7 @@ use common::http::HttpConfig;
 use gateway::{AccessConfig, Gateway, UpstreamLimits};
 use testkit::{Relay, ScriptedUpstream, Service, eventually};
 
-/// An inventory that answers every request with its name.
+/// An inventory that answers every request with a name.
 fn inventory(name: &str) -> ScriptedUpstream {
     ScriptedUpstream::answering(format!(
         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",

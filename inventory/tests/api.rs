@@ -10,7 +10,7 @@ use common::http::HttpConfig;
 use serde_json::{Value, json};
 use testkit::{Client, Reply, Service, TestDatabase, eventually};
 
-/// Connections are the scarce thing on the test server.
+/// The number of slots is small, since the test server has few connections.
 const WORKERS: usize = 2;
 
 struct Inventory {
@@ -48,14 +48,14 @@ impl Inventory {
         titles(&self.get(target))
     }
 
-    /// Creates them all at the same time.
+    /// Creates all movies at the same time.
     fn create_together(&self, titles: &[String]) -> Vec<Reply> {
         self.together(titles, |title| {
             self.client().post("/api/movies", &movie(title))
         })
     }
 
-    /// Asks all of it at the same time: they find the table locked, and go on together.
+    /// Sends all requests while the table is locked, so that they continue at the same time.
     fn together<T: Sync>(&self, all: &[T], ask: impl Fn(&T) -> Reply + Sync) -> Vec<Reply> {
         let mut connection = self.database.connect();
         let mut lock = connection.transaction().expect("a transaction");
@@ -69,7 +69,7 @@ impl Inventory {
                 .iter()
                 .map(|one| scope.spawn(move || ask(one)))
                 .collect();
-            // How many workers they are with by then is for the machine to say.
+            // The number of workers that have a request by then depends on the machine.
             eventually("some wait for the table, and the others for those", || {
                 self.database.count(waiting) > 0
             });
@@ -186,7 +186,7 @@ fn a_search_takes_letters_that_unicode_folds_to_one_for_one() {
         inventory.titles("/api/movies?title=SOLA"),
         ["\u{17f}olaris"]
     );
-    // One letter against two is no simple folding.
+    // A simple folding does not change one letter into two.
     assert_eq!(inventory.titles("/api/movies?title=strasse"), [""; 0]);
 }
 
@@ -617,7 +617,7 @@ fn movies_that_are_created_together_have_an_id_each() {
 fn movies_that_are_asked_for_together_are_each_found() {
     let inventory = Inventory::start();
     let alien = inventory.create("Alien");
-    // Too long to be read together with others.
+    // The description is too long to be read together with others.
     let brazil = json!({ "title": "Brazil", "description": "long ".repeat(1000) });
     let brazil = inventory.client().post("/api/movies", &brazil).json;
     let paths: Vec<String> = (0..40)

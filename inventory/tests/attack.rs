@@ -1,4 +1,4 @@
-//! The inventory among hostile, broken and slow clients. On tiny_http it is the control.
+//! The inventory under attack by hostile, broken and slow clients. The test on tiny_http is the control.
 
 use testkit::{Program, TestDatabase, attack};
 
@@ -20,7 +20,7 @@ mod own_engine {
 
     use super::*;
 
-    /// All movies of which together are more than the system buffers of a connection.
+    /// Movies that together have more bytes than the system buffers for a connection.
     const LARGE: &str = "/api/movies";
 
     #[test]
@@ -55,7 +55,7 @@ mod own_engine {
     }
 }
 
-/// The day on which this fails is one to think about the engine again.
+/// If this test fails, tiny_http has been corrected, and the choice of the engine should be reconsidered.
 #[cfg(feature = "tiny_http")]
 #[test]
 fn one_request_ends_a_program_on_tiny_http() {

@@ -1,5 +1,5 @@
-//! Conditional requests: what a client has is not sent again, and of two editors the second does
-//! not overwrite what they have not seen.
+//! Conditional requests: an unchanged movie is not sent again, and the second of two editors does not overwrite a
+//! change that they have not read.
 
 use std::sync::Barrier;
 

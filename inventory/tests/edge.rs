@@ -1,4 +1,4 @@
-//! How connections are served: what is kept, what is closed, what is turned away, and when.
+//! Which connections the server keeps, closes and refuses, and when.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use testkit::{
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
 
-/// Far less than the limits that are not to be waited for, and plenty for a busy machine.
+/// Far less than the time limits that a test must not wait for, and enough for a busy machine.
 const SOON: Duration = Duration::from_secs(8);
 
 struct Inventory {
@@ -62,8 +62,7 @@ impl Inventory {
         Client::new(self.address)
     }
 
-    /// Keeps the only worker waiting for as long as `meanwhile` takes; returns the answer that
-    /// it gives at last.
+    /// Keeps the only worker waiting for as long as `meanwhile` takes; returns its answer.
     fn while_a_request_waits(&self, meanwhile: impl FnOnce()) -> String {
         self.relay.freeze();
         let mut waiting = self.connect();
@@ -86,14 +85,14 @@ fn request(line: &str) -> String {
     format!("{line} HTTP/1.1\r\nHost: h\r\n\r\n")
 }
 
-/// All that comes up to the end of the connection.
+/// All bytes up to the end of the connection.
 fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an end");
     text
 }
 
-/// The next so many bytes.
+/// The next bytes of the connection.
 fn next(stream: &mut TcpStream, bytes: usize) -> String {
     let mut text = vec![0; bytes];
     stream.read_exact(&mut text).expect("an answer");
@@ -343,7 +342,7 @@ fn who_hears_nothing_of_a_new_movie_for_long_is_told_so() {
 fn who_hears_nothing_from_a_worker_for_long_is_told_so_and_may_ask_again() {
     let inventory = Inventory::start(&[("HTTP_ANSWER_SECONDS", "1")]);
     let mut stream = None;
-    // A slow start has perhaps given up some already.
+    // After a slow start some workers may have been given up already.
     let given_up = || {
         let log = inventory.program.log();
         log.matches("nothing was heard of it").count()
@@ -351,7 +350,7 @@ fn who_hears_nothing_from_a_worker_for_long_is_told_so_and_may_ask_again() {
     let before = given_up();
 
     let waited = inventory.while_a_request_waits(|| {
-        // Behind the one that keeps the worker.
+        // This request waits behind the one that keeps the worker.
         let mut second = inventory.connect();
         second
             .write_all(request("GET /api/movies").as_bytes())
@@ -370,7 +369,7 @@ fn who_hears_nothing_from_a_worker_for_long_is_told_so_and_may_ask_again() {
     assert_eq!(inventory.client().get("/api/movies").status, 200);
 }
 
-/// More than all buffers on the way hold.
+/// More bytes than all buffers between the program and the client can have.
 const LONG_LIST: &str = "INSERT INTO movies (title, description)
                          SELECT 'Alien', repeat('a', 1000) FROM generate_series(1, 30000)";
 
@@ -490,7 +489,7 @@ fn a_request_that_ends_after_sigterm_is_answered_and_its_connection_closed() {
     assert_eq!(inventory.program.wait().0.code(), Some(0));
 }
 
-/// A client that has one connection, which was used; and another that says nothing yet.
+/// One connection that has carried a request, and another that has sent nothing yet.
 fn used_and_fresh(inventory: &Inventory) -> (Client, TcpStream) {
     let client = inventory.client();
     eventually("earlier ones are closed", || {
@@ -525,7 +524,7 @@ fn at_the_cap_one_connection_that_is_idle_makes_room() {
         newcomer.write_all(health.as_bytes()).expect("it reads");
 
         assert_eq!(next(&mut newcomer, 12), "HTTP/1.1 200", "{key}");
-        // One of the three is gone, most likely the one that was used first.
+        // One of the three was closed, most likely the one that was used first.
         let last = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
         let kept = [second, third].into_iter().filter_map(|mut stream| {
             stream.write_all(last).ok()?;
@@ -554,7 +553,7 @@ fn a_connection_too_many_is_turned_away_at_once() {
                 .text
                 .contains("\nhttp_connections 3\n")
         });
-        // For this one the connection that was used makes room, as soon as it is idle.
+        // The used connection is closed for this one as soon as it is idle.
         let last = eventually_some("it is there", || {
             let mut last = inventory.connect();
             last.write_all(b"GET /health HTTP/1.1\r\n")

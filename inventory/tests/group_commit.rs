@@ -1,4 +1,4 @@
-//! Several inventories and many clients on one table, which others change meanwhile.
+//! Several inventories and many clients on one table, which other programs change meanwhile.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -7,7 +7,7 @@ use common::http::HttpConfig;
 use serde_json::{Value, json};
 use testkit::{Client, Service, TestDatabase, eventually};
 
-/// Connections are the scarce thing on the test server.
+/// The number of slots is small, since the test server has few connections.
 const WORKERS: usize = 4;
 
 fn start(database: &TestDatabase) -> Service<inventory::Inventory> {
@@ -43,14 +43,14 @@ fn who_follows_while_others_create_at_two_inventories_sees_each_movie_once() {
             scope.spawn(move || {
                 let create = |_| client.post("/api/movies", &movie("Alien")).status;
                 let statuses: Vec<u16> = (0..MOVIES_EACH).map(create).collect();
-                // Before anything is claimed of them: who reads goes on until all have written.
+                // The count is lowered before the check, since the reader continues until all have written.
                 writing.fetch_sub(1, Ordering::Release);
                 assert_eq!(statuses, [201; MOVIES_EACH]);
             });
         }
         let mut seen: Vec<i64> = Vec::new();
         loop {
-            // Looked at before the page is read: the last page is read when all is written.
+            // The count is read before the page, so that the last page is read after all movies are created.
             let over = writing.load(Ordering::Acquire) == 0;
             let after = seen.last().copied().unwrap_or(0);
             let page = services[0]
@@ -90,13 +90,13 @@ fn inventories_of_two_schemas_do_not_wait_for_each_other() {
         (waiting.join().expect("an answer"), created)
     });
 
-    // The lock is not had within lock_timeout, and nothing was created.
+    // The create does not get the lock within lock_timeout, and changes nothing.
     assert_eq!((waited.status, created), (503, 201));
     lock.rollback().expect("the end of the lock");
     assert_eq!(held.client.get("/api/movies").text, "[]");
 }
 
-/// Asks for everything that there is; the statuses of the answers.
+/// Sends a request of every kind; returns the statuses of the answers.
 fn ask_everything(client: &Client) -> Vec<u16> {
     let created = client.post("/api/movies", &movie("Brazil"));
     let path = format!("/api/movies/{}", created.json["id"]);

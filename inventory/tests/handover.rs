@@ -1,4 +1,4 @@
-//! A new process takes over the port of the old one while clients go on asking.
+//! A new process takes over the port of the old one while clients send requests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,10 +10,10 @@ use testkit::{Program, TestDatabase, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
 
-/// Clients that ask one request after another.
+/// How many clients send one request after another.
 const CLIENTS: usize = 16;
 
-/// From a client's connection to its request.
+/// The time from a client's connection to its request.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
 fn start(database: &TestDatabase, port: &str) -> Program {
@@ -29,7 +29,7 @@ fn start(database: &TestDatabase, port: &str) -> Program {
     Program::start(PROGRAM, vars)
 }
 
-/// Asks on a connection of its own, a while after it is there, as a client far away does.
+/// Sends a request on a connection of its own, some time after it is open, as a distant client does.
 fn ask(address: SocketAddr) -> u16 {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return 0;
@@ -46,8 +46,8 @@ fn ask(address: SocketAddr) -> u16 {
         .unwrap_or(0)
 }
 
-/// A client that asks over a connection for as long as the server keeps it; how many of its requests
-/// had no answer, of those that came soon after the answer before them.
+/// A client that sends requests over a connection for as long as the server keeps it. Returns how many of the requests
+/// that followed soon after an answer had no answer.
 fn ask_again_and_again(address: SocketAddr, answered: &AtomicUsize, stop: &AtomicBool) -> usize {
     let mut unanswered = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -71,7 +71,7 @@ fn ask_again_and_again(address: SocketAddr, answered: &AtomicUsize, stop: &Atomi
     unanswered
 }
 
-/// Whether this was the last answer of the connection; None where it ended before its end.
+/// Whether this was the last answer of the connection; None if the answer is truncated.
 fn read_answer(stream: &mut TcpStream) -> Option<bool> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -86,7 +86,7 @@ fn read_answer(stream: &mut TcpStream) -> Option<bool> {
     Some(head.contains("connection: close"))
 }
 
-/// Clients ask by `ask` while one process takes over from another; how many have had no answer.
+/// Clients call `ask` while one process takes over from another; returns how many requests had no answer.
 fn unanswered_in_a_handover(
     ask: impl Fn(SocketAddr, &AtomicUsize, &AtomicBool) -> usize + Sync,
 ) -> usize {

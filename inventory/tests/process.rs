@@ -1,4 +1,4 @@
-//! The program as a process: its settings, its signals, and a PostgreSQL that comes and goes.
+//! The program as a process: its settings, its signals, and a PostgreSQL that stops and starts.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -132,7 +132,7 @@ fn a_client_that_does_not_take_its_answer_does_not_keep_the_program_from_ending(
     let program = Program::start(PROGRAM, vars(&database));
     let client = Client::new(program.address());
     eventually("the table is there", || client.get("/ready").status == 200);
-    // More than the system and the edge hold for one connection together.
+    // More bytes than the system and the server together can have for one connection.
     database.execute(
         "INSERT INTO movies (title, description) \
          SELECT 'Film ' || n, repeat('x', 1000000) FROM generate_series(1, 100) n",
@@ -156,7 +156,7 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
     const LITTLE_KIB: usize = 16 * 1024;
     const READERS: usize = 32;
     let database = TestDatabase::create();
-    // On a busy machine two places take their time for so many.
+    // On a busy machine two slots need much time for so many requests.
     let vars = with(vars(&database), "HTTP_QUEUE_MILLISECONDS", "60000");
     let program = Program::start(PROGRAM, vars);
     let client = Client::new(program.address());
@@ -195,7 +195,7 @@ fn a_hundred_long_movies_are_read_in_little_memory() {
         "{lengths:?}"
     );
     let more = program.stats().most_resident_kib - before;
-    // Part of it is what readers have not taken yet.
+    // A part of the memory has the bytes that readers have not read yet.
     assert!(
         more < 3 * LITTLE_KIB,
         "{more} KiB for {READERS} at the same time"
@@ -315,7 +315,7 @@ fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_brok
     ] {
         let reply = eventually_some("a change is broken off", || {
             let reply = broken_midway(ask);
-            // On a busy machine it is the question whether an idle connection still lives.
+            // On a busy machine the idle connection may have been closed before the request.
             (reply.problem() != (503, AWAY)).then_some(reply)
         });
 
@@ -374,7 +374,7 @@ fn a_postgresql_that_goes_away_is_a_503_until_it_is_back() {
     assert_eq!(client.get("/api/movies/1").json["title"], "Alien");
 }
 
-/// Asks for its health that often over one connection; how many answers are 200.
+/// Sends `times` requests for the health over one connection; returns how many answers are 200.
 fn healthy(address: SocketAddr, times: usize) -> usize {
     let stream = TcpStream::connect(address).expect("a connection");
     let patience = Some(Duration::from_secs(30));
@@ -392,7 +392,7 @@ fn healthy(address: SocketAddr, times: usize) -> usize {
     answers.matches("HTTP/1.1 200").count()
 }
 
-/// The program with a log that nobody reads beyond the lines about its start.
+/// The program with a log of which only the lines about its start are read.
 fn unread() -> (Child, BufReader<ChildStderr>, SocketAddr) {
     let database = TestDatabase::create();
     let mut program = Command::new(PROGRAM)
@@ -439,17 +439,16 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting_and_what_is_lost_of_it_is_counte
     });
     let last = || Client::new(address).get("/health").status;
     assert_eq!(last(), 200);
-    // The rest is written as it is read.
+    // The rest is written while it is read.
     assert_eq!(end(&mut program), Some(0));
     let lines = lines.join().expect("no panic");
     let counts = lines.iter().filter_map(|line| {
-        let (_, count) = line
-            .split_once("lines of the log were lost, since standard error was not read\" lines=")?;
+        let (_, count) = line.split_once("the log was not read, so lines were lost\" lines=")?;
         Some(count.parse::<usize>().expect("a number"))
     });
     let missing: usize = counts.clone().sum();
     assert!(missing > 0, "none were lost");
-    // Besides the requests there are the lines about the shutdown and the end.
+    // Besides those of the requests there are the lines about the shutdown and the end.
     let written = lines.len() - counts.count();
     assert_eq!(written + missing, REQUESTS + 3);
     assert!(lines.last().is_some_and(|line| line.contains("msg=ended")));

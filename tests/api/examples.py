@@ -1,4 +1,4 @@
-"""Asks a running platform for every answer that docs/openapi.yaml shows, and compares.
+"""Requests every answer that docs/openapi.yaml shows from a running platform, and compares.
 
     python3 examples.py DOCUMENT SETTINGS GATEWAY
 
@@ -28,7 +28,7 @@ from referencing.jsonschema import DRAFT202012
 PATIENCE_SECONDS = 30
 TOO_LARGE = 9223372036854775807
 
-# The Idempotency-Key of the order that the examples have.
+# The Idempotency-Key of the order in the examples.
 KEY = "an-example"
 
 # Members whose values differ from answer to answer.
@@ -45,7 +45,7 @@ class Door:
         self.address = address
 
     def ask(self, method, path, body=None, **headers):
-        """The answer to a request; a body that is no text goes out as JSON."""
+        """The answer to a request; a body that is not a text is sent as JSON."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
             headers.setdefault("Content-Type", "application/json")
@@ -58,7 +58,7 @@ class Door:
             connection.close()
 
     def ask_raw(self, text):
-        """The answer to bytes that no client of HTTP would send."""
+        """The answer to bytes that no HTTP client would send."""
         host, port = self.address.split(":")
         with socket.create_connection((host, int(port)), PATIENCE_SECONDS) as connection:
             connection.sendall(text.encode())
@@ -79,7 +79,7 @@ class Answer:
 
 
 class Gateway(Door):
-    """A gateway of its own, with other settings than the platform's."""
+    """A second gateway, with settings of its own."""
 
     def __init__(self, program, settings_file, **settings):
         log = {"RUST_LOG": "info", "LOG_FORMAT": "logfmt"}
@@ -91,7 +91,7 @@ class Gateway(Door):
                 break
         else:
             sys.exit(f"{program} does not start with {settings}")
-        # Nobody may have to wait for a reader of the log.
+        # The gateway must not wait for a reader of its log.
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
     def close(self):
@@ -135,19 +135,19 @@ class Document:
                 self.answers[f"{name} {key}"] = example
 
     def read(self, where, described):
-        """The examples of something that has a schema, each of which has to conform to it."""
+        """The examples of an object with a schema; each must conform to the schema."""
         examples = [(key, example["value"]) for key, example in described.get("examples", {}).items()]
         pointer = "/".join(part.replace("~", "~0").replace("/", "~1") for part in [*where, "schema"])
         schema = {"$ref": f"urn:document#/{pointer}"}
         validator = Draft202012Validator(schema, registry=self.registry)
         for key, example in examples:
             for error in validator.iter_errors(example):
-                self.faults.append(f"{' '.join(where)}: the example {key} is not as described: {error.message}")
+                self.faults.append(f"{' '.join(where)}: the example {key} does not follow its schema: {error.message}")
         return examples
 
 
 def alike(value):
-    """What has to be the same in the example and in the answer."""
+    """The part of a value that must be equal in the example and in the answer."""
     if isinstance(value, dict):
         return {
             name: type(member).__name__ if name in VARYING else alike(member) for name, member in value.items()
@@ -173,7 +173,7 @@ def settings_in(path):
 
 
 def well(bodies, gateway, billing, consumer):
-    """What a platform that is well answers, in the order in which it has to be asked."""
+    """The answers of a healthy platform, in the order in which they must be requested."""
     yield "deleteAllMovies 200 deleted", gateway.ask("DELETE", "/api/movies")
     yield "listMovies 200 none", gateway.ask("GET", "/api/movies?title=nothing")
     alien = gateway.ask("POST", "/api/movies", bodies["createMovie alien"])
@@ -246,7 +246,7 @@ def well(bodies, gateway, billing, consumer):
 
 
 def conflicting(bodies, gateway, billing):
-    """What there is after another order with a recorded one's key, placed at a gateway that remembers neither."""
+    """The answers after an order with the key of a recorded one, at a gateway that remembers neither."""
     other = {**bodies["placeOrder strings"], "user_id": "example", "number_of_items": "100"}
     soon(
         lambda: gateway.ask("POST", "/api/billing", other, Idempotency_Key=KEY, X_Request_Id=KEY),
@@ -263,7 +263,7 @@ def conflicting(bodies, gateway, billing):
 
 
 def guarded(bodies, gateway, key):
-    """What a gateway answers that knows one key, for reading, and takes few requests at once."""
+    """The answers of a gateway with one key, for reading, and a low rate limit."""
     alien = bodies["createMovie alien"]
     yield "Unauthorized noKey", gateway.ask("GET", "/api/movies")
     yield "Forbidden reader", gateway.ask("POST", "/api/movies", alien, Authorization=f"Bearer {key}")
@@ -274,7 +274,7 @@ def guarded(bodies, gateway, key):
 
 
 def alone(bodies, gateway):
-    """What a gateway answers that has nobody behind it."""
+    """The answers of a gateway without services behind it."""
     yield "getReadiness 503 gateway", gateway.ask("GET", "/ready")
     yield "BadGateway gone", gateway.ask("GET", "/api/movies")
     yield "ServiceUnavailable broker", gateway.ask("POST", "/api/billing", bodies["placeOrder strings"])
@@ -282,7 +282,7 @@ def alone(bodies, gateway):
 
 
 def ignored(gateway):
-    """What a gateway answers whose inventory says nothing."""
+    """The answers of a gateway whose inventory does not answer."""
     yield "GatewayTimeout silent", gateway.ask("GET", "/api/movies")
 
 
@@ -330,15 +330,15 @@ def main(document, settings_file, program):
         example = shown.pop(name)
         answered = answer.json
         if alike(answered) != alike(example):
-            faults.append(f"{name}: shown is\n    {json.dumps(example)}\n  and answered\n    {json.dumps(answered)[:1000]}")
+            faults.append(f"{name}: the example is\n    {json.dumps(example)}\n  and the answer is\n    {json.dumps(answered)[:1000]}")
         if "application/problem+json" in answer.headers["Content-Type"] and answered["status"] != answer.status:
-            faults.append(f"{name}: the status is {answer.status}, and another in the problem")
-    faults += [f"{name}: nothing here asks for this example" for name in shown]
+            faults.append(f"{name}: the status is {answer.status}, but the problem has another one")
+    faults += [f"{name}: no request of this script has this answer" for name in shown]
     for fault in faults:
         print(fault)
     if faults:
-        sys.exit(f"{len(faults)} examples are not as they are answered")
-    print(f"{len(document.answers)} examples are as they were answered just now")
+        sys.exit(f"{len(faults)} examples differ from the answers")
+    print(f"{len(document.answers)} examples equal the answers")
 
 
 if __name__ == "__main__":

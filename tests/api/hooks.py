@@ -1,11 +1,11 @@
-"""What schemathesis makes of the description and cannot know."""
+"""Corrections of requests that schemathesis derives from the description."""
 
 import schemathesis
 
 
 @schemathesis.hook
 def map_body(context, body):
-    """10.0 is an integer to JSON Schema, and is none to an order, where digits count as written."""
+    """Sends an integer without a fraction, since schemathesis may write 10.0."""
     if context.operation.path == "/api/billing" and isinstance(body, dict):
         items = body.get("number_of_items")
         if isinstance(items, float) and items.is_integer():
@@ -15,6 +15,6 @@ def map_body(context, body):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """A header that schemathesis has seen in one answer, and read as a number, goes out as text."""
+    """Sends as a text a header that schemathesis has read as a number from an answer."""
     for name, value in case.headers.items():
         case.headers[name] = str(value)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The API documents beside a platform that runs: is docs/openapi.yaml well-formed, is every example
-# in it really answered, does schemathesis find anything, and do the smoke test and the Postman
-# collection pass?
+# Checks the API documents against a running platform: docs/openapi.yaml is well-formed, a platform gives every answer in
+# it, schemathesis finds no difference, and the smoke test and the Postman collection pass.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -18,18 +17,18 @@ source "$repo/setup/lib/local/checkers.sh"
 
 usage() {
     cat <<'USAGE'
-The API documents beside a platform that runs.
+Checks the API documents against a running platform.
 
-  tests/api/run.sh                all of it, as setup/test.sh does
-  tests/api/run.sh explore [SEED] schemathesis alone, longer and with requests of its own choice
+  tests/api/run.sh                all checks, as setup/test.sh runs them
+  tests/api/run.sh explore [SEED] only schemathesis, for longer and with random requests
   tests/api/run.sh help | version
 
-The platform is the one in LOCAL_DIR (.local), started by setup/local.sh. It is not left as it was:
-movies are deleted, orders are placed, and billing-consumer is stopped and started.
+LOCAL_DIR (.local) names the folder of the platform, which setup/local.sh has started. The checks
+change it: they delete movies, place orders, and stop and start billing-consumer.
 USAGE
 }
 
-# How many requests schemathesis makes of each operation, at each of its stages.
+# How many requests schemathesis sends for each operation, in each of its stages.
 examples_max=20
 examples_max_explore=100
 
@@ -63,20 +62,20 @@ clean_up() {
 
 check_documents() {
     local status=0
-    say 'The form of docs/openapi.yaml'
+    say 'docs/openapi.yaml is well-formed'
     python -m openapi_spec_validator docs/openapi.yaml
 
-    say 'Its examples'
+    say 'The examples of docs/openapi.yaml'
     python tests/api/examples.py docs/openapi.yaml "$settings" "$programs/api-gateway"
 
-    say 'schemathesis, at the gateway'
+    say 'schemathesis against the gateway'
     schemathesis "$gateway" --exclude-path /api/health --max-examples "$examples_max"
-    say 'schemathesis, at billing-api'
+    say 'schemathesis against billing-api'
     schemathesis "$billing" --include-path-regex "$billing_paths" --max-examples "$examples_max"
 
-    say 'schemathesis, at a gateway with keys'
+    say 'schemathesis against a gateway with keys'
     start_guarded_gateway
-    # The one check that finds nothing to do where keys are optional, as the document says they are.
+    # This check has nothing to test where keys are optional, as the document describes them.
     sed '/^security:$/,/^tags:$/ { /^  - {}$/d }' docs/openapi.yaml >"$work/guarded.yaml"
     document=$work/guarded.yaml schemathesis "$guarded" --exclude-path /api/health \
         --header "Authorization: Bearer $key" --phases examples,coverage
@@ -103,8 +102,8 @@ start_guarded_gateway() {
     guarded=$started
 }
 
-# start_gateway NAME=VALUE…: beside the platform's own, before the same servers, with these settings.
-# `started` is its URL.
+# start_gateway NAME=VALUE…: starts a second gateway with these settings before the platform's servers. Sets `started` to
+# its URL.
 gateways=()
 start_gateway() {
     local deadline=$((SECONDS + 30)) log=$work/gateway-${#gateways[@]}.log
@@ -123,20 +122,20 @@ start_gateway() {
     done
 }
 
-# smoke_tests: with a key where one is needed, which is never told, and with 1 where something is
-# not as it should be. The movies are left as they were.
+# smoke_tests: checks that the smoke test passes, with a key if one is needed, that it exits with 1 after a failed step,
+# and that it leaves the movies unchanged.
 smoke_tests() {
     local before
     before=$(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies")
     setup/smoke.sh "$gateway" --orders "$billing"
     API_KEY=$key setup/smoke.sh "$guarded" --orders "$billing"
-    smoke_test_fails "$guarded" 'create a movie: wanted 201 .* got 401'
+    smoke_test_fails "$guarded" 'create a movie: expected 201 .* got 401'
     smoke_test_fails "$billing" 'place an order'
     [[ $(curl --disable --noproxy '*' --silent --fail "$gateway/api/movies") == "$before" ]] ||
-        die 'the smoke test has left something behind'
+        die 'the smoke test has changed the movies'
 }
 
-# smoke_test_fails URL STEP: with 1, and says which step.
+# smoke_test_fails URL STEP: checks that the smoke test exits with 1 and names the step.
 smoke_test_fails() {
     local status=0
     setup/smoke.sh "$1" >"$work/smoke.log" 2>&1 || status=$?
@@ -145,7 +144,7 @@ smoke_test_fails() {
     fi
 }
 
-# explore [SEED]: what a fixed choice of requests cannot find.
+# explore [SEED]: sends random requests.
 explore() {
     local seed=${1:-$RANDOM}
     sed 's/^deterministic = true/deterministic = false/' tests/api/schemathesis.toml >"$work/explore.toml"
@@ -162,8 +161,7 @@ python() {
     PYTHONPATH=$tools/api-python:$repo/tests/api PYTHONDONTWRITEBYTECODE=1 python3 "$@"
 }
 
-# schemathesis URL ARGUMENT…: a stage that broke off leaves operations unasked, and is no success
-# even where nothing was found until then.
+# schemathesis URL ARGUMENT…: fails also if a stage ended early, since operations without a request are not checked.
 schemathesis_config=tests/api/schemathesis.toml
 document=docs/openapi.yaml
 schemathesis() {
@@ -181,11 +179,11 @@ left_out = {name: phase for name, phase in report["phases"].items() if phase["st
 if operations["tested"] != operations["selected"] or left_out or not report["complete"]:
     sys.exit(f"schemathesis has not asked for everything: {operations}, {left_out}")
 PYTHON
-    ! grep -q 'Exception in thread' "$work/schemathesis.log" || die 'schemathesis itself broke off'
+    ! grep -q 'Exception in thread' "$work/schemathesis.log" || die 'schemathesis itself failed'
 }
 
-# newman GATEWAY [ARGUMENT…]: the collection as somebody has it who has imported it and nothing else,
-# with these addresses in place of its own. A run that asks for nothing is no success.
+# newman GATEWAY [ARGUMENT…]: runs the collection with these addresses and no other change, as after an import. A run
+# without requests fails.
 newman() {
     local collection=$work/collection.json globals=$work/globals.json report=$work/newman.json
     [[ -f $globals ]] || echo '{"values": []}' >"$globals"
@@ -197,7 +195,7 @@ newman() {
         --reporter-cli-no-success-assertions --reporter-cli-no-banner \
         --timeout-request 30000 "${@:2}" || return
     python3 -c 'import json, sys; sys.exit(not json.load(open(sys.argv[1]))["run"]["stats"]["requests"]["total"])' "$report" ||
-        die "the Postman collection has asked for nothing: ${*:2}"
+        die "the Postman collection has sent no requests: ${*:2}"
 }
 
 main "$@"

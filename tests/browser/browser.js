@@ -1,12 +1,12 @@
-// Chromium with the console in it, and an eye on what it should never do: run what the policy
-// forbids, ask another host, or complain in its console.
+// Chromium with the console. The tests fail if the page runs code that its policy forbids, sends a request to another
+// host, or logs an error.
 'use strict';
 
 const assert = require('node:assert');
 const { chromium } = require('playwright-core');
 
 const FLAGS = [
-  '--no-sandbox', // Tests may run as root, where Chromium has none.
+  '--no-sandbox', // Tests may run as root, for whom Chromium has no sandbox.
   '--disable-gpu',
   '--disable-quic',
   '--no-first-run',
@@ -15,11 +15,11 @@ const FLAGS = [
   '--disable-sync',
 ];
 
-/** A refusal is part of the story: Chromium tells of each answer from 400 on. */
-const TOLD_OF_A_REFUSAL = /^Failed to load resource: the server responded with a status of 4\d\d/;
-/** What a list answers that is asked for between the end of a database and the status that tells of it. */
-const TOLD_OF_AN_OUTAGE = /^Failed to load resource: the server responded with a status of 503/;
-const TOLD_OF_A_GATEWAY_THAT_IS_GONE = /^Failed to load resource: net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|FAILED)/;
+/** Chromium logs each answer from 400 on, and the tests expect refusals. */
+const LOG_OF_A_REFUSAL = /^Failed to load resource: the server responded with a status of 4\d\d/;
+/** The answer to a request for a list between the end of a database and the status that shows it. */
+const LOG_OF_AN_OUTAGE = /^Failed to load resource: the server responded with a status of 503/;
+const LOG_OF_AN_ABSENT_GATEWAY = /^Failed to load resource: net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|FAILED)/;
 
 /** A browser with an empty profile of its own; playwright removes it. */
 function launch() {
@@ -39,7 +39,7 @@ async function openConsole(browser, url, { outage = false, ...options } = {}) {
   page.on('pageerror', (error) => faults.push(`threw ${error.stack}`));
   page.on('console', (message) => {
     const text = message.text();
-    const expected = TOLD_OF_A_REFUSAL.test(text) || TOLD_OF_A_GATEWAY_THAT_IS_GONE.test(text) || (outage && TOLD_OF_AN_OUTAGE.test(text));
+    const expected = LOG_OF_A_REFUSAL.test(text) || LOG_OF_AN_ABSENT_GATEWAY.test(text) || (outage && LOG_OF_AN_OUTAGE.test(text));
     if (['error', 'warning'].includes(message.type()) && !expected) faults.push(`said ${text}`);
   });
   await page.addInitScript(() => {

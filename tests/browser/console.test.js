@@ -1,4 +1,4 @@
-// The console, used as people use it. One platform serves all of these, one after the other.
+// The console, used as people use it. One platform serves all tests, one after the other.
 'use strict';
 
 const assert = require('node:assert');
@@ -17,7 +17,7 @@ before(async () => { browser = await launch(); });
 after(() => browser?.close());
 beforeEach(() => ask('DELETE', '/api/movies'));
 
-/** Opens the console, works with it, and closes it: nothing may have gone wrong meanwhile. */
+/** Opens the console, works with it, and closes it; fails if the page logged an error meanwhile. */
 async function withConsole(work, options, url = platform.url) {
   const { page, close } = await openConsole(browser, url, options);
   page.setDefaultTimeout(30_000);
@@ -41,7 +41,7 @@ async function fillMovie(page, title, description) {
   await dialog(page).getByLabel('Description').fill(description);
 }
 
-/** What the field is said to be wrong in, which has the focus. */
+/** The problem of the field that has the focus. */
 async function problemAt(page, field) {
   await page.waitForFunction((id) => document.getElementById(`${id}-problem`), field);
   const invalid = await page.locator(`#${field}`).evaluate((input) => input.ariaInvalid === 'true' && input === document.activeElement);
@@ -49,7 +49,7 @@ async function problemAt(page, field) {
   return page.locator(`#${field}-problem`).textContent();
 }
 
-/** Opens the question behind a button of a movie: Edit or Delete. What follows may then change the movie. */
+/** Opens the dialog of a button of a movie: Edit or Delete. */
 async function openFor(page, word, title) {
   await button(page, `${word} ${title}`).click();
   await page.locator('dialog[open] h2', { hasText: new RegExp(`^${word}`) }).waitFor();
@@ -62,15 +62,15 @@ async function placeOrder(page, user, items = '2', amount = '29.90') {
   await button(page, 'Place the order').click();
 }
 
-/** Clicks twice at once, as an impatient hand does. */
+/** Clicks twice at once, as an impatient user does. */
 const twice = (locator) => locator.evaluate((element) => {
   element.click();
   element.click();
 });
 
 /**
- * Keeps the answers to what matches from the page until they are let go; they are given by then.
- * With `times` only those of the first so many questions.
+ * Keeps the answers to the requests that match from the page until they are released. With `times`, only those of
+ * the first `times` requests.
  */
 async function hold(page, pattern, method, times) {
   const all = [];
@@ -83,7 +83,7 @@ async function hold(page, pattern, method, times) {
     const answered = (async () => {
       const response = await route.fetch();
       await gate;
-      // The page may have given the question up by now.
+      // The page may have cancelled the request by now.
       await route.fulfill({ response }).catch(() => {});
     })();
     given.push(answered);
@@ -92,8 +92,8 @@ async function hold(page, pattern, method, times) {
   return {
     all,
     letGo,
-    asked: () => eventually('it is asked for', () => all.length > 0),
-    /** When the page has had time to draw what it was given. */
+    asked: () => eventually('a request arrives', () => all.length > 0),
+    /** Waits until the page has drawn the answers. */
     over: async () => {
       await Promise.all(given);
       await page.evaluate(() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn))));
@@ -101,7 +101,7 @@ async function hold(page, pattern, method, times) {
   };
 }
 
-/** Orders that others place. */
+/** Places orders past the page. */
 const placeOrders = (users) => Promise.all(users.map((user_id) => ask('POST', '/api/billing', { user_id, number_of_items: 1, total_amount: '1' })));
 
 test('a movie is added, changed and deleted', () => withConsole(async (page) => {
@@ -154,7 +154,7 @@ test('movies are searched as one types, and the last answer wins', async () => {
     await page.route('**/api/movies?*title=ali', async (route) => {
       const response = await route.fetch();
       await held;
-      // The page has given the question up by now, or else gets an answer that it must not show.
+      // The page has cancelled the request by now, or it gets an answer that it must not show.
       await route.fulfill({ response }).catch(() => {});
     });
 
@@ -203,7 +203,7 @@ test('of two editors the second is shown what the first has saved', async () => 
     await ask('PUT', path, { title: 'Solyaris' });
     await button(dialog(page), 'Save mine over it').click();
     await seen(page.locator('.theirs-title'), 'Solyaris');
-    assert.strictEqual((await ask('GET', path)).title, 'Solyaris', 'nor is what came in between');
+    assert.strictEqual((await ask('GET', path)).title, 'Solyaris', 'the change in between is not overwritten either');
 
     await button(dialog(page), 'Go on from theirs').click();
     assert.strictEqual(await dialog(page).getByLabel('Title').inputValue(), 'Solyaris');
@@ -269,7 +269,7 @@ test('an order is placed, and seen to arrive at the top of the list', () => with
 test('an order that is repeated after a failure is recorded once', () => withConsole(async (page) => {
   const user = `repeated-${Date.now()}`;
   await page.route('**/api/billing', async (route) => {
-    // It reaches the gateway, and the answer is lost.
+    // The order reaches the gateway, and the answer is lost.
     await route.fetch();
     await route.abort();
   }, { times: 1 });
@@ -301,7 +301,7 @@ test('a consumer that is stopped is a line that rises, and one that is started a
       await eventually(`${order} wait`, async () => (await waiting()) === order);
     }
     assert.match(await page.locator('#placed li').first().textContent(), /posted$/);
-    // Upwards is towards 0.
+    // Smaller coordinates are higher.
     const [low, high] = [(await heights()).at(0), (await heights()).at(-1)];
     assert.ok(high < low - 30, `from ${low} to ${high}`);
   } finally {
@@ -322,19 +322,19 @@ test('a consumer that can record nothing is told apart from one that is stopped'
   let stopped;
   const held = new Promise((done) => { stopped = done; });
   let asked = false;
-  // A list that is asked for while all is up, and reaches a database that is not.
+  // The page requests the list while the database is up, and the request arrives when it is down.
   await page.route('**/api/orders?order=desc*', async (route) => {
     asked = true;
     await held;
     await route.continue();
   }, { times: 1 });
   await placeOrders(['before the outage']);
-  await eventually('the list is asked for', () => asked);
+  await eventually('the list is requested', () => asked);
 
   await platform.local('stop', 'postgres');
   try {
     stopped();
-    await eventually('the list is said not to be readable', async () => (await said.textContent()) !== '');
+    await eventually('the page shows that the list cannot be read', async () => (await said.textContent()) !== '');
     await page.locator('[data-part="consumer"][data-state="degraded"]').waitFor();
     await seen(page.locator('#summary'), 'The consumer: records nothing');
     await seen(page.locator('#overall'), 'Degraded');
@@ -345,7 +345,7 @@ test('a consumer that can record nothing is told apart from one that is stopped'
 
   await seen(page.locator('#overall'), 'All is well');
   await seen(page.locator('#recorded tbody tr'), 'before the outage');
-  await eventually('the list is as it was', async () => (await said.textContent()) === '');
+  await eventually('the list has its former rows', async () => (await said.textContent()) === '');
 }, { outage: true }));
 
 test('a gateway that is gone is said to be gone, and is found again', async () => {
@@ -391,7 +391,7 @@ test('where keys are in force the page asks for one, keeps it for the tab, and f
     await button(page, 'Forget the key').click();
     await give(page, 'a-read-key');
     await seen(page.locator('#recorded-said'), 'it needs the role admin');
-    assert.ok(await page.locator('#recorded table').isHidden(), 'what another key has shown is gone');
+    assert.ok(await page.locator('#recorded table').isHidden(), 'the rows of another key are not shown');
     await button(page, 'Add a movie').click();
     await fillMovie(page, 'Brazil', 'Not with this key');
     await button(dialog(page), 'Save').click();
@@ -486,7 +486,7 @@ test('what is answered to an editor that was closed is not shown in the next one
     await twice(button(dialog(page), 'Save'));
     await held.asked();
     assert.ok(await button(dialog(page), 'Save').isDisabled());
-    assert.ok(await dialog(page).getByLabel('Title').isDisabled(), 'what is typed now would be lost');
+    assert.ok(await dialog(page).getByLabel('Title').isDisabled(), 'a text that is typed now would be lost');
     await button(dialog(page), 'Cancel').click();
     await seen(rows(page), 'Aliens');
     await openFor(page, 'Edit', 'Brazil');
@@ -510,7 +510,7 @@ test('an order is placed once by two clicks, and the form waits for its answer',
   await page.getByLabel('Total amount').fill('1');
   await twice(button(page, 'Place the order'));
   await held.asked();
-  assert.ok(await page.getByLabel('User').isDisabled(), 'what is typed now would be lost');
+  assert.ok(await page.getByLabel('User').isDisabled(), 'a text that is typed now would be lost');
   held.letGo();
   await seen(page.locator('#placed li'), 'recorded as order');
 
@@ -570,7 +570,7 @@ test('news that could not be read is asked for again', () => withConsole(async (
 test('whatever is done with a movie is done once by two clicks', async () => {
   await add('Alien');
   await withConsole(async (page) => {
-    /** Clicks twice, and lets the answers go when there was time for a second question. */
+    /** Clicks twice, and releases the answers after there was time for a second request. */
     const once = async (click, pattern, method) => {
       const held = await hold(page, pattern, method);
       await twice(click);
@@ -609,7 +609,7 @@ test('a movie that comes late does not open over what is typed meanwhile', async
     await page.getByLabel('Search in titles').pressSequentially('bra');
     held.letGo();
     await held.over();
-    await eventually('what was searched', async () => String(await titles(page)) === 'Brazil');
+    await eventually('the movies with the text are shown', async () => String(await titles(page)) === 'Brazil');
 
     assert.strictEqual(await page.locator('dialog[open]').count(), 0);
     assert.ok(await page.getByLabel('Search in titles').evaluate((input) => input === document.activeElement));
@@ -632,7 +632,7 @@ for (const [name, items, shown] of [['an answer', '1', '#placed li'], ['a proble
 test('a change whose answer was lost is shown as soon as its dialog is closed', async () => {
   const { id } = (await add('Alien'))[0];
   await withConsole(async (page) => {
-    /** The change is made, and its answer is lost. */
+    /** Makes the change and loses its answer. */
     const lose = (method) => page.route(/\/api\/movies(\/\d+)?$/, async (route) => {
       if (route.request().method() !== method) return route.fallback();
       await route.fetch();
@@ -718,7 +718,7 @@ test('saving sends the fields that were edited, and no others', async () => {
   });
 });
 
-/** Whether one text is shown to the left of the other, as it is written. */
+/** Whether the page shows one text to the left of the other. */
 const leftToRight = (locator, first, second) => locator.evaluate((element, words) => {
   const [left, right] = words.map((word) => {
     const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
@@ -830,7 +830,7 @@ test('one\'s own order is followed among hundreds of others a second', () => wit
     while (!enough) await placeOrders([`other-${(others += 1)}`]);
   }));
   const newest = async () => (await ask('GET', '/api/orders?order=desc&limit=1'))[0].user_id;
-  // By the time the page sees the newest ten, its own order is none of them.
+  // The newest ten orders that the page reads do not include its own.
   await page.route('**/api/orders?order=desc*', async (route) => {
     const before = others;
     await eventually('others are newer', async () => enough || Number((await newest()).split('-')[1]) > before + 20);
@@ -874,15 +874,15 @@ test('dead letters are a table with reason and time, the newest first', () => wi
   assert.ok(sorted(ids), String(ids));
   assert.strictEqual(held.all.length, 1);
 
-  await eventually('the page knows how many there are', async () => (await page.locator('[data-chart="dead"] .now').textContent()) === String(before + 12));
+  await eventually('the page shows the number', async () => (await page.locator('[data-chart="dead"] .now').textContent()) === String(before + 12));
   await platform.local('dead-letters', 'drop', ...ids.slice(0, 12));
-  await eventually('what was dropped is gone', async () => !(await letters.locator('td:first-child').allTextContents()).includes(ids[0]));
+  await eventually('the dropped dead letters are not shown', async () => !(await letters.locator('td:first-child').allTextContents()).includes(ids[0]));
 }));
 
 test('all of it can be done with the keyboard alone', () => withConsole(async (page) => {
   const press = (...keys) => keys.reduce((before, key) => before.then(() => page.keyboard.press(key)), Promise.resolve());
   const focused = () => page.evaluate(() => document.activeElement.ariaLabel ?? (document.activeElement.labels?.[0]?.textContent || document.activeElement.textContent));
-  /** Goes on with Tab until that has the focus, which must be visible there. */
+  /** Presses Tab until that element has the focus, which must be visible. */
   const tabTo = async (name) => {
     for (let stops = 0; (await focused()) !== name; stops += 1) {
       assert.ok(stops < 40, `${name} is not reached with Tab`);
@@ -947,7 +947,7 @@ test('on a phone nothing has to be scrolled sideways', async () => {
 for (const colorScheme of ['light', 'dark']) {
   test(`axe finds nothing to mend, ${colorScheme}`, async () => {
     const [movie] = await add('Alien');
-    // axe is no part of the page, so its policy would keep it out.
+    // axe is not part of the page, whose policy would block it.
     await withConsole(async (page) => {
       await page.evaluate(AXE);
       const check = async (where) => {

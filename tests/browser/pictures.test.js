@@ -1,5 +1,5 @@
-// The pictures in docs/pictures, made on demand: the console while nobody records orders, and some
-// time after somebody does again.
+// Makes the pictures in docs/pictures on demand: the console while no consumer records orders, and some time after a
+// consumer runs again.
 'use strict';
 
 const { join } = require('node:path');
@@ -26,7 +26,7 @@ after(() => browser?.close());
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-/** The same orders each time, and for so many seconds. */
+/** Places orders for some seconds; every run places equal ones. */
 async function placeOrders(seconds) {
   const until = Date.now() + seconds * 1000;
   for (let number = 0; Date.now() < until; number += 1) {
@@ -46,7 +46,7 @@ test('the pictures', { timeout: 280_000 }, async () => {
     dark: { colorScheme: 'dark', viewport: { width: 1200, height: 860 } },
   })) {
     pages[name] = await openConsole(browser, platform.url, options);
-    // The one thing that is not as it was: when the orders were recorded.
+    // Only the times of the orders differ from run to run.
     await pages[name].page.route('**/api/orders?*', async (route) => {
       const response = await route.fetch();
       const orders = await response.json();
@@ -60,7 +60,7 @@ test('the pictures', { timeout: 280_000 }, async () => {
   await placeOrders(45);
   await platform.local('pm2', 'stop', 'billing-consumer');
   await placeOrders(45);
-  await eventually('it is seen', () => pages.light.page.locator('#overall', { hasText: 'Degraded' }).isVisible());
+  await eventually('the page shows the outage', () => pages.light.page.locator('#overall', { hasText: 'Degraded' }).isVisible());
   await picture('light');
   await platform.local('pm2', 'start', 'billing-consumer');
   await placeOrders(30);

@@ -1,4 +1,4 @@
-// The running platform, as setup/local.sh has started it, and a gateway of a test's own before it.
+// The running platform of setup/local.sh, and a gateway of a test's own before it.
 'use strict';
 
 const { execFile, spawn } = require('node:child_process');
@@ -11,10 +11,10 @@ const { promisify } = require('node:util');
 const REPOSITORY = join(__dirname, '..', '..');
 const { GATEWAY_URL, GATEWAY_PROGRAM, LOCAL_DIR, RABBITMQ_LOGIN, RABBITMQ_QUEUE, RABBITMQ_URL } = process.env;
 
-// Whatever the platform's own log is like: its line of the address is read.
+// The test reads the line with the address, whatever LOG_FORMAT and RUST_LOG the platform has.
 const LOG = { RUST_LOG: 'info', LOG_FORMAT: 'logfmt' };
 
-/** setup/local.sh, with the platform's folder. */
+/** Runs setup/local.sh with the platform's folder. */
 function local(...words) {
   return promisify(execFile)(join(REPOSITORY, 'setup', 'local.sh'), words);
 }
@@ -29,7 +29,7 @@ async function ask(method, path, json) {
   return response.json();
 }
 
-/** Puts a message on the queue past the gateway, as somebody does with RabbitMQ's page. */
+/** Publishes a message past the gateway, as a user of RabbitMQ's page can. */
 async function publish(payload, properties = {}) {
   const response = await fetch(`${RABBITMQ_URL}/api/exchanges/%2F/amq.default/publish`, {
     method: 'POST',
@@ -50,7 +50,7 @@ async function eventually(what, fact) {
   }
 }
 
-/** A second gateway, on a port that the system chooses or on `port`, with settings of its own. */
+/** Starts a second gateway, on a port that the system chooses or on `port`, with settings of its own. */
 async function startGateway(settings = {}, port = 0) {
   const program = spawn(GATEWAY_PROGRAM, {
     cwd: tmpdir(),
@@ -71,7 +71,7 @@ async function startGateway(settings = {}, port = 0) {
   return { url: `http://${address}/`, port: Number(address.split(':')[1]), stop };
 }
 
-/** A gateway that asks for keys, given as name: [key, role]. */
+/** Starts a gateway that requires keys, given as name: [key, role]. */
 async function startGatewayWithKeys(keys) {
   const folder = mkdtempSync(join(tmpdir(), 'crud-master-keys-'));
   const file = join(folder, 'keys');

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The console, tried in a real browser on a platform that setup/local.sh has started.
+# Tests the console in a real browser on a platform that setup/local.sh has started.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -14,14 +14,14 @@ source "$repo/setup/lib/local/browser.sh"
 
 usage() {
     cat <<'USAGE'
-The console, tried in Chromium.
+Tests the console in Chromium.
 
-  LOCAL_DIR=FOLDER tests/browser/run.sh             the whole tour
+  LOCAL_DIR=FOLDER tests/browser/run.sh             runs all tests
   LOCAL_DIR=FOLDER tests/browser/run.sh pictures    makes the pictures in docs/pictures anew
   tests/browser/run.sh help | version
 
-FOLDER is that of a running platform (setup/local.sh up). ALL MOVIES OF THAT PLATFORM ARE DELETED,
-and its consumer is stopped for a while, so the folder has to be named even if it is .local.
+FOLDER is the folder of a running platform (setup/local.sh up). THE TESTS DELETE ALL MOVIES OF THAT
+PLATFORM and stop its consumer for some time, so the folder must be named even if it is .local.
 USAGE
 }
 
@@ -33,9 +33,9 @@ main() {
         pictures) tests=(pictures.test.js) ;;
         *) wrong_usage "there is no command $1" ;;
     esac
-    [[ -n ${LOCAL_DIR:-} ]] || wrong_usage 'LOCAL_DIR has to name the folder of the platform'
+    [[ -n ${LOCAL_DIR:-} ]] || wrong_usage 'LOCAL_DIR must name the folder of the platform'
     LOCAL_DIR=$(realpath -m -- "$LOCAL_DIR")
-    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: do so with setup/local.sh up"
+    [[ -f $LOCAL_DIR/settings.env ]] || die "nothing has been started in $LOCAL_DIR yet: start the platform with setup/local.sh up"
     read_settings "$LOCAL_DIR/settings.env"
     CHROMIUM=$(find_chromium) || die 'there is no Chromium: install it (on Debian the package chromium)'
     GATEWAY_URL=http://127.0.0.1:${SETTINGS[API_GATEWAY_PORT]}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A RabbitMQ cluster of three nodes on this machine, the gateway and the consumer before it, and
-# orders under load, while each node in turn is killed and comes back. In the end every order that
-# was answered 200 must be recorded exactly once. Everything is gone afterwards.
+# Runs a RabbitMQ cluster of three nodes on this machine, the gateway and the consumer, and a load of orders, while each
+# node in turn is killed and started again. At the end every order that was answered 200 must be recorded exactly once.
+# The script removes everything afterwards.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -12,14 +12,14 @@ source "$repo/setup/lib/local/servers.sh"
 
 nodes=(1 2 3)
 workers=4
-# Answers between one event and the next.
+# How many answers come between one event and the next.
 orders_between=500
 
 usage() {
     cat <<'USAGE'
-Orders through a RabbitMQ cluster of three nodes on this machine while each node in turn is killed,
-and the proof that every order that was answered 200 is recorded exactly once. Some minutes;
-everything is gone afterwards.
+Places orders through a RabbitMQ cluster of three nodes on this machine, while each node in turn is
+killed, and checks that every order that was answered 200 is recorded exactly once. This takes some
+minutes; the script removes everything afterwards.
 
   tests/e2e/cluster.sh
   tests/e2e/cluster.sh help | version
@@ -32,7 +32,7 @@ main() {
     folder=$(mktemp -d "${TMPDIR:-/tmp}/crud-master-cluster-XXXXXX")
     trap clean_up EXIT
     trap 'exit 130' INT TERM HUP
-    chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
+    chmod 711 "$folder" # PostgreSQL runs as another user, who must reach its folder
     first_port=''
     claim_ports first_port 16
 
@@ -44,7 +44,7 @@ main() {
     step 'Start the gateway and the consumer' start_programs
     start_load
     for node in "${nodes[@]}"; do
-        await_orders "before node $node dies"
+        await_orders "before node $node is killed"
         kill -KILL "$(rabbitmq_pid "$folder/node$node")"
         say "Node $node is killed"
         await_orders "while node $node is away"
@@ -65,7 +65,7 @@ make_database() {
     echo "$password" >"$folder/password"
 }
 
-# Ports: 0 PostgreSQL, 1 epmd, 2 and 3 the programs, and from 4 on three for each node.
+# The ports: 0 PostgreSQL, 1 epmd, 2 and 3 the programs, and from 4 on three for each node.
 port() {
     echo $((first_port + $1))
 }
@@ -74,7 +74,7 @@ amqp_port() {
     port $((1 + 3 * $1))
 }
 
-# One secret and one administrator for all. The first node's epmd is there for the others too.
+# All nodes have one secret and one administrator, and use the first node's epmd.
 start_nodes() {
     for node in "${nodes[@]}"; do
         rabbitmq_create "$folder/node$node"
@@ -138,12 +138,12 @@ ask() {
     curl --disable --noproxy '*' --silent --fail --output /dev/null "$1"
 }
 
-# until_true SECONDS COMMAND…
+# until_true SECONDS COMMAND…: repeats the command until it succeeds.
 until_true() {
     local deadline=$((SECONDS + $1))
     shift
     until "$@"; do
-        ((SECONDS < deadline)) || die "waited in vain: $*"
+        ((SECONDS < deadline)) || die "this did not succeed in time: $*"
         sleep 0.2
     done
 }
@@ -163,7 +163,7 @@ stop_load() {
     wait
 }
 
-# place_orders WORKER: prints the status and the key of each order, one line each.
+# place_orders WORKER: places orders, and prints a line with the status and the key of each.
 place_orders() {
     local n=0
     while [[ -e $folder/load ]]; do
@@ -193,7 +193,7 @@ answered() {
     cat "$folder"/answers.* | sed -n 's/^200 //p' | sort
 }
 
-# await_orders WHEN: until some more are answered 200.
+# await_orders WHEN: waits until some more orders are answered 200.
 await_orders() {
     local before
     before=$(answered | wc -l)
@@ -205,7 +205,7 @@ answered_since() {
     (($(answered | wc -l) >= $1 + orders_between))
 }
 
-# await_quorum: until every queue can do without any one of the nodes.
+# await_quorum: waits until every queue can work without any one of the nodes.
 await_quorum() {
     until_true 60 no_node_is_critical
 }
@@ -234,7 +234,7 @@ check() {
     [[ -z $(uniq -d "$folder/recorded") ]] || die 'an order is recorded twice'
     note "warnings: gateway $(grep -c level=warn "$folder/api-gateway.log" || true), consumer $(
         grep -c level=warn "$folder/billing-consumer.log" || true)"
-    say 'Each of them exactly once'
+    say 'Every order is recorded exactly once'
 }
 
 nothing_missing() {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A platform of setup/local.sh on a disk that forbids programs and gets full, without HOME, and with
-# logs that grow; and that "down" stops whatever has become of the rest. As root, who may mount a disk.
+# Tests a platform of setup/local.sh without HOME, with logs that grow, and on a disk that forbids programs and becomes
+# full, and that "down" stops it in any state. Root must run this, to mount a disk.
 #
-#   tests/setup/platform.sh    with the ports and settings of its environment
+#   tests/setup/platform.sh    uses the ports and settings of its environment
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -23,13 +23,13 @@ main() {
         return
     fi
     [[ -n ${own_mounts:-} ]] || own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
-    # From where this user gets it: the platform itself is started with an environment of its own.
+    # The user's environment is needed here, since the platform is started with one of its own.
     install_pm2
     scratch=$(mktemp -d)
     disk=$scratch/disk LOCAL_DIR=$disk/platform
     export LOCAL_DIR
     trap clean_up EXIT
-    chmod 711 "$scratch" # PostgreSQL runs as another user, who has to get through
+    chmod 711 "$scratch" # PostgreSQL runs as another user, who must reach its folder
     install -d "$disk" "$scratch/nowhere"
     mount -t tmpfs -o size=160m,noexec none "$disk"
 
@@ -50,7 +50,7 @@ clean_up() {
     rm -rf "$scratch"
 }
 
-# alone COMMAND…: in a folder of its own, with the PATH and the ports alone in its environment.
+# alone COMMAND…: runs the command in a folder of its own, with only the PATH and the ports in its environment.
 alone() {
     local ports
     mapfile -t ports < <(env | grep '_PORT=')
@@ -74,17 +74,17 @@ starts() {
     is 'no program tells its metrics without the key of operations' '401 401 401 401' metrics_with another
     is 'and each with it' '200 200 200 200' metrics_with hunter2
     is 'which is in no list of PM2, nor in a log' 1 exit_of grep -rqF hunter2 "$LOCAL_DIR/apps.json" "$LOCAL_DIR/pm2" "$LOCAL_DIR/logs"
-    is 'local logs, settings and PM2 are for their owner alone' '' what_is_open_to_others
+    is 'local logs, settings and PM2 are for their owner alone' '' files_open_to_others
     is 'and is ready' 0 exit_of alone "$repo/setup/local.sh" status
     is 'PM2 is reached without HOME' 4 online
 }
 
-# refused_with TEXT VARIABLE: how many lines of "up" say so.
+# refused_with TEXT VARIABLE: prints how many lines of the output of "up" have the text.
 refused_with() {
     alone env "$2" "$repo/setup/local.sh" up 2>&1 | grep -c "$1"
 }
 
-# metrics_with KEY: the statuses of the four programs.
+# metrics_with KEY: prints the statuses of the four programs.
 metrics_with() {
     local app address=127.0.0.2
     for app in "${apps[@]}"; do
@@ -106,8 +106,8 @@ port_of() {
     echo "${!key}"
 }
 
-# what_is_open_to_others: what anybody but the owner can read, of what is not for everybody.
-what_is_open_to_others() {
+# files_open_to_others: prints the private files and folders to which other users have a right.
+files_open_to_others() {
     find "$LOCAL_DIR"/{logs,pm2,settings.env,salt} -maxdepth 0 -perm /077
 }
 
@@ -115,7 +115,7 @@ online() {
     alone "$repo/setup/local.sh" pm2 list | grep -c online
 }
 
-# garbage_for_pm2: on the descriptor by which it talks to what it starts.
+# garbage_for_pm2: starts a program that writes garbage to the descriptor from which PM2 reads.
 garbage_for_pm2() {
     local folder=$scratch/talker
     install -d "$folder/programs" "$folder/logs"
@@ -129,8 +129,8 @@ garbage_for_pm2() {
     alone "$repo/setup/local.sh" pm2 delete talker >/dev/null
 }
 
-# small_logs: they grow by holes, which take no room here. Who writes at a place of its own, and not
-# at the end, would make its log as large again.
+# small_logs: makes the logs grow by holes, which take no room. A program that wrote at an offset of its own, and not at
+# the end, would make its log large again.
 small_logs() {
     local log logs=("$LOCAL_DIR"/logs/*.log "$LOCAL_DIR/pm2/pm2.log" "$(readlink -f "$LOCAL_DIR/postgres")/log" "$LOCAL_DIR/rabbitmq/log/rabbit@localhost.log")
     truncate --size=+33M "${logs[@]}"
@@ -164,7 +164,7 @@ broken_server() {
     is 'and what to do next' 1 status_has "next: LOCAL_DIR=$LOCAL_DIR setup/local.sh start rabbitmq"
 }
 
-# broken_settings: which are written before the disk is full.
+# broken_settings: writes broken settings while the disk has room.
 broken_settings() {
     alone "$repo/setup/local.sh" stop postgres >/dev/null
     echo nonsense >>"$(readlink -f "$LOCAL_DIR/postgres")/data/postgresql.conf"
@@ -184,14 +184,14 @@ full_disk() {
     is 'and a list of programs' 'The disk of / is full' full_disk_in apps_write_list "$LOCAL_DIR"
 }
 
-# full_disk_in COMMAND…: what is said of the disk where this is the step that fails. In a shell of
-# its own, since a step must not stand in a condition.
+# full_disk_in COMMAND…: prints the message about the disk if this step fails. The step runs in a shell of its own, since
+# a step must not be part of a condition.
 full_disk_in() {
     cat /dev/zero >>"$disk/filler" 2>/dev/null || true
     folder=$disk "$BASH" -p "$0" step "$@" 2>&1 | grep -oE 'The disk of [^ ]* is full' | sed "s|$disk|/|"
 }
 
-# down: what was put into force stays known, whatever becomes of settings, programs and tools.
+# down: checks that "down" works after the settings, the programs and the tools were removed.
 down() {
     local status=0
     install -d "$scratch/checkout"
@@ -203,7 +203,7 @@ down() {
     is 'and nothing runs on' '' processes
 }
 
-# processes: those that have this platform's folder in their environment, as all of it have, or work there.
+# processes: prints the processes of this platform, which have its folder in their environment or work in it.
 processes() {
     local process
     for process in /proc/[0-9]*; do

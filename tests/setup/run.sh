@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The set-up in surroundings that people have: what a script finds in its environment, where the
-# checkout lies, which cargo comes first. In seconds, without servers, and with a stand-in for the build.
+# Tests the set-up in unusual environments: with other variables, another path of the checkout, another cargo. It takes
+# seconds, needs no servers, and replaces the build by a script.
 # shellcheck source-path=SCRIPTDIR/../..
 # shellcheck disable=SC2016,SC2317 # texts for another shell, and functions that must not be called
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
@@ -15,7 +15,7 @@ source "$repo/tests/vms/checks.sh"
 
 usage() {
     cat <<'USAGE'
-The set-up in odd surroundings, without servers.
+Tests of the set-up in unusual environments, without servers.
 
   tests/setup/run.sh
   tests/setup/run.sh help | version
@@ -30,7 +30,7 @@ main() {
     the_environment
     odd_paths
     the_compiler
-    what_runs_already
+    current_programs
     disks
     addresses
     the_keys
@@ -39,7 +39,7 @@ main() {
     ((${#failures[@]} == 0))
 }
 
-# take_own_mounts: where that is allowed, so that disks can be of any kind.
+# take_own_mounts: takes a mount namespace if that is allowed, so that the tests can mount disks.
 take_own_mounts() {
     [[ -z ${own_mounts:-} ]] && unshare --mount true 2>/dev/null || return 0
     own_mounts=true exec unshare --mount -- "$BASH" -p "$0"
@@ -54,12 +54,12 @@ clean_up() {
     rm -rf "$scratch"
 }
 
-# What a script finds in its environment
+# The environment of a script
 
 the_environment() {
     local script
     cd "$repo"
-    # A script that is called before it has read surroundings.sh does what the environment says.
+    # Before a script has read surroundings.sh, the environment can change what it does.
     for script in setup/*.sh bench/run.sh tests/e2e/cluster.sh tests/{api,browser,setup,vms}/run.sh; do
         [[ $script == setup/secrets.sh || $script == setup/keys.sh ]] ||
             is "$script makes its environment known first" 3 head_lines "$script"
@@ -76,7 +76,7 @@ the_environment() {
         'repo=/a$'"'\\n'"'b; source "$1/setup/lib/common/surroundings.sh"' bash "$repo"
 }
 
-# temporary_files: programs believe files of fixed names there, and run them.
+# temporary_files: programs trust files of fixed names in the folder for temporary files, and run them.
 temporary_files() {
     local place=$scratch/places
     install -d -m 1777 "$place"
@@ -106,12 +106,12 @@ places_in() {
     TMPDIR=$1 bash -p -c 'repo=$1; source "$1/setup/lib/common/surroundings.sh"; echo "$TMPDIR"' bash "$repo"
 }
 
-# sample_of COMMAND…: without the random end.
+# sample_of COMMAND…: prints the output without its random end.
 sample_of() {
     "$@" | sed 's/[A-Za-z0-9]\{6\}$//'
 }
 
-# python_and_tools: what is called in a folder where another has put files.
+# python_and_tools: runs tools in a folder into which another user has put files.
 python_and_tools() {
     install -d "$scratch/called/pip"
     echo "open('$scratch/ran', 'w')" | tee "$scratch/called/pip/__main__.py" >"$scratch/called/pip/__init__.py"
@@ -122,7 +122,7 @@ python_and_tools() {
     is 'a tool is made where nothing of others lies' "$scratch/called/tools/pwd.new" asked_in "$scratch/called" made_tool
 }
 
-# locked_by_another COMMAND…: while another user has locked all that he can open.
+# locked_by_another COMMAND…: runs the command while another user has locked every file that he can open.
 # shellcheck disable=SC2030,SC2031 # for this shell
 locked_by_another() (
     place=$scratch/locked
@@ -146,7 +146,7 @@ tool_in_time() {
     timeout 20 bash -c 'make_tool one 1 true'
 }
 
-# asked_in FOLDER COMMAND…
+# asked_in FOLDER COMMAND…: runs the command in the folder.
 asked_in() (
     cd "$1"
     "${@:2}"
@@ -163,7 +163,7 @@ head_lines() {
     head -n 16 "$1" | grep -cE '^case \$- in |^repo=\$\(readlink -f "\$0"\) |^source "\$repo/setup/lib/common/surroundings.sh"$'
 }
 
-# odd_version SCRIPT: its name, as it says it.
+# odd_version SCRIPT: prints the name that the script shows with its version in an unusual environment.
 odd_version() (
     cd() { echo mine; }
     sed() { echo mine; }
@@ -173,7 +173,7 @@ odd_version() (
         PATH=/usr/bin:/bin "$1" version 2>/dev/null | cut -d ' ' -f 1
 )
 
-# Where the checkout lies
+# The path of the checkout
 
 odd_paths() {
     local path
@@ -190,7 +190,7 @@ plain() {
     [[ $1 =~ ^[A-Za-z0-9/._-]+$ && ${#1} -le 80 ]]
 }
 
-# Which cargo, and where it puts the programs
+# The choice of cargo, and its output folder
 
 the_compiler() {
     local cargo=$scratch/cargo/cargo
@@ -216,15 +216,15 @@ where_cargo_put_them() (
     readlink "$scratch/programs"
 )
 
-# stand_in FILE COMMAND: in its place, since links lead there.
+# stand_in FILE COMMAND: writes a script in place of the file, to which links lead.
 stand_in() {
     printf '#!/bin/sh\n%s\n' "$2" >"$1"
     chmod +x "$1"
 }
 
-# Whether a program that runs has the current settings
+# Whether a running program has the present settings
 
-what_runs_already() {
+current_programs() {
     local platform=$scratch/platform
     apps=(api-gateway)
     install -d "$platform/programs" "$platform/pm2/pids"
@@ -252,7 +252,7 @@ what_runs_already() {
     is 'and runs no more' 1 exit_of app_pid "$platform" api-gateway
 }
 
-# Disks that are full, forbid to start programs or belong to others
+# Disks that are full, forbid programs, or belong to other users
 
 disks() {
     local disk=$scratch/disk said
@@ -277,7 +277,7 @@ disks() {
     cp setup/lib/common/posix.sh "$disk/setup/lib/common"
     echo RUST_LOG=debug >"$disk/.env.local"
     cat /dev/zero >"$disk/filler" 2>/dev/null || true
-    is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local stays as it was' last_line sh "$disk/setup/secrets.sh"
+    is 'secrets that do not fit leave the former file' 'secrets.sh: .env.local is unchanged' last_line sh "$disk/setup/secrets.sh"
     is 'whole' RUST_LOG=debug cat "$disk/.env.local"
     is 'a full disk for temporary files is not used' "/tmp/crud-master-$EUID" env TMPDIR="$disk" bash -p -c \
         'repo=$1; source "$1/setup/lib/common/surroundings.sh"; dirname "$(mktemp -u)"' bash "$repo"
@@ -296,10 +296,10 @@ disks() {
     cp -r setup .env Cargo.toml "$scratch/checkout"
     chmod 755 "$scratch"
     is 'and so is a checkout of another user' \
-        "local.sh: $scratch/checkout belongs to root, and this is nobody: be that user, or have the project in a folder of your own" \
+        "local.sh: $scratch/checkout belongs to root, and this is nobody: run this as that user, or have the project in a folder of your own" \
         last_line as_nobody "$scratch/checkout/setup/local.sh" up
     install -d "$scratch/checkout/.local"
-    is 'whichever command it is' "local.sh: $scratch/checkout/.local belongs to root: be that user, or name another LOCAL_DIR" \
+    is 'whichever command it is' "local.sh: $scratch/checkout/.local belongs to root: run this as that user, or name another LOCAL_DIR" \
         last_line as_nobody "$scratch/checkout/setup/local.sh" status
     is 'a HOME of another user is not used' ~nobody as_nobody env HOME=/root bash -p -c \
         'repo=$1; source "$1/setup/lib/common/surroundings.sh"; echo "$HOME"' bash "$scratch/checkout"
@@ -309,7 +309,7 @@ as_nobody() {
     setpriv --reuid=nobody --regid=nogroup --clear-groups "$@"
 }
 
-# lasts COMMAND…: in a shell of its own, which die ends.
+# lasts COMMAND…: runs the command in a shell of its own, which die ends.
 lasts() (
     "$@"
 )
@@ -318,14 +318,14 @@ last_line() {
     "$@" 2>&1 | tail -n 1
 }
 
-# built_in FOLDER: what cargo_build says where cargo builds in that folder.
+# built_in FOLDER: prints the output of cargo_build with that folder as cargo's output folder.
 built_in() {
     local folder=$1
     cargo() { echo "{\"target_directory\":\"$folder\"}"; }
     cargo_build "$scratch"
 }
 
-# Where programs that listen there are asked
+# The address for requests to a program
 
 addresses() {
     is 'all of IPv4 is asked on loopback' 127.0.0.1 host_to_ask 0.0.0.0
@@ -355,7 +355,7 @@ the_keys() {
     keys_script remove bob 2>/dev/null || true
     is 'the last key stays' 1 grep -c : "$file"
     is 'a role is one of three' 'keys.sh: a role is read, write or admin' last_line keys_script add dan root
-    is 'what is not set is said' 'keys.sh: API_KEYS_FILE is not set: put API_KEYS_FILE=/PATH/OF/A/FILE into .env.local, and call this again' \
+    is 'what is not set is said' 'keys.sh: API_KEYS_FILE is not set: put API_KEYS_FILE=/PATH/OF/A/FILE into .env.local, and run this again' \
         last_line env -u API_KEYS_FILE sh "$repo/setup/keys.sh" list
 }
 
@@ -367,7 +367,7 @@ keys_script() {
 
 the_vagrantfile() {
     if ! command -v ruby >/dev/null; then
-        note 'NOTE: Ruby is not to be had here: the numbers in the Vagrantfile are not checked'
+        note 'NOTE: there is no Ruby here: the numbers in the Vagrantfile are not checked'
         return
     fi
     is 'a number is one' 512 number 512
@@ -375,7 +375,7 @@ the_vagrantfile() {
 }
 
 number() {
-    ruby -e 'eval(File.read(ARGV[0])[/^def refuse.*?(?=^# Lines of)/m] + File.read(ARGV[0])[/^def number.*?^end/m])
+    ruby -e 'eval(File.read(ARGV[0])[/^def refuse.*?(?=^# settings_in)/m] + File.read(ARGV[0])[/^def number.*?^end/m])
         print number("GATEWAY_VM_MEMORY", ARGV[1], 256..1_048_576)' "$repo/Vagrantfile" "$1"
 }
 

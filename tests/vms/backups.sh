@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Backups without machines: what setup/backup.sh and setup/restore.sh do to folders and databases,
-# on a PostgreSQL that is there for tests.
+# Tests of backups without machines: the operations of setup/backup.sh and setup/restore.sh on folders and databases, on
+# a PostgreSQL for tests.
 #
-#   tests/vms/backups.sh HOME PORT    its folder, as setup/lib/local/postgres.sh has it, and its port
+#   tests/vms/backups.sh HOME PORT    the server's folder (setup/lib/local/postgres.sh) and port
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -37,14 +37,14 @@ old_backups_go() {
             touch "$folder/$database-202611${number}T030000Z.dump"
         done
         touch "$folder/$database-notes.dump" "$folder/another-20261101T030000Z.dump"
-        forget_old "$folder"
+        remove_old_backups "$folder"
         is "of 16 backups the 14 newest stay in ${folder@Q}" "$(names {12..25})" ls "$folder"
-        forget_old "$folder"
+        remove_old_backups "$folder"
         is 'and stay' "$(names {12..25})" ls "$folder"
     done
 }
 
-# names DAY…: what a folder holds then.
+# names DAY…: prints the names of the backups of these days.
 names() {
     {
         printf "$database-202611%dT030000Z.dump\n" "$@"
@@ -52,9 +52,8 @@ names() {
     } | sort
 }
 
-# orders_come_back: the backup lacks a column; "late" has a number from before the backup and was committed after it; "other"
-# has one that was given twice, as after a restore without the newer orders. Nobody gave those of
-# "hand" a message id.
+# orders_come_back: the backup lacks a column. "late" has an id from before the backup and was committed after it. The id
+# of "other" was assigned twice, as after a restore without the newer orders. The orders of "hand" have no message id.
 orders_come_back() {
     local former=${database}_former orders='message_id, user_id, number_of_items, total_amount'
     new_database
@@ -86,8 +85,8 @@ orders_come_back() {
     drop_database "$database"
 }
 
-# dead_letters_come_back: "twice" died twice, with different contents, and "new" since the restore,
-# with a number that was given before.
+# dead_letters_come_back: "twice" became a dead letter twice, with different contents, and "new" after the restore, with
+# an id that was assigned before.
 dead_letters_come_back() {
     local former=${database}_former new
     new='INSERT INTO dead_letters
@@ -114,7 +113,7 @@ dead_letters_come_back() {
     drop_database "$database"
 }
 
-# new_database: empty, with the tables of billing.
+# new_database: makes a database with the empty tables of billing.
 new_database() {
     echo "CREATE DATABASE $database OWNER $owner TEMPLATE template0" | administrator_psql
     cat <(echo 'SET search_path = public;') "$repo"/billing/migrations/*.sql | owner_psql --dbname="$database"

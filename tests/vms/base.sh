@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# base.sh FOLDER [RELEASE]: what a Vagrant box has, as a folder: a small Debian with systemd,
-# sshd, the user vagrant with the well-known key, and sudo. Packages come from where this
-# machine gets its own; a certificate authority that this machine trusts is trusted there too,
-# for networks that need it. The product's scripts know nothing of either.
+# base.sh FOLDER [RELEASE]: makes a folder with the content of a Vagrant box: a small Debian with systemd, sshd, the user
+# vagrant with the well-known key, and sudo. The packages come from this machine's sources, and the box trusts this
+# machine's certificate authorities, which some networks need. The project's scripts use neither.
 set -euo pipefail
 
-# The folder for temporary files is one of this machine, not of the box.
+# TMPDIR names a folder of this machine, which the box does not have.
 unset TMPDIR
 folder=$1
 release=${2:-bookworm}
@@ -29,8 +28,7 @@ packages() {
     echo ca-certificates,curl,iproute2,systemd,systemd-sysv,dbus,openssh-server,sudo,rsync,procps,udev,kmod
 }
 
-# debian_sources: this machine's own entries for Debian itself, for the release in question;
-# other repositories are none of a fresh box's business.
+# debian_sources: prints this machine's entries for Debian, changed to the release; a new box has no other repositories.
 debian_sources() {
     local own
     own=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -48,7 +46,7 @@ trust_what_this_machine_trusts() {
     ((${#authorities[@]} > 0)) || return 0
     cp "${authorities[@]}" "$folder/usr/local/share/ca-certificates/"
     chroot "$folder" update-ca-certificates >/dev/null
-    # Node brings a list of its own.
+    # Node has a list of its own.
     echo 'cafile=/etc/ssl/certs/ca-certificates.crt' >"$folder/root/.npmrc"
 }
 

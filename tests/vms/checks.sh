@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# What must be true of the three machines. Each check is a sentence, what is wanted, and a command
-# that prints what is the case. Before: lab.sh, quoting.sh and say.sh, and the settings in force.
+# The checks of the three machines. Each check has a sentence, an expected text, and a command that prints the actual text.
+# lab.sh, quoting.sh and say.sh must be read before, and the settings set.
 
 passed=0
 failures=()
 
-# is SENTENCE WANTED COMMAND…
+# is SENTENCE EXPECTED COMMAND…: compares the output of the command with the expected text.
 is() {
     local said
     said=$("${@:3}" 2>&1) || true
     verdict "$1" "$2" "$said"
 }
 
-# becomes SENTENCE WANTED COMMAND…: within two minutes, what a machine takes to start at worst.
+# becomes SENTENCE EXPECTED COMMAND…: waits up to two minutes, the longest time that a machine takes to start.
 becomes() {
     local said deadline=$((SECONDS + 120))
     until said=$("${@:3}" 2>&1) || true && [[ $said == "$2" ]] || ((SECONDS >= deadline)); do
@@ -27,7 +27,7 @@ verdict() {
         printf '    ok   %s\n' "$1"
     else
         failures+=("$1")
-        printf '    FAIL %s\n           wanted: %s\n           is:     %s\n' "$1" "$2" "$3"
+        printf '    FAIL %s\n           expected: %s\n           actual:   %s\n' "$1" "$2" "$3"
     fi
 }
 
@@ -37,20 +37,20 @@ exit_of() {
     echo "$status"
 }
 
-# on MACHINE COMMAND…: as root
+# on MACHINE COMMAND…: runs the command as root.
 on() {
     "${here:?}/lab.sh" exec "$1-vm" "${@:2}"
 }
 
 machines=(gateway inventory billing)
 
-# What a client meets
+# Requests of a client
 
 status() {
     curl --silent --max-time 30 --output /dev/null --write-out '%{http_code}' "$@"
 }
 
-# said FIELD ADDRESS [CURL_ARGUMENT…]: the first value of that field in the answer.
+# said FIELD ADDRESS [CURL_ARGUMENT…]: prints the first value of that field in the answer.
 said() {
     curl --silent --max-time 30 "${@:2}" | grep -oE "\"$1\":(\"[^\"]*\"|[0-9]+)" | head -n 1 |
         sed -E 's/^[^:]*://; s/"//g'
@@ -113,7 +113,7 @@ orders_survive_a_stopped_consumer() {
     becomes 'and none is left in the queue' 0 queued
 }
 
-# apps_of MACHINE: NAME=STATUS of each program.
+# apps_of MACHINE: prints NAME=STATUS of each program.
 apps_of() {
     on "$1" pm2 jlist | tail -n 1 |
         python3 -c 'import json, sys; print(" ".join(sorted(a["name"] + "=" + a["pm2_env"]["status"] for a in json.load(sys.stdin))))'
@@ -126,10 +126,10 @@ programs_are_online() {
     is 'billing-vm: its programs are online' 'billing-api=online billing-consumer=online' apps_of billing
 }
 
-# Which ports answer
+# Ports that answer
 
-# open_ports FROM ADDRESS: of all that anything here listens on. A port that says nothing at all
-# is marked: whoever knocks there would wait.
+# open_ports FROM ADDRESS: prints the open ports among all on which a program of the platform listens. A port that does
+# not answer is marked, since a client would wait.
 open_ports() {
     local from=("$here/lab.sh" host)
     [[ $1 == host ]] || from=(on "$1")
@@ -156,7 +156,7 @@ only_what_is_meant_to_be_open_is_open() {
     is 'on all machines PostgreSQL and what Erlang needs listen on loopback alone' '' exposed_servers
 }
 
-# known_passwords: accounts of the machines that have one.
+# known_passwords: prints the accounts of the machines with a publicly known password.
 known_passwords() {
     local machine
     for machine in "${machines[@]}"; do
@@ -185,9 +185,9 @@ exposed_servers() {
     done
 }
 
-# Who may do what
+# Rights
 
-# as_role MACHINE DATABASE SQL: as the role that owns the database, over the network as its program does.
+# as_role MACHINE DATABASE SQL: runs SQL as the role that owns the database, over the network as its program does.
 as_role() {
     local program=inventory-api
     [[ $1 == inventory ]] || program="billing-consumer"
@@ -197,7 +197,7 @@ as_role() {
             --username="$POSTGRES_USER" --dbname="$1" --command="$2" 2>&1 | head -n 1' "$program" "$2" "$3"
 }
 
-# refused MACHINE DATABASE SQL: says "refused", or what happened instead.
+# refused MACHINE DATABASE SQL: prints "refused", or the answer.
 refused() {
     local said
     said=$(as_role "$@")
@@ -236,7 +236,7 @@ the_role_owns_its_database_and_nothing_else() {
     is 'TABLE orders works for the administrator' 0 exit_of on billing sudo -i -u postgres psql billing_db -c 'TABLE orders'
 }
 
-# as_reader SQL: as billing-api does.
+# as_reader SQL: runs SQL as billing-api does.
 as_reader() {
     # shellcheck disable=SC2016 # for the other shell
     on billing bash -c '. /var/lib/crud-master/billing-api.env
@@ -252,7 +252,7 @@ administrator_sees() {
     on "$1" sudo -i -u postgres psql --tuples-only --no-align -c '\l' | cut -d '|' -f 1 | grep -x "$2"
 }
 
-# broker USER:PASSWORD METHOD PATH [JSON]: the status of the management page's answer.
+# broker USER:PASSWORD METHOD PATH [JSON]: prints the status of the management page's answer.
 broker() {
     status --user "$1" --request "$2" "http://localhost:15672/api/$3" "${json[@]}" --data "${4:-}"
 }
@@ -309,13 +309,13 @@ settings_modes() {
 
 # Secrets
 
-# secrets_found SECRET…: where any of them shows: PM2's folder, logs of all kinds, the command
-# lines and environments of all processes, and what vagrant printed.
+# secrets_found SECRET…: prints the places in which a secret appears: PM2's folder, logs, the command lines and
+# environments of all processes, and the output of vagrant.
 secrets_found() {
     local machine secret
     for secret in "$@"; do
         for machine in "${machines[@]}"; do
-            # The secret arrives over a pipe, or this search would find itself.
+            # The secret is passed over a pipe, since the search would find its own command line.
             # shellcheck disable=SC2016 # for the other shell
             on "$machine" bash -c 'grep -rslaF -f /dev/stdin /var/lib/crud-master/pm2 /var/lib/crud-master/apps.json \
                 /var/log /run/log /etc/systemd /proc/[0-9]*/cmdline /proc/[0-9]*/environ /tmp /home' <<<"$secret" || true
@@ -335,9 +335,10 @@ secrets_show_nowhere() {
     is 'no password in dumps, logs, process lists or output' '' secrets_found "${secrets[@]}"
 }
 
-# What root opens
+# Files that root opens
 
-# files_opened_by_systemd MACHINE: for what the servers say; their users own the folders of logs.
+# files_opened_by_systemd MACHINE: prints the files that systemd opens for the output of servers, whose users own the
+# folders of logs.
 files_opened_by_systemd() {
     on "$1" bash -c 'systemctl show --property=StandardOutput,StandardError rabbitmq-server "postgresql@*" epmd pm2-root' |
         grep -E '=(file|append|truncate)'
@@ -352,7 +353,7 @@ root_opens_no_file_for_a_server() {
 
 # Memory
 
-# memory: a line per machine, and nobody was ended for want of it.
+# memory: prints a line for each machine, and checks that the kernel has ended no process for lack of memory.
 memory() {
     local machine
     for machine in "${machines[@]}"; do
@@ -362,7 +363,7 @@ memory() {
     done
 }
 
-# setting KEY: of the project as it is now, .env.local over .env.
+# setting KEY: prints the present setting of the project, from .env.local or .env.
 setting() {
     {
         cat "${project:?}/.env"

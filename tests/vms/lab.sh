@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Machines to run the Vagrantfile on where there is no VirtualBox: containers with systemd as
-# process 1, made with util-linux, iproute2 and slirp4netns alone. Each has two network cards,
-# as VirtualBox gives them: eth0 behind NAT, with forwarded ports, and eth1 on the private
-# network, a bridge in a network namespace of its own, whose address .1 is "the host".
+# Machines for the Vagrantfile without VirtualBox: containers with systemd as process 1, which need only util-linux,
+# iproute2 and slirp4netns. Each machine has two network cards, as with VirtualBox: eth0 behind NAT, with forwarded
+# ports, and eth1 on the private network, a bridge in a network namespace of its own, whose address .1 is the host.
 #
-# For the test's own use: run.sh and provider.rb call it. It takes root.
+# Only run.sh and provider.rb call this script, as root.
 # shellcheck source-path=SCRIPTDIR/../..
 set -euo pipefail
 
@@ -16,13 +15,13 @@ usage() {
     cat <<'USAGE'
 Machines of the VM test, in the folder that VMLAB names.
 
-  lab.sh net | netdown                       the private network
+  lab.sh net | netdown                       makes and removes the private network
   lab.sh up NAME ADDRESS MEGABYTES PORTS     PORTS: HOST_ADDRESS:HOST_PORT:GUEST_PORT,…
   lab.sh start | halt | reboot | destroy NAME
-  lab.sh cut NAME                            as if the power failed
-  lab.sh exec NAME COMMAND…                  as root
-  lab.sh host COMMAND…                       with the private network at hand, as on the host
-  lab.sh in-use | limit | out-of-memory NAME  bytes; megabytes; processes ended for want of them
+  lab.sh cut NAME                            cuts the power
+  lab.sh exec NAME COMMAND…                  runs the command as root
+  lab.sh host COMMAND…                       runs the command in the private network, as on the host
+  lab.sh in-use | limit | out-of-memory NAME  bytes; megabytes; processes ended for lack of memory
 USAGE
 }
 
@@ -45,7 +44,7 @@ host() {
 
 # A machine's life
 
-# up NAME ADDRESS MEGABYTES PORTS: what the machine writes goes to a layer over the base image.
+# up NAME ADDRESS MEGABYTES PORTS: starts a machine, which writes to a layer over the base image.
 up() {
     local home=$lab/machines/$1
     mkdir -p "$home"/{upper/etc,work,root}
@@ -69,7 +68,7 @@ boot() {
     groups_make "$1" "$megabytes"
     setsid "$0" container "$1" </dev/null >"$home/container.log" 2>&1 &
     echo "$!" >"$home/unshare.pid"
-    # Before it is "unshare" it is this script, with children of its own.
+    # Before the process executes "unshare" it is this script, with children of its own.
     until [[ $(<"/proc/$(<"$home/unshare.pid")/comm") == unshare ]] &&
         pid=$(pgrep -P "$(<"$home/unshare.pid")"); do
         kill -0 "$(<"$home/unshare.pid")" || fail "$1 did not start" "$home/container.log"
@@ -80,10 +79,10 @@ boot() {
     plug_nat "$home" "$pid" "$ports"
 }
 
-# container NAME: becomes "unshare", whose child becomes the machine's process 1.
+# container NAME: executes "unshare", whose child becomes the machine's process 1.
 container() {
     local group groups
-    # Not from a pipe: its child would still be there beside the machine's process 1.
+    # A pipe is not used, since its child would still run beside the machine's process 1.
     groups=$(groups_of "$1")
     while read -r group; do
         echo "$$" >"$group/cgroup.procs"
@@ -92,8 +91,8 @@ container() {
         "$0" init "$1"
 }
 
-# init NAME: mounts what systemd expects, with the kernel's settings read-only but for those of
-# the machine's own network, and hands over to it.
+# init NAME: mounts the file systems that systemd expects, and executes systemd. The kernel's settings are read-only except
+# those of the machine's own network.
 init() {
     local name=$1 home=$lab/machines/$1 root=$lab/machines/$1/root device
     mount -t overlay overlay \
@@ -133,12 +132,12 @@ init() {
         /lib/systemd/systemd --log-target=console --show-status=1
 }
 
-# plug_private PID ADDRESS: the card keeps its own address through restarts, as a real one does;
-# with a new one, the neighbours would go on talking to the old one for a while.
+# plug_private PID ADDRESS: adds the card, whose hardware address stays through restarts, as that of a real card does. With
+# a new one, the other machines would send to the old one for a while.
 plug_private() {
     local port=veth${2##*.} card
     card=$(printf '08:00:27:00:56:%02x' "${2##*.}")
-    # The kernel takes its time to clear away the card of a machine that lost its power.
+    # The kernel removes the card of a machine without power after some time.
     ip -n "$network" link delete "$port" 2>/dev/null || true
     ip -n "$network" link add "$port" type veth peer name eth1 address "$card" netns "$1"
     ip -n "$network" link set "$port" master "$bridge" up
@@ -160,7 +159,7 @@ plug_nat() {
         IFS=: read -r from port to <<<"$forward"
         printf '{"execute": "add_hostfwd", "arguments": {"proto": "tcp", "host_addr": "%s", "host_port": %d, "guest_port": %d}}' \
             "$from" "$port" "$to" | nc -q1 -U "$home/slirp.sock" >"$home/forward"
-        ! grep -q error "$home/forward" || fail "port $port is not to be had" "$home/forward"
+        ! grep -q error "$home/forward" || fail "port $port cannot be forwarded" "$home/forward"
     done
 }
 
@@ -204,14 +203,14 @@ wait_until_down() {
     done
 }
 
-# clear_away NAME: ends what is left of it.
+# clear_away NAME: ends all processes of the machine.
 clear_away() {
     local home=$lab/machines/$1 pid
     for pid in slirp unshare; do
         [[ ! -f $home/$pid.pid ]] || kill "$(<"$home/$pid.pid")" 2>/dev/null || true
         rm -f "$home/$pid.pid"
     done
-    # Its process 1 takes all others with it; the group counts those that are still dying.
+    # The end of process 1 ends all others; the control group counts those that have not ended yet.
     [[ ! -f $home/pid ]] || kill -KILL "$(<"$home/pid")" 2>/dev/null || true
     until group_is_empty "$unified/crud-master-lab/$1"; do
         echo 1 >"$unified/crud-master-lab/$1/cgroup.kill"
@@ -224,7 +223,7 @@ run_in() (
     enter "$@"
 )
 
-# enter NAME COMMAND…: becomes the command, within the machine.
+# enter NAME COMMAND…: executes the command within the machine.
 enter() {
     local name=$1 pid group
     shift
@@ -237,8 +236,7 @@ enter() {
         TERM=dumb LANG=C.UTF-8 "$@"
 }
 
-# What a machine may use. Where the kernel has control groups of both versions, the memory is
-# governed by the first.
+# The limits of a machine. If the kernel has control groups of both versions, version 1 limits the memory.
 
 unified=$(findmnt --noheadings --output TARGET --types cgroup2 | head -n 1)
 memory_v1=$(findmnt --noheadings --output TARGET --types cgroup --options memory | head -n 1) || true
@@ -266,8 +264,8 @@ group_is_empty() {
     [[ ! -d $1 ]] || grep -qx 'populated 0' "$1/cgroup.events"
 }
 
-# meminfo NAME: what a machine of that size is told at its start, for whoever measures it to
-# decide what it can do. The control group is what holds it to that.
+# meminfo NAME: prints /proc/meminfo for a machine of that size, which programs read to choose their limits. The control
+# group enforces the size.
 meminfo() {
     awk -v kilobytes="$(($(limit "$1") * 1024))" '
         $1 ~ /^Mem(Total|Free|Available):$/ { $2 = kilobytes - ($1 == "MemTotal:" ? 0 : 120000) }
@@ -282,7 +280,7 @@ groups_remove() {
     done < <(groups_of "$1")
 }
 
-# in_use NAME: without the copies of files that the kernel would drop first.
+# in_use NAME: prints the memory in use without the copies of files, which the kernel would drop first.
 in_use() {
     local group=$unified/crud-master-lab/$1 all=memory.current droppable=inactive_file
     if [[ -n $memory_v1 ]]; then
@@ -298,7 +296,7 @@ limit() {
     echo "$megabytes"
 }
 
-# out_of_memory NAME: how many processes the kernel has ended.
+# out_of_memory NAME: prints how many processes the kernel has ended.
 out_of_memory() {
     if [[ -n $memory_v1 ]]; then
         awk '$1 == "oom_kill" { print $2 }' "$memory_v1/crud-master-lab-$1/memory.oom_control"
@@ -307,7 +305,7 @@ out_of_memory() {
     fi
 }
 
-# fail TEXT LOG
+# fail TEXT LOG: prints the text and the end of the log, and ends the script.
 fail() {
     tail -n 20 "$2" >&2
     printf 'lab.sh: %s\n' "$1" >&2

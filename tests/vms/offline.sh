@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What can be said of the deployment in seconds, without machines: the Vagrantfile and the
-# functions behind the provisioning. The rest is run.sh's.
+# Tests of the deployment that need no machines and take seconds: the Vagrantfile and the functions of provisioning.
+# run.sh has the other tests.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -11,7 +11,7 @@ source "$repo/setup/lib/machines/machine.sh"
 source "$repo/tests/vms/checks.sh"
 
 scratch=$(mktemp -d)
-chmod 711 "$scratch" # for nobody to get through
+chmod 711 "$scratch" # the user nobody must reach its files
 trap 'rm -rf "$scratch"' EXIT
 
 main() {
@@ -25,15 +25,15 @@ main() {
     outputs_of_services
     nobody_types_for_root
     known_passwords
-    what_others_have_made
-    what_a_guest_says
+    foreign_objects
+    output_of_a_guest
     what_pm2_gets
     the_supervisor
     firewall
     strangers
     guards
     lossy_policies
-    what_is_fetched
+    fetched_packages
     echo "$passed passed, ${#failures[@]} failed"
     ((${#failures[@]} == 0))
 }
@@ -42,7 +42,7 @@ main() {
 
 the_vagrantfile() {
     if ! command -v vagrant >/dev/null; then
-        note 'NOTE: vagrant is not to be had here: the Vagrantfile is not checked'
+        note 'NOTE: there is no vagrant here: the Vagrantfile is not checked'
         return
     fi
     stand_in_for_virtualbox
@@ -57,7 +57,7 @@ the_vagrantfile() {
         is 'and would not be with a setting that libvirt does not have' 1 exit_of \
             validate libvirt "$scratch/Vagrantfile"
     else
-        note 'NOTE: vagrant-libvirt is not to be had here: the Vagrantfile is not checked for libvirt'
+        note 'NOTE: there is no vagrant-libvirt here: the Vagrantfile is not checked for libvirt'
     fi
     cat >"$scratch/.env" <<'SETTINGS'
 PLAIN=192.168.56.10
@@ -71,7 +71,7 @@ SETTINGS
     is 'the Vagrantfile reads .env as the scripts do' "$(settings_by_scripts)" settings_by_ruby
 }
 
-# VirtualBox needs a kernel module; to look at its settings, a version is enough.
+# VirtualBox needs a kernel module; a script that prints a version suffices to validate its settings.
 stand_in_for_virtualbox() {
     install -d "$scratch/bin"
     printf '#!/bin/sh\ncase "$*" in *--version*) echo 7.0.20r163906 ;; esac\n' >"$scratch/bin/VBoxManage"
@@ -125,10 +125,10 @@ settings() {
     is 'one that everybody knows is replaced however it is written' 1 grep -cE '^POSTGRES_PASSWORD=[0-9a-f]{48}$' "$scratch/project/.env.local"
     is 'and one of their own stays' 1 grep -cF "RABBITMQ_PASSWORD='own \\'" "$scratch/project/.env.local"
 
-    is 'the gateway is told one password, to publish' RABBITMQ_PASSWORD secrets_told_to api-gateway
-    is 'the inventory that of the owner' POSTGRES_PASSWORD secrets_told_to inventory-api
-    is 'billing-api that of who can only read' POSTGRES_READER_PASSWORD secrets_told_to billing-api
-    is 'the consumer those of the owner, and to consume' 'POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD' secrets_told_to billing-consumer
+    is 'the gateway is told one password, to publish' RABBITMQ_PASSWORD secrets_in_settings_of api-gateway
+    is 'the inventory that of the owner' POSTGRES_PASSWORD secrets_in_settings_of inventory-api
+    is 'billing-api that of who can only read' POSTGRES_READER_PASSWORD secrets_in_settings_of billing-api
+    is 'the consumer those of the owner, and to consume' 'POSTGRES_PASSWORD RABBITMQ_CONSUMER_PASSWORD' secrets_in_settings_of billing-consumer
     is 'roles with one name are refused' 1 exit_of roles_with POSTGRES_READER_USER=crud_master
     is 'and users' 1 exit_of roles_with RABBITMQ_CONSUMER_USER=crud_master
     is 'and administrators' 1 exit_of roles_with POSTGRES_READER_USER=postgres
@@ -136,7 +136,7 @@ settings() {
     is 'those of .env are not' 0 exit_of roles_with RABBITMQ_CONSUMER_USER=other
 }
 
-# passwords_are_closed: on a machine, whatever the host has.
+# passwords_are_closed: checks that the passwords are closed on a machine, whatever their mode on the host is.
 passwords_are_closed() {
     local file=$scratch/open.env
     is 'a project without passwords has none to close' 0 exit_of in_own_shell close_passwords "$file"
@@ -156,8 +156,8 @@ said_without_chmod() (
     (close_passwords "$1") 2>&1 | sed 's/^[^:]*: //'
 )
 
-# secrets_told_to APP: the passwords in its file.
-secrets_told_to() (
+# secrets_in_settings_of APP: prints the passwords in the settings of the program.
+secrets_in_settings_of() (
     local left_out
     read_project_settings "$repo"
     mapfile -t left_out < <(left_out_for "$1")
@@ -172,7 +172,7 @@ roles_with() (
     require_roles
 )
 
-# Where the programs come from
+# The source of the programs
 
 programs() {
     local here_runs=$scratch/dist
@@ -195,7 +195,7 @@ programs() {
     is 'and not of their tests' 0 exit_of test "$(sources_fingerprint "$repo")" = "$(fingerprint_with billing/tests/api.rs)"
 }
 
-# nobody_tries_programs: who a program is that is only tried.
+# nobody_tries_programs: checks as which user a program is run for a trial.
 nobody_tries_programs() {
     local place=$scratch/tried
     ((EUID == 0)) || return 0
@@ -207,9 +207,9 @@ nobody_tries_programs() {
     is 'with nothing of the environment' '' cat "$place/with"
 }
 
-# a_build_leaves_nothing: a project with secrets in it, and a crate that wants to command later builds.
+# a_build_leaves_nothing: builds a project with secrets and a crate that attacks later builds.
 a_build_leaves_nothing() {
-    # Where clear_builder does not look.
+    # clear_builder does not search this folder.
     local builder=54321 workshop=/run/crud-master-offline-$$ builder_path=''
     ((EUID == 0)) || return 0
     install -d "$scratch/to_build"
@@ -234,25 +234,25 @@ a_build_leaves_nothing() {
 }
 
 while_nothing_can_be_removed() (
-    # shellcheck disable=SC2317 # by the command
+    # shellcheck disable=SC2317 # the command calls it
     find() { [[ $* == *-delete ]] || command find "$@"; }
     "$@"
 )
 
 while_files_vanish() (
-    # shellcheck disable=SC2317 # by the command
+    # shellcheck disable=SC2317 # the command calls it
     find() { command find "$@" && false; }
     "$@"
 )
 
-# provide_scratch_builder: a user without a name.
+# provide_scratch_builder: makes the folders of a builder without a user name.
 provide_scratch_builder() {
     local repo=$scratch/to_build
     make_builder() { :; }
     provide_builder
 }
 
-# ls_all FOLDER PATH…: files below it.
+# ls_all FOLDER PATH…: prints the files below the paths.
 ls_all() (
     cd "$1"
     find "${@:2}" -type f -printf '%p\n' | sed 's|^\./||' | sort
@@ -273,7 +273,7 @@ show_path() {
     echo "$PATH"
 }
 
-# folders_of_services: a service has put links where root writes.
+# folders_of_services: checks folders in which a service has put links where root writes.
 folders_of_services() {
     local folder=$scratch/service victim=$scratch/victim
     ((EUID == 0)) || return 0
@@ -299,7 +299,8 @@ folders_of_services() {
     is 'and what it leads to stays' 'root 755' stat -c '%U %a' "$scratch/elsewhere"
 }
 
-# outputs_of_services: a package's unit may have root open files in a folder of the service's.
+# outputs_of_services: checks that root opens no file for a service; a package's unit may let root open files in a folder
+# of the service.
 outputs_of_services() {
     local unit
     for unit in rabbitmq-server.service postgresql@.service epmd.service; do
@@ -307,7 +308,7 @@ outputs_of_services() {
     done
 }
 
-# files_opened_for UNIT: as Debian's package has it, with what provisioning adds.
+# files_opened_for UNIT: prints the files that root opens for Debian's unit with the additions of provisioning.
 files_opened_for() (
     part=$(part_of "$1")
     cat "/lib/systemd/system/$1" "$part" 2>/dev/null |
@@ -315,8 +316,8 @@ files_opened_for() (
         grep -E ' (file|append|truncate):'
 )
 
-# part_of UNIT: a file with what provisioning adds to it. Nothing is started here.
-# shellcheck disable=SC2030,SC2317 # for this shell, where setup/ calls them
+# part_of UNIT: prints the name of a file with the additions of provisioning. Nothing is started.
+# shellcheck disable=SC2030,SC2317 # for this shell, in which setup/ calls them
 part_of() (
     state=$scratch/state broker_home=$scratch/broker
     install -d "$broker_home" "$scratch/units"
@@ -334,7 +335,7 @@ part_of() (
     echo "$scratch/units/$1"
 )
 
-# nobody_types_for_root: what root starts as another user, on a terminal of its own.
+# nobody_types_for_root: checks that a process that root starts as another user cannot write to root's terminal.
 nobody_types_for_root() {
     ((EUID == 0)) || return 0
     install -d -m 1777 "$scratch/typed"
@@ -355,13 +356,13 @@ nobody_types_for_root() {
     is 'as the commands of operators do' 'nobody has none' on_terminal_of_operator
 }
 
-# on_terminal COMMANDS TEXT: what a shell with the functions of setup/ shows on a terminal of its own, at which
-# Ctrl-C is pressed when it shows TEXT, if that is one.
+# on_terminal COMMANDS TEXT: prints the output of a shell with the functions of setup/ on a terminal of its own. If TEXT is
+# not empty, the terminal sends Ctrl-C when TEXT appears.
 on_terminal() {
     python3 -I -c 'import os, pty, signal, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    # Whoever runs this in the background may ignore it.
+    # A process in the background may ignore the signal.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execvp("bash", ["bash", "-p", "-c", sys.argv[1], "bash", sys.argv[3]])
 shown, pressed = b"", not sys.argv[2]
@@ -392,7 +393,7 @@ on_terminal_of_operator() {
     on_terminal "bash -p $scratch/operate" '' | paste -sd ' '
 }
 
-# known_passwords: those of boxes, in all forms that Debian has had.
+# known_passwords: checks the password of boxes in all hash formats that Debian has had.
 known_passwords() {
     # shellcheck disable=SC2016 # Perl's
     perl -e 'my %salts = (yescrypt => q($y$j9T$abcdefghijklmnop), sha512 => q($6$abcdefgh$), md5 => q($1$abcdefgh$));
@@ -404,8 +405,8 @@ known_passwords() {
     is 'but not where nobody would get in any more' '' words_of passwords_taken ''
 }
 
-# passwords_taken KEY: what is done to an account with that password, where there is such a key.
-# shellcheck disable=SC2317 # called by take_known_passwords
+# passwords_taken KEY: prints the change of an account with that password if there is such a key.
+# shellcheck disable=SC2317 # take_known_passwords calls it
 passwords_taken() (
     key=$1
     has_ssh_key() { [[ -n $key ]]; }
@@ -414,18 +415,18 @@ passwords_taken() (
     take_known_passwords
 )
 
-# write_in FILE MODE [GROUP]
+# write_in FILE MODE [GROUP]: writes the file.
 write_in() {
     echo ours | write_if_new "$@"
 }
 
-# in_own_shell COMMAND…: which die ends.
+# in_own_shell COMMAND…: runs the command in a shell of its own, which die ends.
 in_own_shell() (
     "$@"
 )
 
-# what_others_have_made: on a machine that is not only ours.
-what_others_have_made() {
+# foreign_objects: checks a machine with objects that other people have made.
+foreign_objects() {
     local folder=$scratch/foreign
     install -d "$folder"
     printf '%s\n' '# comment' 'local   all   postgres   peer' 'host  all  all  127.0.0.1/32  scram-sha-256 # x' >"$folder/pg_hba.conf"
@@ -468,11 +469,11 @@ told_to_stop() {
     echo "$?"
 }
 
-# what_a_guest_says: to the Vagrantfile, which keeps what it has built.
-what_a_guest_says() {
+# output_of_a_guest: checks how the Vagrantfile handles the output of a machine, whose programs it keeps.
+output_of_a_guest() {
     local said source all
     if ! command -v ruby >/dev/null; then
-        note 'NOTE: Ruby is not to be had here: what the Vagrantfile believes of a guest is not checked'
+        note 'NOTE: there is no Ruby here: how the Vagrantfile handles the output of a guest is not checked'
         return
     fi
     all='dist/x86_64/api-gateway dist/x86_64/billing-api dist/x86_64/billing-consumer dist/x86_64/billing-dead-letters dist/x86_64/built-from dist/x86_64/inventory-api'
@@ -487,15 +488,15 @@ what_a_guest_says() {
     echo 'pub fn new() {}' >"$scratch/kept/common/src/new.rs"
     is 'nor with the sources of tomorrow, as long as those are not here' 'a program' in_place_of \
         "x86_64\n$(printf '%064d' 1)\n" 'evil'
-    in_project forget_stale_programs
+    in_project remove_stale_programs
     is 'with other sources here, what was kept goes' '' kept_files
     is 'and a guest with those of yesterday gives nothing' '' in_place_of "x86_64\n$source\n" 'old'
     source=$(sources_fingerprint "$scratch/kept")
     is 'but one that has built these' 'a new program' in_place_of "x86_64\n$source\n" 'a new program'
-    in_project forget_stale_programs
+    in_project remove_stale_programs
     is 'which stays' "$all" kept_files
     rm "$scratch/kept/dist/x86_64/built-from"
-    in_project forget_stale_programs
+    in_project remove_stale_programs
     is 'programs put there by hand are replaced by none' 'a new program' in_place_of "x86_64\n$source\n" 'evil'
     new_project
     for said in "../../home\n$source\n" "x86_64/..\n$source\n" "x86_64\n../../etc/passwd\n" "x86_64\n" '' \
@@ -504,16 +505,16 @@ what_a_guest_says() {
     done
     is 'nor of one that has a program without end' '' in_place_of "x86_64\n$source\n" endless
     is 'nor of one that lacks some' '' in_place_of "x86_64\n$source\n" ''
-    is 'the names are those of setup/lib/machines/programs.sh' "${built_programs[*]}" ruby_says 'puts PROGRAMS.join(" ")'
+    is 'the names are those of setup/lib/machines/programs.sh' "${built_programs[*]}" from_vagrantfile 'puts PROGRAMS.join(" ")'
 }
 
-# ruby_says PROGRAM: with the Vagrantfile's own functions.
-ruby_says() {
+# from_vagrantfile PROGRAM: runs a Ruby program with the Vagrantfile's functions.
+from_vagrantfile() {
     sed '/^Vagrant.configure/,$d' "$repo/Vagrantfile" >"$scratch/Vagrantfile.rb"
     ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/Vagrantfile.rb" "$@"
 }
 
-# new_project: without programs.
+# new_project: makes a project without programs.
 new_project() {
     rm -rf "$scratch/kept"
     copy_sources "$scratch/kept"
@@ -521,13 +522,13 @@ new_project() {
     cp "$repo/.env" "$scratch/kept"
 }
 
-# in_project PROGRAM [ARGUMENT…]: with the Vagrantfile's functions.
+# in_project PROGRAM [ARGUMENT…]: runs a Ruby program with the functions of the project's Vagrantfile.
 in_project() {
     ruby -e 'load ARGV[0]; eval(ARGV[1])' "$scratch/kept/Vagrantfile" "$@"
 }
 
-# kept_of TEXT [PROGRAM]: the files that the project has in dist/ afterwards, where a guest answers with that text
-# and has built such programs.
+# kept_of TEXT [PROGRAM]: prints the files in the project's dist/ after a guest has answered with TEXT and has such
+# programs.
 kept_of() {
     # shellcheck disable=SC2016 # Ruby's
     in_project 'PROGRAM_BYTES_MAX = 1000
@@ -547,7 +548,7 @@ kept_of() {
     kept_files
 }
 
-# in_place_of TEXT PROGRAM: what the gateway is in dist/ afterwards.
+# in_place_of TEXT PROGRAM: prints the content of the gateway's program in dist/ afterwards.
 in_place_of() {
     kept_of "$@" >/dev/null
     cat "$scratch/kept/dist/x86_64/api-gateway" 2>/dev/null
@@ -557,14 +558,14 @@ kept_files() {
     [[ ! -d $scratch/kept/dist ]] || (cd "$scratch/kept" && find dist -type f | LC_ALL=C sort | paste -sd ' ')
 }
 
-# fingerprint_with FILE: as it would be with a change in that file.
+# fingerprint_with FILE: prints the fingerprint of the sources after a change of that file.
 fingerprint_with() {
     copy_sources "$scratch/copy"
     echo >>"$scratch/copy/$1"
     sources_fingerprint "$scratch/copy"
 }
 
-# copy_sources FOLDER: of the programs.
+# copy_sources FOLDER: copies the sources of the programs.
 copy_sources() (
     rm -rf "$1"
     install -d "$1"
@@ -573,7 +574,7 @@ copy_sources() (
     install -D --target-directory "$1/docs" docs/openapi.yaml
 )
 
-# What PM2 gets
+# The list of programs for PM2
 
 what_pm2_gets() {
     local key
@@ -601,7 +602,7 @@ print("uid" not in entry and entry["args"][1].index("exec 3>&-") < entry["args"]
     is 'no secret is in the list' 1 exit_of grep -q hunter2 "$scratch/state/apps.json"
 }
 
-# with_descriptor_of_pm2: what a program of the list is, started as PM2 does, with a descriptor 3.
+# with_descriptor_of_pm2: starts a program of the list as PM2 does, with a descriptor 3, and prints its user and rights.
 with_descriptor_of_pm2() {
     local folder=$scratch/started
     install -d "$folder/programs"
@@ -652,7 +653,7 @@ the_supervisor() {
     stop_daemon "$scratch/state/pm2/pm2.pid" "${variables[0]}"
 }
 
-# supervisor_of STATE [PATH]: whether it is current, with this beside the PATH in its unit.
+# supervisor_of STATE [PATH]: whether the supervisor is current if its unit has PATH beside the present PATH.
 supervisor_of() (
     state=$1
     PATH=$PATH${2:+:$2}
@@ -676,11 +677,11 @@ firewall() {
     is 'nor anybody where nobody collects them' '' from_monitoring BILLING_CONSUMER_PORT
 }
 
-# strangers: who gets in to a machine, in networks of their own: the host, the gateway, another machine and
-# one that nobody knows, over IPv4 and IPv6.
+# strangers: checks which clients a machine accepts, in networks of their own: the host, the gateway, another machine and
+# an unknown one, over IPv4 and IPv6.
 strangers() {
     if ! ip netns add "crud-$$-machine" 2>/dev/null; then
-        note 'NOTE: no networks can be made here: who gets in to a machine is not checked'
+        note 'NOTE: no networks can be made here: the clients that a machine accepts are not checked'
         return
     fi
     trap 'ip netns delete "crud-$$-machine"; ip netns delete "crud-$$-others"; rm -rf "$scratch"' EXIT
@@ -742,7 +743,7 @@ make_networks() {
     ip netns exec "$others" sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.rp_filter=0
 }
 
-# answer_everywhere: on both kinds of addresses; it ends with the network's last process or this script.
+# answer_everywhere: listens on IPv4 and IPv6 until the network's last process or this script ends.
 answer_everywhere() {
     ip netns exec "crud-$$-machine" python3 -c 'import os, select, socket, sys
 listeners = [socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True) for port in (22, 8080, 8081, 15672)]
@@ -753,7 +754,7 @@ while os.getppid() != 1 and os.path.isdir(sys.argv[1]):
     becomes 'something listens on every port' listening cat "$scratch/listening"
 }
 
-# load_rules [RULE…]: as the machine would have them.
+# load_rules [RULE…]: loads the firewall of the machine.
 load_rules() {
     (
         ip() { command ip -n "crud-$$-machine" "$@"; }
@@ -763,7 +764,7 @@ load_rules() {
     ip netns exec "crud-$$-machine" nft -f "$scratch/firewall"
 }
 
-# reached FROM ADDRESS: the ports that let in who comes from there.
+# reached FROM ADDRESS: prints the ports that accept a client with the address FROM.
 reached() {
     ip netns exec "crud-$$-others" python3 -c 'import socket, sys
 def open(port):
@@ -779,7 +780,7 @@ tables_of_others() {
     ip netns exec "crud-$$-machine" nft list tables | grep -v crud_master
 }
 
-# What guards must not get lost
+# Protective settings that must not be lost
 
 guards() {
     local project=$scratch/guarded key
@@ -787,8 +788,8 @@ guards() {
     cp "$repo/Vagrantfile" "$project"
     cp "$repo/.env" "$project"
     echo 'a:b:read' >"$scratch/outside/keys"
-    is 'the Vagrantfile has the list of what is optional' "$(printf '%s\n' "${optional_settings[@]}")" ruby_says 'puts OPTIONAL'
-    is 'and of what guards' "$(printf '%s\n' "${guarding_settings[@]}")" ruby_says 'puts GUARDING'
+    is 'the Vagrantfile has the list of what is optional' "$(printf '%s\n' "${optional_settings[@]}")" from_vagrantfile 'puts OPTIONAL'
+    is 'and of what guards' "$(printf '%s\n' "${guarding_settings[@]}")" from_vagrantfile 'puts GUARDING'
     is 'the environment reaches the machines' \
         "{\"API_KEYS_FILE\"=>\"$scratch/outside/keys\", \"RATE_LIMIT_PER_SECOND\"=>\"5\"}" guarded \
         "API_KEYS_FILE=$scratch/outside/keys" RATE_LIMIT_PER_SECOND=5 -- 'p FROM_ENVIRONMENT'
@@ -800,7 +801,7 @@ guards() {
         "API_KEYS_FILE=$scratch/outside/keys" -- 'p MACHINES.map { |m| forwarded_ports(m) }.reject(&:empty?)'
     is 'without keys they are' 4 guarded -- 'p MACHINES.sum { |m| forwarded_ports(m).size }'
     is 'the key of operations comes from a file alone' \
-        'Vagrantfile: OPERATIONS_KEY does not travel from the environment: set it in .env.local, and there alone' guarded \
+        'Vagrantfile: OPERATIONS_KEY is not passed on from the environment: set it only in .env.local' guarded \
         OPERATIONS_KEY=hunter2 -- 'p 1'
     echo 'OPERATIONS_KEY=hunter2' >"$project/.env.local"
     is 'where it is said once more there, it is no other' '{}' guarded OPERATIONS_KEY=hunter2 -- 'p FROM_ENVIRONMENT'
@@ -815,7 +816,7 @@ guards() {
         'Vagrantfile: OPERATIONS_KEY is set and empty: give it a value, or leave it out of .env.local and of the environment' guarded -- 'p 1'
     rm "$project/.env.local"
     is 'and by the scripts' 1 exit_of refused_by_scripts OPERATIONS_KEY
-    is 'every program is told the key of operations' 4 programs_told OPERATIONS_KEY
+    is 'every program is told the key of operations' 4 programs_with_setting OPERATIONS_KEY
     is 'what guards the gateway is none of the others'"'"' business' 'POSTGRES_READER_PASSWORD RABBITMQ_PASSWORD RABBITMQ_CONSUMER_PASSWORD API_KEYS_FILE RATE_LIMIT_BURST' kept_from_inventory
 
     ((EUID == 0)) || return 0
@@ -825,7 +826,7 @@ guards() {
     is 'and does not stay where it came from' 1 exit_of test -e "$scratch/brought"
 }
 
-# guarded [KEY=VALUE…] -- PROGRAM: with the Vagrantfile's functions, in a project of its own.
+# guarded [KEY=VALUE…] -- PROGRAM: runs a Ruby program with the Vagrantfile's functions in a project of its own.
 guarded() {
     local variables=()
     while [[ $1 != -- ]]; do
@@ -842,8 +843,8 @@ refused_by_scripts() (
     require_guards
 )
 
-# programs_told KEY: how many.
-programs_told() (
+# programs_with_setting KEY: prints how many programs have the setting.
+programs_with_setting() (
     read_project_settings "$repo"
     set_setting "$1" x
     for app in "${apps[@]}"; do
@@ -874,30 +875,30 @@ brought_keys() (
 lossy_policies() {
     is 'a queue as it is made deletes none' '' warnings '{}' '[]' '[]'
     is 'of an argument that deletes orders there is a warning' \
-        'an argument of the queue, message-ttl=1000: orders that wait for longer are deleted' \
+        'an argument of the queue, message-ttl=1000: orders that wait longer than that are deleted' \
         warnings '{"x-message-ttl":1000,"x-queue-type":"classic"}' '[]' '[]'
     is 'of policies there is one for those in force, and of limits for those that delete' \
-        'the policy b, expires=60000: the queue is deleted, with its orders, when no consumer uses it for so long
+        'the policy b, expires=60000: the queue is deleted, with its orders, when no consumer has used it for that time
 the policy c, max-length=5: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
         warnings '{}' "[$(policy a 1 '{"message-ttl":1}'),$(policy b 2 '{"expires":60000}')]" \
         "[$(policy c 0 '{"max-length":5}')]"
     is 'of a queue that is deleted with RabbitMQ, a connection or a consumer there is one' \
         'a property of the queue, durable=false: the queue is deleted, with its orders, when RabbitMQ restarts
 a property of the queue, exclusive=true: the queue is deleted, with its orders, when its connection ends
-a property of the queue, auto_delete=true: the queue is deleted, with its orders, when its last consumer goes' \
+a property of the queue, auto_delete=true: the queue is deleted, with its orders, when its last consumer ends' \
         warnings '{}' '[]' '[]' '"durable":false,"exclusive":true,"auto_delete":true'
     is 'what has the name of a thing of JavaScript hides nothing' \
         'an argument of the queue, max-length=1: the oldest orders are deleted when the queue is full (no overflow reject-publish)' \
         warnings '{"x-constructor":"a","x-__defineGetter__":"a","x-__proto__":{"overflow":"reject-publish"},"x-toString":1,"x-max-length":1}' '[]' '[]'
     is 'and no name speaks to a terminal' \
-        'the policy \u{1b}[2J\u{202e}p, message-ttl=1: orders that wait for longer are deleted' \
+        'the policy \u{1b}[2J\u{202e}p, message-ttl=1: orders that wait longer than that are deleted' \
         warnings '{}' "[$(policy '\u001b[2J\u202ep' 1 '{"message-ttl":1}')]" '[]'
     is 'and of those that refuse orders there is none' '' \
         warnings '{"x-overflow":"reject-publish"}' "[$(policy a 0 '{"max-length":5}')]" '[]'
 }
 
-# what_is_fetched: by version and hash, so that each machine has the same.
-what_is_fetched() {
+# fetched_packages: checks that packages are fixed by version and hash, so that each machine has equal ones.
+fetched_packages() {
     is 'every package behind PM2 is named with its hash' 'True' python3 -c 'import json, sys
 packages = json.load(open(sys.argv[1]))["packages"]
 print(all("integrity" in entry for name, entry in packages.items() if name) and len(packages) > 50)' "$repo/setup/lib/common/pm2/package-lock.json"
@@ -905,18 +906,18 @@ print(all("integrity" in entry for name, entry in packages.items() if name) and 
     is 'the boxes have versions' 2 grep -cE 'pin\(.*"[0-9.]{8,}"\)' "$repo/Vagrantfile"
 }
 
-# policy NAME PRIORITY DEFINITION
+# policy NAME PRIORITY DEFINITION: prints a policy as JSON.
 policy() {
     echo "{\"name\":\"$1\",\"pattern\":\"^bill\",\"apply-to\":\"queues\",\"priority\":$2,\"definition\":$3}"
 }
 
-# warnings ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]
+# warnings ARGUMENTS POLICIES OPERATOR_POLICIES [PROPERTIES]: prints the warnings for such a queue.
 warnings() {
     printf '%s\n' "{\"name\":\"billing_queue\",\"arguments\":$1${4:+,$4}}" "$2" "$3" |
         node "$repo/setup/lib/common/lossy_policies.js"
 }
 
-# check_rules: in a network of its own, since nft asks the kernel; nothing is loaded.
+# check_rules: checks the rules in a network of its own, since nft needs the kernel; the rules are not loaded.
 check_rules() {
     local alone=(unshare --net)
     ((EUID == 0)) || alone+=(--map-root-user)

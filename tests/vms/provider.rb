@@ -1,6 +1,5 @@
-# A Vagrant provider whose machines are those of lab.sh, so that the real `vagrant` runs the
-# project's own Vagrantfile unmodified. Addresses, forwarded ports and memory come from what the
-# Vagrantfile says for VirtualBox.
+# A Vagrant provider whose machines are those of lab.sh, so that the real `vagrant` runs the project's own Vagrantfile
+# unmodified. Addresses, forwarded ports and memory come from the Vagrantfile's settings for VirtualBox.
 module Lab
   SCRIPT = File.join(__dir__, "lab.sh")
 
@@ -11,7 +10,7 @@ module Lab
     raise "lab.sh #{arguments.join(' ')}: #{result.stderr}#{result.stdout}"
   end
 
-  # What the Vagrantfile asks for, read off one machine's configuration.
+  # The settings of one machine in the Vagrantfile.
   class Wishes
     def initialize(machine)
       @machine = machine
@@ -21,7 +20,7 @@ module Lab
       networks(:private_network).first[:ip]
     end
 
-    # The port of this computer behind which the machine's sshd is.
+    # The port of this computer that is forwarded to the machine's sshd.
     def ssh_port
       2200 + address.split(".").last.to_i
     end
@@ -35,7 +34,7 @@ module Lab
     def megabytes
       virtualbox = @machine.config.vm.get_provider_config(:virtualbox)
       memory = virtualbox.customizations.map(&:last).select { |words| words[2] == "--memory" }
-      memory.last&.last or raise "the Vagrantfile says no memory for #{@machine.name}"
+      memory.last&.last or raise "the Vagrantfile has no memory for #{@machine.name}"
     end
 
     private
@@ -56,8 +55,7 @@ module Lab
 
   class Provider < Vagrant.plugin("2", :provider)
     B = Vagrant::Action::Builtin
-    # As with VirtualBox and libvirt, a one-way folder is copied at `up` and `reload`, and not
-    # at `provision`.
+    # A one-way folder is copied at `up` and `reload`, and not at `provision`, as VirtualBox and libvirt do it.
     STARTING = [B::ConfigValidate, B::Provision, B::SyncedFolders, B::SetHostname].freeze
 
     def self.usable?(*)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The roles of PostgreSQL and the users of RabbitMQ as setup/ makes them, on servers that are there for
-# tests. The role of a service wants to be superuser: it owns its database, and whatever setup/ does there
-# must not run what it has left. Who reads can only read, who publishes can only publish.
+# Tests the roles of PostgreSQL and the users of RabbitMQ that setup/ makes, on servers for tests. The role of a service
+# tries to become superuser: it owns its database, and no operation of setup/ may run code that it has left there. The
+# reading role can only read, the publishing user can only publish.
 #
-#   tests/vms/roles.sh FOLDER PORT    of setup/lib/local/test_servers.sh: the servers, and the first of their ports
+#   tests/vms/roles.sh FOLDER PORT    the folder of the servers (setup/lib/local/test_servers.sh) and their first port
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -56,8 +56,8 @@ clean_up() {
     rm -rf "$scratch"
 }
 
-# lays_its_traps: names of PostgreSQL's own, in public and in a schema of the role's name, whichever is
-# looked up first; settings for all sessions; and what fires when tables are read and written.
+# lays_its_traps: makes objects with names of PostgreSQL's own, in public and in a schema of the role's name, settings for
+# all sessions, and triggers and rules that run when tables are read or written.
 lays_its_traps() {
     owner_psql --dbname="$database" >/dev/null <<SQL
 CREATE FUNCTION public.spring() RETURNS boolean LANGUAGE plpgsql AS \$\$ BEGIN
@@ -89,19 +89,19 @@ EXCEPTION WHEN OTHERS THEN RETURN true; END \$\$;
 ALTER TABLE public.orders ADD CONSTRAINT springs CHECK (public.springing(user_id));
 CREATE TABLE public.rows_of AS SELECT 1 AS id;
 ALTER TABLE public.rows_of ENABLE ROW LEVEL SECURITY;
--- As PostgreSQL before 15 has it.
+-- This is the default before PostgreSQL 15.
 GRANT CREATE ON SCHEMA public TO PUBLIC;
 INSERT INTO public.orders (message_id, user_id, number_of_items, total_amount) VALUES ('one', 'u', 1, 1);
 SQL
 }
 
-# is_superuser: by a session in another database.
+# is_superuser: whether the role is superuser, by a session in another database.
 is_superuser() {
     echo "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = $(sql_text "$owner")" |
         administrator_psql --tuples-only --no-align
 }
 
-# careless_superuser: whether a trap works, so that the checks mean something; and the end of it.
+# careless_superuser: shows that a trap works, since the checks would otherwise prove nothing, and undoes its effect.
 careless_superuser() {
     PGHOST=127.0.0.1 PGPORT=${SETTINGS[POSTGRES_PORT]} PGUSER=postgres PGPASSFILE=$server/pgpass \
         "$(postgres_programs "$server")/psql" --no-psqlrc --quiet --dbname="$database" \
@@ -113,7 +113,7 @@ careless_superuser() {
 provisioning_springs_none() {
     is 'provisioning goes through' 0 exit_of make_database "$database" "$reader"
     is 'and does not make the role a superuser' f is_superuser
-    # As setup/local.sh up and the drill.
+    # setup/local.sh up and the drill do this.
     is 'setup/local.sh up goes through' 0 exit_of local_up
     is 'and does not make the role a superuser' f is_superuser
 }
@@ -128,8 +128,8 @@ local_up() {
     } | postgres_sql "$server" "${SETTINGS[POSTGRES_PORT]}"
 }
 
-# who_reads_can_only_read DATABASE: what the owner has made, before the role was there and since. "locked" is
-# of another, and in this database.
+# who_reads_can_only_read DATABASE: the role reads tables that the owner made before and after the role. The table
+# "locked" belongs to another role in this database.
 who_reads_can_only_read() {
     local sql other
     printf '%s\n' "\\connect $1" 'CREATE TABLE IF NOT EXISTS public.locked (id int);' | administrator_psql
@@ -155,7 +155,7 @@ who_reads_can_only_read() {
     printf '%s\n' "\\connect $1" 'DROP TABLE public.locked;' | administrator_psql
 }
 
-# as_reader DATABASE SQL: over the network, as billing-api does; says what it answers, or "refused".
+# as_reader DATABASE SQL: connects over the network, as billing-api does; prints the answer, or "refused".
 as_reader() {
     local said
     said=$(PGPASSWORD=${SETTINGS[POSTGRES_READER_PASSWORD]} PGOPTIONS='-c search_path=pg_catalog' \
@@ -186,7 +186,7 @@ exchanged() {
     fill_new_database "${database}_restored" "$scratch/dump" && exchange "${database}_former"
 }
 
-# others_keep_what_is_theirs: POSTGRES_USER is changed on a server that has other tenants.
+# others_keep_what_is_theirs: changes POSTGRES_USER on a server with other tenants.
 others_keep_what_is_theirs() {
     echo "CREATE ROLE tenant_$$ LOGIN; CREATE DATABASE ${database}_tenant OWNER tenant_$$;" | administrator_psql
     printf '%s\n' "\\connect $database" "CREATE TABLE public.of_tenant (id int);" \
@@ -209,7 +209,7 @@ others_keep_what_is_theirs() {
     is 'which moves the database' "renamed_$$" owner_of "${database}_tenant"
 }
 
-# settings_of_the_role_stop_nothing: the owner of a database may set more than what it is.
+# settings_of_the_role_stop_nothing: the owner of a database can set more than its content.
 settings_of_the_role_stop_nothing() {
     local name=${database}_set sql
     set_setting POSTGRES_USER "$owner"
@@ -237,21 +237,21 @@ settings_of_the_role_stop_nothing() {
     is 'a template is dropped' 0 exit_of drop_database "$name"
 }
 
-# as_program DATABASE SQL: with no settings but those that the role and the database have.
+# as_program DATABASE SQL: runs SQL with only the settings of the role and the database.
 as_program() {
     PGPASSWORD=${SETTINGS[POSTGRES_PASSWORD]} "$(postgres_programs "$server")/psql" --no-psqlrc --tuples-only \
         --host=127.0.0.1 --port="${SETTINGS[POSTGRES_PORT]}" --username="$owner" --dbname="$1" --command="$2"
 }
 
-# proven DATABASE SQL: nobody gets in where that is what has been said; then the backup is of another.
+# proven DATABASE SQL: makes and restores a backup; of another database, if SQL has closed this one to connections.
 proven() {
     local database=$1 check=$1_check
     case $2 in *LIMIT* | *CONNECTIONS*) database+=_former database=${database/_set/} ;; esac
     dump_database "$scratch/dump_set" && fill_new_database "$check" "$scratch/dump_set" && drop_database "$check"
 }
 
-# who_publishes_can_only_publish: and who consumes publishes nothing. RabbitMQ's page does with the rights of
-# its user what a program does over AMQP; only here may the consumer's user look at it.
+# who_publishes_can_only_publish: checks also that the consumer's user publishes nothing. RabbitMQ's page acts with the
+# rights of its user, as a program does over AMQP; only in this test may the consumer's user see the page.
 who_publishes_can_only_publish() {
     local queue=queues/%2F/roles_$$
     set_setting RABBITMQ_QUEUE "roles_$$"
@@ -286,13 +286,13 @@ who_publishes_can_only_publish() {
 
 one='{"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"}'
 
-# message QUEUE
+# message QUEUE: prints a message for the queue as JSON.
 message() {
     echo "{\"routing_key\": \"$1\", \"payload\": \"x\", \"payload_encoding\": \"string\", \"properties\": {}}"
 }
 
-# broker SETTINGS METHOD PATH [JSON]: the status of what RabbitMQ's page answers to the user whom the settings
-# that begin so name, or "refused".
+# broker SETTINGS METHOD PATH [JSON]: prints the status of the answer of RabbitMQ's page to the user SETTINGS_USER, or
+# "refused".
 broker() {
     local said
     said=$(curl --disable --noproxy '*' --silent --max-time 30 --write-out '\n%{http_code}' \
@@ -307,9 +307,9 @@ broker_api() {
     rabbitmq_api "$broker_home" "$management_port" "$@"
 }
 
-# refused_database NAME: in a shell of its own, which die ends; how many lines say it.
+# refused_database NAME: runs in a shell of its own, which die ends; prints how many lines refuse the database.
 refused_database() {
-    (make_database "$1") 2>&1 | grep -c 'go on with TAKE_OVER_FOREIGN=true'
+    (make_database "$1") 2>&1 | grep -c 'set TAKE_OVER_FOREIGN=true'
 }
 
 owner_of() {

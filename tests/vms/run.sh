@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test of the deployment: three machines by the project's own Vagrantfile, from nothing to a
-# running platform, and through what machines go through.
+# The test of the deployment: makes three machines by the project's own Vagrantfile, from nothing to a running platform,
+# and repeats what happens to machines in operation.
 # shellcheck source-path=SCRIPTDIR/../..
 case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac # surroundings.sh says why
 set -euo pipefail
@@ -15,26 +15,25 @@ source "$repo/tests/vms/checks.sh"
 
 lab=${VMLAB:-${TMPDIR:-/tmp}/crud-master-vms}
 export VMLAB=$lab
-# What vagrant works on: a copy, since the test gives it new passwords.
+# The folder of vagrant is a copy, since the test writes new passwords into it.
 project=$lab/project
 
 usage() {
     cat <<'USAGE'
-The test of the deployment, on a Debian machine, as root.
+Tests the deployment, on a Debian machine, as root.
 
-  tests/vms/run.sh                  everything: machines, checks, again, reboots, and the end
-  tests/vms/run.sh up               the machines, left running
-  tests/vms/run.sh check            the checks, against machines that run
-  tests/vms/run.sh vagrant ARG…     vagrant, for them
-  tests/vms/run.sh exec MACHINE…    a command as root on gateway, inventory or billing
-  tests/vms/run.sh down             the end of them
+  tests/vms/run.sh                  runs the whole test and removes the machines
+  tests/vms/run.sh up               makes the machines and leaves them running
+  tests/vms/run.sh check            checks running machines
+  tests/vms/run.sh vagrant ARG…     runs vagrant for them
+  tests/vms/run.sh exec MACHINE…    runs a command as root on gateway, inventory or billing
+  tests/vms/run.sh down             removes the machines
   tests/vms/run.sh help | version
 
 VMLAB names the folder (/tmp/crud-master-vms), RELEASE the Debian of the machines (bookworm).
-Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, and as with
-every vagrant up they are kept in dist/; if that has some of these very sources already, none
-builds. KEEP=1 leaves the machines as they are
-when a part of the README does not hold.
+Ports 5000, 8080, 8081 and 15672 must be free. The first machine builds the programs, which are
+kept in dist/, as with every vagrant up; if dist/ has programs of these sources already, no machine
+builds. With KEEP=1 the machines are left running when a command of the README fails.
 USAGE
 }
 
@@ -57,7 +56,7 @@ everything() {
     trap 'exit 130' INT TERM HUP
     prepare
 
-    part 'The README, from vagrant up on' the_readme
+    part 'The README, from vagrant up' the_readme
     part 'All checks' all_checks
     part 'vagrant provision, with nothing to do' provisioning_again_changes_nothing
     part 'All checks' all_checks
@@ -65,7 +64,7 @@ everything() {
         part "Reboot $machine-vm" reboot "$machine"
     done
     part 'A stopped program, and one that was started again' states_survive_a_reboot
-    part 'The power fails everywhere at once' power_failure
+    part 'A power failure of all machines' power_failure
     part 'All checks' all_checks
     part 'Programs, servers and PM2 are killed' everything_comes_back
     part 'New passwords' new_passwords
@@ -80,12 +79,12 @@ everything() {
 
 # The lab
 
-# take_lab: two runs at the same time would end each other's machines. The folder is the lock.
+# take_lab: takes a lock on the folder, since two runs at the same time would end each other's machines.
 take_lab() {
-    ((EUID == 0)) || die 'this makes containers and networks: run it as root'
+    ((EUID == 0)) || die 'the test makes containers and networks: run it as root'
     mkdir -p "$lab"
     exec {lab_lock}<"$lab"
-    flock --nonblock "$lab_lock" || die "a run is at work in $lab, or has left machines there: wait for it, or remove them with tests/vms/run.sh down"
+    flock --nonblock "$lab_lock" || die "another run works in $lab, or has left machines there: wait for it, or remove them with tests/vms/run.sh down"
 }
 
 prepare() {
@@ -115,7 +114,7 @@ make_base() {
     mv "$1.new" "$1"
 }
 
-# copy_project: what git would commit, and dist/.
+# copy_project: copies the files that git would commit, and dist/.
 copy_project() {
     rm -rf "$project"
     mkdir -p "$project"
@@ -145,7 +144,7 @@ take_down() {
     rm -rf "$project" "$lab/vagrant" "$lab/machines"
 }
 
-# vagrant ARGUMENT…: what it prints is kept too, to be searched for secrets.
+# vagrant ARGUMENT…: runs vagrant and keeps its output, in which the test searches for secrets.
 vagrant() (
     cd "$project"
     "$here/vagrant" "$@" 2>&1 | tee -a "$lab/vagrant.log"
@@ -155,7 +154,7 @@ vagrant() (
 
 times=()
 
-# part TITLE COMMAND…
+# part TITLE COMMAND…: runs a part of the test.
 part() {
     local started=$SECONDS before=$passed
     heading "$1"
@@ -163,19 +162,19 @@ part() {
     times+=("$(printf '%5d s  %3d checks  %s' $((SECONDS - started)) $((passed - before)) "$1")")
 }
 
-# the_readme: its section on VMs, then its tour, with the programs where they are.
+# the_readme: runs the README's section on VMs, then its tour on the machines.
 the_readme() {
     if ! (cd "$project" && run_tour README.md vms); then
-        die 'README.md: the section "Deploy to VMs" does not hold'
+        die 'README.md: the commands of the section "Deploy to VMs" fail'
     fi
-    # As vagrant in this checkout would have left it: the next run need not build.
+    # Vagrant in this checkout would leave dist/ too; with it the next run need not build.
     cp -r "$project/dist" "$repo"
-    # The tour counts on a fresh platform.
+    # The tour expects a new platform.
     is 'the movies can be emptied' 200 status http://localhost:5000/api/movies --request DELETE
     on inventory sudo -i -u postgres psql movies_db -qc 'ALTER TABLE movies ALTER id RESTART'
     (cd "$project" && run_tour README.md tour 'setup/local.sh pm2=on billing pm2' \
         'setup/local.sh psql billing_db=on billing sudo -i -u postgres psql billing_db') ||
-        die 'README.md: the tour does not hold'
+        die 'README.md: the commands of the tour fail'
     passed=$((passed + 2))
 }
 
@@ -213,7 +212,7 @@ states_survive_a_reboot() {
     programs_are_online
 }
 
-# power_failure: without a shutdown, with orders in the queue; then all start at the same time.
+# power_failure: ends all machines without a shutdown, with orders in the queue, and starts them at the same time.
 power_failure() {
     local machine user=power-$RANDOM starts=()
     on billing pm2 stop billing-consumer --silent >/dev/null

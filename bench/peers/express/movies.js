@@ -17,7 +17,7 @@ function serve() {
         database: env.POSTGRES_DB,
         max: Math.ceil(Number(env.POOL) / os.availableParallelism()),
     });
-    // A query that has a name is prepared once for each connection.
+    // pg prepares a query with a name once for each connection.
     const run = (name, text, values) => pool.query({ name, text, values });
 
     const app = express();

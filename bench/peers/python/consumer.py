@@ -1,4 +1,4 @@
-"""Records orders by pika and SQLAlchemy, one by one: insert, commit, acknowledge."""
+"""Records orders with pika and SQLAlchemy, one by one: insert, commit, acknowledge."""
 
 import json
 from decimal import Decimal

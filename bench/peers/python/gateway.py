@@ -1,4 +1,4 @@
-"""A gateway on Flask: movies by requests, orders by pika, each order over a link of its own."""
+"""A gateway on Flask: movies with requests, orders with pika, each order over a connection of its own."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ own = threading.local()
 
 
 def session():
-    """Each thread has its own, which keeps its connection open."""
+    """The session of this thread, which keeps its connection open."""
     if not hasattr(own, "session"):
         own.session = requests.Session()
         own.session.trust_env = False
@@ -59,7 +59,7 @@ def place_order():
     try:
         channel = link.channel()
         channel.confirm_delivery()
-        # Returns when the broker has confirmed the message, and raises where it does not.
+        # The call returns when the broker has confirmed the message, and raises if it does not.
         channel.basic_publish(
             "",
             settings.QUEUE,

@@ -56,7 +56,7 @@ def create_movie():
             return {"title": "Bad Request"}, 400
     if len(title) > 255:
         return {"title": "Bad Request"}, 400
-    # The id comes back with the INSERT; an object that expires would be selected again.
+    # The INSERT returns the id; an object that expires would be selected again.
     with Session(engine, expire_on_commit=False) as session:
         movie = Movie(title=title, description=description)
         session.add(movie)

@@ -1,4 +1,4 @@
-"""Where the servers are, for all of the peers in Python."""
+"""The addresses of the servers, for all peers in Python."""
 
 import os
 
@@ -17,7 +17,7 @@ def engine(pool_size):
         port=int(os.environ["POSTGRES_PORT"]),
         database=os.environ["POSTGRES_DB"],
     )
-    # Statements are prepared at their first use, as in the other candidates.
+    # Statements are prepared at their first use, as the other candidates do it.
     return sqlalchemy.create_engine(
         url, pool_size=pool_size, max_overflow=0, connect_args={"prepare_threshold": 0}
     )

@@ -49,11 +49,11 @@ pub struct ConfirmChannel {
     pub returns: Receiver<Return>,
     /// The broker's confirms.
     pub confirms: Receiver<Confirm>,
-    /// The channel for publishing; each message must be added to an [`OutstandingConfirms`].
+    /// The channel for publishing; each message must be added to an [`OutstandingConfirms`](super::OutstandingConfirms).
     pub channel: Channel,
 }
 
-/// A connection to the broker. Its drop takes at most [`EXCHANGE_LIMIT`].
+/// A connection to the broker. Its drop takes at most `EXCHANGE_LIMIT`.
 pub struct AmqpConnection {
     watchdog: Watchdog,
     connection: Connection,
@@ -248,7 +248,7 @@ impl AmqpConnection {
         self.inbound_limit.reduce(delivery_tag, bytes);
     }
 
-    /// Shuts the socket down after [`EXCHANGE_LIMIT`], unless the returned value is dropped before.
+    /// Shuts the socket down after `EXCHANGE_LIMIT`, unless the returned value is dropped before.
     #[must_use]
     pub fn deadline(&self) -> Deadline {
         self.watchdog.deadline()

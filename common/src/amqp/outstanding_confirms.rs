@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use amiquip::Confirm;
 
-/// Messages that were published on a [`ConfirmChannel`] and are not confirmed yet, in the order of their delivery
-/// tags.
+/// Messages that were published on a [`ConfirmChannel`](super::ConfirmChannel) and are not confirmed yet, in the
+/// order of their delivery tags.
 #[derive(Debug)]
 pub struct OutstandingConfirms<T> {
     last_tag: u64,

@@ -66,7 +66,7 @@ fn watch(socket: &TcpStream, inbound_limit: &InboundLimit, deadlines: &Receiver<
     }
 }
 
-/// A deadline of [`EXCHANGE_LIMIT`], after which the socket is shut down; dropping this value cancels it.
+/// A deadline of `EXCHANGE_LIMIT`, after which the socket is shut down; dropping this value cancels it.
 pub struct Deadline {
     deadlines: Sender<Option<Instant>>,
 }
@@ -77,7 +77,7 @@ impl Drop for Deadline {
     }
 }
 
-/// A deadline of [`EXCHANGE_LIMIT`] that begins when this value is dropped.
+/// A deadline of `EXCHANGE_LIMIT` that begins when this value is dropped.
 pub struct DeadlineOnDrop {
     deadlines: Sender<Option<Instant>>,
     inbound_limit: Arc<InboundLimit>,

@@ -1,14 +1,13 @@
 # shellcheck shell=bash
-# The programs under PM2, which starts them, keeps them running and holds their logs. FOLDER is
-# where PM2's own folder (pm2), the logs (logs), the list of programs (apps.json) and a link to the
-# programs (programs) are, by a path without odd characters. The programs read their settings from
-# a file in FOLDER themselves, so that PM2, which passes on and writes down every variable it knows,
-# knows no secret.
+# The programs under PM2, which starts them, restarts them and writes their logs. FOLDER has PM2's own folder (pm2),
+# the logs (logs), the list of programs (apps.json) and a link to the programs (programs); its path has no special
+# characters. Each program reads its settings from a file in FOLDER. PM2 writes its environment into files, so the
+# environment has no secret.
 
-# All four; a machine that has fewer says so.
+# All four programs; a script for a machine with fewer sets its own list.
 apps=(api-gateway inventory-api billing-api billing-consumer)
 
-# The setting that holds the port of each.
+# The setting with the port of each program.
 # shellcheck disable=SC2034
 declare -A app_port_key=(
     [api-gateway]=API_GATEWAY_PORT
@@ -17,7 +16,7 @@ declare -A app_port_key=(
     [billing-consumer]=BILLING_CONSUMER_PORT
 )
 
-# app_settings FOLDER APP: the file of the program's settings: one of its own, or that of all.
+# app_settings FOLDER APP: prints the file of the program's settings: its own, or that of all programs.
 app_settings() {
     if [[ -e $1/$2.env ]]; then
         echo "$1/$2.env"
@@ -26,8 +25,8 @@ app_settings() {
     fi
 }
 
-# run_pm2 FOLDER ARGUMENT…: without the banner, without telling its makers that it runs, and with
-# colours only where this script has them, since PM2 itself writes them into files as well.
+# run_pm2 FOLDER ARGUMENT…: runs PM2 without its banner and its check for new versions, and with colours only where
+# this script has them, since PM2 would write them into files too.
 run_pm2() {
     local colours=()
     [[ -t 1 && -n ${bold:-} ]] || colours=(FORCE_COLOR=0)
@@ -36,8 +35,8 @@ run_pm2() {
         node "${tools:?}/pm2/node_modules/pm2/bin/pm2" "${@:2}"
 }
 
-# apps_start FOLDER: starts the programs. One that runs already stays, unless it was built anew, or
-# its settings or its entry in the list changed.
+# apps_start FOLDER: starts the programs. A running program is restarted only if it was built anew, or if its settings
+# or its entry in the list changed.
 apps_start() {
     local app due=()
     apps_write_list "$1"
@@ -51,10 +50,10 @@ apps_start() {
     detached run_pm2 "$1" start "$1/apps.json" --only "$(IFS=, && echo "${due[*]}")"
 }
 
-# apps_write_list FOLDER: for PM2.
+# apps_write_list FOLDER: writes the list of programs for PM2.
 apps_write_list() {
     local app separator=''
-    # On a machine it leads to a folder that administrators may read.
+    # On a machine this is a link to a folder that administrators may read.
     [[ -L $1/logs ]] || install -d -m 700 "$1/logs"
     install -d -m 700 "$1/pm2"
     [[ -s $1/salt ]] || (umask 077 && random_secret >"$1/salt")
@@ -70,10 +69,10 @@ apps_write_list() {
     take_new "$1/apps.json"
 }
 
-# app_entry FOLDER APP DIGEST: PM2 listens on descriptor 3 of what it starts, and ends with all programs
-# where something comes that it does not understand: a shell closes it and becomes the program, as its
-# user, who so never has it. A drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL; without a growing delay, PM2 gives a
-# program up after 16 quick failures.
+# app_entry FOLDER APP DIGEST: prints the entry of a program. PM2 reads from descriptor 3 of its children, and malformed
+# input there ends PM2 with all programs. Therefore a shell closes the descriptor before it executes the program as
+# the program's user. A drain takes up to 10 s, so 15 s pass between SIGINT and SIGKILL. Without a growing delay, PM2
+# would not restart a program after 16 quick failures.
 app_entry() {
     cat <<JSON
 {
@@ -93,14 +92,14 @@ app_entry() {
 JSON
 }
 
-# app_environment APP: more of its environment, for those who define it.
+# app_environment APP: prints further variables of the program; a script may redefine this function.
 app_environment() {
     :
 }
 
-# app_digest FOLDER APP: of all that the program is started with, and of the files that guard it. It is in the program's environment,
-# and times of files, which a clock that was set back makes worthless, are not asked. PM2 writes it
-# down for all to read: the salt keeps them from trying passwords on it.
+# app_digest FOLDER APP: prints a digest of everything with which the program is started, and of its protective files.
+# The digest is in the program's environment; times of files are not compared, since a clock may be set back. PM2
+# writes the digest where all users can read it, so a salt keeps them from testing passwords against it.
 app_digest() {
     {
         app_entry "$1" "$2" ''
@@ -109,7 +108,7 @@ app_digest() {
     } | sha256sum | cut -c 1-32
 }
 
-# app_guards FOLDER APP: what is in them, as the program's own settings name them.
+# app_guards FOLDER APP: prints the contents of the protective files that the program's settings name.
 app_guards() {
     local key
     local -A SETTINGS=()
@@ -122,8 +121,8 @@ app_guards() {
     done
 }
 
-# app_user FOLDER APP: under root's PM2 a program runs as the user whose group its settings are for,
-# since nobody else could read them.
+# app_user FOLDER APP: prints the command that switches to the user of a program. Under root's PM2 that is the user
+# whose group owns the settings of the program, since no other user can read them.
 app_user() {
     local owner
     owner=$(stat -c %G "$(app_settings "$1" "$2")")
@@ -132,20 +131,20 @@ app_user() {
     fi
 }
 
-# app_is_current FOLDER APP: it runs, from the file that is there now, and was started with what is
-# in its settings and in the list now.
+# app_is_current FOLDER APP: whether the program runs from the present file, and was started with the present settings
+# and list.
 app_is_current() {
     local pid
     apps_daemon_pid "$1" >/dev/null && pid=$(app_pid "$1" "$2") || return 1
     [[ /proc/$pid/exe -ef $1/programs/$2 ]] && has_mark "$pid" "SETTINGS_DIGEST=$(app_digest "$1" "$2")"
 }
 
-# app_pidfile FOLDER APP: PM2 puts a number of its own behind the name.
+# app_pidfile FOLDER APP: prints the pid file; PM2 adds a number to the name of the program.
 app_pidfile() {
     compgen -G "$1/pm2/pids/$2-*.pid" | head -n 1
 }
 
-# app_pid FOLDER APP: the program's pid, if it runs.
+# app_pid FOLDER APP: prints the program's pid, if it runs.
 app_pid() {
     pid_of "$(app_pidfile "$1" "$2")" "ENV_FILE=$(app_settings "$1" "$2")"
 }
@@ -154,15 +153,14 @@ apps_daemon_pid() {
     pid_of "$1/pm2/pm2.pid" "PM2_HOME=$1/pm2"
 }
 
-# apps_stop FOLDER: the programs, each of which finishes what it holds, and PM2 with them. A signal
-# does what "pm2 kill" does, and needs neither Node nor PM2 to be where they were.
+# apps_stop FOLDER: stops PM2 and the programs, each of which finishes its accepted work. A signal has the effect of
+# "pm2 kill", and works even if Node and PM2 were moved.
 apps_stop() {
     stop_daemon "$1/pm2/pm2.pid" "PM2_HOME=$1/pm2"
     apps_stop_orphans "$1"
 }
 
-# apps_stop_orphans FOLDER: what a PM2 that was killed left running. A new one would not know
-# of it and start everything a second time.
+# apps_stop_orphans FOLDER: stops the programs that a killed PM2 left running. A new PM2 would start them a second time.
 apps_stop_orphans() {
     local app pidfile
     for app in "${apps[@]}"; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every script builds on that sets up servers or programs, on this computer as on a machine.
+# The files that every script needs that sets up servers or programs, on this computer or on a machine.
 source "${repo:?}/setup/lib/common/say.sh"
 source "$repo/setup/lib/common/usage.sh"
 source "$repo/setup/lib/common/quoting.sh"

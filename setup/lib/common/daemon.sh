@@ -1,28 +1,27 @@
 # shellcheck shell=bash
-# Processes that outlive the script that starts them, known by a pid file together with a
-# mark in their environment: the pid alone may belong to somebody else by now.
+# Processes that outlive the script that starts them. Each is identified by a pid file and a mark in its environment,
+# since the pid alone may belong to another process by now.
 
-# bare [NAME=VALUE…] COMMAND…: runs the command with these variables and no others of the
-# caller's: no secret and no stray variable travels into a daemon.
+# bare [NAME=VALUE…] COMMAND…: runs the command with only these variables, so that a daemon gets no secret and no other
+# variable of the caller.
 bare() {
     env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
 }
 
-# detached COMMAND…: for commands that leave daemons behind: nothing of this shell goes with
-# them but its output.
+# detached COMMAND…: runs a command that starts daemons, which get nothing of this shell except its output.
 detached() (
-    let_go
+    close_descriptors
     "$@" </dev/null
 )
 
-# start_daemon PIDFILE LOG MARK [NAME=VALUE…] COMMAND…: in a session of its own, which no
-# Ctrl-C of this terminal reaches. MARK is a variable too, the one by which the process is
-# known again; it takes a moment to show. Where the pid cannot be written down, nothing is started.
+# start_daemon PIDFILE LOG MARK [NAME=VALUE…] COMMAND…: starts a process in a session of its own, which no Ctrl-C of this
+# terminal reaches. MARK is the variable by which the process is identified later; it appears after a moment. If the
+# pid file cannot be written, nothing is started.
 start_daemon() {
     local pidfile=$1 log=$2 mark=$3 tries
     shift 2
     (
-        let_go
+        close_descriptors
         echo "$BASHPID" >"$pidfile" && exec setsid env -i "PATH=$PATH" LANG=C.UTF-8 "$@"
     ) </dev/null >"$log" 2>&1 &
     for ((tries = 0; tries < 1500; tries++)); do
@@ -34,10 +33,10 @@ start_daemon() {
     return 1
 }
 
-# let_go: leaves the working directory and closes what this shell has open beside its input
-# and output. An inherited pipe would keep "setup/local.sh up | cat" from ending, an inherited
-# lock would stay locked for as long as the daemon lives.
-let_go() {
+# close_descriptors: leaves the working directory, and closes all descriptors of this shell except its input and output.
+# An inherited pipe would keep "setup/local.sh up | cat" from ending; an inherited lock would be held for as long as
+# the daemon runs.
+close_descriptors() {
     local descriptor
     for descriptor in "/proc/$BASHPID/fd/"*; do
         descriptor=${descriptor##*/}
@@ -46,8 +45,7 @@ let_go() {
     cd /
 }
 
-# stop_daemon PIDFILE MARK [SIGNAL]: asks the process to end and waits; after a minute it
-# insists.
+# stop_daemon PIDFILE MARK [SIGNAL]: sends the process SIGNAL (TERM), waits for its end, and kills it after a minute.
 stop_daemon() {
     local pid waited
     if pid=$(pid_of "$1" "$2"); then
@@ -61,14 +59,13 @@ stop_daemon() {
     rm -f "$1"
 }
 
-# pid_of PIDFILE MARK: prints the pid in the file if that process is alive and has the line
-# MARK (NAME=VALUE) in its environment.
+# pid_of PIDFILE MARK: prints the pid in the file if that process is alive and has MARK (NAME=VALUE) in its environment.
 pid_of() {
     local pid
     pid=$(pid_in "$1") && has_mark "$pid" "$2" && echo "$pid"
 }
 
-# pid_in PIDFILE: the number on the first line of the file.
+# pid_in PIDFILE: prints the number on the first line of the file.
 pid_in() {
     local pid=''
     [[ -r $1 ]] || return 1
@@ -76,9 +73,9 @@ pid_in() {
     [[ $pid =~ ^[1-9][0-9]*$ ]] && echo "$pid"
 }
 
-# has_mark PID NAME=VALUE: the process has this in its environment, or, where the value is a path,
-# another one to the same file. While a process turns into another program, as RabbitMQ's does three
-# times, its environment is empty for a moment, and says nothing yet.
+# has_mark PID NAME=VALUE: whether the process has this variable in its environment. If the value is a path, another
+# path to that file matches too. While a process executes another program, as RabbitMQ's does three times, its
+# environment is empty for a moment.
 has_mark() {
     local environment tries value
     for ((tries = 0; tries < 25; tries++)); do

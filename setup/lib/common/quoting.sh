@@ -1,23 +1,23 @@
 # shellcheck shell=bash
-# A text as part of something else, where it keeps its meaning whatever is in it.
+# Quotes any text for another language.
 
-# sql_text TEXT: as a string of SQL.
+# sql_text TEXT: prints the text as a string of SQL.
 sql_text() {
     printf "'%s'" "${1//\'/\'\'}"
 }
 
-# sql_name TEXT: as a name in SQL.
+# sql_name TEXT: prints the text as a name of SQL.
 sql_name() {
     printf '"%s"' "${1//\"/\"\"}"
 }
 
-# json_text TEXT: as a string of JSON.
+# json_text TEXT: prints the text as a string of JSON.
 json_text() {
     local text=${1//\\/\\\\}
     printf '"%s"' "${text//\"/\\\"}"
 }
 
-# url_text TEXT: as one part of a path.
+# url_text TEXT: prints the text as a segment of a path.
 url_text() {
     local LC_ALL=C i
     for ((i = 0; i < ${#1}; i++)); do
@@ -28,7 +28,7 @@ url_text() {
     done
 }
 
-# regex_text TEXT: as a regular expression that matches just this text.
+# regex_text TEXT: prints a regular expression that matches only this text.
 regex_text() {
     local i
     for ((i = 0; i < ${#1}; i++)); do

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Requests to the management API of RabbitMQ as its administrator, on one machine or several: the queue, users and
-# their rights. HOME is the folder with the file "administrator", which has the password.
+# Requests to the management API of RabbitMQ as its administrator: the queue, the users and their rights. HOME is the
+# folder with the file "administrator", which has the password.
 
-# rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: as the administrator. Neither the
-# password nor the JSON shows on a command line.
+# rabbitmq_api HOME MANAGEMENT_PORT METHOD PATH [JSON]: sends a request. Neither the password nor the JSON is on a command
+# line.
 rabbitmq_api() {
     rabbitmq_curl "$1" --output /dev/null \
         --request "$3" --header 'Content-Type: application/json' --data-binary @- \
@@ -31,12 +31,11 @@ rabbitmq_warn_of_lossy_policies() {
     )
 }
 
-# rabbitmq_provide HOME MANAGEMENT_PORT: the durable queue where there is none yet, classic as anybody
-# declares it or quorum as the programs do, and the users of the two programs that meet there. The
-# gateway's publishes and may see the management page; it finds the queue by a passive declaration,
-# which needs no right, and cannot read, purge or delete it. The consumer's reads the queue, and makes it
-# anew where somebody has deleted it. QUEUE.dead is where former versions kept dead letters:
-# `billing-dead-letters import` reads it.
+# rabbitmq_provide HOME MANAGEMENT_PORT: makes the durable queue if there is none, classic without arguments or quorum
+# with the arguments of the programs, and the users of the gateway and the consumer. The gateway's user can publish and
+# see the management page. It finds the queue by a passive declaration, which needs no right, and cannot read, purge or
+# delete the queue. The consumer's user reads the queue, and makes it again after a deletion. Former versions kept dead
+# letters in QUEUE.dead, which `billing-dead-letters import` reads.
 rabbitmq_provide() {
     local path queue arguments={}
     path=queues/%2F/$(url_text "${SETTINGS[RABBITMQ_QUEUE]}")
@@ -49,8 +48,8 @@ rabbitmq_provide() {
     rabbitmq_user "$1" "$2" RABBITMQ management '^$' '^amq\.default$' '^$'
 }
 
-# rabbitmq_user HOME MANAGEMENT_PORT SETTINGS TAGS CONFIGURE WRITE READ: the user whom the settings that begin
-# so name, with these rights and no others.
+# rabbitmq_user HOME MANAGEMENT_PORT SETTINGS TAGS CONFIGURE WRITE READ: makes the user that the settings SETTINGS_USER
+# and SETTINGS_PASSWORD name, with only these rights.
 rabbitmq_user() {
     local user
     user=$(url_text "${SETTINGS[${3}_USER]}")

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Rust: the version that the workspace needs, and how rustup is installed.
 
-# minimum_rust: as Cargo.toml has it.
+# minimum_rust: prints the version in Cargo.toml.
 minimum_rust() {
     sed -n 's/^rust-version = "\(.*\)"/\1/p' "${repo:?}/Cargo.toml"
 }

@@ -1,13 +1,12 @@
 # shellcheck shell=bash
-# What a script tells its reader: one line per step, with the time that it took. On a terminal the
-# time counts while the step runs, behind what the step is at; elsewhere a line now and then says
-# that it still runs.
-# Colours only on a terminal, and never where NO_COLOR is set.
+# The output of a script: one line for each step, with the time that the step took. On a terminal the line shows the
+# time and the last output of the step while it runs; elsewhere a line every minute shows that the step still runs.
+# Colours are used only on a terminal, and not if NO_COLOR is set.
 
 bold='' dim='' plain='' terminal=false text_width=64
 if [[ -t 1 && ${TERM:-dumb} != dumb ]]; then
     terminal=true
-    # A line that counts fits on one, to be written over; a terminal may not know how wide it is.
+    # The line of a step must fit on one line to be overwritten; a terminal may report no width.
     columns=$(stty -F /dev/tty size 2>/dev/null | cut -d ' ' -f 2) || true
     ((${columns:-0} < 40 || columns >= 80)) || text_width=$((columns - 16))
     [[ -n ${NO_COLOR:-} ]] || bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'
@@ -15,34 +14,34 @@ fi
 
 source "${repo:?}/setup/lib/common/places.sh"
 
-# heading TEXT: opens a part.
+# heading TEXT: prints the heading of a part.
 heading() {
     printf '\n%s%s%s\n' "$bold" "$1" "$plain"
 }
 
-# say TEXT: a line of its own.
+# say TEXT: prints a line.
 say() {
     printf '  %s\n' "$1"
 }
 
-# note TEXT: a line that belongs to the one before.
+# note TEXT: prints a line that belongs to the line before it.
 note() {
     printf '    %s\n' "$1"
 }
 
-# die TEXT: what is wrong and what to do about it, then the end.
+# die TEXT: prints what is wrong and the remedy, and ends the script.
 die() {
     end_progress
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit "$status_of_die"
 }
 
-# In a step it is another one, which tells that no more needs to be said.
+# In a step the status of die differs, so that step() adds no message of its own.
 status_of_die=1
 
-# step TEXT COMMAND…: runs the command, whose output is only of interest, and only shown, if it
-# fails; then the script ends, with the words of die where the command has called it. The command runs in a subshell where every failure counts, also
-# one within a function, so a step must not stand in a condition, where bash would look away.
+# step TEXT COMMAND…: runs the command and shows its output only if it fails. Then the script ends, with the message of
+# die if the command has called die. The command runs in a subshell in which every failure counts, even one within a
+# function; therefore a step must not be part of a condition, where bash ignores failures.
 step() {
     local text=$1 output status started=$SECONDS
     shift
@@ -71,19 +70,19 @@ step() {
     fi
     tail -n 30 "$output" | sed 's/^/    | /' >&2
     advise "$output" >&2
-    die "this step failed after $(time_text $((SECONDS - started))): $text. Above is why; mend that and run this again (all that it said: $output)"
+    die "this step failed after $(time_text $((SECONDS - started))): $text. The cause is above; correct it and run this again (the full output: $output)"
 }
 
-# advise FILE: what to do about the likely causes, where the output of a step shows one.
+# advise FILE: prints the remedy for a likely cause that the output of a step shows.
 advise() {
     local full
     full=$(full_places "${repo:?}" "$HOME" "$TMPDIR" /var/lib "${folder:-/}" | head -n 1)
     if [[ -n $full ]] || grep -qiF 'no space left on device' "$1"; then
-        note "The disk${full:+ of $full} is full: \"df -h\" shows more, and \"cargo clean\" frees what was built."
+        note "The disk${full:+ of $full} is full: \"df -h\" shows more, and \"cargo clean\" removes former builds."
     elif grep -qiE 'could not resolve|temporary failure (in name resolution|resolving)|network is unreachable|failed to (download|fetch)|EAI_AGAIN' "$1"; then
-        note 'The network cannot be reached. What is missing is fetched from it: try again when it is back.'
+        note 'The network cannot be reached, and a download needs it: try again when the network works.'
     elif grep -qE 'out of memory|signal: 9|Cannot allocate memory' "$1"; then
-        note 'The memory ran out: CARGO_BUILD_JOBS=1 builds one thing at a time.'
+        note 'The memory ran out: with CARGO_BUILD_JOBS=1 cargo builds one crate at a time.'
     fi
 }
 
@@ -96,15 +95,15 @@ time_text() {
     fi
 }
 
-# timed_line TEXT SECONDS: without the end of the line.
+# timed_line TEXT SECONDS: prints a line without its end.
 timed_line() {
     printf '  %-*s %s%12s%s' "$text_width" "$1" "$dim" "$(time_text "$2")" "$plain"
 }
 
-# The process that counts, while a step runs.
+# The process that shows the time while a step runs.
 progress=''
 
-# begin_progress TEXT OUTPUT: OUTPUT is the file that the step writes to.
+# begin_progress TEXT OUTPUT: OUTPUT is the file to which the step writes.
 begin_progress() {
     count_progress "$1" "$2" &
     progress=$!
@@ -112,21 +111,21 @@ begin_progress() {
 
 end_progress() {
     [[ -n $progress ]] || return 0
-    # TERM may be ignored by now, where a script cleans up.
+    # A script that cleans up may ignore TERM.
     kill -KILL "$progress" 2>/dev/null || true
     wait "$progress" 2>/dev/null || true
     progress=''
     ! $terminal || printf '\r\e[K'
 }
 
-# count_progress TEXT OUTPUT: until it is killed, or the script is gone. Reading from a pipe that
-# stays silent waits without a process that could outlive this one.
+# count_progress TEXT OUTPUT: shows the time until it is killed or the script has ended. A read from a pipe without data
+# waits without a process that could outlive this one.
 count_progress() {
     local text seconds=0 silence
     exec {silence}<> <(:)
     while kill -0 "$$" 2>/dev/null; do
         if $terminal; then
-            text=$1$(last_words "$2")
+            text=$1$(end_of_output "$2")
             printf '\r'
             timed_line "${text:0:text_width}" "$seconds"
         elif ((seconds == 5 || seconds > 0 && seconds % 60 == 0)); then
@@ -138,9 +137,8 @@ count_progress() {
     done
 }
 
-# last_words FILE: the last line of the file, to be put behind the name of the step; nothing where
-# that is empty.
-last_words() {
+# end_of_output FILE: prints the last line of the file after a colon; nothing if that line is empty.
+end_of_output() {
     local line
     line=$(tail -c 300 "$1" 2>/dev/null | tr '\r' '\n' | tail -n 1 | tr -cd '[:print:]') || true
     line=${line#"${line%%[![:space:]]*}"}

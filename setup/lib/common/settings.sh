@@ -1,14 +1,13 @@
 # shellcheck shell=bash
-# Files of KEY=VALUE lines, by the grammar in docs/SETTINGS.md, which the programs and the
-# Vagrantfile have too, and written so that they read the same. No value is ever shown: it may be
-# the password.
+# Files of KEY=VALUE lines, by the grammar in docs/SETTINGS.md, which the programs and the Vagrantfile implement too. No
+# message shows a value, since it may be a password.
 
-# The settings in force, and their keys in the order in which they came.
+# The settings in force, and their keys in the order in which they were read.
 declare -gA SETTINGS=()
 declare -ga SETTING_KEYS=()
 
-# What the programs know beside what .env has; the Vagrantfile has the same list.
-# shellcheck disable=SC2034 # for those who read the environment
+# The settings of the programs that are not in .env; the list in the Vagrantfile must be equal.
+# shellcheck disable=SC2034 # other scripts use it
 optional_settings=(
     POSTGRES_SCHEMA BILLING_QUEUE_TYPE DEAD_LETTERS_BYTES_MAX INVENTORY_URLS API_KEYS_FILE OPERATIONS_KEY ALLOWED_HOSTS
     RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST TLS_CERT_FILE TLS_KEY_FILE HTTP_WORKERS HTTP_CONNECTIONS_MAX
@@ -17,7 +16,7 @@ optional_settings=(
     HTTP_HEAD_SECONDS HTTP_BODY_SECONDS HTTP_IDLE_SECONDS HTTP_SEND_SECONDS HTTP_QUEUE_MAX
     HTTP_QUEUE_MILLISECONDS HTTP_ANSWER_SECONDS HTTP_REUSE_PORT
 )
-# Those that keep somebody out, and so must not get lost: the gateway's, and those of all programs.
+# The settings that protect something, and so must not be lost: those of the gateway, and those of all programs.
 guarding_files=(API_KEYS_FILE TLS_CERT_FILE TLS_KEY_FILE)
 gateway_guards=("${guarding_files[@]}" RATE_LIMIT_PER_SECOND RATE_LIMIT_BURST)
 guarding_settings=("${gateway_guards[@]}" ALLOWED_HOSTS OPERATIONS_KEY)
@@ -28,12 +27,12 @@ set_setting() {
     SETTINGS[$1]=$2
 }
 
-# read_settings FILE: takes over every line of the file.
+# read_settings FILE: sets the settings of all lines of the file.
 read_settings() {
     local line key value number=0
     local pair='^(export[ '$'\t'']+)?([A-Za-z_][A-Za-z0-9_]*)[ '$'\t'']*=(.*)$'
-    [[ -e $1 ]] || die "there is no $1; git checkout brings the one of the project back"
-    [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un): be that user"
+    [[ -e $1 ]] || die "there is no $1; git checkout restores the one of the project"
+    [[ -r $1 ]] || die "$1 cannot be read: it belongs to $(stat -c %U "$1"), and this is $(id -un): run this as that user"
     # PowerShell's > writes UTF-16, half of which is NUL.
     if IFS= read -rd '' line <"$1" || [[ $line == $'\xff\xfe'* || $line == $'\xfe\xff'* ]]; then
         die "$1 is UTF-16: save it as UTF-8"
@@ -54,8 +53,8 @@ read_settings() {
     done <"$1"
 }
 
-# unquote TEXT: sets value to what the text behind KEY= stands for. What readers of such files
-# disagree about is refused: escapes, substitutions, and a # right behind the =.
+# unquote TEXT: sets value to the value of the text after KEY=. It refuses texts that other readers of such files
+# understand differently: escapes, substitutions, and a # directly after the =.
 unquote() {
     local begin=$'^[ \t]*' end=$'([ \t]+(#.*)?)?$' odd=$' \t"\'\\$'
     local single="$begin'(([^']|'\\\\'')*)'$end" double="$begin\"([^\"\\\$]*)\"$end"
@@ -71,7 +70,7 @@ unquote() {
     fi
 }
 
-# quoted TEXT: the opposite.
+# quoted TEXT: prints the text so that unquote reads it.
 quoted() {
     if [[ $1 =~ ^[A-Za-z0-9_./:@%+,=-]*$ ]]; then
         printf '%s' "$1"
@@ -80,8 +79,8 @@ quoted() {
     fi
 }
 
-# environment_wins [KEY…]: a variable of the same name in the environment replaces a setting,
-# or adds one of these.
+# environment_wins [KEY…]: a variable of the environment replaces the setting of that name, or adds the setting if it is
+# one of KEY.
 environment_wins() {
     local key value
     for key in "${SETTING_KEYS[@]}" "$@"; do
@@ -93,7 +92,7 @@ environment_wins() {
     done
 }
 
-# write_settings FILE [LEFT_OUT…]: all but the ones left out, for its owner's eyes only.
+# write_settings FILE [LEFT_OUT…]: writes all settings except those left out; only the owner can read the file.
 write_settings() {
     local key file=$1
     shift
@@ -107,8 +106,7 @@ write_settings() {
     take_new "$file"
 }
 
-# take_new FILE: FILE.new in its place, whole or not at all. A file that says the same already
-# stays, and its owner with it.
+# take_new FILE: replaces FILE with FILE.new in one step. A file with equal content stays, with its owner.
 take_new() {
     if cmp -s "$1.new" "$1"; then
         rm -f "$1.new"
@@ -117,13 +115,13 @@ take_new() {
     fi
 }
 
-# read_project_settings FOLDER: .env, and over it .env.local, which git does not know.
+# read_project_settings FOLDER: reads .env and .env.local, which overrides it and which git ignores.
 read_project_settings() {
     read_settings "$1/.env"
     [[ ! -e $1/.env.local ]] || read_settings "$1/.env.local"
 }
 
-# require_guards: one that is set and empty would open what it is to close.
+# require_guards: refuses a protective setting that is set and empty, since it would protect nothing.
 require_guards() {
     local key
     for key in "${guarding_settings[@]}"; do
@@ -131,22 +129,22 @@ require_guards() {
     done
 }
 
-# allow_hosts: the name of this machine is what clients may ask for, unless it is set.
+# allow_hosts: sets ALLOWED_HOSTS to the name of this machine, unless it is set.
 allow_hosts() {
     local name
     name=$(uname -n)
     [[ -v SETTINGS[ALLOWED_HOSTS] || ! $name =~ ^[A-Za-z0-9._-]+$ ]] || set_setting ALLOWED_HOSTS "$name"
 }
 
-# guarding_file KEY: the file that the setting names; a relative path begins at the project's folder.
+# guarding_file KEY: prints the path of the file that the setting names; a relative path begins at the project's folder.
 guarding_file() {
     local file=${SETTINGS[$1]}
     [[ $file == /* ]] || file=${repo:?}/$file
-    [[ -f $file && -r $file ]] || die "$1 names $file, and no such file can be read here"
+    [[ -f $file && -r $file ]] || die "$1 names $file, which is not a file that can be read here"
     echo "$file"
 }
 
-# require_settings KEY…: each is there and not empty.
+# require_settings KEY…: checks that each is set and not empty.
 require_settings() {
     local key
     for key in "$@"; do
@@ -154,8 +152,8 @@ require_settings() {
     done
 }
 
-# require_roles: the roles of PostgreSQL and the users of RabbitMQ, who are neither the administrators nor
-# each other.
+# require_roles: checks that the roles of PostgreSQL and the users of RabbitMQ are set, differ from each other, and are
+# not the administrators.
 require_roles() {
     local server who
     require_settings {POSTGRES{,_READER},RABBITMQ{,_CONSUMER}}_{USER,PASSWORD}
@@ -165,11 +163,11 @@ require_roles() {
     done
     for server in 'POSTGRES_USER POSTGRES_READER_USER' 'RABBITMQ_USER RABBITMQ_CONSUMER_USER'; do
         [[ ${SETTINGS[${server% *}]} != "${SETTINGS[${server#* }]}" ]] ||
-            die "${server/ / and } are the same, and are to be two: set another in .env.local or in the environment"
+            die "${server/ / and } are equal, and must differ: set another in .env.local or in the environment"
     done
 }
 
-# require_ports KEY…: each is a port, and no two are the same.
+# require_ports KEY…: checks that each is a port, and that all differ.
 require_ports() {
     local key port
     local -A taken=()
@@ -181,7 +179,7 @@ require_ports() {
     done
 }
 
-# random_secret: 32 hexadecimal digits.
+# random_secret: prints 32 hexadecimal digits.
 random_secret() {
     od -An -N16 -tx1 /dev/urandom | tr -d ' \n'
 }

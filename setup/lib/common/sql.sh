@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What is said to PostgreSQL as its superuser, whichever server it is: roles, databases and their rights.
+# The SQL that the superuser of PostgreSQL runs, on one machine or several: roles, databases and their rights.
 
-# as_postgres COMMAND…: PostgreSQL refuses to run as root; root runs it as the user postgres.
+# as_postgres COMMAND…: root runs the command as the user postgres, since PostgreSQL refuses to run as root.
 as_postgres() {
     if ((EUID == 0)); then
         as_user postgres "$@"
@@ -10,8 +10,8 @@ as_postgres() {
     fi
 }
 
-# with_environment_as_postgres COMMAND…: with the caller's variables, for a password that is to be on no
-# command line.
+# with_environment_as_postgres COMMAND…: runs the command with the caller's variables, of which one may be a password
+# that must not be on a command line.
 with_environment_as_postgres() {
     if ((EUID == 0)); then
         as_user --with-environment postgres "$@"
@@ -20,9 +20,9 @@ with_environment_as_postgres() {
     fi
 }
 
-# What every session of a superuser begins with, and of the owner. A database may belong to the role of a service,
-# which may then make tables, functions and operators with the names of PostgreSQL's own, and give settings to
-# all sessions there or of its own: these win over its. The folders of the client's own settings are not asked.
+# The settings of every session of the superuser and of the owner. The role of a service may own a database, and can
+# then make tables, functions and operators with the names of PostgreSQL's own, and settings for all sessions there or
+# for its own; these settings override them. The client does not read its own files of settings.
 # shellcheck disable=SC2034
 superuser_session=(
     PGOPTIONS="-c search_path=pg_catalog,pg_temp -c role=none -c standard_conforming_strings=on
@@ -33,11 +33,11 @@ superuser_session=(
     PGCLIENTENCODING=UTF8 PGSYSCONFDIR=/nonexistent HOME=/nonexistent
 )
 
-# What tells a role of ours from those of others; an ordinary role cannot write it.
+# The comment that marks a role of this project; an ordinary role cannot write it.
 our_role='Made by setup/ of crud-master.'
 
-# sql_role NAME PASSWORD: prints the SQL that makes the role and sets its password. What it has set for its own
-# sessions goes, and with it the sessions that have begun so.
+# sql_role NAME PASSWORD: prints the SQL that makes the role and sets its password. The SQL resets the settings that the
+# role has made for its own sessions, and ends the sessions that began with them.
 sql_role() {
     cat <<SQL
 SELECT format('CREATE ROLE %I', $(sql_text "$1"))
@@ -53,10 +53,10 @@ SELECT format('ALTER ROLE %I IN DATABASE %I RESET ALL', $(sql_text "$1"), datnam
 SQL
 }
 
-# sql_database NAME OWNER: prints the SQL that makes the database, for its owner alone. Where it has
-# another owner, as after a change of POSTGRES_USER, it goes over to the new one with what the former
-# owns in it. REASSIGN OWNED takes along other databases of the former one, which get it back. Whatever its owner
-# has set that keeps people out, or sessions from writing, goes first, from outside.
+# sql_database NAME OWNER: prints the SQL that makes the database for its owner alone. If the database has another owner,
+# as after a change of POSTGRES_USER, the new owner gets it with everything that the former one owns in it. REASSIGN
+# OWNED also changes the owner of other databases, which is then restored. Settings of the former owner that refuse
+# connections or writes are reset first, from another database.
 sql_database() {
     cat <<SQL
 SELECT format('CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING ''UTF8'' '
@@ -82,9 +82,9 @@ COMMIT;
 SQL
 }
 
-# sql_may_read DATABASE OWNER READER: prints the SQL that lets a role read the owner's tables in the schema
-# of the programs, those that the owner makes later included, and do nothing else. Before PostgreSQL 15
-# everybody may make tables in "public".
+# sql_may_read DATABASE OWNER READER: prints the SQL that grants a role the right to read the owner's tables in the
+# schema of the programs, including those that the owner makes later, and no other right. Before PostgreSQL 15 every
+# role may make tables in "public".
 sql_may_read() {
     local owner reader schema
     owner=$(sql_text "$2") reader=$(sql_text "$3") schema=$(sql_text "${SETTINGS[POSTGRES_SCHEMA]:-public}")
@@ -104,7 +104,7 @@ SELECT format('GRANT SELECT ON TABLE %I.%I TO %I', nspname, relname, $reader)
 SQL
 }
 
-# sql_nobody_else: prints the SQL that closes the databases every cluster comes with.
+# sql_nobody_else: prints the SQL that closes the databases that every cluster has from the start.
 sql_nobody_else() {
     echo 'REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;'
 }

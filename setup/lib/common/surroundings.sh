@@ -1,17 +1,17 @@
 # shellcheck shell=bash
-# What every script begins with, so that it does the same whoever calls it, and from where. The two
-# lines before this file is read keep out what would act before it: the first starts the script again
-# in bash's privileged mode, where BASH_ENV, SHELLOPTS and exported functions mean nothing, and the
-# second finds the folder of the project through symbolic links, without cd, which CDPATH leads astray.
+# The beginning of every script, so that its effect does not depend on the caller's environment. Two lines of the script
+# precede it, since they exclude what would act before: the first starts the script again in bash's privileged mode,
+# in which BASH_ENV, SHELLOPTS and exported functions have no effect, and the second finds the folder of the project
+# through symbolic links, without cd, which CDPATH would change.
 
 unset CDPATH GLOBIGNORE ENV BASH_ENV POSIXLY_CORRECT GREP_OPTIONS TAR_OPTIONS NODE_OPTIONS LANGUAGE "${!PG@}"
 set +o posix
 IFS=$' \t\n'
 umask 022
-# What programs say is searched for English texts, and a byte that is no UTF-8 is to be noticed.
+# The scripts search the output of programs for English texts, and detect bytes that are not UTF-8.
 export LANG=C.UTF-8 LC_ALL=C.UTF-8
 
-# cron and systemd leave out some of these, or all, and sudo may keep the HOME of another user.
+# cron and systemd set only some of these folders or none, and sudo may keep the HOME of another user.
 PATH=${PATH:+$PATH:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 if [[ ! -d ${HOME:-} || ! -w $HOME ]]; then
@@ -19,13 +19,13 @@ if [[ ! -d ${HOME:-} || ! -w $HOME ]]; then
     HOME=~
 fi
 export HOME
-# Node would run what others have put where it keeps what it has compiled.
+# Node would run code that another user has put into its compile cache.
 export NODE_DISABLE_COMPILE_CACHE=1
-# own_folder FOLDER: prints one in it where nobody else can put anything, if its disk is not full: programs
-# find files of fixed names in TMPDIR and believe them. Others get through to what they know the name of.
+# own_folder FOLDER: prints a folder below FOLDER into which no other user can put files, if its disk is not full, since
+# programs trust files of fixed names in TMPDIR. Other users can reach files in it whose names they have.
 own_folder() {
     local place=$1/crud-master-$EUID
-    # Where others cannot move it away.
+    # FOLDER must be one from which other users cannot move it.
     [[ -n $(find -H "$1" -maxdepth 0 \( -uid 0 -o -uid "$EUID" \) \( -perm -1000 -o ! -perm /022 \) 2>/dev/null) ]] || return 1
     if is_own "$1"; then
         place=$1 # of a script that has called this one
@@ -34,11 +34,11 @@ own_folder() {
     fi
     takes_files "$place" && echo "$place"
 }
-# is_own FOLDER: nobody else writes there.
+# is_own FOLDER: whether no other user can write there.
 is_own() {
     [[ ! -L $1 && -n $(find "$1" -maxdepth 0 -type d -uid "$EUID" ! -perm /022 2>/dev/null) ]]
 }
-# takes_files FOLDER: it is there, and its disk is not full.
+# takes_files FOLDER: whether the folder exists and its disk is not full.
 takes_files() {
     local trial status=0
     trial=$(mktemp "$1/crud-master-XXXXXX" 2>/dev/null) || return 1
@@ -56,10 +56,10 @@ if [[ -z $TMPDIR ]]; then
 fi
 export TMPDIR
 unset place
-# The folder that this was called in may be gone.
+# The working directory may have been deleted.
 pwd -P >/dev/null 2>&1 || cd /
 
-# cargo and PostgreSQL write paths into files whose lines they are.
+# cargo and PostgreSQL write each path on a line of a file.
 if [[ ${repo:?} == *[[:cntrl:]]* ]] || [[ ! $repo =~ ^.*$ ]]; then
     printf '%s: the path of this folder must be UTF-8 without line breaks or control characters: move the folder\n' "${0##*/}" >&2
     exit 1

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What every script answers alike: help, its version, and a call that it does not understand. The
-# script has a function usage, and repo names the folder of the project.
+# The answers of every script to help, version and wrong arguments. The script has a function usage, and repo names the
+# folder of the project.
 
-# answer_help_and_version [ARGUMENT…]: and ends the script, if that was asked for.
+# answer_help_and_version [ARGUMENT…]: if the first argument asks for help or the version, prints it and ends the script.
 answer_help_and_version() {
     case ${1:-} in
         help | --help | -h) usage ;;
@@ -12,7 +12,7 @@ answer_help_and_version() {
     exit 0
 }
 
-# show_version: with the commit, where this is a checkout and not a copy.
+# show_version: prints the version, with the commit if this is a checkout and not a copy.
 show_version() {
     local number commit=''
     number=$(sed -n 's/^version = "\(.*\)"/\1/p' "${repo:?}/Cargo.toml")
@@ -20,7 +20,7 @@ show_version() {
     echo "${0##*/} $number${commit:+ ($commit)}"
 }
 
-# wrong_usage [TEXT]: what is wrong with the call, and how the script is called.
+# wrong_usage [TEXT]: prints what is wrong with the arguments, and the usage, and ends the script.
 wrong_usage() {
     {
         [[ -z ${1:-} ]] || printf '%s: %s\n\n' "${0##*/}" "$1"
@@ -29,8 +29,8 @@ wrong_usage() {
     exit 2
 }
 
-# take_no_arguments [ARGUMENT…]: for scripts that do one thing.
+# take_no_arguments [ARGUMENT…]: refuses arguments other than help and version.
 take_no_arguments() {
     answer_help_and_version "$@"
-    (($# == 0)) || wrong_usage "it takes no arguments, and got: $*"
+    (($# == 0)) || wrong_usage "the script takes no arguments, and got: $*"
 }

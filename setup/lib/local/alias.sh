@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# A path without odd characters to a folder whose own path has some. PM2 takes a blank for the end
-# of a command, pg_ctl a $ for a variable, RabbitMQ 3.10 dies of Cyrillic, and a Unix socket has
-# place for 107 bytes. All of them get this path, which is a symbolic link.
+# A path without special characters to a folder whose own path has some: PM2 splits a command at a blank, pg_ctl
+# substitutes a $, RabbitMQ 3.10 fails with Cyrillic letters, and the path of a Unix socket has at most 107 bytes. All
+# of them get this path, which is a symbolic link.
 
-# alias_of FOLDER: FOLDER itself, where that will do. Else the link has the same name whatever the
-# environment is, so that who stops a program finds what another has started.
+# alias_of FOLDER: prints FOLDER itself if its path has no special characters. Otherwise the name of the link depends on
+# the path only, so that one shell can stop the programs that another has started.
 alias_of() {
     if [[ $1 =~ ^[A-Za-z0-9/._-]*$ && ${#1} -le 80 ]]; then
         echo "$1"
@@ -13,7 +13,7 @@ alias_of() {
     fi
 }
 
-# aliases_folder: outlives sessions and restarts, and other users may not write there.
+# aliases_folder: prints a folder that outlives sessions and restarts, and in which other users cannot write.
 aliases_folder() {
     if ((EUID == 0)); then
         echo /var/lib/crud-master
@@ -27,7 +27,7 @@ make_alias() {
     local parent=${2%/*}
     [[ $1 != "$2" && $(readlink "$2") != "$1" ]] || return 0
     [[ -d $parent ]] || install -d -m 755 "$parent"
-    [[ -O $parent && ! -L $parent ]] || die "$parent belongs to somebody else: remove it, or name a LOCAL_DIR of letters, digits and ._- alone"
+    [[ -O $parent && ! -L $parent ]] || die "$parent belongs to another user: remove it, or name a LOCAL_DIR of letters, digits and ._- alone"
     ln -sfnT "$1" "$2"
 }
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Keeps logs from filling the disk, for as long as the folder of the first one is there: one that has
-# grown beyond BYTES takes the place of LOG.1 and goes on empty. It is copied, since whoever writes to
-# it holds it open; lines that come between the copying and the emptying are lost.
+# Keeps logs from filling the disk, for as long as the folder of the first one exists. A log with more than BYTES is
+# copied to LOG.1 and then emptied, since its writer has it open. Lines that are written between the copy and the
+# emptying are lost.
 #
 #   bound_logs.sh BYTES LOG…
 
 main() {
     local bytes_max=$1 log size silence
     shift
-    # Reading from a pipe that stays silent waits without a process that could outlive this one.
+    # A read from a pipe without data waits without a process that could outlive this one.
     exec {silence}<> <(:)
     while [[ -d ${1%/*} ]]; do
         for log in "$@"; do
@@ -20,8 +20,8 @@ main() {
     done
 }
 
-# put_aside LOG: as the user whose folder it is in, who may have put a link there. On a full disk the room
-# is worth more than the copy.
+# put_aside LOG: works as the owner of the log's folder, who may have put a link there. On a full disk the log is emptied
+# without a copy.
 put_aside() {
     local user=()
     ((EUID != 0)) || user=(setpriv "--reuid=$(stat -c %u "${1%/*}/")" "--regid=$(stat -c %g "${1%/*}/")" --clear-groups --)

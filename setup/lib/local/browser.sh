@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# A browser, and what tests/browser drives it with: playwright-core, which brings no browser of its
-# own, and axe-core. tests/browser/package-lock.json names both with their hashes.
+# A browser and the packages of tests/browser: playwright-core, which contains no browser, and axe-core.
+# tests/browser/package-lock.json names both with their hashes.
 
-# What playwright-core needs; PM2 does with less.
+# The version of Node that playwright-core needs; PM2 needs an older one.
 browser_node_version=20
 
-# find_chromium: the first one that runs. On Ubuntu chromium-browser may be a stub that only asks
-# for a snap.
+# find_chromium: prints the path of the first browser that runs. On Ubuntu chromium-browser may be a stub that needs a
+# snap.
 find_chromium() {
     local program
     for program in chromium chromium-browser google-chrome google-chrome-stable; do
@@ -19,7 +19,7 @@ find_chromium() {
     return 1
 }
 
-# lacking_chromium: where the distribution has it as a package.
+# lacking_chromium: prints the package, if the distribution has one.
 lacking_chromium() {
     find_chromium >/dev/null || [[ $(. /etc/os-release && echo "$ID") != debian ]] || echo chromium
 }

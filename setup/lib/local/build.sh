@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The programs, built on this computer from this checkout.
+# Builds the programs on this computer from this checkout.
 
-# fitting_cargo CARGO: rustup's, which brings the toolchain that rust-toolchain.toml names, or one
-# that is new enough itself, with the compiler beside it.
+# fitting_cargo CARGO: whether this is rustup's cargo, which installs the toolchain of rust-toolchain.toml, or a cargo
+# that is new enough, with its compiler beside it.
 fitting_cargo() {
     local program version
     [[ -x $1 ]] || return 1
@@ -12,8 +12,8 @@ fitting_cargo() {
     done
 }
 
-# install_rust: by rustup, where no cargo fits. One that is too old may come first on the PATH, as
-# Debian's does.
+# install_rust: installs Rust by rustup if no cargo is new enough. An old cargo, such as Debian's, may come first on the
+# PATH.
 install_rust() {
     local own=${CARGO_HOME:-$HOME/.cargo}/bin
     require_home
@@ -26,8 +26,8 @@ install_rust() {
     fi
 }
 
-# cargo_build FOLDER ARGUMENT…: builds, and lets FOLDER/programs lead to where cargo put the programs,
-# which variables and files of the user's may decide.
+# cargo_build FOLDER ARGUMENT…: builds the programs, and makes FOLDER/programs a link to cargo's output folder, which the
+# user's variables and files may change.
 cargo_build() {
     local programs
     programs=$(cargo metadata --locked --no-deps --format-version=1 |
@@ -37,6 +37,6 @@ cargo_build() {
     cargo build --locked --message-format=json-render-diagnostics "${@:2}" >"$1/built.json"
     programs=$(sed -n 's|.*"executable":"\(.*\)/[^/"]*".*|\1|p' "$1/built.json" | head -n 1 | sed 's/\\\(.\)/\1/g')
     rm -f "$1/built.json"
-    [[ -d $programs ]] || die "cargo has not said where it put the programs"
+    [[ -d $programs ]] || die "cargo did not report the folder of the programs"
     ln -sfnT "$programs" "$1/programs"
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the checks need on this computer beside the platform.
+# The packages and tools that the checks need besides those of the platform.
 
 cargo_deny_version=0.20.2
 
@@ -13,7 +13,7 @@ lacking_checkers() {
     lacking_vagrant
 }
 
-# lacking_vagrant: where the system has it; not every release of Debian and Ubuntu does.
+# lacking_vagrant: prints the packages of Vagrant, if the system has them; not every release of Debian and Ubuntu does.
 lacking_vagrant() {
     local package
     for package in vagrant vagrant-libvirt; do
@@ -23,13 +23,13 @@ lacking_vagrant() {
     done
 }
 
-# is_offered PACKAGE: by what apt knows at this moment.
+# is_offered PACKAGE: whether the package is in apt's present lists.
 is_offered() {
     [[ $(LC_ALL=C apt-cache policy "$1") == *'Candidate: '[0-9]* ]]
 }
 
-# install_api_checkers: what tests/api asks the platform with. The lists in tests/api name every
-# package with its hash, so that each machine has the same.
+# install_api_checkers: installs the tools of tests/api. The lists in tests/api name every package with its hash, so that
+# each machine has equal ones.
 install_api_checkers() {
     local lists=${repo:?}/tests/api
     install_tool api-python "$(fingerprint "$lists/requirements.txt") $(python3 --version)" \
@@ -37,8 +37,8 @@ install_api_checkers() {
     install_node_packages api-node 'Install newman' "$lists"
 }
 
-# install_cargo_deny: from source, the way that works on every machine that has cargo. It is built
-# without optimization, which takes less time than it ever saves: a check needs three seconds.
+# install_cargo_deny: builds cargo-deny from source, which works on every machine with cargo. The build is not
+# optimized, since a check takes only three seconds.
 install_cargo_deny() {
     [[ $(cargo deny --version 2>/dev/null) != "cargo-deny $cargo_deny_version" ]] || return 0
     install_tool cargo-deny "$cargo_deny_version" \
@@ -51,8 +51,8 @@ fetch_cargo_deny() {
     CARGO_PROFILE_DEV_DEBUG=0 cargo install --locked --debug cargo-deny --version "$cargo_deny_version" --root "$1"
 }
 
-# install_promtool: the one program of Debian's package that is wanted here. Installed, the package
-# would bring a server that starts with the machine.
+# install_promtool: extracts one program from Debian's package. An installed package would start a server with the
+# machine.
 install_promtool() {
     command -v promtool >/dev/null ||
         install_tool promtool "of $(dpkg --print-architecture)" 'Fetch promtool' fetch_promtool

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Free ports for servers that a script starts for itself.
 
-# claim_ports VARIABLE COUNT: finds that many free ports in a row, sets VARIABLE to the first
-# and keeps them from other runs of this function for as long as this script lives. They lie
-# below the range from which the system itself takes ports.
+# claim_ports VARIABLE COUNT: finds COUNT free ports in a row, sets VARIABLE to the first, and reserves them among the
+# users of this function for as long as this script runs. The ports are below the range from which the system takes
+# ports.
 claim_ports() {
     local tries port
     for ((tries = 0; tries < 500; tries++)); do
@@ -20,8 +20,8 @@ ports_free() {
     [[ -z $(ss -Hltn "sport >= :$1 and sport < :$(($1 + $2))") ]]
 }
 
-# A lock on an empty folder that every run knows by its name. One that was removed between
-# opening and locking it does not count.
+# hold_claim PORT: locks an empty folder whose name contains the port. A folder that was removed between the opening and
+# the lock does not count.
 hold_claim() {
     local claim
     claimed_folder=/tmp/crud-master-ports-$1
@@ -32,7 +32,7 @@ hold_claim() {
     return 1
 }
 
-# give_ports_back: the folder goes, and with this script the lock on it.
+# give_ports_back: removes the folder; its lock ends with this script.
 give_ports_back() {
     [[ -z ${claimed_folder:-} ]] || rmdir "$claimed_folder" 2>/dev/null || true
 }

@@ -1,7 +1,7 @@
-"""The names of the metrics that rules of Prometheus and dashboards of Grafana use, one to a line.
+"""Prints the names of the metrics that rules of Prometheus and dashboards of Grafana use, one on each line.
 
-Nothing but names, numbers and operators is left of an expression without its texts, its matchers
-and its lists of labels; a name before a parenthesis is a function.
+An expression without its texts, matchers and lists of labels has only names, numbers and operators; a
+name before a parenthesis is a function.
 """
 
 import json

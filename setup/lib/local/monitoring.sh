@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Whether docs/monitoring says what is the case: its rules do what their tests want, each alert has
-# a section that says what to do, and no name in it is one that the programs do not export.
+# Checks docs/monitoring: the rules pass their tests, each alert has a section with its remedy, and the programs export
+# every metric that it names.
 
-# check_monitoring SETTINGS: against the platform that runs with these settings.
+# check_monitoring SETTINGS: checks against the platform that runs with these settings.
 check_monitoring() {
     local monitoring=${repo:?}/docs/monitoring name
     read_settings "$1"
@@ -18,7 +18,7 @@ check_monitoring() {
     every_name_is_exported "$monitoring"
 }
 
-# check_with_key FOLDER: as it is where the programs ask for OPERATIONS_KEY.
+# check_with_key FOLDER: checks the configuration for programs that require OPERATIONS_KEY.
 check_with_key() {
     local scratch status=0
     scratch=$(mktemp -d)
@@ -35,7 +35,7 @@ check_with_key() {
 every_name_is_exported() {
     local used=$1 names missing deadline=$((SECONDS + 60))
     names=$(python3 "$repo/setup/lib/local/metric_names.py" "$used/alerts.yml" "$used/dashboard.json")
-    # One that is there once it has happened: a request that is refused.
+    # The metric of refused requests exists only after a refusal.
     curl --silent --output /dev/null --request-target ' ' "$(metrics_url API_GATEWAY_PORT)" || true
     while missing=$(comm -23 - <(exported_names) <<<"$names") && [[ -n $missing ]]; do
         ((SECONDS < deadline)) ||
@@ -45,7 +45,7 @@ every_name_is_exported() {
     echo "$(wc -l <<<"$names") metrics are used, and every one is exported"
 }
 
-# exported_names: of all four programs, and those that Prometheus makes itself.
+# exported_names: prints the metrics of all four programs, and those that Prometheus makes itself.
 exported_names() {
     local key
     {

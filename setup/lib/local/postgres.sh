@@ -1,26 +1,25 @@
 # shellcheck shell=bash
-# A PostgreSQL server in a folder of its own, the HOME of these functions: on loopback only,
-# without Unix sockets, whose paths may be too long for one.
+# A PostgreSQL server in a folder of its own, HOME in these functions. It listens on loopback only, and not on a Unix
+# socket, whose path may be too long.
 #
 #   HOME/data      the cluster
-#   HOME/log       what the server says
+#   HOME/log       the log of the server
 #   HOME/pgpass    the superuser's password, in the form that psql reads
 
-# postgres_programs HOME: where the programs are that suit the cluster in HOME: those of its
-# own version or, before there is one, the newest. Programs of these names elsewhere on the
-# PATH may be anything.
+# postgres_programs HOME: prints the folder of the programs of the cluster's version or, before there is a cluster, of the
+# newest version. Programs of these names elsewhere on the PATH are not used.
 postgres_programs() {
     local version='*' initdb
-    # The user postgres may write there, and root starts what is found.
+    # The user postgres can write there, and root starts the program of that version.
     [[ ! -f $1/data/PG_VERSION ]] || version=$(as_postgres head -c 16 "$1/data/PG_VERSION")
-    [[ $version == '*' || $version =~ ^[0-9]+$ ]] || die "$1/data/PG_VERSION names no version of PostgreSQL: reset and begin anew"
+    [[ $version == '*' || $version =~ ^[0-9]+$ ]] || die "$1/data/PG_VERSION names no version of PostgreSQL: reset, and start again"
     initdb=$(compgen -G "/usr/lib/postgresql/$version/bin/initdb" | sort -V | tail -n 1) || true
-    [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version: install the package postgresql${version:+-$version}, or reset and begin anew"
+    [[ -n $initdb ]] || die "there is no PostgreSQL in /usr/lib/postgresql/$version: install the package postgresql${version:+-$version}, or reset and start again"
     dirname "$initdb"
 }
 
-# postgres_place HOME: makes the folder. A checkout below /root, say, is closed to the user
-# postgres: then the data lies in /var/lib, and HOME is a link to it.
+# postgres_place HOME: makes the folder. If the user postgres cannot reach it, as below /root, the data is in /var/lib
+# and HOME is a link to it.
 postgres_place() {
     local home=$1 place
     [[ ! -d $home ]] || return 0
@@ -36,12 +35,12 @@ postgres_place() {
     fi
 }
 
-# postgres_home HOME: where it leads to, if it is such a link.
+# postgres_home HOME: prints the folder to which HOME is a link, or HOME.
 postgres_home() {
     readlink "$1" || echo "$1"
 }
 
-# postgres_start HOME PORT [SETTING…]: what runs already with the same settings stays.
+# postgres_start HOME PORT [SETTING…]: starts the server; a server that runs with equal settings stays.
 postgres_start() {
     local home programs settings
     postgres_place "$1"
@@ -73,8 +72,8 @@ postgres_settings() {
     done
 }
 
-# postgres_create HOME: made aside and moved into place when it is whole, so that an
-# interruption leaves nothing that looks like a cluster.
+# postgres_create HOME: makes the cluster in another folder and moves it into place when it is complete, so that an
+# interruption leaves no incomplete cluster.
 postgres_create() {
     local home=$1 programs secret
     programs=$(postgres_programs "$home")
@@ -93,8 +92,8 @@ postgres_create() {
     as_postgres mv "$home/data.new" "$home/data"
 }
 
-# postgres_forget_stale_pid HOME: after a kill or a power cut the file may name a process that
-# is somebody else's by now, for which the server would refuse to start.
+# postgres_forget_stale_pid HOME: after a kill or a power cut the pid file may name another process by now, and the server
+# would refuse to start.
 postgres_forget_stale_pid() {
     local pid
     pid=$(pid_in "$1/data/postmaster.pid") || return 0
@@ -103,14 +102,14 @@ postgres_forget_stale_pid() {
     fi
 }
 
-# postgres_pid HOME: the server's pid, if it runs. Its working directory is its data.
+# postgres_pid HOME: prints the server's pid, if it runs. The working directory of the server is its data.
 postgres_pid() {
     local pid
     pid=$(pid_in "$1/data/postmaster.pid") && [[ /proc/$pid/cwd -ef $1/data ]] && echo "$pid"
 }
 
-# postgres_stop HOME [SIGNAL]: a fast shutdown, unless another is asked for, which ends the
-# sessions and loses nothing. A signal needs none of PostgreSQL's programs, which may be gone.
+# postgres_stop HOME [SIGNAL]: sends SIGNAL (INT, a fast shutdown, which ends the sessions and loses nothing). A signal
+# needs no program of PostgreSQL, which may have been removed.
 postgres_stop() {
     local home pid waited
     home=$(postgres_home "$1")
@@ -124,7 +123,7 @@ postgres_stop() {
     return 1
 }
 
-# postgres_remove HOME: the folder, and where it leads to.
+# postgres_remove HOME: removes the folder, or the link and its target.
 postgres_remove() {
     local place
     place=$(postgres_home "$1")
@@ -133,8 +132,8 @@ postgres_remove() {
         rmdir --ignore-fail-on-non-empty /var/lib/crud-master
 }
 
-# postgres_sql HOME PORT: runs the SQL on its input as the superuser, to the first error. The
-# passwords in it are on no command line that way.
+# postgres_sql HOME PORT: runs the SQL on its input as the superuser, to the first error. The passwords in the SQL are on
+# no command line.
 postgres_sql() (
     programs=$(postgres_programs "$1")
     cd /

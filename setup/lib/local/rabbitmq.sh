@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# A RabbitMQ node in a folder of its own, the HOME of these functions: on loopback only, with
-# a port mapper (epmd) of its own, so that it meets no other node of this machine.
+# A RabbitMQ node in a folder of its own, HOME in these functions. It listens on loopback only and has a port mapper
+# (epmd) of its own, so that it meets no other node of this machine.
 #
 #   HOME/data            queues, users, permissions
-#   HOME/log             what the node says
-#   HOME/environment     where everything is, in variables that RabbitMQ and Erlang read
-#   HOME/administrator   the password of "setup", the node's one administrator; the "guest"
-#                        that RabbitMQ comes with is never made
+#   HOME/log             the logs of the node
+#   HOME/environment     paths and ports, in variables that RabbitMQ and Erlang read
+#   HOME/administrator   the password of "setup", the node's only administrator; the "guest"
+#                        of RabbitMQ's default configuration is never made
 
-# The scripts of these names in /usr/sbin switch to another user and node.
+# The scripts of these names in /usr/sbin would switch to another user and node.
 rabbitmq_programs=/usr/lib/rabbitmq/bin
 
-# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT [NODE]: returns when the
-# node answers. What runs already with the same settings stays.
+# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT [NODE]: starts the node and returns when it
+# answers. A node that runs with equal settings stays.
 rabbitmq_start() (
     home=$1
     umask 077
@@ -31,7 +31,7 @@ rabbitmq_start() (
     rabbitmq_wait "$home" "$2" "$3"
 )
 
-# rabbitmq_create HOME: the folder, closed to others, and the two secrets in it.
+# rabbitmq_create HOME: makes the folder, which is closed to other users, with two secrets.
 rabbitmq_create() {
     local home=$1
     [[ ! -f $home/enabled_plugins ]] || return 0
@@ -40,14 +40,13 @@ rabbitmq_create() {
     random_secret >"$home/.erlang.cookie"
     chmod 400 "$home/.erlang.cookie"
     random_secret >"$home/administrator"
-    # The last one says that the folder is whole.
+    # This file is the last one, and so shows that the folder is complete.
     echo '[rabbitmq_management].' >"$home/enabled_plugins.new"
     mv "$home/enabled_plugins.new" "$home/enabled_plugins"
 }
 
-# rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT NODE: the names that point nowhere keep
-# this machine's own /etc/rabbitmq out of it. The command line tools listen on a port that
-# the system chooses.
+# rabbitmq_environment HOME DISTRIBUTION_PORT EPMD_PORT NODE: prints the variables. Those that name no file keep the node
+# from reading /etc/rabbitmq. The command line tools listen on a port that the system chooses.
 rabbitmq_environment() {
     cat <<ENVIRONMENT
 HOME=$1
@@ -71,7 +70,7 @@ RABBITMQ_CONF_ENV_FILE=/dev/null
 ENVIRONMENT
 }
 
-# rabbitmq_configuration HOME PORT MANAGEMENT_PORT
+# rabbitmq_configuration HOME PORT MANAGEMENT_PORT: prints the configuration.
 rabbitmq_configuration() {
     cat <<CONFIGURATION
 listeners.tcp.loopback = 127.0.0.1:$2
@@ -84,7 +83,7 @@ default_user_tags.administrator = true
 CONFIGURATION
 }
 
-# rabbitmq_run HOME PROGRAM [ARGUMENT…]: one of RabbitMQ's command line tools, for this node.
+# rabbitmq_run HOME PROGRAM [ARGUMENT…]: runs one of RabbitMQ's command line tools for this node.
 rabbitmq_run() {
     local variables
     mapfile -t variables <"$1/environment"
@@ -95,8 +94,8 @@ rabbitmq_start_epmd() {
     start_daemon "$1/epmd.pid" "$1/log/epmd" "HOME=$1" epmd -port "$2" -address 127.0.0.1
 }
 
-# With RUNNING_UNDER_SYSTEMD the script becomes the node rather than its parent, so that the
-# pid file has the node's pid from the first moment on.
+# rabbitmq_start_node HOME: with RUNNING_UNDER_SYSTEMD the script executes the node instead of starting a child, so that
+# the pid file has the node's pid from the beginning.
 rabbitmq_start_node() {
     local variables
     mapfile -t variables <"$1/environment"
@@ -108,12 +107,12 @@ rabbitmq_epmd_pid() {
     pid_of "$1/epmd.pid" "HOME=$1"
 }
 
-# rabbitmq_pid HOME: the node's pid, if it runs.
+# rabbitmq_pid HOME: prints the node's pid, if it runs.
 rabbitmq_pid() {
     pid_of "$1/pid" "HOME=$1"
 }
 
-# rabbitmq_wait HOME PORT MANAGEMENT_PORT: until both ports answer, two minutes at most.
+# rabbitmq_wait HOME PORT MANAGEMENT_PORT: waits until both ports answer, for at most two minutes.
 rabbitmq_wait() {
     local deadline=$((SECONDS + 120))
     until port_answers 127.0.0.1 "$2" && rabbitmq_api "$1" "$3" GET overview 2>/dev/null; do
@@ -125,8 +124,8 @@ rabbitmq_wait() {
     done
 }
 
-# rabbitmq_stop HOME [SIGNAL]: takes some seconds to close its books; with KILL it is quick, for
-# a node whose data nobody wants.
+# rabbitmq_stop HOME [SIGNAL]: stops the node, which takes some seconds. KILL is quick, for a node whose data is not
+# needed.
 rabbitmq_stop() {
     stop_daemon "$1/pid" "HOME=$1" "${2:-TERM}"
     stop_daemon "$1/epmd.pid" "HOME=$1"

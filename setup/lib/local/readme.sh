@@ -1,15 +1,14 @@
 # shellcheck shell=bash
-# The examples in README.md, tried as they stand there. A block that opens with ```sh and the
-# name of a tour holds commands, each on a line of its own or continued with a backslash, and
-# below a command what its output has to contain:
+# Runs the examples in README.md unchanged. A block that opens with ```sh and the name of a tour has commands, each on a
+# line of its own or continued with a backslash, and below a command the texts that its output must contain:
 #
 #   # → TEXT      at once
 #   # ⇒ TEXT      soon: the command is repeated for up to 15 s
 #
-# Other comments and empty lines are for the reader alone.
+# Other comments and empty lines are ignored.
 
-# run_tour FILE TOUR [TEXT=OTHER]…: runs the commands one after the other, with OTHER wherever
-# TEXT stands, until one does not do what is written there.
+# run_tour FILE TOUR [TEXT=OTHER]…: runs the commands one after the other, with OTHER in place of TEXT, until one fails
+# or its output lacks a text.
 run_tour() {
     local i tour_commands=() tour_expected=() tour_soon=()
     read_tour "$@"
@@ -17,9 +16,9 @@ run_tour() {
     for ((i = 0; i < ${#tour_commands[@]}; i++)); do
         printf '$ %s\n' "${tour_commands[i]}"
         try_command "${tour_commands[i]}" "${tour_expected[i]}" "${tour_soon[i]}" ||
-            die "$1: this command does not do what is written below it"
+            die "$1: the output of this command is not as written below it"
     done
-    echo "${#tour_commands[@]} commands did what is written there"
+    echo "the output of ${#tour_commands[@]} commands is as written there"
 }
 
 # read_tour FILE TOUR [TEXT=OTHER]…: fills the three lists of run_tour.
@@ -46,7 +45,7 @@ read_tour() {
     done <"$1"
 }
 
-# expect SIGN TEXT: of the command read last.
+# expect SIGN TEXT: adds a text that the output of the last command must contain.
 expect() {
     local last=$((${#tour_commands[@]} - 1))
     ((last >= 0)) || die "the tour expects '$2' before its first command"
@@ -62,13 +61,13 @@ with_other_texts() {
     printf '%s\n' "$text"
 }
 
-# curl as on a reader's terminal, where no progress meter stands before the answer.
+# curl ARGUMENT…: runs curl without its progress meter, which a reader's terminal does not show either.
 curl() {
     command curl --no-progress-meter "$@"
 }
 
-# try_command COMMAND EXPECTED SOON: what the command says is printed if it is not as expected.
-# It runs in this shell, as it would in a reader's: what it sets is there for the next one.
+# try_command COMMAND EXPECTED SOON: runs the command and prints its output if it lacks a text. The command runs in this
+# shell, so that the next command has its variables.
 try_command() {
     local said status missing deadline=$((SECONDS + 15))
     said=$(mktemp)
@@ -90,7 +89,7 @@ try_command() {
     [[ $status == 0 && -z $missing ]]
 }
 
-# first_missing FILE TEXTS: the first line of TEXTS that is nowhere in the file.
+# first_missing FILE TEXTS: prints the first line of TEXTS that is not in the file.
 first_missing() {
     local text
     while IFS= read -r text; do

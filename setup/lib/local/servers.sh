@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every script builds on that has servers of its own on this computer.
+# The files that every script needs that has servers of its own on this computer.
 source "${repo:?}/setup/lib/common/base.sh"
 source "$repo/setup/lib/local/alias.sh"
 source "$repo/setup/lib/local/claims.sh"

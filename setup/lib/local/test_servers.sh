@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# A PostgreSQL and a RabbitMQ for tests, in a folder that goes with them.
+# A PostgreSQL and a RabbitMQ for tests, in a folder that is removed with them.
 
-# test_servers_start FOLDER FIRST_PORT [SETTING…]: on the first five ports; the settings are
-# PostgreSQL's. FOLDER/test.env says where they are, in the form that the tests read.
+# test_servers_start FOLDER FIRST_PORT [SETTING…]: starts both on five ports from FIRST_PORT; the settings are
+# PostgreSQL's. The tests read the addresses and passwords from FOLDER/test.env.
 test_servers_start() {
     local folder=$1 port=$2
-    chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
+    chmod 711 "$folder" # PostgreSQL runs as another user, who must reach its folder
     step 'Start PostgreSQL' test_postgres_start "$folder" "$port" "${@:3}"
     step 'Start RabbitMQ' test_rabbitmq_start "$folder" "$port"
     step 'Make a database and an ordinary role' make_test_database "$folder" "$port"
@@ -19,9 +19,9 @@ test_rabbitmq_start() {
     rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
 }
 
-# make_test_database: each test makes a schema of its own in it, or in the one that is not in UTF-8, and
-# lets the role that can only read read there.
-# An extension is there once per database, so this one is not left to the first test that wants it.
+# make_test_database FOLDER PORT: makes two databases, of which one is not in UTF-8. Each test makes a schema of its own in
+# one of them, and lets the role that can only read read there. The extension is made here, since it exists once in a
+# database and tests run at the same time.
 make_test_database() {
     local folder=$1 port=$2 password reader_password
     password=$(random_secret)
@@ -55,7 +55,7 @@ RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
 SETTINGS
 }
 
-# test_servers_remove FOLDER: nobody wants what they hold.
+# test_servers_remove FOLDER: stops both servers and removes their data.
 test_servers_remove() {
     rabbitmq_stop "$1/rabbitmq" KILL
     postgres_stop "$1/postgres" || true

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What is done to the databases of a machine by backup.sh and restore.sh. Before: postgres.sh
-# and use_machine_database.
+# The operations of backup.sh and restore.sh on the databases of a machine. postgres.sh must be read and
+# use_machine_database called before.
 
-# How many of one database stay in a folder.
+# How many backups of one database stay in a folder.
 backups_kept=14
 
 # dump_database FILE
@@ -10,13 +10,13 @@ dump_database() {
     as_owner pg_dump --format=custom --dbname="${database:?}" >"$1" && sync "$1"
 }
 
-# forget_old FOLDER: their names sort by time.
-forget_old() {
+# remove_old_backups FOLDER: the names sort by time.
+remove_old_backups() {
     local backups=("$1/$database"-????????T??????Z.dump)
     ((${#backups[@]} <= backups_kept)) || rm -f -- "${backups[@]::${#backups[@]}-backups_kept}"
 }
 
-# exchange FORMER: both renamings or none; somebody may look at the database at this moment.
+# exchange FORMER: renames both databases or none. The sessions of other users are ended before.
 exchange() {
     administrator_psql <<SQL
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -28,27 +28,27 @@ COMMIT;
 SQL
 }
 
-# take_over_orders FORMER: those that the backup lacks, whichever numbers they have: one that was
-# committed after the backup may have a lower number than one that is in it.
+# take_over_orders FORMER: copies the orders that the backup lacks, whichever ids they have: an order that was
+# committed after the backup may have a lower id than one in the backup.
 take_over_orders() {
     take_over orders "$1" created_at 'kept.message_id = former.message_id'
 }
 
-# take_over_dead_letters FORMER: as orders. A message that died twice, with different contents, is
-# two of them.
+# take_over_dead_letters FORMER: copies the dead letters that the backup lacks. Two messages with one message id and
+# different contents are two dead letters.
 take_over_dead_letters() {
     take_over dead_letters "$1" received_at \
         'kept.message_id = former.message_id AND sha256(kept.body) = sha256(former.body)
          AND kept.body_bytes = former.body_bytes'
 }
 
-# take_over TABLE FORMER TIME SAME: what SAME tells to be one row is one. A row without a
-# message id is known by its number and its time. Each keeps the number that its owner may know,
-# unless that is another's by now, as after a restore without the newer orders.
+# take_over TABLE FORMER TIME SAME: copies rows. Two rows for which SAME holds are one row; a row without a message id
+# is identified by its id and its time. A row keeps its id, which a user may have noted, unless another row has it by
+# now, as after a restore without the newer orders.
 take_over() {
     local table columns
     table=$(our_table "$1")
-    # The backup may be of an older version, with fewer.
+    # The backup may be of an older version with fewer columns.
     columns=$(comm -12 <(columns_of "$2" "$table") <(columns_of "$database" "$table") | paste -sd ,)
     owner_psql --dbname="$2" --command="COPY $table (id, $columns) TO STDOUT" |
         owner_psql --dbname="$database" --single-transaction \
@@ -71,7 +71,7 @@ take_over() {
             --command="INSERT INTO $table ($columns) SELECT $columns FROM former ORDER BY id"
 }
 
-# columns_of DATABASE TABLE: but its number, and those that PostgreSQL fills.
+# columns_of DATABASE TABLE: prints the columns, except the id and those that PostgreSQL generates.
 columns_of() {
     owner_psql --dbname="$1" --tuples-only --no-align \
         --command="SELECT quote_ident(attname) FROM pg_attribute

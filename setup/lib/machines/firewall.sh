@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What may come in to a machine: SSH from the host, and what its role offers. Everything else is refused, and
-# told so, since a packet that is only dropped leaves people waiting. nftables.service loads the
-# rules at every start, before the network is up.
+# The firewall of a machine. It accepts SSH from the host and the services of the machine's role, and rejects every
+# other packet with an answer, since a client whose packets are dropped would wait. nftables.service loads the rules
+# at every start, before the network is up.
 
-# provide_firewall RULE…: lines of nftables, each of which lets something in.
+# provide_firewall RULE…: each RULE is a line of nftables that accepts packets.
 provide_firewall() {
     step 'Close all ports but those of this machine' load_firewall "$@"
 }
@@ -14,11 +14,11 @@ load_firewall() {
         nft -f /etc/nftables.conf
     fi
     systemctl is-enabled --quiet nftables || systemctl enable --quiet nftables
-    # So that systemd knows of it, and "systemctl status nftables" says what is the case.
+    # "systemctl status nftables" then shows the state of the firewall.
     systemctl is-active --quiet nftables || systemctl start nftables
 }
 
-# from_monitoring PORT_KEY…: the rule that lets in the machine that collects metrics, if there is one.
+# from_monitoring PORT_KEY…: prints the rule that accepts the machine that collects metrics, if there is one.
 from_monitoring() {
     local key ports=()
     [[ -n ${SETTINGS[MONITORING_IP]:-} ]] || return 0
@@ -28,8 +28,9 @@ from_monitoring() {
     echo "ip saddr ${SETTINGS[MONITORING_IP]} tcp dport { $(IFS=, && echo "${ports[*]}") } accept"
 }
 
-# to_service PORT_KEY: who reaches a service past the gateway: all, and where keys are in force, the gateway
-# and who collects metrics. Of IPv6 then nobody, since the machines have no addresses of it.
+# to_service PORT_KEY: prints the rules for clients of a service. Without keys all are accepted. With keys in force
+# only the gateway and the machine that collects metrics are, and nobody over IPv6, since the machines have no IPv6
+# addresses.
 to_service() {
     if [[ -z ${SETTINGS[API_KEYS_FILE]:-} ]]; then
         echo "tcp dport ${SETTINGS[$1]} accept"
@@ -39,9 +40,9 @@ to_service() {
     fi
 }
 
-# from_host PORTS: the rules that let in the computer on which the machines run, and not the machines, of
-# which one may be lost. It comes from the first address of their network, and through NAT from where the
-# default route leads. A machine of its own, with one card, lets in all but the other two.
+# from_host PORTS: prints the rules that accept the computer on which the machines run, and not the machines, since an
+# attacker may control one of them. The computer has the first address of their network, and with NAT the address of
+# the default gateway. A machine with one network card accepts all addresses except those of the other two machines.
 from_host() {
     local card='' way='' way_card=''
     card=$(ip -oneline -4 address show to "${machine_address:?}" | awk '{ print $2; exit }')
@@ -66,7 +67,7 @@ firewall_loaded() {
     nft list table inet crud_master >/dev/null 2>&1
 }
 
-# firewall_rules RULE…: and SSH, which is the only way to mend anything.
+# firewall_rules RULE…: prints these rules and that for SSH, without which nobody could repair the machine.
 firewall_rules() {
     cat <<RULES
 #!/usr/sbin/nft -f
@@ -94,7 +95,7 @@ $(printf '%s\n' "$(from_host "$(ssh_ports)")" "$@" | sed 's/^./        &/')
 RULES
 }
 
-# ssh_ports: where sshd listens, which need not be 22.
+# ssh_ports: prints the ports of sshd, which may differ from 22.
 ssh_ports() {
     local ports
     ports=$(sshd -T 2>/dev/null | awk '$1 == "port" { print $2 }' | paste -sd ,) || true

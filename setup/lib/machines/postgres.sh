@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# The PostgreSQL that Debian's package brings, as a service of the machine: on loopback only,
-# with a role for the programs that owns their database and nothing else, and one that can only read it.
+# PostgreSQL from Debian's package, as a service of the machine. It listens on loopback only, and has a role for the
+# programs that owns their database and nothing else, and a role that can only read that database.
 #
-# "sudo -i -u postgres psql" works as everywhere: the administrator comes over the Unix socket.
+# The administrator connects over the Unix socket: "sudo -i -u postgres psql" works as usual.
 
-# provide_postgres DATABASE [READER]: the settings that name the database, and the role that can only
+# provide_postgres DATABASE [READER]: the arguments are the settings that name the database and the role that can only
 # read it.
 provide_postgres() {
     step 'Set up PostgreSQL, on loopback' configure_cluster
     step "Make the database ${SETTINGS[$1]} and its roles" make_database "${SETTINGS[$1]}" "${2:+${SETTINGS[$2]}}"
 }
 
-# postgres_cluster: the newest, in case an upgrade of Debian has left two. Who has a server's settings may
-# have it read any file, so it is read as that user.
+# postgres_cluster: prints the version and the name of the newest cluster, since an upgrade of Debian may leave two. The
+# command runs as the user postgres, who can change the settings that it reads, and with them make it read any file.
 postgres_cluster() {
     as_user postgres pg_lsclusters --no-header | sort -V | tail -n 1 | awk '{ print $1, $2 }'
 }
@@ -34,8 +34,8 @@ configure_cluster() {
     fi
 }
 
-# foreign_hba FILE: says so where it has another rule than those that Debian and Ubuntu make, each of
-# which asks for the user of the system or for a password.
+# foreign_hba FILE: prints a line if the file has a rule other than those of Debian and Ubuntu, which require the system's
+# user or a password.
 foreign_hba() {
     ! sed -E 's/#.*//; s/[[:space:]]+/ /g; s/ $//; /^ ?$/d' "$1" | grep -vxE \
         'local (all|replication) (postgres|all) peer|host (all|replication) all (127\.0\.0\.1/32|::1/128) scram-sha-256' >/dev/null || echo "$1, with rules of its own"
@@ -50,7 +50,7 @@ password_encryption = 'scram-sha-256'
 SETTINGS
 }
 
-# Debian's unit leaves a server that was killed where it fell.
+# cluster_restarts: makes systemd restart a server that was killed, which Debian's unit does not.
 cluster_restarts() {
     cat <<UNIT
 [Service]
@@ -59,8 +59,8 @@ RestartSec=2
 UNIT
 }
 
-# make_database NAME [READER]: a statement that fails is logged whole, with the password in it, unless
-# the session forbids it.
+# make_database NAME [READER]: makes the database and its roles. The session turns off the logging of statements, since a
+# statement with a password might fail and be logged.
 make_database() {
     foreign_in_cluster "$@" | stop_at_foreign || exit
     {
@@ -75,8 +75,8 @@ make_database() {
     } | administrator_psql
 }
 
-# foreign_in_cluster NAME [READER]: what has a name of ours in this cluster and is not ours. A role that owns the
-# database is of a version that left no mark.
+# foreign_in_cluster NAME [READER]: prints the roles and the database with these names that this project did not make. A
+# role without our comment that owns the database was made by an older version.
 foreign_in_cluster() {
     administrator_psql --tuples-only --no-align <<SQL
 SELECT format('the role %I of PostgreSQL', rolname) FROM pg_roles
@@ -90,23 +90,23 @@ SELECT format('the database %I, which belongs to %s', datname, CAST(datdba AS re
 SQL
 }
 
-# administrator_psql [ARGUMENT…]: as the superuser, to the first error. In the databases of the programs
-# it changes owners alone: whatever calls functions or fires triggers there is done by as_owner.
+# administrator_psql [ARGUMENT…]: runs SQL as the superuser, to the first error. In the databases of the programs it only
+# changes owners; SQL that could call functions or triggers there is run by as_owner.
 administrator_psql() {
     as_administrator psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 \
         --port="${SETTINGS[POSTGRES_PORT]}" --dbname=postgres "$@"
 }
 
-# as_administrator COMMAND…: over the Unix socket, as the user whom PostgreSQL takes at his word.
-# Away from the working directory, which may be closed to him.
+# as_administrator COMMAND…: runs the command as the user postgres, whom PostgreSQL accepts over the Unix socket. The
+# working directory is changed, since that user may have no right to it.
 as_administrator() (
     cd /
     as_postgres env "${superuser_session[@]:?}" "$@"
 )
 
-# as_owner COMMAND…: as the role that owns the database, over the network as the programs do. What is in
-# there may be the service's own, functions and triggers included, and SET ROLE could be undone by it.
-# The password is in the environment, which nobody but that user reads.
+# as_owner COMMAND…: connects as the role that owns the database, over the network as the programs do. The database may
+# have functions and triggers of the service, which could undo a SET ROLE of the superuser. The password is in the
+# environment, which only that user can read.
 as_owner() (
     cd /
     export PGHOST=${SETTINGS[POSTGRES_HOST]:-127.0.0.1} PGPORT=${SETTINGS[POSTGRES_PORT]} PGUSER=$owner \
@@ -119,33 +119,33 @@ owner_psql() {
     as_owner psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 "$@"
 }
 
-# our_table NAME: with its schema.
+# our_table NAME: prints the name with its schema.
 our_table() {
     echo "$(sql_name "${SETTINGS[POSTGRES_SCHEMA]:-public}").$(sql_name "$1")"
 }
 
-# use_machine_database: what this machine's programs keep, by the settings in force: sets `database`,
-# `owner`, `reader` where there is one and, to those that use it, `apps`, of which the last is the owner's.
+# use_machine_database: finds this machine's database by the settings in force. Sets `database`, `owner`, `reader` if there
+# is one, and `apps` to the programs that use the database; the last one connects as the owner.
 use_machine_database() {
     local key reader_key=''
-    ((EUID == 0)) || die "this takes root: sudo $0"
+    ((EUID == 0)) || die "only root can do this: sudo $0"
     if [[ -e ${state:?}/inventory-api.env ]]; then
         key=INVENTORY_DB_NAME apps=(inventory-api)
     elif [[ -e $state/billing-api.env ]]; then
         key=BILLING_DB_NAME reader_key=POSTGRES_READER_USER apps=(billing-api billing-consumer)
     else
-        die 'no database of the platform is on this machine: be on the inventory or the billing machine, and provision it first'
+        die 'this machine has no database of the platform: run this on the inventory or the billing machine, after it was provisioned'
     fi
     read_settings "$state/${apps[-1]}.env"
-    # shellcheck disable=SC2034 # for those who call
+    # shellcheck disable=SC2034 # the callers use it
     database=${SETTINGS[$key]}
     owner=${SETTINGS[POSTGRES_USER]}
     reader=${reader_key:+${SETTINGS[$reader_key]:-}}
 }
 
-# fill_new_database NAME FILE: a database of that name with what the backup holds, whole or with
-# an error. What was left of an earlier try goes first. Of the rights those of today hold, since the backup
-# may name roles that are not there.
+# fill_new_database NAME FILE: makes a database of that name with the content of the backup, completely or with an error. A
+# database of an earlier try is dropped first. The rights are those of the present settings, since the backup may name
+# roles that do not exist.
 fill_new_database() {
     drop_database "$1"
     {
@@ -155,7 +155,7 @@ fill_new_database() {
     as_owner pg_restore --dbname="$1" --exit-on-error --no-owner --no-privileges <"$2"
 }
 
-# drop_database NAME: its owner may have made a template of it, and would again.
+# drop_database NAME: changes the owner first, who could otherwise make the database a template again.
 drop_database() {
     administrator_psql <<SQL
 SELECT format('ALTER DATABASE %I OWNER TO %I', datname, current_user) FROM pg_database WHERE datname = $(sql_text "$1") \gexec
@@ -164,7 +164,7 @@ DROP DATABASE IF EXISTS $(sql_name "$1") WITH (FORCE);
 SQL
 }
 
-# rows NAME: each table of the database and how many rows it has.
+# rows NAME: prints each table of the database with its number of rows.
 rows() {
     owner_psql --dbname="$1" --tuples-only --no-align \
         --command="SELECT format('SELECT %L || count(*) FROM %I.%I;', tablename || ': ', schemaname, tablename)

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# The programs on a machine: taken from dist/ARCHITECTURE beside this folder, or built here where
-# nothing there fits. What was built lies in /var/lib/crud-master/dist, from where the
-# Vagrantfile brings it to dist/ on the host, so that the next machine need not build.
+# Installs the programs on a machine, from dist/ARCHITECTURE in the project or, if none there fit, after a build on the
+# machine. Built programs are in /var/lib/crud-master/dist; the Vagrantfile copies them to dist/ on the host, so that
+# the next machine need not build.
 #
-# A file built-from beside the programs says from which sources they are; of other sources than there are
-# now, the Vagrantfile removes them from dist/. Programs without one, put into dist/ by hand or from a
-# release, are taken as they are.
+# The file built-from beside the programs has a hash of their sources; when the sources change, the Vagrantfile removes
+# the programs from dist/. Programs without that file, which were put into dist/ by hand or from a release, are
+# installed without a check of their sources.
 
-# provide_programs PROGRAM… [-- OPTIONAL…]: installed in /opt/crud-master/bin. The optional ones
-# only where they exist.
+# provide_programs PROGRAM… [-- OPTIONAL…]: installs the programs in /opt/crud-master/bin, and the optional ones if they
+# exist.
 provide_programs() {
     local wanted=() optional=() prebuilt source
     while (($# > 0)) && [[ $1 != -- ]]; do
@@ -21,7 +21,7 @@ provide_programs() {
 
     if programs_fit "$prebuilt" "$source" "${wanted[@]}"; then
         say "Take the programs from dist/$(uname -m)"
-        [[ -e $prebuilt/built-from ]] || note 'put there by hand: whether they are of these sources is not known'
+        [[ -e $prebuilt/built-from ]] || note 'they were put there by hand, so their sources are not known'
     else
         prebuilt=${state:?}/dist
         programs_fit "$prebuilt" "$source" "${wanted[@]}" || build_programs "$source"
@@ -29,7 +29,7 @@ provide_programs() {
     step "Install ${wanted[*]}" install_programs "$prebuilt" "${wanted[@]}" -- "${optional[@]}"
 }
 
-# sources_fingerprint FOLDER: of everything that goes into the programs. The paths are part of it.
+# sources_fingerprint FOLDER: prints a hash of the paths and contents of all sources of the programs.
 sources_fingerprint() (
     cd "$1" || exit
     {
@@ -38,8 +38,8 @@ sources_fingerprint() (
     } | LC_ALL=C sort | xargs -d '\n' sha256sum | sha256sum | cut -c 1-64
 )
 
-# programs_fit FOLDER SOURCE PROGRAM…: all are there, of these sources or of unknown ones, and
-# run on this machine: one for another processor or a newer C library does not.
+# programs_fit FOLDER SOURCE PROGRAM…: whether all programs exist, are of these sources or of unknown ones, and run on this
+# machine; a program for another processor or a newer C library does not.
 programs_fit() {
     local folder=$1 program
     [[ ! -e $folder/built-from || $(<"$folder/built-from") == "$2" ]] || return 1
@@ -48,8 +48,8 @@ programs_fit() {
     done
 }
 
-# program_runs FILE: tried in a place of its own, since a copied or shared folder may have lost
-# the right to execute; and by nobody, since it may be what a hostile crate has made.
+# program_runs FILE: whether a copy of the program runs; in a copied or shared folder it may not be executable. The user
+# nobody runs it, since a malicious crate may have changed it.
 program_runs() {
     local trial=${home:?}/trial status=0 as=(bare)
     ((EUID != 0)) || as=(as_user nobody)
@@ -59,8 +59,7 @@ program_runs() {
     return "$status"
 }
 
-# install_programs FOLDER PROGRAM… -- OPTIONAL…: a program that is the same already stays, and
-# so goes on running.
+# install_programs FOLDER PROGRAM… -- OPTIONAL…: installs the programs; an equal program stays and continues to run.
 install_programs() {
     local folder=$1 program required=true
     shift
@@ -79,20 +78,20 @@ install_programs() {
     done
 }
 
-# build_programs SOURCE: all of them, for the other machines too, by a user who may do nothing
-# else: building runs code of every crate.
+# build_programs SOURCE: builds all programs, for the other machines too, as a user without other rights, since a build
+# runs code of every crate.
 build_programs() {
     local built=true
-    say 'There are no programs that fit in dist/, so they are built here'
+    say 'dist/ has no programs for this machine and these sources, so they are built here'
     require_executable "$state" 'mount that disk without noexec'
     trap end_build EXIT
     provide_builder
     provide_compiler
     free_memory_to_build
     say 'Build the programs (this takes some minutes)'
-    # A terminal would obey what a crate says.
+    # The output of a crate might have control sequences of a terminal.
     as_builder build_in_copy 2>&1 | tr -cd '[:print:]\n' || built=false
-    $built || die 'the programs could not be built; above is why. Programs built elsewhere may be put into dist/'
+    $built || die 'the programs could not be built; the cause is above. Programs that were built elsewhere can be put into dist/'
     clear_builder
     step 'Keep the programs for the other machines' keep_built "$1"
     trap - EXIT
@@ -101,22 +100,22 @@ build_programs() {
 
 builder=crud-master-builder
 workshop=$state/build
-# Where Rust is, if the system has none that is new enough; with a colon.
+# The folder of rustup's Rust and a colon, if the system's Rust is too old.
 builder_path=''
 
-# What building takes. Whatever else lies in the project may be a secret.
+# The files that a build needs. Other files of the project may be secrets.
 build_sources=(Cargo.toml Cargo.lock rust-toolchain.toml .cargo/config.toml docs/openapi.yaml
     {common,inventory,gateway,billing,tests/kit,tests/e2e}/{Cargo.toml,src} {inventory,billing}/migrations gateway/console)
 
-# provide_builder: with empty folders, since what one build has left could command the next.
+# provide_builder: makes the user of builds with empty folders, since files of one build could affect the next.
 provide_builder() {
     make_builder
     clear_builder
     rm -rf "$workshop"
-    # Folders of the builder's in one of root's: within them root does nothing.
+    # The folders of the builder are in a folder of root's; root does nothing within them.
     install -d -m 755 "$workshop"
     install -d -m 700 -o "$builder" -g "$builder" "$workshop"/{home,home/tmp,source,target}
-    # Not in place: the shared folder is closed to this user, and knows no locks.
+    # The build uses a copy: the shared folder is closed to this user, and does not support locks.
     tar -C "${repo:?}" -cf - "${build_sources[@]}" | as_user "$builder" tar -C "$workshop/source" -xf -
 }
 
@@ -125,36 +124,35 @@ make_builder() {
         useradd --system --user-group --home-dir "$workshop/home" --no-create-home --shell /usr/sbin/nologin "$builder"
 }
 
-# clear_builder: removes what a build has left to be run later, ends what it has left running, and removes
-# what it has left where others look for files.
+# clear_builder: removes jobs and files that a build has left, and ends its processes.
 clear_builder() {
     rm -f "/var/lib/systemd/linger/$builder"
     remove_of_builder /var/spool/cron
-    # All at once.
+    # One call ends all processes.
     as_user "$builder" bash -c 'kill -KILL -1' 2>/dev/null || true
     remove_of_builder /tmp /var/tmp /dev/shm
 }
 
-# remove_of_builder FOLDER…: what is the builder's in there. Others may remove files of theirs meanwhile,
-# which is a failure to find, so what counts is whether anything of the builder's is left.
+# remove_of_builder FOLDER…: removes the builder's files. find fails if other users remove theirs meanwhile, so a second
+# search checks that no file of the builder is left.
 remove_of_builder() {
     local folder
     for folder in "$@"; do
         [[ -d $folder ]] || continue
         find "$folder" -xdev -user "$builder" -delete 2>/dev/null || true
         [[ -z $(find "$folder" -xdev -user "$builder" 2>/dev/null) ]] ||
-            die "what the build has left in $folder cannot be removed"
+            die "files that the build has left in $folder cannot be removed"
     done
 }
 
-# end_build: nothing of it stays but what was kept.
+# end_build: removes everything of the build except the programs that were kept.
 end_build() {
     clear_builder
     remove_swap
     rm -rf "$workshop"
 }
 
-# as_builder FUNCTION
+# as_builder FUNCTION: runs the function as the builder.
 as_builder() (
     cd "$workshop" || exit
     as_user "$builder" env "PATH=$builder_path$PATH" "HOME=$workshop/home" "TMPDIR=$workshop/home/tmp" \
@@ -163,12 +161,12 @@ as_builder() (
 
 build_in_copy() {
     cd "$workshop/source" || exit
-    # Most of what cargo says is one line per crate.
+    # Without --quiet cargo prints a line for each crate.
     CARGO_TARGET_DIR=$workshop/target cargo build --release --locked --quiet --jobs "$jobs"
 }
 
-# build_jobs: one for each processor, as long as each has 0.9 GB: the last step of a program, which
-# sees all its crates at once, takes 0.6 GB, and the compiler itself 0.2.
+# build_jobs: prints the number of processors, limited so that each job has 0.9 GB: the last step of a program, which
+# optimizes all its crates together, takes 0.6 GB, and the compiler itself 0.2 GB.
 build_jobs() {
     local jobs processors
     jobs=$(awk '$1 == "MemTotal:" { print int($2 / 900000) }' /proc/meminfo)
@@ -177,8 +175,7 @@ build_jobs() {
     echo $((jobs < 1 ? 1 : jobs))
 }
 
-# free_memory_to_build: a small machine gets a swap file for as long as it builds; to a container
-# its host gives none.
+# free_memory_to_build: makes a swap file on a small machine for the time of the build; a container cannot have one.
 free_memory_to_build() {
     local kilobytes
     kilobytes=$(awk '$1 ~ /^(MemAvailable|SwapFree):$/ { sum += $2 } END { print sum }' /proc/meminfo)
@@ -190,7 +187,7 @@ swap=$state/swap
 
 make_swap() {
     remove_swap
-    # Without holes, which swap cannot use.
+    # A swap file cannot have holes.
     install -m 600 /dev/null "$swap"
     dd if=/dev/zero of="$swap" bs=1M count=2048 status=none
     mkswap "$swap"
@@ -202,11 +199,11 @@ remove_swap() {
     rm -f "$swap"
 }
 
-# What is built, and kept on the host, where the Vagrantfile has these names too.
+# The programs that are built and kept on the host; the list in the Vagrantfile must be equal.
 built_programs=(api-gateway inventory-api billing-api billing-consumer billing-dead-letters)
 
-# keep_built SOURCE: the stamp comes last: without it the folder is not whole. What lies where the builder
-# writes is read as the builder, since a link may stand for it.
+# keep_built SOURCE: keeps the built programs. The stamp is written last, since it shows that the folder is complete. The
+# programs are read as the builder, who may have put links in their place.
 keep_built() {
     local program
     rm -rf "$state/dist"
@@ -218,8 +215,8 @@ keep_built() {
     echo "$1" >"$state/dist/built-from"
 }
 
-# provide_compiler: Debian's own, where it is new enough for this workspace, else the very
-# toolchain that rust-toolchain.toml names, by rustup.
+# provide_compiler: installs Debian's compiler if it is new enough for this workspace; otherwise rustup installs the
+# toolchain of rust-toolchain.toml.
 provide_compiler() {
     local missing package
     mapfile -t missing < <(lacking_basics)
@@ -232,15 +229,15 @@ provide_compiler() {
     builder_path=$workshop/home/.cargo/bin:
 }
 
-# new_enough_cargo: one of the system, for all users; not rustup's stand-in of the same name.
+# new_enough_cargo: whether the system's cargo, which all users have, is new enough; rustup's does not count.
 new_enough_cargo() {
     local version
     version=$(/usr/bin/cargo --version 2>/dev/null) || return 1
     at_least "$(cut -d ' ' -f 2 <<<"$version")" "$(minimum_rust)"
 }
 
-# cargo_package: the package with a new enough one. Debian carries newer ones than its first as
-# cargo-web, for the sake of browsers.
+# cargo_package: prints the package with a cargo that is new enough. Debian's package cargo-web is newer than cargo, since
+# browsers need it.
 cargo_package() {
     local package version
     for package in cargo cargo-web; do

@@ -1,9 +1,8 @@
 # shellcheck shell=bash
-# The RabbitMQ that Debian's package brings, as a service of the machine. Orders and the
-# management page are open to the network, as far as the firewall lets them; what RabbitMQ's
-# nodes say to each other stays on loopback.
+# RabbitMQ from Debian's package, as a service of the machine. Its ports for orders and for the management page are open
+# to the network as far as the firewall allows; the port for other nodes is on loopback.
 
-# The folder with the password of "setup", the administrator, as rabbitmq_api wants it.
+# The folder with the password of "setup", the administrator, for rabbitmq_api.
 broker_home=${state:?}/rabbitmq
 
 provide_rabbitmq() {
@@ -19,12 +18,12 @@ configure_broker() {
     [[ -s $broker_home/administrator ]] || (umask 077 && random_secret >"$broker_home/administrator")
     server_output | write_unit_part rabbitmq-server.service && restart=true
     if port_mapper_socket | write_unit_part epmd.socket; then
-        # The mapper forgets who is who when it is stopped, so the node goes first.
+        # The port mapper loses its entries when it is stopped, so the node is stopped first.
         systemctl stop rabbitmq-server epmd.service epmd.socket
         restart=true
     fi
     broker_environment | write_if_new /etc/rabbitmq/rabbitmq-env.conf 644 && restart=true
-    # With the administrator's password in it.
+    # This file contains the administrator's password.
     broker_settings | write_if_new /etc/rabbitmq/rabbitmq.conf 640 rabbitmq && restart=true
     echo '[rabbitmq_management].' | write_if_new /etc/rabbitmq/enabled_plugins 644 && restart=true
     systemctl enable --quiet rabbitmq-server
@@ -36,7 +35,7 @@ configure_broker() {
     wait_for_broker
 }
 
-# port_mapper_socket: Erlang's port mapper (epmd), which systemd opens to all networks.
+# port_mapper_socket: restricts Erlang's port mapper (epmd), which systemd opens to all networks, to loopback.
 port_mapper_socket() {
     cat <<'UNIT'
 [Socket]
@@ -45,8 +44,8 @@ ListenStream=127.0.0.1:4369
 UNIT
 }
 
-# broker_environment: the node's name must not change with the machine's, or it would find
-# neither its data nor the way to be stopped.
+# broker_environment: fixes the name of the node. If it changed with the machine's, RabbitMQ would not find its data, and
+# could not be stopped.
 broker_environment() {
     cat <<'ENVIRONMENT'
 # Made by setup/lib/machines/rabbitmq.sh of crud-master.
@@ -57,8 +56,8 @@ export ERL_EPMD_ADDRESS=127.0.0.1
 ENVIRONMENT
 }
 
-# broker_settings: on all addresses, since the private network may come up after RabbitMQ. The
-# administrator is made at the first start, in place of the "guest" that everybody knows.
+# broker_settings: RabbitMQ listens on all addresses, since the private network may start after it. At its first start it
+# makes the administrator instead of the publicly known "guest".
 broker_settings() {
     cat <<SETTINGS
 # Made by setup/lib/machines/rabbitmq.sh of crud-master.
@@ -70,7 +69,7 @@ default_user_tags.administrator = true
 SETTINGS
 }
 
-# foreign_broker FOLDER: what others have configured there.
+# foreign_broker FOLDER: prints the files of the configuration that this project did not make.
 foreign_broker() {
     local file
     for file in "$1"/{rabbitmq.conf,rabbitmq-env.conf,advanced.config,rabbitmq.config}; do
@@ -83,7 +82,7 @@ wait_for_broker() {
     local deadline=$((SECONDS + 120))
     until port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_PORT]}" &&
         port_answers 127.0.0.1 "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}"; do
-        ((SECONDS < deadline)) || die 'RabbitMQ does not answer after two minutes: journalctl -u rabbitmq-server says why. Once that is cured, run this again'
+        ((SECONDS < deadline)) || die 'RabbitMQ does not answer after two minutes: journalctl -u rabbitmq-server shows the cause. Correct it and run this again'
         sleep 0.3
     done
 }
@@ -95,7 +94,7 @@ provide_queue() {
     ! broker_api GET users/guest || broker_api DELETE users/guest
 }
 
-# foreign_guest: a broker that was set up here never had this user.
+# foreign_guest: prints a line if the broker has the user guest, which a broker of this project never has.
 foreign_guest() {
     local users
     if broker_api GET whoami 2>/dev/null; then
@@ -106,7 +105,7 @@ foreign_guest() {
     fi
 }
 
-# warn_of_lossy_policies: needs Node.
+# warn_of_lossy_policies: must be called after Node is installed.
 warn_of_lossy_policies() {
     rabbitmq_warn_of_lossy_policies "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" \
         "${SETTINGS[RABBITMQ_QUEUE]}"
@@ -116,8 +115,8 @@ broker_api() {
     rabbitmq_api "$broker_home" "${SETTINGS[RABBITMQ_MANAGEMENT_PORT]}" "$@"
 }
 
-# take_over_broker: a RabbitMQ that was there before, and does not know the administrator or
-# knows another password. The tool asks for it, so that it shows on no command line.
+# take_over_broker: makes the administrator, or changes the password, in a RabbitMQ that existed before. The tool reads
+# the password from its input, so that it is on no command line.
 take_over_broker() {
     local password
     password=$(<"$broker_home/administrator")

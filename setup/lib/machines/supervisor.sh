@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# PM2 as a service of the machine, which systemd starts and keeps: pm2-root.service. It belongs
-# to root, since only root can give each program a user of its own, and is spoken to as `sudo pm2`.
+# PM2 as a service of the machine: pm2-root.service, which systemd starts and restarts. It runs as root, since only root
+# can run each program as a user of its own; its command is `sudo pm2`.
 
 supervisor_unit=/etc/systemd/system/pm2-root.service
 
@@ -24,7 +24,7 @@ provide_supervisor() {
     fi
 }
 
-# supervisor_is_current: it was started by this unit, and is of this version of PM2.
+# supervisor_is_current: whether this unit has started the running PM2, in the present version.
 supervisor_is_current() {
     local pid
     pid=$(apps_daemon_pid "$state") && has_mark "$pid" "UNIT_DIGEST=$(unit_digest)"
@@ -41,9 +41,9 @@ unit_text() {
     unit_body "$(unit_digest)"
 }
 
-# unit_body DIGEST: a daemon of systemd's own making, not of a login session, with which it would
-# end. "pm2 kill" lets the programs finish what they hold, one after the other. The digest is in the
-# daemon's environment, and tells what it was started with.
+# unit_body DIGEST: prints the unit. systemd starts the daemon, since a daemon of a login session would end with the
+# session. "pm2 kill" ends the programs one after the other, each after its accepted work. The digest in the daemon's
+# environment identifies the unit and the version with which it was started.
 unit_body() {
     cat <<UNIT
 [Unit]
@@ -77,9 +77,9 @@ pm2_program() {
     echo "$tools/pm2/node_modules/pm2/bin/pm2"
 }
 
-# pm2_script: PM2 writes down the whole environment of whoever starts a program, and keeps its
-# list only when told to. So the environment stays out, and every change of the list is kept: a
-# program that was stopped stays so when the machine restarts, one that was started comes back.
+# pm2_script: prints the command pm2. PM2 stores the whole environment of its caller, and stores its list of programs only
+# on a command. Therefore the script clears the environment and stores the list after every change, so that after a
+# restart of the machine a stopped program stays stopped and a started one runs.
 pm2_script() {
     cat <<SCRIPT
 #!/usr/bin/env bash
@@ -104,7 +104,7 @@ case \${1:-} in
         exit 1
         ;;
 esac
-# A daemon that is started from here would end with this session.
+# systemd starts the daemon, since it would otherwise end with this session.
 systemctl is-active --quiet pm2-root || systemctl start pm2-root || exit
 pm2 "\$@"
 status=\$?
@@ -115,8 +115,8 @@ exit \$status
 SCRIPT
 }
 
-# provide_rotation: by logrotate, which is only there while it works. Asked every hour, since a
-# log may grow in less than a day.
+# provide_rotation: makes logrotate rotate the logs. It is run every hour, since a log may become large in less than a
+# day.
 provide_rotation() {
     write_if_new /etc/logrotate.d/crud-master 644 <<ROTATION || true
 # Made by setup/lib/machines/supervisor.sh of crud-master.
@@ -152,7 +152,7 @@ OnCalendar=hourly
 UNIT
 }
 
-# start_apps: those that do not run, or not from the newest file, list and settings.
+# start_apps: starts the programs that do not run, or run from an older file, list or settings.
 start_apps() {
     ln -sfnT "${home:?}/bin" "$state/programs"
     apps_start "$state"

@@ -18,10 +18,10 @@ use crate::order_client::{OrderClient, RECOVERY_LIMIT, REST};
 use crate::platform_processes::{PlatformProcesses, RowCounts, SentMessage, lock};
 use crate::raw_publisher::RawPublisher;
 
-/// Clients that place orders at the same time.
+/// How many clients place orders at the same time.
 const CLIENTS: usize = 16;
 
-/// Clients that read and change movies at the same time.
+/// How many clients read and change movies at the same time.
 const MOVIE_CLIENTS: usize = 6;
 
 /// How long `/ready` may take to show a change.
@@ -31,15 +31,15 @@ const READY_LIMIT: Duration = Duration::from_secs(20);
 pub struct FaultOutcome {
     /// The name of the fault.
     pub fault: &'static str,
-    /// Orders that were answered 200 while it lasted, and otherwise.
+    /// How many orders were answered 200 during the fault, and how many otherwise.
     pub answers: (usize, usize),
-    /// From its begin until the `/ready` of every consumer answered 503, if no order can be recorded.
+    /// The time from its begin until the `/ready` of every consumer answered 503, if no order can be recorded.
     pub unready_after: Option<Duration>,
-    /// From its end until an order was confirmed again.
+    /// The time from its end until an order was confirmed again.
     pub accepts_after: Duration,
-    /// From its end until that order was recorded.
+    /// The time from its end until that order was recorded.
     pub records_after: Duration,
-    /// From its end until a movie was created.
+    /// The time from its end until a movie was created.
     pub creates_after: Duration,
     /// The readings of the clock of the movies before and after it began.
     injected: (u64, u64),
@@ -48,19 +48,19 @@ pub struct FaultOutcome {
 /// The outcome of the whole drill.
 #[derive(Default)]
 pub struct DrillReport {
-    /// One for each fault.
+    /// The outcome of each fault.
     pub outcomes: Vec<FaultOutcome>,
-    /// Orders that were answered 200.
+    /// The number of orders that were answered 200.
     pub answered: usize,
-    /// Orders that were answered otherwise, or not at all, and not tried again.
+    /// The number of orders that were answered otherwise, or not at all, and were not sent again.
     pub unsure: usize,
-    /// Of those, how many were recorded all the same.
+    /// How many of those were recorded.
     pub unsure_recorded: usize,
-    /// Dead letters.
+    /// The number of dead letters.
     pub dead: usize,
-    /// How many movies were asked for, and how often all together.
+    /// The number of movies, and of requests for them.
     pub movies: (usize, usize),
-    /// Every error that was found, in words.
+    /// A text for every error that was found.
     pub wrong: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ pub struct DrillReport {
 /// each fault.
 ///
 /// # Panics
-/// When the platform does not recover from one.
+/// If the platform does not recover from a fault.
 pub fn run<'f>(
     platform: &mut PlatformProcesses,
     faults: impl IntoIterator<Item = &'f Fault>,
@@ -83,7 +83,7 @@ pub fn run<'f>(
     let mut report = DrillReport::default();
     // The panic of a client ends the drill.
     thread::scope(|scope| {
-        // The clients stop also if the platform does not recover, which panics.
+        // The clients stop even if the platform does not recover, which causes a panic.
         let _stop = StopOnDrop(&stopped);
         for number in 0..CLIENTS {
             let orders = OrderClient::new(number.to_string(), &shared);
@@ -150,20 +150,20 @@ fn run_fault(
             if comes_within(READY_LIMIT, || platform.consumer_readiness() == [503, 503]) {
                 unready_after = Some(begun.elapsed());
             } else {
-                is_wrong("a consumer is ready, and nothing can be recorded");
+                is_wrong("a consumer is ready, although no order can be recorded");
             }
         }
         Expectation::OthersAreRecorded => {
             let id = probe.place_surely();
             if !comes_within(READY_LIMIT, || platform.is_recorded(&id)) {
-                is_wrong("an order waits that has nothing to do with it");
+                is_wrong("an order waits that the fault does not concern");
             }
             if platform.consumer_readiness() != [200, 200] {
-                is_wrong("a consumer is not ready, and records");
+                is_wrong("a consumer is not ready, although orders are recorded");
             }
         }
     }
-    // For a fault to last, time must pass.
+    // A fault lasts for some time.
     thread::sleep(fault.lasts.saturating_sub(begun.elapsed()));
     (fault.repair)(platform);
     let repaired = Instant::now();
@@ -177,7 +177,7 @@ fn run_fault(
     probe.create_movie_surely();
     let creates_after = repaired.elapsed();
     if !comes_within(READY_LIMIT, || platform.consumer_readiness() == [200, 200]) {
-        is_wrong("it is over, and a consumer is not ready");
+        is_wrong("a consumer is not ready after the end of the fault");
     }
     FaultOutcome {
         fault: fault.name,
@@ -227,20 +227,20 @@ fn compare(report: &mut DrillReport, sent: &[SentMessage], mut rows: RowCounts) 
         } else if times == 0 && message.answered {
             report
                 .wrong
-                .push(format!("{} was confirmed and is not {kind}", message.id));
+                .push(format!("{} was confirmed, but is not {kind}", message.id));
         }
         rows.forget(message);
     }
     for (id, kind) in rows.left() {
         report
             .wrong
-            .push(format!("{id} is {kind}, and should not be"));
+            .push(format!("{id} is {kind}, but must not be"));
     }
 }
 
-/// A gateway repeats an idempotent request without a precondition when the connection to the
-/// inventory ends before an answer begins (RFC 9110 §9.2.2). A request that was in progress when a fault began
-/// was perhaps carried out once more than its answer shows.
+/// A gateway repeats an idempotent request without a precondition if the connection to the inventory ends before an
+/// answer begins (RFC 9110 §9.2.2). A request that was in progress when a fault began may therefore have been carried
+/// out once more than its answer shows.
 fn with_repeats(history: &[Operation], injected: &[(u64, u64)]) -> Vec<Operation> {
     let was_in_progress = |operation: &Operation| {
         let (begun, ended) = operation.lasted;
@@ -264,7 +264,7 @@ fn with_repeats(history: &[Operation], injected: &[(u64, u64)]) -> Vec<Operation
     history.iter().copied().chain(repeats).collect()
 }
 
-/// A line of the table of outcomes; its head for None.
+/// A line of the table of outcomes; the head of the table for None.
 #[must_use]
 pub fn table_line(outcome: Option<&FaultOutcome>) -> String {
     let mut line = String::new();

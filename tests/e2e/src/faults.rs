@@ -17,7 +17,7 @@ use crate::wait_until_ready;
 pub struct Fault {
     /// Its name in the table.
     pub name: &'static str,
-    /// How long it lasts at least.
+    /// The shortest time that it lasts.
     pub lasts: Duration,
     /// What must be true of orders while it lasts.
     pub expectation: Expectation,
@@ -30,7 +30,7 @@ pub struct Fault {
 /// What must be true of orders while a fault lasts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Expectation {
-    /// They may be recorded or not.
+    /// Orders may be recorded or not.
     Anything,
     /// No order can be recorded, and no consumer is ready.
     NoneIsRecorded,
@@ -39,7 +39,7 @@ pub enum Expectation {
 }
 
 impl Fault {
-    /// A fault of two functions.
+    /// Makes a fault of two functions.
     pub fn new(
         name: &'static str,
         seconds: u64,
@@ -175,7 +175,7 @@ fn faults_of_connections() -> Vec<Fault> {
     .collect()
 }
 
-/// A connection that is closed, and one over which no more bytes come.
+/// A connection that is closed, and one on which no more bytes arrive.
 fn faults_of_connection(
     [cut, mute]: [&'static str; 2],
     expectation: Expectation,
@@ -189,7 +189,7 @@ fn faults_of_connection(
     .map(|fault| fault.expecting(expectation))
 }
 
-/// What operators and other programs do to the tables, sessions and queue of the platform.
+/// Changes that operators and other programs make to the tables, sessions and queue of the platform.
 fn faults_of_others() -> Vec<Fault> {
     vec![
         fault_of_open_transaction("orders: LOCK TABLE", Expectation::NoneIsRecorded, |_| {
@@ -283,8 +283,8 @@ fn delete_queue(platform: &mut PlatformProcesses) {
     });
 }
 
-/// An inventory whose database lacks what the other one has, as a replica that lags behind. It breaks the
-/// promise of the platform, and is no fault of the drill.
+/// An inventory whose database lacks rows of the other one, as a replica that lags behind. It breaks the promise of the
+/// platform, and is not a fault of the drill.
 #[must_use]
 pub fn fault_of_a_lagging_inventory() -> Fault {
     let lagging = RefCell::new(None);

@@ -1,5 +1,4 @@
-//! Clients that send the gateway requests which it refuses, as fast as they can, while its log is on a small
-//! disk.
+//! Clients that send the gateway, as fast as they can, requests that it refuses, while its log is on a small disk.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -19,28 +18,28 @@ use crate::faults::{Expectation, Fault};
 /// How many clients send requests.
 const CLIENTS: usize = 4;
 
-/// Every other request has a target of so many bytes: with a line for each the log would have 4 MB.
+/// The length of the target of every other request. With a line for each request the log would have 4 MB.
 const REFUSED_MIN: usize = 1000;
 const TARGET_BYTES: usize = 8000;
 
-/// What a client's refusals may write in a second: a line with the beginning of a target, and one that
-/// counts the others.
+/// How many bytes of log a client's refusals may cause in a second: a line with the beginning of a target, and a line
+/// with the number of the others.
 const LINES_BYTES_MAX: u64 = 2048;
 
 /// The disk of the log.
 #[derive(Clone)]
 pub enum LogDisk {
-    /// In a folder of a disk that has room.
+    /// A folder on a disk with room.
     Large(PathBuf),
-    /// In a folder of a disk of a few MB, which somebody else fills to the last block.
+    /// A folder on a disk of a few MB, which the test fills to the last block.
     Small(PathBuf),
 }
 
-/// A flood of refused requests. The log grows by a few lines a second, and orders are recorded meanwhile, also
-/// when the disk of the log is full.
+/// A flood of refused requests. The log grows by a few lines a second, and orders are recorded meanwhile, even if the
+/// disk of the log is full.
 ///
 /// # Panics
-/// When it begins, and the log grows by more.
+/// If it cannot begin, or the log grows by more.
 #[must_use]
 pub fn fault_of_a_flood(disk: LogDisk) -> Fault {
     let (LogDisk::Large(folder) | LogDisk::Small(folder)) = &disk;
@@ -82,7 +81,7 @@ fn fill(filler: &Path) {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
 }
 
-/// It lasts until it is dropped.
+/// A flood that lasts until this value is dropped.
 struct Flood {
     begun: Instant,
     refused: Arc<AtomicUsize>,
@@ -115,7 +114,7 @@ impl Flood {
             line.contains(" status=4") || line.contains("msg=\"more requests refused")
         };
         let bytes: usize = log.lines().filter(refusal).map(str::len).sum();
-        // The second in which it began, and the one that has not ended.
+        // The second in which it began and the last second count too.
         let seconds = self.begun.elapsed() + Duration::from_secs(2);
         assert!(
             bytes > 0 && bytes as u64 <= seconds.as_secs() * LINES_BYTES_MAX,
@@ -133,7 +132,7 @@ impl Drop for Flood {
     }
 }
 
-/// Sends requests in turn for a path that does not exist, and for one that takes a key.
+/// Sends requests in turn for a path that does not exist, and for one that needs a key.
 fn ask_until(stopped: &AtomicBool, gateway: SocketAddr, refused: &AtomicUsize) {
     let client = Client::new(gateway);
     let unknown = format!("/{}", "x".repeat(TARGET_BYTES));

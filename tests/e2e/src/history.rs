@@ -1,44 +1,41 @@
-//! What clients asked of one movie and what they were answered, and whether that could have come
-//! of the requests one after the other, each at a moment between its begin and its end: whether
-//! the movie is linearizable.
+//! The requests of clients for one movie with their answers, and the check whether the movie is linearizable: whether
+//! the answers are those of the requests one after the other, each at one moment between its begin and its end.
 //!
-//! A change whose outcome is not known took effect at any time after its begin, or never. Hence
-//! the search for an order has a memory: without one it would try each order of each selection of
-//! the unknown ones.
+//! A change whose outcome is not known took effect at any time after its begin, or never. Therefore the search for an
+//! order remembers what it has tried: otherwise it would try each order of each selection of the unknown changes.
 
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History as Actions};
 use todc_utils::specifications::Specification;
 
-/// What a movie says. Each title and each description of a history is written once, so a number
-/// tells which one it is.
+/// The content of a movie. Each title and each description of a history is written once, so a number identifies it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MovieContent {
-    /// Of the title.
+    /// The number of the title.
     pub title: u64,
-    /// Of the description.
+    /// The number of the description.
     pub description: u64,
 }
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MovieRequest {
-    /// The first of each history: nobody knows the movie's id before its answer.
+    /// The creation, which is the first request of each history, since its answer has the id.
     Create(MovieContent),
-    /// By its id, or as a page of the list.
+    /// A read of the movie by its id, or of a page of the list.
     Read,
-    /// Of either field or both.
+    /// A change of one field or both.
     Change {
         /// The new title.
         title: Option<u64>,
         /// The new description.
         description: Option<u64>,
-        /// What an `If-Match` wants the movie to be.
+        /// The content that an `If-Match` requires.
         only_if: Option<MovieContent>,
     },
-    /// Of the whole movie.
+    /// The deletion of the movie.
     Delete {
-        /// What an `If-Match` wants the movie to be.
+        /// The content that an `If-Match` requires.
         only_if: Option<MovieContent>,
     },
 }
@@ -46,31 +43,31 @@ pub enum MovieRequest {
 /// An answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MovieResponse {
-    /// The movie as it is, or as it is now.
+    /// The content of the movie.
     Movie(MovieContent),
-    /// There was a movie, and now there is none.
+    /// The movie was deleted.
     Deleted,
-    /// 404.
+    /// Status 404.
     NoSuchMovie,
-    /// 412.
+    /// Status 412.
     PreconditionFailed,
-    /// None, or one of 5xx: the request was carried out at some time after its begin, or never.
+    /// No answer, or a status 5xx: the request was carried out at some time after its begin, or never.
     Unknown,
 }
 
 /// A request with its answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Operation {
-    /// What was asked.
+    /// The request.
     pub asked: MovieRequest,
-    /// What was answered.
+    /// The answer.
     pub answered: MovieResponse,
-    /// When it began and when it ended, on a clock of which no two readings are the same.
+    /// Its begin and its end, on a clock whose readings all differ.
     pub lasted: (u64, u64),
 }
 
 impl MovieRequest {
-    /// What it makes of a movie, and its answer.
+    /// The answer to the request, and the movie after it.
     fn carried_out(self, movie: Option<MovieContent>) -> (MovieResponse, Option<MovieContent>) {
         let only_if = match self {
             Self::Create(content) => return (MovieResponse::Movie(content), Some(content)),
@@ -116,10 +113,10 @@ impl Specification for OneMovie {
     }
 }
 
-/// Whether there is an order of these requests, all of one movie, that explains all answers.
+/// Whether there is an order of these requests for one movie that explains all answers.
 #[must_use]
 pub fn is_linearizable(operations: &[Operation]) -> bool {
-    // Most that nobody knows of have left no trace; then there is little to search.
+    // Most requests of unknown outcome have left no trace; without them there is little to search.
     let traced: Vec<_> = operations
         .iter()
         .filter(|operation| {
@@ -130,7 +127,7 @@ pub fn is_linearizable(operations: &[Operation]) -> bool {
     has_order(&traced) || has_order(operations)
 }
 
-/// Whether an answer shows what this request may have made of the movie.
+/// Whether an answer shows a content that this request may have written.
 fn leaves_traces(operation: &Operation, operations: &[Operation]) -> bool {
     let MovieRequest::Change {
         title, description, ..
@@ -149,8 +146,7 @@ fn has_order(operations: &[Operation]) -> bool {
     for (number, operation) in operations.iter().enumerate() {
         let (begun, ended) = operation.lasted;
         actions.push((begun, number, Action::Call(*operation)));
-        // At the end it may also have been carried out after all others, where nobody sees it:
-        // that is, never.
+        // A request of unknown outcome may also have been carried out after all others, where no answer shows it.
         let unknown = operation.answered == MovieResponse::Unknown;
         let ended = if unknown { u64::MAX } else { ended };
         actions.push((ended, number, Action::Response(*operation)));

@@ -1,5 +1,5 @@
 //! The whole system in one process: each service is started by the function that its `main` calls, with ports,
-//! a schema and a queue of its own. This crate has only what the tests beside it share.
+//! a schema and a queue of its own. This crate has the code that the tests of the whole system share.
 
 pub mod drill;
 pub mod faults;
@@ -23,7 +23,7 @@ use inventory::Inventory;
 use serde_json::{Value, json};
 use testkit::{Client, Relay, Service, TestDatabase, TestQueue, eventually};
 
-/// Connections are the scarce thing on the test server.
+/// The number of slots is small, since the test server has few connections.
 const WORKERS: usize = 2;
 
 /// An inventory with its movies.
@@ -59,7 +59,7 @@ pub struct Platform {
     pub gateway: Service<Gateway>,
     /// The inventory.
     pub movies: TestInventory,
-    /// Where recorded orders are read.
+    /// billing-api, which lists recorded orders.
     pub billing_api: Service<BillingApi>,
     /// The relay between the gateway and the inventory.
     pub relay_to_inventory: Relay,
@@ -67,7 +67,7 @@ pub struct Platform {
     pub relay_to_broker: Relay,
     /// The queue between the gateway and billing.
     pub queue: TestQueue,
-    /// The relay between the gateway and the consumer, which has another port each time that it starts.
+    /// The relay between the gateway and the consumer, which has another port after each start.
     relay_to_consumer: Relay,
     consumer: Option<Service<BillingConsumer>>,
     consumer_config: ConsumerConfig,
@@ -75,7 +75,7 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Starts everything, and returns when everything is ready.
+    /// Starts the whole platform, and returns when it is ready.
     #[must_use]
     pub fn start() -> Self {
         let mut platform = Self::start_without_consumer();
@@ -83,7 +83,7 @@ impl Platform {
         platform
     }
 
-    /// Starts everything but the program that records orders.
+    /// Starts the platform without the consumer.
     #[must_use]
     pub fn start_without_consumer() -> Self {
         let movies = TestInventory::start();
@@ -139,7 +139,7 @@ impl Platform {
         }
     }
 
-    /// Starts the program that records orders, and returns when it consumes.
+    /// Starts the consumer, and returns when it consumes.
     pub fn start_consumer(&mut self) {
         let consumer = Service::start(
             |shutdown| billing::start_consumer(&self.consumer_config, shutdown),
@@ -150,15 +150,15 @@ impl Platform {
         self.consumer = Some(consumer);
     }
 
-    /// Stops the program that records orders, and waits for its end.
+    /// Stops the consumer, and waits for its end.
     pub fn stop_consumer(&mut self) {
         self.consumer = None;
     }
 
-    /// Places an order at the gateway; its message id.
+    /// Places an order at the gateway; returns its message id.
     ///
     /// # Panics
-    /// When it is not confirmed.
+    /// If it is not confirmed.
     #[must_use]
     pub fn place(&self, order: &Value) -> String {
         let reply = self.gateway.client.post("/api/billing", order);
@@ -175,7 +175,7 @@ impl Platform {
         reply.json.as_array().cloned().unwrap_or_default()
     }
 
-    /// Waits until so many orders are recorded; the orders.
+    /// Waits until this number of orders is recorded; returns them.
     #[must_use]
     pub fn wait_for_orders(&self, count: usize) -> Vec<Value> {
         eventually("the orders are recorded", || self.recorded().len() >= count);
@@ -183,10 +183,10 @@ impl Platform {
     }
 }
 
-/// Where this workspace's programs are, built like the test that asks.
+/// The folder of this workspace's programs, in the profile of the test.
 ///
 /// # Panics
-/// When they cannot be built.
+/// If they cannot be built.
 #[must_use]
 pub fn programs() -> PathBuf {
     let built = Command::new(env!("CARGO"))
@@ -200,7 +200,7 @@ pub fn programs() -> PathBuf {
     folder.to_owned()
 }
 
-/// Waits until a service has all that it needs.
+/// Waits until a service is ready.
 pub fn wait_until_ready(client: &Client) {
     eventually("a service is ready", || client.get("/ready").status == 200);
 }

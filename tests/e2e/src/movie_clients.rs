@@ -12,13 +12,14 @@ use testkit::{Client, Reply};
 use crate::history::{MovieContent, MovieRequest, MovieResponse, Operation};
 use crate::platform_processes::lock;
 
-/// How many movies are used at a time: so few that several clients use one.
+/// How many movies are used at a time; there are so few that several clients use one.
 const MOVIES: usize = 2;
 
-/// After so many requests a movie is replaced by a new one.
+/// The number of requests after which a movie is replaced by a new one.
 const REQUESTS_MAX: usize = 40;
 
-/// A movie with so many requests of unknown outcome is replaced too: each doubles the possible histories.
+/// The number of requests of unknown outcome after which a movie is replaced, since each of them doubles the possible
+/// histories.
 const UNKNOWN_MAX: usize = 2;
 
 /// The movies, which the clients share.
@@ -55,12 +56,12 @@ impl<'d> SharedMovies<'d> {
         }
     }
 
-    /// A reading of the clock that orders all that the clients do: later ones are greater.
+    /// A reading of the clock that orders the actions of all clients; later readings are greater.
     pub(crate) fn now(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// What each movie was asked, by its id.
+    /// The history of each movie, by its id.
     pub(crate) fn histories(self) -> Vec<(i64, Vec<Operation>)> {
         let all = self
             .all
@@ -75,7 +76,7 @@ impl<'d> SharedMovies<'d> {
 pub(crate) struct MovieClient<'m> {
     movies: &'m SharedMovies<'m>,
     client: Client,
-    /// The movie that it saw last: its id, what it was, and the tag that stands for that.
+    /// The movie that it read last: its id, its content, and the entity tag.
     seen: Option<(i64, MovieContent, String)>,
 }
 
@@ -88,10 +89,10 @@ impl<'m> MovieClient<'m> {
         }
     }
 
-    /// One request after the other.
+    /// Sends one request after the other.
     pub(crate) fn ask_until(mut self, stopped: &AtomicBool) {
         while !stopped.load(Ordering::Relaxed) {
-            // The pause leaves time of the processors to the orders.
+            // The pause leaves processor time to the orders.
             thread::sleep(Duration::from_millis(fastrand::u64(..5)));
             if let Some(movie) = self.current_movie() {
                 self.ask_of(&movie);
@@ -99,8 +100,8 @@ impl<'m> MovieClient<'m> {
         }
     }
 
-    /// One of the current movies. None if a new one was needed and its creation has no known outcome: its id
-    /// is not known.
+    /// One of the current movies. None if a new one was needed and the outcome of its creation, and so its id, is not
+    /// known.
     fn current_movie(&mut self) -> Option<Arc<MovieHistory>> {
         let mut current = lock(&self.movies.current[fastrand::usize(..MOVIES)]);
         if let Some(movie) = current.as_ref().filter(|movie| movie.can_go_on()) {
@@ -144,13 +145,13 @@ impl<'m> MovieClient<'m> {
             answered,
             lasted: (begun, self.movies.now()),
         };
-        // A read without an answer is no evidence.
+        // A read without an answer shows nothing.
         if (asked, answered) != (MovieRequest::Read, MovieResponse::Unknown) {
             lock(&movie.operations).push(operation);
         }
     }
 
-    /// Every other time only where it is not what it was when it was last seen.
+    /// Reads the movie; at random only if it differs from the last read.
     fn read(&mut self, id: i64) -> (MovieRequest, MovieResponse) {
         let tag = self.precondition(id);
         let header = tag.as_ref().map(|(_, tag)| ("if-none-match", tag.as_str()));
@@ -163,7 +164,7 @@ impl<'m> MovieClient<'m> {
         (MovieRequest::Read, answered)
     }
 
-    /// The page that begins with it, where it is there.
+    /// Reads the page of the list that begins with the movie, if it exists.
     fn read_as_page(&mut self, id: i64) -> (MovieRequest, MovieResponse) {
         let target = format!("/api/movies?after={}&limit=1", id - 1);
         let answered = match self.send("GET", &target, None, None) {
@@ -210,7 +211,7 @@ impl<'m> MovieClient<'m> {
         (MovieRequest::Delete { only_if }, answered)
     }
 
-    /// What the movie was when it was last seen, every other time that it is the one.
+    /// The content and the entity tag of the movie at its last read; None at random, and for another movie.
     fn precondition(&self, id: i64) -> Option<(MovieContent, String)> {
         let seen = self.seen.as_ref().filter(|(seen, _, _)| *seen == id)?;
         fastrand::bool().then(|| (seen.1, seen.2.clone()))
@@ -232,7 +233,7 @@ impl<'m> MovieClient<'m> {
         }
     }
 
-    /// None where nothing came of it that is known: no answer, or one of 5xx.
+    /// The answer; None if the outcome is not known: no answer, or a status 5xx.
     fn send(
         &mut self,
         method: &str,
@@ -262,7 +263,7 @@ fn text(number: u64) -> String {
     format!("text {number}")
 }
 
-/// Of a movie as it is answered.
+/// The content of a movie in an answer.
 fn content_of(movie: &Value) -> MovieContent {
     let number = |field: &str| {
         let text = movie[field]

@@ -35,8 +35,8 @@ impl<'s> OrderClient<'s> {
         }
     }
 
-    /// Places one order after the other. Of the orders that were not confirmed, every other one is tried
-    /// again with its id; the others may be recorded or not. Of those that were confirmed, some are repeated.
+    /// Places one order after the other. Every other order that was not confirmed is sent again with its id; the
+    /// others may be recorded or not. Some confirmed orders are repeated.
     pub(crate) fn place_until(mut self, stopped: &AtomicBool) {
         while !stopped.load(Ordering::Relaxed) {
             let id = self.next_id();
@@ -81,7 +81,7 @@ impl<'s> OrderClient<'s> {
         format!("{}-{}", self.name, self.placed)
     }
 
-    /// Places an order; whether it was answered 200.
+    /// Places an order; returns whether it was answered 200.
     fn place(&mut self, id: &str, index: usize) -> bool {
         let traffic = self.shared.traffic.read();
         let _traffic = traffic.unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ impl<'s> OrderClient<'s> {
         answered
     }
 
-    /// The status of the answer; None where there is none.
+    /// The status of the answer; None if there is none.
     fn post(&mut self, path: &str, headers: &[(&str, &str)], json: &str) -> Option<u16> {
         let address = *lock(&self.shared.gateway_address);
         if self.client.address() != address {

@@ -11,10 +11,10 @@ use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
 
 use crate::wait_until_ready;
 
-/// The gateway sends movies to each in turn.
+/// The number of inventories, to which the gateway sends requests for movies in turn.
 const INVENTORIES: usize = 2;
 
-/// Orders are delivered to each in turn.
+/// The number of consumers, to which RabbitMQ delivers orders in turn.
 const CONSUMERS: usize = 2;
 
 /// The programs, and the state that the clients share.
@@ -51,9 +51,9 @@ pub(crate) struct DrillState {
 #[derive(Clone)]
 pub(crate) struct SentMessage {
     pub(crate) id: String,
-    /// The message can never be recorded.
+    /// Whether the message can never be recorded.
     pub(crate) unreadable: bool,
-    /// It was answered with 200 or a confirm, at the first try or at a later one.
+    /// Whether it was answered with 200 or a confirm, at the first try or a later one.
     pub(crate) answered: bool,
 }
 
@@ -108,7 +108,7 @@ impl RowCounts {
         rows.remove(&message.id);
     }
 
-    /// The message ids that were not forgotten, and what their rows are.
+    /// The remaining message ids, and what their rows are.
     pub(crate) fn left(self) -> impl Iterator<Item = (String, &'static str)> {
         let recorded = self.recorded.into_keys().map(|id| (id, "recorded"));
         let dead = self.dead.into_keys().map(|id| (id, "a dead letter"));
@@ -117,7 +117,7 @@ impl RowCounts {
 }
 
 impl PlatformProcesses {
-    /// Starts the programs that are in that folder.
+    /// Starts the programs in the folder.
     #[must_use]
     pub fn start(programs: &Path) -> Self {
         let (orders, queue) = (TestDatabase::create(), TestQueue::create());
@@ -126,7 +126,7 @@ impl PlatformProcesses {
         let mut platform = Self {
             programs: programs.to_owned(),
             gateway_to_rabbitmq: queue.relay_up(),
-            // Each gets its inventory as target when that has started.
+            // Each relay gets its inventory as target when the inventory has started.
             gateway_to_inventories: std::array::from_fn(|_| Relay::up("127.0.0.1", 1)),
             inventories_to_postgresql: relay_to_postgresql(),
             consumers_to_rabbitmq: queue.relay_up(),
@@ -163,7 +163,7 @@ impl PlatformProcesses {
         self.set_gateway(gateway);
     }
 
-    /// Replaces the gateway by one that logs each request to this file and whose metrics take a key; returns its
+    /// Replaces the gateway by one that logs each request to this file and whose metrics need a key; returns its
     /// address.
     pub(crate) fn start_gateway_with_log(&mut self, log: &Path) -> SocketAddr {
         self.gateway = None;
@@ -274,7 +274,7 @@ impl PlatformProcesses {
     }
 }
 
-/// Prints the state of everything if the drill fails, while the programs still run.
+/// Prints the state of the platform if the drill fails, while the programs still run.
 impl Drop for PlatformProcesses {
     #[expect(clippy::print_stderr, reason = "a panic is printed there")]
     fn drop(&mut self) {
@@ -295,7 +295,7 @@ impl Drop for PlatformProcesses {
         );
         for message in lock(&self.shared.sent_messages).iter() {
             if message.answered && rows.of(message) == 0 {
-                eprintln!("answered, and no row: {}", message.id);
+                eprintln!("answered, but without a row: {}", message.id);
             }
         }
         let sql = "SELECT concat_ws(' ', pid, pg_blocking_pids(pid), application_name, state,
@@ -308,7 +308,7 @@ impl Drop for PlatformProcesses {
     }
 }
 
-/// Adds the variables of all programs, and `own`. Later ones win.
+/// Adds the variables of all programs, and `own`. Later variables override earlier ones.
 fn vars_with(mut vars: Vec<(String, String)>, own: &[(&str, &str)]) -> Vec<(String, String)> {
     let common = [
         ("LISTEN_ADDRESS", "127.0.0.1"),

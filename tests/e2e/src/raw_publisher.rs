@@ -11,13 +11,13 @@ use common::amqp::{AmqpConnection, ConfirmChannel, DeadlineOnDrop, QueueConfig};
 
 use crate::platform_processes::DrillState;
 
-/// How long it waits after a message.
+/// How long the publisher waits after a message.
 const REST: Duration = Duration::from_millis(40);
 
-/// How long it waits for a confirm.
+/// How long the publisher waits for a confirm.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(5);
 
-/// What it publishes in turn.
+/// The messages that it publishes in turn.
 const BODIES: [&[u8]; 7] = [
     b"garbage",
     b"{\"user_id\": \"\xff\"}",
@@ -28,7 +28,7 @@ const BODIES: [&[u8]; 7] = [
     &[b' '; 50_000],
 ];
 
-/// The one of them that can be recorded.
+/// The only message of them that can be recorded.
 const ORDER: &[u8] = br#"{"user_id": "20", "number_of_items": 3, "total_amount": "250.00"}"#;
 
 pub(crate) struct RawPublisher<'s> {
@@ -53,7 +53,7 @@ impl<'s> RawPublisher<'s> {
         }
     }
 
-    /// Every third message is published twice, also where the first time was not confirmed.
+    /// Publishes every third message twice, even if the first was not confirmed.
     pub(crate) fn publish_until(mut self, stopped: &AtomicBool) {
         for (number, body) in (0..).zip(BODIES.iter().cycle()) {
             if stopped.load(Ordering::Relaxed) {

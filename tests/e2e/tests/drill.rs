@@ -44,7 +44,7 @@ fn movies_that_one_inventory_lacks_are_found_not_to_be_linearizable() {
     );
 }
 
-/// Shown with `--nocapture`, and where the test fails.
+/// Prints a line, which is shown with `--nocapture` and if the test fails.
 #[expect(clippy::print_stderr, reason = "the table of a measurement")]
 fn print_line(line: &str) {
     eprintln!("{line}");

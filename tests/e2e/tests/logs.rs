@@ -7,7 +7,7 @@ use e2e::{programs, wait_until_ready};
 use serde_json::{Value, json};
 use testkit::{Client, Program, TestDatabase, TestQueue, eventually};
 
-/// The two programs that an order passes.
+/// The two programs that handle an order.
 struct OrderPrograms {
     gateway: Program,
     consumer: Program,
@@ -22,7 +22,7 @@ impl OrderPrograms {
             ("LISTEN_ADDRESS", "127.0.0.1"),
             ("API_GATEWAY_PORT", "0"),
             ("BILLING_CONSUMER_PORT", "0"),
-            // No movie is asked for, and no recorded order.
+            // The test requests no movies and no recorded orders.
             ("INVENTORY_VM_IP", "127.0.0.1"),
             ("INVENTORY_API_PORT", "1"),
             ("BILLING_VM_IP", "127.0.0.1"),
@@ -47,7 +47,7 @@ impl OrderPrograms {
         }
     }
 
-    /// Places an order; its message id.
+    /// Places an order; returns its message id.
     fn place(&self, headers: &[(&str, &str)]) -> String {
         let order = json!({ "user_id": "20", "number_of_items": 1, "total_amount": "1.00" });
         let headers = [headers, &[("content-type", "application/json")]].concat();
@@ -58,7 +58,7 @@ impl OrderPrograms {
         reply.json["message_id"].as_str().expect("an id").to_owned()
     }
 
-    /// The lines of both that have the text, the gateway's first, when there are so many.
+    /// Waits for this number of lines of both programs with the text, and returns them, the gateway's first.
     fn lines_with(&self, text: &str, count: usize) -> Vec<String> {
         let lines = || {
             let logs = self.gateway.log() + &self.consumer.log();

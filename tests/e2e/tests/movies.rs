@@ -1,5 +1,5 @@
-//! Movies through the gateway are what the inventory answers, to the byte. Two inventories
-//! have the same history: one is asked directly, the other by way of the gateway.
+//! Movies through the gateway are the inventory's answers, to the byte. Two inventories get equal requests: one
+//! directly, the other through the gateway.
 
 use e2e::{Platform, TestInventory};
 use serde_json::json;
@@ -18,7 +18,7 @@ impl DirectAndForwarded {
         }
     }
 
-    /// What the inventory answers, once asked directly and once by way of the gateway.
+    /// The inventory's answers, one directly and one through the gateway.
     fn answers(&self, line: &str, header_lines: &[&str], body: &str) -> [RawReply; 2] {
         let mut request = format!(
             "{line} HTTP/1.1\r\nHost: movies.example\r\nConnection: close\r\nX-Request-Id: trace-7\r\n"
@@ -31,9 +31,9 @@ impl DirectAndForwarded {
         request.push_str(body);
         [&self.direct.service.client, &self.platform.gateway.client].map(|client| {
             let mut reply = RawReply::to(client.address(), request.as_bytes())
-                // When it was made, and how the answer to a GET would be framed on this connection.
+                // The time of the answer, and the framing of the answer to a GET on this connection.
                 .without(&["date", "transfer-encoding"]);
-            // The order of headers of different names says nothing (RFC 9110 §5.3).
+            // The order of headers of different names has no meaning (RFC 9110 §5.3).
             reply.headers.sort_by(|one, other| one.0.cmp(&other.0));
             reply
         })

@@ -1,4 +1,4 @@
-//! Orders, from the gateway to where they can be read.
+//! Orders, from the gateway to billing-api.
 
 use amiquip::AmqpValue;
 use e2e::{Platform, wait_until_ready};
@@ -9,7 +9,7 @@ fn order(number_of_items: usize) -> Value {
     json!({ "user_id": "20", "number_of_items": number_of_items, "total_amount": "250.00" })
 }
 
-/// Which orders were recorded, by their message ids, and how many items each has.
+/// The recorded orders by their message ids, with the number of items of each.
 fn recorded(orders: &[Value]) -> Vec<(&str, i64)> {
     orders
         .iter()
@@ -102,7 +102,7 @@ fn an_order_sent_twice_with_one_idempotency_key_is_recorded_once() {
         );
     }
 
-    // One behind them shows that both are through.
+    // A later order shows that both are settled.
     let last = platform.place(&order(2));
     eventually("the last order is recorded", || {
         platform

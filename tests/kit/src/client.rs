@@ -11,13 +11,13 @@ use ureq::http::Request;
 /// How long a service may take to answer a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Speaks to the service at one address.
+/// Sends requests to the service at one address.
 pub struct Client {
     address: SocketAddr,
     agent: Agent,
 }
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Reply {
     /// The status.
@@ -26,12 +26,12 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     /// The content.
     pub text: String,
-    /// The content as JSON; null where it is none.
+    /// The content as JSON; null if it is not JSON.
     pub json: Value,
 }
 
 impl Reply {
-    /// A header by its name in lower case; empty where there is none.
+    /// A header by its name in lower case; empty if there is none.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers
@@ -48,7 +48,7 @@ impl Reply {
 }
 
 impl Client {
-    /// For the service at `address`.
+    /// Makes a client for the service at `address`.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
         let config = Agent::config_builder()
@@ -66,40 +66,40 @@ impl Client {
         }
     }
 
-    /// Where the service is.
+    /// The address of the service.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// A GET.
+    /// Sends a GET.
     #[must_use]
     pub fn get(&self, target: &str) -> Reply {
         self.send("GET", target, &[], None)
     }
 
-    /// A POST of JSON.
+    /// Sends a POST with JSON.
     #[must_use]
     pub fn post(&self, target: &str, json: &Value) -> Reply {
         self.send("POST", target, JSON, Some(&json.to_string()))
     }
 
-    /// A PUT of JSON.
+    /// Sends a PUT with JSON.
     #[must_use]
     pub fn put(&self, target: &str, json: &Value) -> Reply {
         self.send("PUT", target, JSON, Some(&json.to_string()))
     }
 
-    /// A DELETE.
+    /// Sends a DELETE.
     #[must_use]
     pub fn delete(&self, target: &str) -> Reply {
         self.send("DELETE", target, &[], None)
     }
 
-    /// Any request.
+    /// Sends any request.
     ///
     /// # Panics
-    /// When there is no answer.
+    /// If there is no answer.
     #[must_use]
     pub fn send(
         &self,
@@ -112,7 +112,7 @@ impl Client {
             .unwrap_or_else(|error| panic!("{method} {target}: {error}"))
     }
 
-    /// Any request, where there may be no answer.
+    /// Sends any request; None if there is no answer.
     pub fn try_send(
         &self,
         method: &str,
@@ -151,11 +151,11 @@ impl Client {
 
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
 
-/// Sends bytes as they are on a connection of their own, and returns all that comes back until
-/// the service closes it; so the request should say `Connection: close`.
+/// Sends bytes on a connection of their own, and returns all bytes until the service closes it, so the request should
+/// have `Connection: close`.
 ///
 /// # Panics
-/// When the service cannot be reached, or says nothing for long.
+/// If the service cannot be reached, or does not answer in time.
 #[must_use]
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).expect("a connection");

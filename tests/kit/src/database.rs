@@ -9,7 +9,7 @@ use crate::{SETTINGS, unique_name};
 const READER: &str = "POSTGRES_READER_USER";
 const READER_PASSWORD: &str = "POSTGRES_READER_PASSWORD";
 
-/// A schema that is dropped with its last test.
+/// A schema that is dropped after its test.
 pub struct TestDatabase {
     config: DatabaseConfig,
 }
@@ -18,7 +18,7 @@ impl TestDatabase {
     /// Makes an empty schema.
     ///
     /// # Panics
-    /// When the test server is not there.
+    /// If the test server cannot be reached.
     #[must_use]
     pub fn create() -> Self {
         Self::create_in("")
@@ -27,7 +27,7 @@ impl TestDatabase {
     /// Makes an empty schema in a database whose encoding is LATIN1.
     ///
     /// # Panics
-    /// When the test server is not there.
+    /// If the test server cannot be reached.
     #[must_use]
     pub fn create_in_latin1() -> Self {
         Self::create_in("_latin1")
@@ -59,7 +59,7 @@ impl TestDatabase {
     /// Brings the schema up to date, as the program of its owner does.
     ///
     /// # Panics
-    /// When the server refuses it.
+    /// If the server refuses it.
     #[must_use]
     pub fn migrated(self, migrations: Migrations) -> Self {
         let mut connection =
@@ -69,16 +69,16 @@ impl TestDatabase {
         self
     }
 
-    /// For the service that is tested.
+    /// The settings for the tested service.
     #[must_use]
     pub fn config(&self) -> DatabaseConfig {
         self.config.clone()
     }
 
-    /// For a service that can only read, by a role as provisioning makes it.
+    /// The settings for a service that can only read, with a role like that of provisioning.
     ///
     /// # Panics
-    /// When `TEST_ENV_FILE` is not complete.
+    /// If `TEST_ENV_FILE` is not complete.
     #[must_use]
     pub fn reader(&self) -> DatabaseConfig {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
@@ -90,8 +90,8 @@ impl TestDatabase {
         }
     }
 
-    /// Both roles as variables, for a program that is tested as a process; `name_key` is the
-    /// variable by which it knows its database.
+    /// Both roles as variables, for a program that is tested as a process; `name_key` is the variable that names its
+    /// database.
     #[must_use]
     pub fn vars(&self, name_key: &str) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
@@ -111,7 +111,7 @@ impl TestDatabase {
     /// Runs statements in the schema.
     ///
     /// # Panics
-    /// When the server refuses them.
+    /// If the server refuses them.
     pub fn execute(&self, sql: &str) {
         self.connect().batch_execute(sql).expect(sql);
     }
@@ -119,7 +119,7 @@ impl TestDatabase {
     /// The rows of a query in the schema.
     ///
     /// # Panics
-    /// When the server refuses it.
+    /// If the server refuses it.
     #[must_use]
     pub fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
         self.connect().query(sql, params).expect(sql)
@@ -128,16 +128,16 @@ impl TestDatabase {
     /// The first column of the only row of a query.
     ///
     /// # Panics
-    /// When there is no such row, or it is no `bigint`.
+    /// If there is no such row, or the column is not a `bigint`.
     #[must_use]
     pub fn count(&self, sql: &str) -> i64 {
         self.query(sql, &[])[0].get(0)
     }
 
-    /// A connection to the schema, for a transaction or for an error to be looked at.
+    /// A connection to the schema, for a transaction or for an error that a test inspects.
     ///
     /// # Panics
-    /// When the test server is not there.
+    /// If the test server cannot be reached.
     #[must_use]
     pub fn connect(&self) -> Client {
         let DatabaseConfig {
@@ -165,7 +165,7 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        // Also while a failed test unwinds, when a second panic would hide the first.
+        // This may run while a failed test unwinds, and a second panic would hide the first.
         let schema = &self.config.schema;
         let _ = self
             .connect()

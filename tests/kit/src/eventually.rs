@@ -1,19 +1,18 @@
-//! Waiting for a fact, never for a time: quick where the fact is quick, and patient on a busy
-//! machine.
+//! Waits for a condition and not for a time, so that a test is quick and also passes on a busy machine.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// After this long the fact is taken not to come.
+/// How long a condition may take to hold.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long the first look is apart from the second; later ones are further apart.
+/// The pause between the first two checks; it grows after each check.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 /// Waits until `fact` holds.
 ///
 /// # Panics
-/// When it does not come; `expected` says what was waited for.
+/// If it does not hold in time; `expected` describes it.
 pub fn eventually(expected: &str, mut fact: impl FnMut() -> bool) {
     eventually_some(expected, || fact().then_some(()));
 }
@@ -21,7 +20,7 @@ pub fn eventually(expected: &str, mut fact: impl FnMut() -> bool) {
 /// Waits until `fact` has a value, and returns it.
 ///
 /// # Panics
-/// When it does not come; `expected` says what was waited for.
+/// If there is no value in time; `expected` describes it.
 pub fn eventually_some<T>(expected: &str, mut fact: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
@@ -31,7 +30,7 @@ pub fn eventually_some<T>(expected: &str, mut fact: impl FnMut() -> Option<T>) -
         }
         assert!(
             started.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain: {expected}"
+            "this did not happen within {PATIENCE:?}: {expected}"
         );
         thread::sleep(pause);
         pause = (pause * 3 / 2).min(Duration::from_millis(200));

@@ -1,6 +1,5 @@
-//! For tests: real servers to themselves, a client, and waiting for stats. Each test has a
-//! schema and queues of its own on the servers that `TEST_ENV_FILE` names, so all tests run at
-//! once and in any order.
+//! What tests share: real servers, a client, and waiting for conditions. Each test has a schema and queues of its own
+//! on the servers that `TEST_ENV_FILE` names, so tests run at the same time and in any order.
 
 pub mod attack;
 mod client;
@@ -28,7 +27,7 @@ use std::sync::LazyLock;
 
 use common::env::Vars;
 
-/// Where the test servers are.
+/// The addresses of the test servers.
 static SETTINGS: LazyLock<Vars> = LazyLock::new(|| {
     let path = std::env::var_os("TEST_ENV_FILE").expect(
         "TEST_ENV_FILE names no servers: run `setup/test.sh run cargo test …`, which starts them",

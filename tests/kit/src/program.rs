@@ -1,4 +1,4 @@
-//! A program started as a process of its own.
+//! A program that runs as a process of its own.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -22,11 +22,10 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts the program at `path` with these variables and no others, in a directory where no
-    /// `.env` is.
+    /// Starts the program at `path` with only these variables, in a directory without `.env`.
     ///
     /// # Panics
-    /// When there is no such program.
+    /// If there is no such program.
     pub fn start<K: AsRef<str>, V: AsRef<str>>(
         path: &str,
         vars: impl IntoIterator<Item = (K, V)>,
@@ -37,7 +36,7 @@ impl Program {
     /// Starts the program with its log in a file, which it writes itself, as under a supervisor.
     ///
     /// # Panics
-    /// When there is no such program, or no place for its log.
+    /// If there is no such program, or the file cannot be made.
     pub fn start_with_log<K: AsRef<str>, V: AsRef<str>>(
         path: &str,
         log: &Path,
@@ -46,17 +45,17 @@ impl Program {
         Self::spawn(Command::new(path), Some(log), vars)
     }
 
-    /// Starts the program with at most so many descriptors.
+    /// Starts the program with a limit of descriptors.
     ///
     /// # Panics
-    /// When there is no such program.
+    /// If there is no such program.
     pub fn start_with_descriptors<K: AsRef<str>, V: AsRef<str>>(
         path: &str,
         descriptors: usize,
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Self {
         let mut command = Command::new("/bin/sh");
-        // The shell becomes the program, in one process.
+        // The shell executes the program in its own process.
         command.args(["-c", "ulimit -n \"$1\" && exec \"$0\"", path]);
         command.arg(descriptors.to_string());
         Self::spawn(command, None, vars)
@@ -103,7 +102,7 @@ impl Program {
     /// The log so far.
     ///
     /// # Panics
-    /// When the file of its log cannot be read.
+    /// If the file of its log cannot be read.
     #[must_use]
     pub fn log(&self) -> String {
         if let Some(file) = &self.log_file {
@@ -115,7 +114,7 @@ impl Program {
     /// Waits until the program logs its address.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it does not.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         eventually_some("the program listens", || {
@@ -129,10 +128,10 @@ impl Program {
         })
     }
 
-    /// Its current statistics.
+    /// The statistics of the process.
     ///
     /// # Panics
-    /// When it has ended.
+    /// If it has ended.
     #[must_use]
     pub fn stats(&self) -> ProcessStats {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
@@ -153,14 +152,13 @@ impl Program {
         }
     }
 
-    /// Lets it open no descriptor with that number or a higher one; returns how many it could
-    /// have before.
+    /// Sets the limit of descriptors; returns the former limit.
     ///
     /// # Panics
-    /// When it has ended.
+    /// If it has ended.
     pub fn limit_descriptors(&self, most: u64) -> u64 {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        // The maximum of the tests' own is what the program inherited.
+        // The program inherited the hard limit of the tests.
         let limit = Rlimit {
             current: Some(most),
             ..getrlimit(Resource::Nofile)
@@ -175,7 +173,7 @@ impl Program {
     /// Sends a signal by its name: `INT`, `TERM`.
     ///
     /// # Panics
-    /// When the program has ended already.
+    /// If the program has ended already.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill")
@@ -185,10 +183,10 @@ impl Program {
         assert!(sent.success(), "the program runs");
     }
 
-    /// Waits until it ends; its exit status, and all that it wrote.
+    /// Waits until the program ends; returns its exit status and its output.
     ///
     /// # Panics
-    /// When it does not end.
+    /// If it does not end.
     #[must_use]
     pub fn wait(mut self) -> (ExitStatus, String) {
         let status = eventually_some("the program ends", || {
@@ -204,13 +202,13 @@ impl Program {
 /// Statistics of a process, from `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessStats {
-    /// Its threads.
+    /// The number of threads.
     pub threads: usize,
-    /// Its open files and sockets.
+    /// The number of open files and sockets.
     pub descriptors: usize,
-    /// Its memory.
+    /// The resident memory.
     pub resident_kib: usize,
-    /// The most memory that it ever had.
+    /// The greatest resident memory so far.
     pub most_resident_kib: usize,
 }
 

@@ -12,18 +12,18 @@ use common::amqp::{AmqpConnection, QueueConfig, QueueType};
 
 use crate::{Client, Relay, SETTINGS, unique_name};
 
-/// A queue of orders, deleted with its test. Whoever uses it first declares it, as in production.
+/// A queue of orders, which is deleted after its test. The first program that uses it declares it, as in production.
 pub struct TestQueue {
     broker: SocketAddr,
     config: QueueConfig,
 }
 
-/// A message taken off a queue.
+/// A message from a queue.
 #[derive(Debug, Clone)]
 pub struct QueuedMessage {
-    /// Its content.
+    /// The body.
     pub body: Vec<u8>,
-    /// Its properties.
+    /// The properties.
     pub properties: AmqpProperties,
 }
 
@@ -31,7 +31,7 @@ impl TestQueue {
     /// Chooses a name.
     ///
     /// # Panics
-    /// When `TEST_ENV_FILE` is not complete.
+    /// If `TEST_ENV_FILE` is not complete.
     #[must_use]
     pub fn create() -> Self {
         Self::create_of(QueueType::Classic)
@@ -40,7 +40,7 @@ impl TestQueue {
     /// Chooses a name for a queue of this type.
     ///
     /// # Panics
-    /// When `TEST_ENV_FILE` is not complete.
+    /// If `TEST_ENV_FILE` is not complete.
     #[must_use]
     pub fn create_of(queue_type: QueueType) -> Self {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
@@ -69,14 +69,13 @@ impl TestQueue {
         Relay::down(&self.broker.ip().to_string(), self.broker.port())
     }
 
-    /// A relay in front of the broker that changes what clients send, as
-    /// [`Relay::changing`] does.
+    /// A relay in front of the broker that changes the bytes of clients ([`Relay::changing`]).
     #[must_use]
     pub fn relay_changing(&self, change: fn(&mut [u8])) -> Relay {
         Relay::changing(&self.broker.ip().to_string(), self.broker.port(), change)
     }
 
-    /// The settings for the service that is tested.
+    /// The settings for the tested service.
     #[must_use]
     pub fn config(&self) -> QueueConfig {
         self.config.clone()
@@ -104,7 +103,7 @@ impl TestQueue {
         &self.config.queue
     }
 
-    /// The queue in which older versions kept dead letters, as a queue of orders.
+    /// The queue in which older versions kept dead letters.
     #[must_use]
     pub fn old_dead_queue(&self) -> Self {
         let mut config = self.config();
@@ -118,7 +117,7 @@ impl TestQueue {
     /// Publishes a message to the queue of orders, and waits for the confirm.
     ///
     /// # Panics
-    /// When the broker does not take it.
+    /// If the broker does not accept it.
     pub fn publish(&self, body: &[u8], properties: AmqpProperties) {
         self.publish_all(&[(body.to_vec(), properties)]);
     }
@@ -126,7 +125,7 @@ impl TestQueue {
     /// Publishes many messages, and waits for their confirms.
     ///
     /// # Panics
-    /// When the broker does not take them.
+    /// If the broker does not accept them.
     pub fn publish_all(&self, messages: &[(Vec<u8>, AmqpProperties)]) {
         let mut connection = self.connection();
         let confirm_channel = connection
@@ -154,13 +153,13 @@ impl TestQueue {
         }
     }
 
-    /// Takes the next message off the queue of orders.
+    /// Takes the next message from the queue of orders.
     #[must_use]
     pub fn take(&self) -> Option<QueuedMessage> {
         self.on_channel(|channel| Some(message(channel.basic_get(self.name(), true).ok()??)))
     }
 
-    /// Takes every message off the queue of orders.
+    /// Takes every message from the queue of orders.
     #[must_use]
     pub fn take_all(&self) -> Vec<QueuedMessage> {
         self.on_channel(|channel| {
@@ -169,8 +168,7 @@ impl TestQueue {
         })
     }
 
-    /// Messages that wait in the queue of orders, and its consumers; None where there is no
-    /// such queue.
+    /// The messages that wait in the queue of orders, and its consumers; None if there is no such queue.
     #[must_use]
     pub fn counts(&self) -> Option<(u32, u32)> {
         self.on_channel(|channel| {
@@ -182,10 +180,10 @@ impl TestQueue {
         })
     }
 
-    /// Makes the queue of orders before anybody else does, durable and with these arguments.
+    /// Makes the queue of orders before another program does, durable and with these arguments.
     ///
     /// # Panics
-    /// When the broker refuses it.
+    /// If the broker refuses it.
     pub fn declare_with(&self, arguments: &[(&str, AmqpValue)]) {
         let arguments = arguments.iter().cloned();
         let options = QueueDeclareOptions {
@@ -201,14 +199,14 @@ impl TestQueue {
         });
     }
 
-    /// A user of the broker who may publish, and neither read nor configure anything.
+    /// A user of the broker who can publish, and neither read nor configure.
     #[must_use]
     pub fn publisher(&self) -> QueueConfig {
         self.user_who_may("^$", "^amq\\\\.default$", "^$")
     }
 
-    /// A user of the broker who may make the queue of orders and read it and the old one of dead letters,
-    /// and publish nothing.
+    /// A user of the broker who can make and read the queue of orders, read the old queue of dead letters, and
+    /// publish nothing.
     #[must_use]
     pub fn consumer(&self) -> QueueConfig {
         let queue = self.name();
@@ -219,8 +217,8 @@ impl TestQueue {
         )
     }
 
-    /// Makes a user of the broker with these patterns, which stand in JSON. They stay: the name is nobody
-    /// else's, and the broker goes with the tests.
+    /// Makes a user of the broker with these patterns, which are written into JSON. The user is not deleted: its name is
+    /// unique, and the broker ends with the tests.
     fn user_who_may(&self, configure: &str, write: &str, read: &str) -> QueueConfig {
         let user = unique_name("user");
         self.manage(
@@ -252,15 +250,15 @@ impl TestQueue {
         assert!((200..300).contains(&reply.status), "{path}: {}", reply.text);
     }
 
-    /// Deletes the queue of orders, with what is in it.
+    /// Deletes the queue of orders with its messages.
     pub fn delete(&self) {
         self.delete_queue(self.name());
     }
 
-    /// Runs something on a channel of its own.
+    /// Runs a function on a channel of its own.
     ///
     /// # Panics
-    /// When the test server is not there.
+    /// If the test server cannot be reached.
     pub fn on_channel<T>(&self, work: impl FnOnce(&Channel) -> T) -> T {
         let mut connection = self.connection();
         let channel = connection.open_channel().expect("a channel");

@@ -1,26 +1,25 @@
-//! HTTP as it is on the wire, for tests that compare bytes.
+//! HTTP as bytes, for tests that compare them.
 
 use std::net::SocketAddr;
 
 use crate::exchange;
 
-/// An answer as it came, nothing decoded.
+/// An answer as it arrived, without any decoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawReply {
     /// The status line.
     pub status_line: String,
-    /// The headers in their order, as they were written.
+    /// The headers in their order and spelling.
     pub headers: Vec<(String, String)>,
-    /// All that followed the head.
+    /// All bytes after the head.
     pub body: String,
 }
 
 impl RawReply {
-    /// Sends a request as it is on a connection of its own, as [`exchange`] does. Interim
-    /// answers are skipped.
+    /// Sends a request on a connection of its own, by [`exchange`]. Interim answers are skipped.
     ///
     /// # Panics
-    /// When what comes back has no end of a head.
+    /// If the answer has no end of a head.
     #[must_use]
     pub fn to(address: SocketAddr, request: &[u8]) -> Self {
         let mut reply = Self::parse(&exchange(address, request));
@@ -42,7 +41,7 @@ impl RawReply {
         }
     }
 
-    /// The status; 0 where there is none.
+    /// The status; 0 if there is none.
     #[must_use]
     pub fn status(&self) -> u16 {
         let code = self.status_line.split(' ').nth(1);
@@ -55,7 +54,7 @@ impl RawReply {
         values(&self.headers, name)
     }
 
-    /// The answer without the headers that have these names, which are in lower case.
+    /// The answer without the headers of these names, which are in lower case.
     #[must_use]
     pub fn without(mut self, names: &[&str]) -> Self {
         self.headers

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
-/// Passes connections on while it is up; while it is down, it closes each at once.
+/// Forwards connections while it is up; while it is down, it closes each at once.
 pub struct Relay {
     address: SocketAddr,
     shared: Arc<RelayShared>,
@@ -22,13 +22,13 @@ struct RelayShared {
 struct RelayState {
     up: bool,
     frozen: bool,
-    /// How many pieces wait for the thaw.
+    /// How many pieces wait for the end of the freeze.
     held: usize,
-    /// Both ends of what is passed on.
+    /// Both ends of the forwarded connections.
     streams: Vec<TcpStream>,
-    /// Of these, the clients' ends.
+    /// The clients' ends of these connections.
     clients: Vec<TcpStream>,
-    /// Where the server is.
+    /// The address of the server.
     target: Option<(String, u16)>,
 }
 
@@ -44,14 +44,14 @@ impl Relay {
     /// A relay to that server, down from the start.
     ///
     /// # Panics
-    /// When no port is to be had.
+    /// If there is no free port.
     #[must_use]
     pub fn down(host: &str, port: u16) -> Self {
         Self::start(host, port, |_| {})
     }
 
-    /// A relay, up from the start, that changes in place what clients send: for bytes that a
-    /// well-behaved client library does not let through.
+    /// A relay, up from the start, that changes the bytes of clients in place: for bytes that a correct client library
+    /// does not send.
     #[must_use]
     pub fn changing(host: &str, port: u16, change: fn(&mut [u8])) -> Self {
         let relay = Self::start(host, port, change);
@@ -67,7 +67,7 @@ impl Relay {
         let shared = Arc::new(RelayShared::default());
         shared.lock().target = Some((host.to_owned(), port));
         let accepting = Arc::clone(&shared);
-        // Ends with the test's process, like the threads that it starts.
+        // The thread and those that it starts end with the test's process.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let mut state = accepting.lock();
@@ -79,7 +79,7 @@ impl Relay {
                     continue;
                 };
                 for stream in [&client, &server] {
-                    // Without it what comes in two parts waits 40 ms between them.
+                    // Otherwise bytes that arrive in two parts would wait 40 ms between them.
                     let _ = stream.set_nodelay(true);
                 }
                 state.clients.push(clone(&client));
@@ -94,13 +94,13 @@ impl Relay {
         Self { address, shared }
     }
 
-    /// Where to connect to.
+    /// The address for clients.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends every connection and takes no new one.
+    /// Ends every connection and accepts no new one.
     pub fn cut(&self) {
         let mut state = self.shared.lock();
         state.up = false;
@@ -112,25 +112,23 @@ impl Relay {
         }
     }
 
-    /// Keeps every connection and passes nothing on, as a server that hangs.
+    /// Keeps every connection and forwards nothing, as a server that hangs.
     pub fn freeze(&self) {
         self.shared.lock().frozen = true;
     }
 
-    /// Says this to every client that listens still, in the place of the server and between two
-    /// things that it says itself.
+    /// Sends these bytes to every connected client, in place of the server and between two pieces of its own.
     pub fn say_to_clients(&self, bytes: &[u8]) {
         let clients = &mut self.shared.lock().clients;
         clients.retain_mut(|client| client.write_all(bytes).is_ok());
     }
 
-    /// Has another server from now on, for connections that are yet to come.
+    /// Sets another server for further connections.
     pub fn lead_to(&self, address: SocketAddr) {
         self.shared.lock().target = Some((address.ip().to_string(), address.port()));
     }
 
-    /// The ports of its own that have a connection at present: to a server, its clients come from
-    /// these.
+    /// The relay's own ports with a connection to the server, which sees them as the ports of its clients.
     #[must_use]
     pub fn ports(&self) -> Vec<u16> {
         let state = self.shared.lock();
@@ -142,13 +140,13 @@ impl Relay {
         addresses.map(|address| address.port()).collect()
     }
 
-    /// Whether anything waits for the end of the freeze.
+    /// Whether bytes wait for the end of the freeze.
     #[must_use]
     pub fn holds_something(&self) -> bool {
         self.shared.lock().held > 0
     }
 
-    /// Passes connections on again.
+    /// Forwards connections again.
     pub fn restore(&self) {
         let mut state = self.shared.lock();
         state.up = true;

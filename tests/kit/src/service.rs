@@ -1,4 +1,4 @@
-//! A service started in the test's own process.
+//! A service that runs in the test's own process.
 
 use std::net::SocketAddr;
 
@@ -7,19 +7,19 @@ use common::shutdown::{self, Shutdown, ShutdownTrigger};
 
 use crate::Client;
 
-/// A running service; dropping it shuts it down and waits for its end.
+/// A running service; a drop shuts it down and waits for its end.
 pub struct Service<R: Running> {
-    /// Speaks to it.
+    /// A client of the service.
     pub client: Client,
     trigger: Option<ShutdownTrigger>,
     running: Option<R>,
 }
 
 impl<R: Running> Service<R> {
-    /// Starts a service as its `main` would; `address` tells where it listens.
+    /// Starts a service as its `main` does; `address` returns its address.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     pub fn start(
         start: impl FnOnce(&Shutdown) -> Result<R, StartError>,
         address: impl FnOnce(&R) -> SocketAddr,

@@ -19,13 +19,13 @@ pub struct ScriptedUpstream {
 /// A request as it arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedRequest {
-    /// Which connection it came on, counted from 0.
+    /// The number of the connection on which it arrived, counted from 0.
     pub connection: usize,
-    /// Which request of its connection it is, counted from 0.
+    /// The number of the request on its connection, counted from 0.
     pub turn: usize,
     /// The request line.
     pub line: String,
-    /// The headers in their order, as they were written.
+    /// The headers in their order and spelling.
     pub headers: Vec<(String, String)>,
     /// The content.
     pub body: Vec<u8>,
@@ -53,7 +53,7 @@ impl ScriptedUpstream {
     /// Starts a server; `script` chooses the reply to each request.
     ///
     /// # Panics
-    /// When no port is to be had.
+    /// If there is no free port.
     #[must_use]
     pub fn start(
         script: impl Fn(&RecordedRequest) -> ScriptedReply + Send + Sync + 'static,
@@ -90,7 +90,7 @@ impl ScriptedUpstream {
         Self::start(move |_| ScriptedReply::Answer(answer.clone()))
     }
 
-    /// Where it listens.
+    /// The address of the server.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -99,7 +99,7 @@ impl ScriptedUpstream {
     /// The requests so far, in the order of their arrival.
     ///
     /// # Panics
-    /// When `script` panicked.
+    /// If `script` panicked.
     #[must_use]
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.requests
@@ -108,7 +108,7 @@ impl ScriptedUpstream {
             .clone()
     }
 
-    /// How many connections are closed on this side.
+    /// How many connections this side has closed.
     #[must_use]
     pub fn closed(&self) -> usize {
         self.closed.load(Ordering::Relaxed)
@@ -143,7 +143,7 @@ fn converse(
     Ok(())
 }
 
-/// None at the end of the connection.
+/// The next request; None at the end of the connection.
 fn read_request(
     reader: &mut BufReader<TcpStream>,
     connection: usize,

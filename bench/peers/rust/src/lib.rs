@@ -1,4 +1,4 @@
-//! What the peers share: settings from the environment, and a listener.
+//! The code that the peers share: settings from the environment, and a listener.
 
 use std::env;
 use std::net::TcpStream;
@@ -27,7 +27,7 @@ pub async fn serve(router: Router) {
     axum::serve(listener, router).await.expect("a listener");
 }
 
-/// A link of amiquip's with `TCP_NODELAY`, without which every message waits 40 ms.
+/// A connection of amiquip with `TCP_NODELAY`, without which every message waits 40 ms.
 pub fn amqp_link() -> amiquip::Connection {
     let address = format!("{}:{}", setting("RABBITMQ_HOST"), setting("RABBITMQ_PORT"));
     let socket = TcpStream::connect(address).expect("a broker");

@@ -1,8 +1,8 @@
 //! The drill in its long form, as `setup/drill.sh` runs it: faults of the programs, of the connections between
 //! them, and of the servers behind them.
 //!
-//! `drill SCRIPT PROGRAMS FAULTS ORDERS SEED`: SCRIPT is asked for the faults of the servers,
-//! PROGRAMS is the folder of the programs; it ends after so many faults and so many orders.
+//! `drill SCRIPT PROGRAMS FAULTS ORDERS SEED`: SCRIPT makes the faults of the servers, PROGRAMS is the folder of the
+//! programs, and the drill ends after FAULTS faults and ORDERS orders.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -15,7 +15,7 @@ use e2e::{PlatformProcesses, drill};
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [script, programs, faults_min, orders_min, seed] = arguments.as_slice() else {
-        println!("drill SCRIPT PROGRAMS FAULTS ORDERS SEED; start it by setup/drill.sh");
+        println!("Usage: drill SCRIPT PROGRAMS FAULTS ORDERS SEED (setup/drill.sh starts it)");
         return ExitCode::from(2);
     };
     let number = |text: &String| text.parse::<usize>().expect("a number");
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 
     let mut platform = PlatformProcesses::start(&PathBuf::from(programs));
     println!("{}", drill::table_line(None));
-    // Each in turn, in an order of its own in every round.
+    // Every round has all faults, in an order of its own.
     let rounds = std::iter::repeat_with(|| {
         let mut round: Vec<_> = all.iter().collect();
         random.shuffle(&mut round);
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// On a small disk where the script can have one, beside the programs.
+/// The folder of the log: on a small disk if the script can make one, otherwise beside the programs.
 #[expect(clippy::print_stdout, reason = "what is left out must be said")]
 fn flood(script: &str, programs: &Path) -> Fault {
     let beside = |name| programs.with_file_name(name);
@@ -162,7 +162,7 @@ fn faults_of_servers(script: &str) -> Vec<Fault> {
     if ask(script, "make-tablespace") {
         all.push(full);
     } else {
-        println!("Left out, since nothing can be mounted here: {}", full.0);
+        println!("Skipped, since no disk can be mounted here: {}", full.0);
     }
     all.into_iter().map(fault).collect()
 }
@@ -171,7 +171,7 @@ fn must(script: &str, word: &str) {
     assert!(ask(script, word), "{script} fault {word}");
 }
 
-/// Runs a command of the script; whether it succeeded.
+/// Runs a command of the script; returns whether it succeeded.
 fn ask(script: &str, word: &str) -> bool {
     let asked = Command::new(script).args(["fault", word]).status();
     asked.is_ok_and(|status| status.success())

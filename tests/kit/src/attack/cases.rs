@@ -1,22 +1,22 @@
-//! Requests that are malformed, hostile or merely odd, and what each is answered.
+//! Requests that are malformed, hostile or unusual, and the answer to each.
 
-/// Bytes on a connection of their own, which the client ends behind them.
+/// Bytes on a connection of their own, which the client ends after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
-    /// What is wrong, or what is fine though it looks wrong.
+    /// The defect, or the property that looks like one.
     pub name: String,
-    /// What the client sends.
+    /// The bytes that the client sends.
     pub bytes: Vec<u8>,
-    /// The statuses of the answers in their order; none where the connection is only closed.
+    /// The statuses of the answers in their order; none if the connection is only closed.
     pub expected: Vec<u16>,
 }
 
-/// A line of a table: the name, the bytes, the statuses. In the bytes `|` stands for CR LF and
-/// `{}` for a path at which a GET is answered 200 by a worker. No program knows `/smuggled`: a
-/// request for it that was read as one shows as a 404.
+/// A line of a table: the name, the bytes, the statuses. In the bytes `|` stands for CR LF and `{}` for a path at which
+/// a worker answers a GET with 200. No program has the path `/smuggled`: a request for it that was parsed shows as a
+/// 404.
 type CaseRow = (&'static str, &'static [u8], &'static [u16]);
 
-/// All cases for a service that answers a GET of `path` with 200.
+/// All cases for a program that answers a GET of `path` with 200.
 #[must_use]
 pub fn cases(path: &str) -> Vec<Case> {
     let tables = [
@@ -902,7 +902,7 @@ const PAIRS: &[CaseRow] = &[
     ("HEAD and a request", b"HEAD {} HTTP/1.1|Host: h||GET /health HTTP/1.1|Host: h||", &[200, 200]),
 ];
 
-/// Each part longer than it may be, but not without an end.
+/// Parts that are longer than they may be, but have an end.
 fn oversized(path: &str) -> Vec<Case> {
     let long = |length: usize| "a".repeat(length);
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n");
@@ -979,7 +979,7 @@ fn oversized(path: &str) -> Vec<Case> {
         .collect()
 }
 
-/// Good requests that end in the middle.
+/// Valid requests that are truncated.
 fn cut_off(path: &str) -> Vec<Case> {
     let by_length = format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello");
     let in_chunks = format!(

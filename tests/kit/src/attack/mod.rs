@@ -1,6 +1,6 @@
-//! What hostile, broken and slow clients do to a program that listens, and what must hold
-//! meanwhile: it goes on in the same process, serves the others at their usual pace, stays
-//! within its memory, and has its threads and descriptors back afterwards.
+//! Attacks by hostile, broken and slow clients on a program that listens. Meanwhile the process continues, serves other
+//! clients at their usual latency and stays within its memory; afterwards it has its former number of threads and
+//! descriptors.
 
 mod cases;
 
@@ -33,12 +33,12 @@ pub const SETTINGS: &[(&str, &str)] = &[
     ("RUST_LOG", "info,access=warn"),
 ];
 
-/// More than this beyond what a program had is no bound: a hundred connections, each with the
-/// largest head, the buffers for bodies, and what the allocator keeps.
+/// How much memory a program may take beyond its usage before an attack: a hundred connections, each with the largest
+/// head, the buffers for bodies, and the memory that the allocator keeps.
 const MEMORY_KIB_MAX: usize = 96 * 1024;
 
-/// Threads and descriptors that a program may open for its own use while it is attacked:
-/// workers and their connections, each opened when it is needed first.
+/// How many threads and descriptors a program may open for its own use during an attack: workers and their connections,
+/// which it opens when it needs them.
 const OWN_MAX: usize = 32;
 
 /// A program under attack.
@@ -49,10 +49,10 @@ pub struct AttackedProgram<'p> {
 }
 
 impl<'p> AttackedProgram<'p> {
-    /// A program that answers a GET of `path` with 200, by a worker.
+    /// Takes a program of which a worker answers a GET of `path` with 200.
     ///
     /// # Panics
-    /// When it does not.
+    /// If it does not.
     #[must_use]
     pub fn new(program: &'p Program, path: &'static str) -> Self {
         allow_many_descriptors();
@@ -75,7 +75,7 @@ impl<'p> AttackedProgram<'p> {
         stream
     }
 
-    /// So that the system takes little of an answer for the client.
+    /// A connection with a small receive buffer, so that the system takes little of an answer for the client.
     fn connect_with_a_small_window(&self) -> TcpStream {
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, None);
         let socket = socket.expect("a socket");
@@ -97,10 +97,10 @@ impl<'p> AttackedProgram<'p> {
         metric(&Client::new(self.address), name)
     }
 
-    /// Everything that follows, in this order, and whatever it took given back.
+    /// Runs all attacks, and checks that the program has freed its resources.
     ///
     /// # Panics
-    /// When something does not hold.
+    /// If a condition does not hold.
     pub fn withstands_everything(&self, large: &str) {
         let before = self.before();
         let started = self.metric("process_start_time_seconds");
@@ -119,10 +119,10 @@ impl<'p> AttackedProgram<'p> {
         assert_eq!(self.metric("process_start_time_seconds"), started);
     }
 
-    /// Each of [`cases`] is answered as it should be, by a listener that lives on.
+    /// Checks that each of [`cases`] gets its answer.
     ///
     /// # Panics
-    /// When not.
+    /// If one does not, or the listener ends.
     pub fn withstands_malformed_requests(&self) {
         let cases = cases(self.path);
         let next = AtomicUsize::new(0);
@@ -146,10 +146,10 @@ impl<'p> AttackedProgram<'p> {
         assert_eq!(failures.into_inner().expect("no panic"), [""; 0]);
     }
 
-    /// Parts of a request that never end are cut off, and take little memory meanwhile.
+    /// Checks that a part of a request without an end is cut off, and takes little memory.
     ///
     /// # Panics
-    /// When not.
+    /// If it is not, or takes more.
     pub fn withstands_endless_parts(&self) {
         const BYTES_EACH: usize = 4 * 1024 * 1024;
         let head = format!("POST {} HTTP/1.1\r\nHost: h\r\n", self.path);
@@ -176,7 +176,7 @@ impl<'p> AttackedProgram<'p> {
                         for _ in 0..BYTES_EACH / pieces.len() {
                             sent = sent.and_then(|()| stream.write_all(pieces.as_bytes()));
                         }
-                        // Empty lines are passed over, as long as a connection may be idle.
+                        // Empty lines are ignored for as long as a connection may be idle.
                         let expected = if begin.is_empty() { 200 } else { 400 };
                         let end = "GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
                         let status = answers(stream, end.as_bytes())[..].first().copied();
@@ -191,11 +191,10 @@ impl<'p> AttackedProgram<'p> {
         assert!(self.lives());
     }
 
-    /// Many large bodies at the same time, none of them whole, take no more memory than all
-    /// bodies together may.
+    /// Checks that many large incomplete bodies take no more memory than all bodies together may.
     ///
     /// # Panics
-    /// When they do.
+    /// If they do.
     pub fn withstands_large_bodies(&self) {
         let before = self.program.stats();
         let head = format!("GET {} HTTP/1.1\r\nHost: h\r\n", self.path);
@@ -235,11 +234,10 @@ impl<'p> AttackedProgram<'p> {
         assert!(grown <= MEMORY_KIB_MAX, "{what}: {before:?}, {after:?}");
     }
 
-    /// New connections that all come at once are each answered, and none is left waiting for
-    /// another to close.
+    /// Checks that connections which arrive at the same time are all answered, and none waits for another to close.
     ///
     /// # Panics
-    /// When one is.
+    /// If one waits.
     pub fn answers_bursts(&self) {
         for clients in [64, 256, 1000] {
             let request = format!("GET {} HTTP/1.1\r\nHost: h\r\n\r\n", self.path);
@@ -273,18 +271,18 @@ impl<'p> AttackedProgram<'p> {
         }
     }
 
-    /// Hundreds of heads that come byte by byte.
+    /// Sends hundreds of heads byte by byte.
     ///
     /// # Panics
-    /// When others are served worse for it, or one of them is not cut off.
+    /// If other clients wait longer, or one of the heads is not cut off.
     pub fn withstands_slow_heads(&self) {
         self.withstands_slow_senders("slow heads", "GET / HTTP/1.1\r\nHost: h\r\nX: ");
     }
 
-    /// Hundreds of bodies that come byte by byte.
+    /// Sends hundreds of bodies byte by byte.
     ///
     /// # Panics
-    /// When others are served worse for it, or one of them is not cut off.
+    /// If other clients wait longer, or one of the bodies is not cut off.
     pub fn withstands_slow_bodies(&self) {
         self.withstands_slow_senders("slow bodies", &self.with_body(1_000_000));
     }
@@ -308,7 +306,7 @@ impl<'p> AttackedProgram<'p> {
         let large = format!("{}{}", self.with_body(100_000), "a".repeat(100_000));
         assert_eq!(answers(self.connect(), large.as_bytes()), [200], "{what}");
 
-        // Each request of the others is a byte of each of them.
+        // For each request of the other clients, each slow client sends one byte.
         pace.holds_while(|| {
             let open = slow.extract_if(.., |(stream, answer)| {
                 let _ = stream.write(b"a");
@@ -322,10 +320,10 @@ impl<'p> AttackedProgram<'p> {
         assert_eq!((late, ended.len()), (300, 300), "{what}");
     }
 
-    /// Clients that ask for much and read nothing.
+    /// Requests much with clients that read nothing.
     ///
     /// # Panics
-    /// When others are served worse for it, or one of them is not cut off.
+    /// If other clients wait longer, or one of these is not cut off.
     pub fn withstands_slow_readers(&self, large: &str) {
         let before = self.program.stats();
         let whole = Client::new(self.address).get(large).text.len();
@@ -334,8 +332,8 @@ impl<'p> AttackedProgram<'p> {
         let mut readers = Vec::new();
 
         pace.holds_while(|| {
-            // Each has its answer begun before the next one asks, so that what is measured is
-            // how little they take of it, and not how much they ask for at once.
+            // The answer to each client has begun before the next one sends its request, so that the test measures
+            // how little they read, and not how much they request at once.
             if readers.len() < 100 {
                 let mut reader = self.connect_with_a_small_window();
                 reader.write_all(request.as_bytes()).expect("it reads");
@@ -343,12 +341,12 @@ impl<'p> AttackedProgram<'p> {
                 readers.push(reader);
                 return true;
             }
-            // Its own connections are not among them: they are used at once, or closed.
+            // The program's own connections do not count: they are used at once, or closed.
             self.metric("http_connections").unwrap_or(f64::MAX) >= 8.0
         });
 
         self.has_grown_within_bounds(before, "slow readers");
-        // The last ones may still be served now that they read.
+        // The last clients may still be served, since they read now.
         let served = readers.iter_mut().filter_map(|reader| {
             let mut arrived = Vec::new();
             reader.set_nonblocking(true).ok()?;
@@ -359,10 +357,10 @@ impl<'p> AttackedProgram<'p> {
         assert!(served < 8, "the system's buffers hold all of {large}");
     }
 
-    /// Clients that ask for much, read a little, and leave.
+    /// Requests much with clients that read a little and close the connection.
     ///
     /// # Panics
-    /// When others get anything but their own answer, whole.
+    /// If another client does not get its own complete answer.
     pub fn withstands_readers_that_leave(&self, large: &str) {
         const LEAVING: usize = 60;
         let client = Client::new(self.address);
@@ -393,10 +391,10 @@ impl<'p> AttackedProgram<'p> {
         });
     }
 
-    /// Two thousand connections that say nothing.
+    /// Opens two thousand connections that send nothing.
     ///
     /// # Panics
-    /// When others are served worse for it.
+    /// If other clients wait longer.
     pub fn withstands_idle_connections(&self) {
         let pace = self.latency_of_others("2,000 idle connections");
         let before = self.program.stats();
@@ -416,9 +414,9 @@ impl<'p> AttackedProgram<'p> {
         drop(idle);
     }
 
-    /// Threads, descriptors and connections as they were.
+    /// Waits until threads, descriptors and connections are as before the attack.
     fn is_back_to(&self, before: &Baseline) {
-        // One connection for all questions: each new one would wake a thread that is to end.
+        // All requests use one connection: each new one would wake a thread that should end.
         let client = Client::new(self.address);
         eventually(
             "connections, threads and descriptors are given back",
@@ -443,7 +441,7 @@ impl<'p> AttackedProgram<'p> {
         }
     }
 
-    /// Measures the latency of other clients, to be compared.
+    /// Measures the latency of other clients for a later comparison.
     fn latency_of_others(&self, what: &'static str) -> LatencyBaseline<'_> {
         let client = Client::new(self.address);
         let times = (0..50).map(|_| self.time_of_one(&client)).collect();
@@ -463,7 +461,7 @@ impl<'p> AttackedProgram<'p> {
     }
 }
 
-/// What a program uses before an attack.
+/// The resources that a program uses before an attack.
 struct Baseline {
     stats: ProcessStats,
     connections: Option<f64>,
@@ -478,13 +476,13 @@ struct LatencyBaseline<'t> {
 }
 
 impl LatencyBaseline<'_> {
-    /// Serves others, one request for each call of `attack`, until that returns false.
+    /// Sends requests of another client, one for each call of `attack`, until `attack` returns false.
     fn holds_while(&self, mut attack: impl FnMut() -> bool) {
         let started = Instant::now();
         let (mut times, mut machine) = (Vec::new(), Vec::new());
         while attack() {
             times.push(self.target.time_of_one(&self.client));
-            // An answer that no worker gives: how busy the machine itself is.
+            // No worker gives this answer, so it shows how busy the machine is.
             let asked = Instant::now();
             assert_eq!(self.client.get("/health").status, 200);
             machine.push(asked.elapsed());
@@ -501,8 +499,8 @@ impl LatencyBaseline<'_> {
             "{}: {requests} others at {now:?}, {worst:?} at worst; {:?} before; health at {machine:?}",
             self.what, self.usual
         ));
-        // An order of magnitude, and room for a machine that has become busy meanwhile; behind a
-        // slow client it would be two seconds, the limits of the settings above.
+        // The latency may grow by an order of magnitude, and further on a machine that has become busy. A wait for a
+        // slow client would take two seconds, which are the time limits of SETTINGS.
         let bound = self.usual * 10 + machine * 20 + Duration::from_secs(1);
         assert!(now < bound, "{}: {now:?} is not below {bound:?}", self.what);
         assert!(worst < PATIENCE, "{}: {worst:?} at worst", self.what);
@@ -514,11 +512,10 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// More clients than the program, started with so few descriptors, can have at once.
+/// Opens more connections than a program with few descriptors can have.
 ///
 /// # Panics
-/// When those that are one too many are not told so, others suffer for it, or anything is
-/// missing afterwards.
+/// If a client over the limit gets no answer, other clients wait longer, or resources are missing afterwards.
 pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: usize) {
     let target = AttackedProgram::new(program, path);
     let before = target.before();
@@ -527,7 +524,7 @@ pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: us
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
 
     let crowd: Vec<_> = (0..descriptors * 2).map(|_| target.connect()).collect();
-    // As many as there is room for ask at once, for which workers are started.
+    // As many clients as there is room for send requests at once, for which workers are started.
     let statuses: Vec<_> = thread::scope(|scope| {
         let clients: Vec<_> = crowd
             .iter()
@@ -560,11 +557,11 @@ pub fn withstands_a_crowd(program: &Program, path: &'static str, descriptors: us
     target.is_back_to(&before);
 }
 
-/// A program that has no descriptor left for a new connection serves those that it has, and
-/// takes new ones when it can.
+/// Checks that a program without a descriptor for a new connection serves those that it has, and accepts new ones as
+/// soon as it can.
 ///
 /// # Panics
-/// When it does not.
+/// If it does not.
 pub fn survives_without_descriptors(program: &Program, path: &'static str) {
     let target = AttackedProgram::new(program, path);
     target.answers_bursts();
@@ -596,15 +593,14 @@ fn metric(client: &Client, name: &str) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-/// As many as the system allows to this process: the usual 1024 are too few for a crowd.
+/// Raises the limit of descriptors of this process, since the usual 1024 are too few for many clients.
 fn allow_many_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).expect("a limit may be raised to its maximum");
 }
 
-/// Sends bytes, ends its side, and returns the statuses of all answers up to the end of the
-/// connection.
+/// Sends bytes, ends the client's side, and returns the statuses of all answers up to the end of the connection.
 fn answers(mut stream: TcpStream, bytes: &[u8]) -> Vec<u16> {
     // A refusal may come, and the connection end, before all is written or read.
     let _ = stream.write_all(bytes);
@@ -647,7 +643,7 @@ fn statuses(answers: &[u8]) -> Vec<u16> {
         .collect()
 }
 
-/// Whether a connection that does not block has only nothing to read now.
+/// Whether a nonblocking connection is open and has nothing to read now.
 fn is_open(read: io::Result<usize>) -> bool {
     read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
@@ -659,7 +655,7 @@ fn is_reset(error: &io::Error) -> bool {
     )
 }
 
-/// Shown with `--nocapture`, and where a test fails.
+/// Prints a line, which is shown with `--nocapture` and if a test fails.
 #[expect(clippy::print_stderr, reason = "whoever measures wants to see it")]
 fn report(line: &str) {
     eprintln!("{line}");

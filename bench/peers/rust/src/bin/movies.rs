@@ -40,7 +40,7 @@ struct Page {
     limit: Option<i64>,
 }
 
-/// Whatever went wrong with the database.
+/// Any error of the database.
 struct Failure;
 
 impl<E: std::error::Error> From<E> for Failure {

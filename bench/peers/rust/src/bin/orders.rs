@@ -72,7 +72,7 @@ async fn publish(broker: &Broker, body: &[u8], message_id: &str) -> lapin::Resul
         )
         .await?
         .await?;
-    // A message that no queue took comes back with its confirm.
+    // The broker returns a message that no queue took with its confirm.
     Ok(confirm.is_ack() && confirm.take_message().is_none())
 }
 

@@ -1,6 +1,6 @@
-//! The ceiling of placing orders: persistent messages and their confirms on one channel, with no
-//! HTTP before it. At most WINDOW messages wait for their confirm; after SECONDS, or MESSAGES if
-//! that is set, one line of JSON says what came of it.
+//! The ceiling of placing orders: persistent messages and their confirms on one channel, without HTTP. At most WINDOW
+//! messages wait for their confirm. After SECONDS, or MESSAGES if that is set, the program prints its result as a line of
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ fn main() {
         if waiting.is_empty() {
             break;
         }
-        // Of several that have come, all are taken before the next messages go out.
+        // All confirms that have arrived are handled before the next messages are sent.
         let first = confirms.recv().expect("a confirm");
         for confirm in std::iter::once(first).chain(confirms.try_iter()) {
             let Confirm::Ack(payload) = confirm else {

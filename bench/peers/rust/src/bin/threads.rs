@@ -1,4 +1,4 @@
-//! A thread for each connection and the least that answers: what the simplest server costs.
+//! The cost of the simplest server: a thread for each connection, and a minimal answer.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -16,7 +16,7 @@ fn main() {
     }
 }
 
-/// Requests without bodies, one after the other, until the client has enough.
+/// Answers requests without bodies, one after the other, until the client closes the connection.
 fn serve(mut socket: TcpStream) {
     let _ = socket.set_nodelay(true);
     let (mut head, mut buffer) = (Vec::new(), [0; 4096]);
