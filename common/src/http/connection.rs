@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::Limits;
-use super::message::framing::{
-    BodyFraming, Chunked, HeadScan, header_storage, parse_head, settle_version,
-};
+use super::message::framing::{BodyFraming, HeadScan, header_storage, parse_head, settle_version};
 use super::message::head::Head;
 use super::message::problem::Problem;
 
@@ -58,10 +56,10 @@ pub(crate) enum Next {
 enum Phase {
     Idle,
     Head(HeadScan),
-    /// True where the client waits to be asked for the body.
-    Decide(PendingBody, bool),
-    /// The body so far; None where it is passed over.
-    Body(PendingBody, Option<Vec<u8>>),
+    /// True if the client waits to be asked for the body.
+    Decide(BodyFraming, bool),
+    /// The body so far; None if the body is discarded.
+    Body(BodyFraming, Option<Vec<u8>>),
     Answering,
     Streaming {
         chunked: bool,
@@ -72,13 +70,6 @@ enum Phase {
     Lingering(usize),
     Closed,
     Truncated,
-}
-
-/// What is still to come of a body.
-#[derive(Debug)]
-enum PendingBody {
-    Length(usize),
-    Chunked(Chunked),
 }
 
 #[derive(Debug)]
@@ -286,13 +277,8 @@ impl Connection {
         settle_version(&mut self.input[..end]);
         let head = parse_head(&self.input[..end], &mut storage, framing)?;
         (self.http_10, self.keep_alive) = (head.http_10, head.keep_alive);
-        let content = match head.framing {
-            BodyFraming::None => PendingBody::Length(0),
-            BodyFraming::Length(length) => PendingBody::Length(length),
-            BodyFraming::Chunked => PendingBody::Chunked(Chunked::new(framing)),
-        };
-        self.phase = Phase::Decide(content, head.expects_continue);
         self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
+        self.phase = Phase::Decide(head.framing, head.expects_continue);
         self.input.drain(..end);
         self.input.shrink_to_fit();
         self.deadline = now + self.limits.body_time;
@@ -307,10 +293,11 @@ impl Connection {
             return;
         };
         // Who has sent a part of it does not wait (RFC 9110 §10.1.1).
-        if expects && self.input.is_empty() && !matches!(content, PendingBody::Length(0)) {
+        let is_empty = matches!(content, BodyFraming::None | BodyFraming::Length(0));
+        if expects && self.input.is_empty() && !is_empty {
             if is_decided {
                 self.be_the_last();
-                content = PendingBody::Length(0);
+                content = BodyFraming::None;
             } else {
                 self.output.extend_from_slice(CONTINUE);
             }
@@ -338,25 +325,6 @@ impl Connection {
     /// The request has left its queue, or the next piece of its answer is being made.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.deadline = now + self.limits.answer_time;
-    }
-}
-
-impl PendingBody {
-    /// Reads what is there; returns how many bytes that are, and whether it is all.
-    fn read(
-        &mut self,
-        input: &[u8],
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<(usize, bool), Problem> {
-        match self {
-            Self::Length(left) => {
-                let used = input.len().min(*left);
-                take(&input[..used]);
-                *left -= used;
-                Ok((used, *left == 0))
-            }
-            Self::Chunked(chunked) => Ok((chunked.read(input, take)?, chunked.is_done())),
-        }
     }
 }
 

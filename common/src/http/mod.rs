@@ -30,6 +30,5 @@ pub use message::request_id::is_request_id;
 pub use message::response::{Body, BodySource, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, wait_for, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
-pub use service::operations::{Dependency, DependencyState, health};
-pub use service::operations_key::OperationsKey;
+pub use service::operations::{Dependency, DependencyState, OperationsKey, health};
 pub use service::router::{Admission, Submit, Verb};

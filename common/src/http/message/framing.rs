@@ -70,15 +70,36 @@ impl HeadScan {
     }
 }
 
-/// How the body of a request is delimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the body of a request is delimited, and what of it is still to come.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum BodyFraming {
     /// No body.
     None,
-    /// `Content-Length`.
+    /// `Content-Length`, less what was read.
     Length(usize),
     /// `Transfer-Encoding: chunked`.
-    Chunked,
+    Chunked(Chunked),
+}
+
+impl BodyFraming {
+    /// Reads from `input` and hands data to `take`; returns how many bytes belong to the body, and whether
+    /// the body ends there.
+    pub(crate) fn read(
+        &mut self,
+        input: &[u8],
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), Problem> {
+        match self {
+            Self::None => Ok((0, true)),
+            Self::Length(left) => {
+                let used = input.len().min(*left);
+                take(&input[..used]);
+                *left -= used;
+                Ok((used, *left == 0))
+            }
+            Self::Chunked(chunked) => Ok((chunked.read(input, take)?, chunked.is_done())),
+        }
+    }
 }
 
 /// A head that can be trusted.
@@ -266,9 +287,8 @@ fn body_framing(
             let is_chunked =
                 encoding.eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
             let unknown = || Problem::new(501, "the only Transfer-Encoding known here is chunked");
-            is_chunked
-                .then_some(BodyFraming::Chunked)
-                .ok_or_else(unknown)
+            let chunked = || BodyFraming::Chunked(Chunked::new(limits));
+            is_chunked.then(chunked).ok_or_else(unknown)
         }
     }
 }
@@ -305,7 +325,7 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Reads a chunked body (RFC 9112 §7.1) from bytes that arrive piece by piece.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Chunked {
     state: ChunkState,
     /// Bytes of data in the chunk at hand that are still to come.

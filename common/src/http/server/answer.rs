@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::{BufferKind, Exhausted};
+use super::budget::Exhausted;
 use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
@@ -63,38 +63,34 @@ impl Core {
         }
         let (response, mut outcome) = Outcome::of(result, &head);
         let fill = peer.connection.respond(response, &date(), now());
-        let end = |peer: Option<Owned<'_, Peer>>, outcome: &Outcome| {
-            if let Some(peer) = peer {
-                access_log::record(&self.metrics, &head, outcome, now());
-                self.settle(peer);
-            }
+        let end = |peer, outcome: &Outcome| {
+            access_log::record(&self.metrics, &head, outcome, now());
+            self.settle(peer);
         };
-        if let Some(mut fill) = fill {
-            waiting(|| {
-                let peer = self.deliver(peer, Some(&mut fill), slot, &mut outcome);
+        let Some(mut fill) = fill else {
+            self.send(&mut peer, None, &mut outcome);
+            return end(peer, &outcome);
+        };
+        waiting(|| {
+            if let Some(peer) = self.stream(peer, &mut fill, slot, &mut outcome) {
                 end(peer, &outcome);
-                // The end of a stream may wait for a database: the connection is in the table by then.
-                drop(fill);
-            });
-        } else {
-            end(self.deliver(peer, None, None, &mut outcome), &outcome);
-        }
+            }
+            // The end of a stream may wait for a database: the connection is in the table by then.
+            drop(fill);
+        });
     }
 
-    /// Sends an answer, a stream piece by piece, as its client takes it. While a piece is made the
-    /// connection is in the table, so that the sweeper can close it; then None is returned.
-    fn deliver<'t>(
+    /// Sends a stream piece by piece, as its client takes it. While a piece is made the connection is in the
+    /// table, so that the sweeper can close it; None is returned if it has.
+    fn stream<'t>(
         &'t self,
         mut peer: Owned<'t, Peer>,
-        mut fill: Option<&mut BodySource<'_>>,
+        fill: &mut BodySource<'_>,
         slot: Option<&dyn Slot>,
         outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
         let mut piece = Vec::new();
-        loop {
-            self.send(&mut peer, slot, outcome);
-            let fill = fill.as_mut().filter(|_| peer.connection.is_streaming());
-            let Some(fill) = fill else { return Some(peer) };
+        while peer.connection.is_streaming() {
             piece.clear();
             peer.connection.begin(now());
             let token = peer.token();
@@ -113,13 +109,17 @@ impl Core {
             };
             peer = back?;
             let cause = match filled {
-                Ok(()) if peer.connection.push(&piece, now()) => continue,
+                Ok(()) if peer.connection.push(&piece, now()) => {
+                    self.send(&mut peer, slot, outcome);
+                    continue;
+                }
                 Ok(()) => WRONG_LENGTH.to_owned(),
                 Err(problem) => problem.cause.unwrap_or(problem.detail.into_owned()),
             };
             peer.connection.truncate();
             outcome.truncate(cause);
         }
+        Some(peer)
     }
 
     /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while
@@ -161,7 +161,7 @@ impl Core {
     /// Reserves memory for what the client has not read. If there is none, the client that has read nothing of
     /// its answer for longest is cut off.
     fn keep(&self, peer: &mut Peer) -> bool {
-        while let Err(Exhausted(client)) = peer.reservation.grow(peer.held(), BufferKind::Answer) {
+        while let Err(Exhausted(client)) = peer.reserve() {
             let silent = self.evictable.take(&self.table, Shortage::Memory, client);
             let Some(mut silent) = silent else {
                 return false;

@@ -87,11 +87,6 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Grows the reservation to so many bytes at least.
-    pub(crate) fn grow(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
-        self.resize(bytes.max(ALLOWANCE_BYTES + self.bytes), kind)
-    }
-
     /// Sets the reservation to so many bytes, the allowance included; it grows only within the budget.
     pub(crate) fn resize(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
         let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
@@ -164,26 +159,23 @@ mod tests {
         let mut reservations: Vec<_> = (1..=3)
             .map(|last| budget.admit(client(last)).expect("a connection"))
             .collect();
-        let mut grow =
-            |nth: usize, bytes, kind| reservations[nth].grow(ALLOWANCE_BYTES + bytes, kind);
+        let mut resize =
+            |nth: usize, bytes, kind| reservations[nth].resize(ALLOWANCE_BYTES + bytes, kind);
 
         let share = Err(Exhausted(Some(client(1))));
-        assert_eq!(grow(0, 50_000, BufferKind::Request), Ok(()));
-        assert_eq!(grow(0, 50_001, BufferKind::Request), share);
-        assert_eq!(grow(1, 50_000, BufferKind::Request), Ok(()));
-        assert_eq!(grow(2, 1, BufferKind::Request), Err(Exhausted(None)));
+        assert_eq!(resize(0, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(resize(0, 50_001, BufferKind::Request), share);
+        assert_eq!(resize(1, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(resize(2, 1, BufferKind::Request), Err(Exhausted(None)));
         // Requests take nothing of what answers have.
-        assert_eq!(grow(2, 50_000, BufferKind::Answer), Ok(()));
-        assert_eq!(grow(0, 0, BufferKind::Answer), Ok(()));
-        assert_eq!(grow(1, 1, BufferKind::Answer), Err(Exhausted(None)));
+        assert_eq!(resize(2, 50_000, BufferKind::Answer), Ok(()));
+        assert_eq!(resize(0, 50_000, BufferKind::Answer), Ok(()));
+        assert_eq!(resize(1, 1, BufferKind::Answer), Err(Exhausted(None)));
         assert_eq!(reservations[0].bytes, 50_000);
         let shrunk = reservations[0].resize(ALLOWANCE_BYTES, BufferKind::Answer);
         assert_eq!(shrunk, Ok(()));
-        assert_eq!(
-            reservations[1].grow(ALLOWANCE_BYTES, BufferKind::Answer),
-            Ok(()),
-            "there is room again"
-        );
+        let moved = reservations[1].resize(ALLOWANCE_BYTES + 50_000, BufferKind::Answer);
+        assert_eq!(moved, Ok(()), "there is room again");
 
         drop(reservations);
         let usage = lock(&budget.usage);

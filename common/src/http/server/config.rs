@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::tls::Tls;
 use crate::env::{ConfigError, Vars};
 use crate::http::limits::{Limits, number};
-use crate::http::service::operations_key::OperationsKey;
+use crate::http::service::operations::OperationsKey;
 
 /// Where a server listens, with how many slots, and what it puts up with.
 #[derive(Debug, Clone)]
@@ -43,17 +43,13 @@ impl HttpConfig {
     }
 
     /// On a loopback port that the system chooses, for tests.
+    ///
+    /// # Panics
+    /// When there are no workers, or more than `HTTP_WORKERS` allows.
     #[must_use]
     pub fn on_loopback(workers: usize) -> Self {
-        Self {
-            address: ([127, 0, 0, 1], 0).into(),
-            reuse_port: false,
-            workers,
-            limits: Limits::default(),
-            tls: None,
-            operations_key: None,
-            hosts: Vec::new(),
-        }
+        let vars = Vars::from_pairs([("LISTEN_ADDRESS", "127.0.0.1"), ("PORT", "0")]);
+        Self::from_vars(&vars, "PORT", workers).expect("each default is within its range")
     }
 }
 

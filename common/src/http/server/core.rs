@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::budget::{Budget, BufferKind};
+use super::budget::Budget;
 use super::evictable::Evictable;
 use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Listener, Poller, Socket, reset_on_close};
@@ -132,13 +132,7 @@ impl Core {
             interest = Interest::Write;
         }
         // What has been sent or read is given back.
-        let kind = if peer.connection.to_send().is_empty() {
-            BufferKind::Request
-        } else {
-            BufferKind::Answer
-        };
-        let held = peer.held();
-        let _ = peer.reservation.resize(held, kind);
+        let _ = peer.reserve();
         let token = peer.token();
         peer.park(Parked::Armed, |peer| {
             self.poller.arm(&peer.transport.socket, token, interest);

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 
-use super::budget::{BufferKind, Reservation};
+use super::budget::{BufferKind, Exhausted, Reservation};
 use super::transport::Transport;
 use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
@@ -31,8 +31,8 @@ impl Peer {
             Err(_) => self.connection.on_error(),
         }
         let detail = "too many large requests at the same time; try again";
-        let grown = self.reservation.grow(self.held(), BufferKind::Request);
-        grown.map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
+        self.reserve()
+            .map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
     }
 
     /// Sends what the client takes; true where that was all there is to be sent.
@@ -50,9 +50,15 @@ impl Peer {
         }
     }
 
-    /// How many bytes are held here.
-    pub(crate) fn held(&self) -> usize {
+    /// Reserves memory for what the connection holds, and gives back the rest of the reservation.
+    pub(crate) fn reserve(&mut self) -> Result<(), Exhausted> {
         let unsent = self.connection.to_send().len();
-        unsent.max(self.connection.held_input())
+        let kind = if unsent == 0 {
+            BufferKind::Request
+        } else {
+            BufferKind::Answer
+        };
+        let held = unsent.max(self.connection.held_input());
+        self.reservation.resize(held, kind)
     }
 }

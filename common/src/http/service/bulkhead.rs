@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queues::Queues;
+use super::queue::{Queue, SINGLE};
 use super::router::{Admission, Submit, Verb, find};
 use super::workers::{call_another, waiting};
 use crate::http::limits::Limits;
@@ -67,7 +67,7 @@ pub struct Bulkhead<S: Send + 'static> {
     guard: Guard,
     slots: usize,
     limits: Limits,
-    queues: Mutex<Queues<S>>,
+    queue: Mutex<Queue<S>>,
     /// How many slots wait for slow clients.
     waits: AtomicUsize,
 }
@@ -75,7 +75,8 @@ pub struct Bulkhead<S: Send + 'static> {
 /// A slot that is taken; dropping the lease, on a thread of the server, gives it back.
 pub struct Lease<S: Send + 'static> {
     bulkhead: Arc<Bulkhead<S>>,
-    queue: usize,
+    /// The kind of the requests that it was taken for.
+    kind: usize,
     state: Option<S>,
 }
 
@@ -96,7 +97,7 @@ impl<S: Send> Drop for Lease<S> {
     fn drop(&mut self) {
         // What a handler that panicked has left behind may be half done.
         let state = self.state.take().filter(|_| !std::thread::panicking());
-        lock(&self.bulkhead.queues).give_back(self.queue, state);
+        lock(&self.bulkhead.queue).give_back(self.kind, state);
     }
 }
 
@@ -121,7 +122,7 @@ impl<S: Send + 'static> Bulkhead<S> {
             guard: Box::new(|_| Ok(())),
             slots,
             limits: limits.clone(),
-            queues: Mutex::new(Queues::new(slots, routes.iter().map(limits_of))),
+            queue: Mutex::new(Queue::new(slots, routes.iter().map(limits_of))),
             waits: AtomicUsize::new(0),
         }
     }
@@ -139,9 +140,9 @@ impl<S: Send + 'static> Bulkhead<S> {
     /// Whether no slot is taken and nothing waits.
     #[cfg(all(test, feature = "shuttle"))]
     pub(crate) fn is_at_rest(&self) -> bool {
-        let queues = lock(&self.queues);
-        let at_work = self.slots - queues.free.len() + self.waits.load(SeqCst);
-        at_work + queues.waiting() == 0
+        let queue = lock(&self.queue);
+        let at_work = self.slots - queue.free.len() + self.waits.load(SeqCst);
+        at_work + queue.waiting() == 0
     }
 
     /// Answers a batch, or a single request.
@@ -152,12 +153,12 @@ impl<S: Send + 'static> Bulkhead<S> {
             return;
         };
         let handler = &self.routes[first.matched.route].2;
-        if let (Handler::Batch(batch), true) = (handler, lease.queue > 0) {
+        if let (Handler::Batch(batch), true) = (handler, lease.kind != SINGLE) {
             let answers = waiting(|| (batch.answer)(lease.state(), &requests));
             for (request, answer) in requests.into_iter().zip(answers) {
                 match answer {
                     Some(result) => request.respond_from(result, Some(self)),
-                    None => lock(&self.queues).push(0, request, now()),
+                    None => lock(&self.queue).push(SINGLE, request, now()),
                 }
             }
         } else if let Some(request) = requests.pop() {
@@ -191,15 +192,15 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
 
     fn submit(self: Arc<Self>, request: Request) {
         let route = request.matched.route;
-        let queue = match &self.routes[route].2 {
+        let kind = match &self.routes[route].2 {
             Handler::Batch(batch) if (batch.filter)(&request) => route + 1,
-            _ => 0,
+            _ => SINGLE,
         };
-        let mut queues = lock(&self.queues);
-        queues.push(queue, request, now());
-        let is_full = queues.waiting() > queues.free.len() + self.limits.queue;
-        let last = is_full.then(|| queues.take_last()).flatten();
-        drop(queues);
+        let mut queue = lock(&self.queue);
+        queue.push(kind, request, now());
+        let is_full = queue.waiting() > queue.free.len() + self.limits.queue;
+        let last = is_full.then(|| queue.take_last()).flatten();
+        drop(queue);
         if let Some(last) = last {
             last.respond(Err(Problem::overloaded(
                 "as many requests wait as may wait",
@@ -210,18 +211,18 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
 
     fn work(self: Arc<Self>) {
         loop {
-            let mut queues = lock(&self.queues);
-            let Some((queue, state, requests)) = queues.take() else {
+            let mut queue = lock(&self.queue);
+            let Some((kind, state, requests)) = queue.take() else {
                 return;
             };
-            let is_more = !queues.free.is_empty() && queues.first_in_turn().is_some();
-            drop(queues);
+            let is_more = queue.has_work();
+            drop(queue);
             if is_more {
                 call_another();
             }
             let lease = Lease {
                 bulkhead: Arc::clone(&self),
-                queue,
+                kind,
                 state,
             };
             // A request that a panic left unanswered is answered when it is dropped.
@@ -234,7 +235,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 
     fn sweep(&self, now: Instant) {
-        let expired = lock(&self.queues).expire(now, self.limits.queue_time);
+        let expired = lock(&self.queue).expire(now, self.limits.queue_time);
         for request in expired {
             request.respond(Err(Problem::overloaded("no slot came free in time")));
         }
@@ -252,6 +253,6 @@ impl<S: Send> Slot for Bulkhead<S> {
     }
 
     fn is_wanted(&self) -> bool {
-        lock(&self.queues).are_slots_wanted()
+        lock(&self.queue).lacks_slots()
     }
 }

@@ -8,11 +8,9 @@ pub(crate) mod workers;
 
 pub(crate) mod router;
 
-mod queues;
+mod queue;
 
 pub(crate) mod bulkhead;
 pub(crate) mod operations;
-pub(crate) mod operations_key;
 
 pub(crate) mod access_log;
-mod refusals;

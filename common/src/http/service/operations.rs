@@ -2,20 +2,63 @@
 //! are there, and its metrics. Where there is an `OPERATIONS_KEY`, nobody without it sees more than
 //! whether the process lives and is ready.
 
+use std::fmt;
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
 
 use super::bulkhead::{Bulkhead, Handler, Route};
-use super::operations_key::OperationsKey;
 use super::router::{Submit, Verb};
+use crate::env::{ConfigError, Vars};
 use crate::http::limits::Limits;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
 use crate::http::message::response::{HandlerResult, Response};
 use crate::metrics::Metrics;
+
+/// What whoever may see the metrics and the dependencies sends as `Authorization: Bearer KEY`.
+#[derive(Clone)]
+pub struct OperationsKey(String);
+
+impl OperationsKey {
+    const VARIABLE: &str = "OPERATIONS_KEY";
+
+    /// From `OPERATIONS_KEY`; without it all may see them.
+    pub fn from_vars(vars: &Vars) -> Result<Option<Self>, ConfigError> {
+        match vars.guarding(Self::VARIABLE)? {
+            Some(key) if !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                let expected = "visible ASCII characters without blanks";
+                Err(ConfigError::malformed(Self::VARIABLE, expected))
+            }
+            key => Ok(key.map(|key| Self(key.to_owned()))),
+        }
+    }
+
+    /// The value of `Authorization` by which another program sees them.
+    #[must_use]
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// The time that this takes tells nothing about how near a guess was, nor of the key's length.
+    fn is_sent_with(&self, request: &Head) -> bool {
+        let hash = |text: &str| digest(&SHA256, text.as_bytes());
+        request
+            .bearer()
+            .is_some_and(|given| hash(given).as_ref().ct_eq(hash(&self.0).as_ref()).into())
+    }
+}
+
+/// The key is for no log.
+impl fmt::Debug for OperationsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OperationsKey")
+    }
+}
 
 /// Something that a service cannot work without.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::refusals;
+use super::access_log;
 use crate::http::message::head::{Head, path_of};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
@@ -120,7 +120,7 @@ impl Router {
         for bulkhead in &self.bulkheads {
             bulkhead.sweep(now);
         }
-        refusals::log_when_due(now);
+        access_log::log_refusals(now);
     }
 
     pub(crate) fn submit(&self, request: Request) {

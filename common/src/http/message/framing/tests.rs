@@ -41,9 +41,8 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
         arrived.extend_from_slice(piece);
     };
     let mut body = Vec::new();
-    let mut chunked = Chunked::new(&LIMITS);
     let mut at = head_bytes;
-    let framing = framing_of(&arrived[..head_bytes])?;
+    let mut framing = framing_of(&arrived[..head_bytes])?;
     loop {
         match framing {
             BodyFraming::None => return Ok(Some(Whole { end: at, body })),
@@ -53,7 +52,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
                 return Ok(Some(Whole { end, body }));
             }
             BodyFraming::Length(_) => {}
-            BodyFraming::Chunked => {
+            BodyFraming::Chunked(ref mut chunked) => {
                 at += chunked.read(&arrived[at..], |piece| body.extend_from_slice(piece))?;
                 if chunked.is_done() {
                     return Ok(Some(Whole { end: at, body }));
@@ -410,7 +409,7 @@ fn chunked_and_nothing_else_is_a_transfer_encoding() {
 
         assert_eq!(
             framing_of(head.as_bytes()),
-            Ok(BodyFraming::Chunked),
+            Ok(BodyFraming::Chunked(Chunked::new(&LIMITS))),
             "{value:?}"
         );
     }
