@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::Limits;
-use super::message::framing::{BodyFraming, HeadScan, header_storage, parse_head, settle_version};
-use super::message::head::Head;
+use super::message::framing::{BodyFraming, HeadScan, settle_version};
+use super::message::head::{Head, ParsedHead};
 use super::message::problem::Problem;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -272,13 +272,12 @@ impl Connection {
     }
 
     fn on_head(&mut self, end: usize, now: Instant) -> Result<Next, Problem> {
-        let framing = &self.limits.framing;
-        let mut storage = header_storage();
         settle_version(&mut self.input[..end]);
-        let head = parse_head(&self.input[..end], &mut storage, framing)?;
-        (self.http_10, self.keep_alive) = (head.http_10, head.keep_alive);
-        self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
-        self.phase = Phase::Decide(head.framing, head.expects_continue);
+        let (bytes, framing) = (&self.input[..end], &self.limits.framing);
+        let parsed = ParsedHead::parse(bytes, framing, self.client, self.secure, now)?;
+        (self.http_10, self.keep_alive) = (parsed.http_10, parsed.keep_alive);
+        self.phase = Phase::Decide(parsed.framing, parsed.expects_continue);
+        self.head = Some(Arc::new(parsed.head));
         self.input.drain(..end);
         self.input.shrink_to_fit();
         self.deadline = now + self.limits.body_time;

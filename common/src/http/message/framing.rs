@@ -3,7 +3,6 @@
 //! refused here is answered, and the connection closed, since nobody knows where the next
 //! request would begin.
 
-use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 
 use httparse::Header;
@@ -27,7 +26,7 @@ pub(crate) struct FramingLimits {
 }
 
 /// The answer to a request that is none.
-fn malformed<T>(detail: &'static str) -> Result<T, Problem> {
+pub(super) fn malformed<T>(detail: &'static str) -> Result<T, Problem> {
     Err(Problem::bad_request(detail))
 }
 
@@ -102,29 +101,6 @@ impl BodyFraming {
     }
 }
 
-/// A head that can be trusted.
-#[derive(Debug)]
-pub(crate) struct RawHead<'h, 'b> {
-    pub(crate) method: &'b str,
-    /// In origin-form, or the asterisk of `OPTIONS *`.
-    pub(crate) target: &'b str,
-    /// The host that an absolute-form target names, in place of that in `Host`.
-    pub(crate) authority: Option<&'b str>,
-    pub(crate) headers: &'h [Header<'b>],
-    pub(crate) framing: BodyFraming,
-    pub(crate) http_10: bool,
-    pub(crate) keep_alive: bool,
-    pub(crate) expects_continue: bool,
-}
-
-/// Room for the headers of a head, not written before it is needed.
-pub(crate) type HeaderStorage<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
-
-/// Room with nothing in it.
-pub(crate) const fn header_storage<'b>() -> HeaderStorage<'b> {
-    [const { MaybeUninit::uninit() }; HEADERS_MAX]
-}
-
 /// A minor version of HTTP/1 that is not known counts as the highest that is (RFC 9110 §2.5).
 pub(crate) fn settle_version(head: &mut [u8]) {
     let line = head.iter().position(|byte| *byte == b'\r').unwrap_or(0);
@@ -136,49 +112,8 @@ pub(crate) fn settle_version(head: &mut [u8]) {
     }
 }
 
-/// Reads a complete head, as [`HeadScan`] found it.
-pub(crate) fn parse_head<'h, 'b>(
-    head: &'b [u8],
-    storage: &'h mut HeaderStorage<'b>,
-    limits: &FramingLimits,
-) -> Result<RawHead<'h, 'b>, Problem> {
-    let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
-    let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, storage) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return malformed("the head is malformed"),
-        Err(error) => return Err(problem_of(error, head)),
-    }
-    let (Some(method), Some(target), Some(version)) =
-        (request.method, request.path, request.version)
-    else {
-        return malformed("the request line is malformed");
-    };
-    let (headers, http_10) = (&*request.headers, version == 0);
-    let (target, authority) = target_of(method, target)?;
-    check_hosts(headers, authority, http_10)?;
-    let framing = body_framing(headers, http_10, limits)?;
-    let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
-    if !values(headers, "expect").all(is_known) {
-        let detail = "the only expectation known here is 100-continue";
-        return Err(Problem::new(417, detail));
-    }
-    let connection = || values(headers, "connection").flat_map(tokens);
-    let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
-    Ok(RawHead {
-        method,
-        target,
-        authority,
-        headers,
-        framing,
-        http_10,
-        keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
-        // In HTTP/1.0 the header is ignored (RFC 9110 §10.1.1).
-        expects_continue: !http_10 && values(headers, "expect").next().is_some(),
-    })
-}
-
-fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
+/// The answer to a head that httparse refuses.
+pub(super) fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
     Problem::bad_request(match error {
         httparse::Error::Version if names_a_version(head) => {
             return Problem::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
@@ -201,7 +136,10 @@ fn names_a_version(head: &[u8]) -> bool {
 
 /// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2), without the
 /// characters that no URI may have and that some reader takes for its end.
-fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), Problem> {
+pub(super) fn target_of<'b>(
+    method: &str,
+    target: &'b str,
+) -> Result<(&'b str, Option<&'b str>), Problem> {
     let may_stand = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
     if !target.bytes().all(may_stand) {
         return malformed("the request target has characters that must be percent-encoded");
@@ -227,7 +165,7 @@ fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b s
 
 /// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2). An empty one is allowed where the
 /// target has no authority. What an absolute-form target names has the same grammar.
-fn check_hosts(
+pub(super) fn check_hosts(
     headers: &[Header<'_>],
     authority: Option<&str>,
     http_10: bool,
@@ -268,7 +206,7 @@ fn is_reg_name(name: &str) -> bool {
 }
 
 /// RFC 9112 §6: one length of digits, or `chunked` and nothing else, never both.
-fn body_framing(
+pub(super) fn body_framing(
     headers: &[Header<'_>],
     http_10: bool,
     limits: &FramingLimits,

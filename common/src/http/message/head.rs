@@ -1,6 +1,7 @@
 //! What a request says before its body.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -9,7 +10,10 @@ use std::time::Instant;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::framing::{self, BodyFraming, tokens, values};
+use super::framing::{
+    BodyFraming, FramingLimits, HEADERS_MAX, body_framing, check_hosts, malformed, problem_of,
+    target_of, tokens, values,
+};
 use super::headers::Headers;
 use super::problem::Problem;
 use super::request_id::request_id;
@@ -63,6 +67,83 @@ pub struct Head {
     pub message_id: OnceLock<String>,
 }
 
+/// A head, and what it says about its connection and its body.
+#[derive(Debug)]
+pub(crate) struct ParsedHead {
+    pub(crate) head: Head,
+    pub(crate) framing: BodyFraming,
+    pub(crate) http_10: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+}
+
+impl ParsedHead {
+    /// Reads a complete head, as [`HeadScan`](super::framing::HeadScan) has found it.
+    pub(crate) fn parse(
+        bytes: &[u8],
+        limits: &FramingLimits,
+        client: IpAddr,
+        secure: bool,
+        arrived: Instant,
+    ) -> Result<Self, Problem> {
+        // Room for the header fields, not written before it is needed.
+        let mut storage = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(bytes, storage) {
+            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+            Ok(_) => return malformed("the head is malformed"),
+            Err(error) => return Err(problem_of(error, bytes)),
+        }
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
+            return malformed("the request line is malformed");
+        };
+        let (fields, http_10) = (&*request.headers, version == 0);
+        let (target, authority) = target_of(method, target)?;
+        check_hosts(fields, authority, http_10)?;
+        let framing = body_framing(fields, http_10, limits)?;
+        let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
+        if !values(fields, "expect").all(is_known) {
+            let detail = "the only expectation known here is 100-continue";
+            return Err(Problem::new(417, detail));
+        }
+        let options: Vec<_> = values(fields, "connection").flat_map(tokens).collect();
+        let has = |wanted: &[u8]| {
+            options
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case(wanted))
+        };
+        let mut head = Head::new(method, target, client, secure, arrived);
+        head.announces_body = framing != BodyFraming::None;
+        head.request_id = request_id(values(fields, "x-request-id").next());
+        head.headers = Headers::with_capacity(64 * fields.len(), fields.len() + 1);
+        for field in fields {
+            match authority {
+                // The target says it more precisely (RFC 9112 §3.2.2).
+                Some(host) if field.name.eq_ignore_ascii_case("host") => {
+                    head.headers.push("host", host.as_bytes());
+                }
+                _ if is_of_this_connection(field.name, &options) => {}
+                _ => head.headers.push(field.name, field.value),
+            }
+        }
+        if let BodyFraming::Length(length) = framing {
+            head.headers
+                .push("content-length", length.to_string().as_bytes());
+        }
+        Ok(Self {
+            head,
+            framing,
+            http_10,
+            keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
+            // In HTTP/1.0 the header is ignored (RFC 9110 §10.1.1).
+            expects_continue: !http_10 && values(fields, "expect").next().is_some(),
+        })
+    }
+}
+
 impl Head {
     /// A head without header fields.
     pub(crate) fn new(
@@ -90,35 +171,6 @@ impl Head {
             caller: OnceLock::new(),
             message_id: OnceLock::new(),
         }
-    }
-
-    pub(crate) fn of(
-        head: &framing::RawHead<'_, '_>,
-        client: IpAddr,
-        secure: bool,
-        arrived: Instant,
-    ) -> Self {
-        let mut this = Self::new(head.method, head.target, client, secure, arrived);
-        this.announces_body = head.framing != BodyFraming::None;
-        this.request_id = request_id(values(head.headers, "x-request-id").next());
-        this.headers = Headers::with_capacity(64 * head.headers.len(), head.headers.len() + 1);
-        let listed = values(head.headers, "connection").flat_map(tokens);
-        let listed: Vec<_> = listed.collect();
-        for header in head.headers {
-            match head.authority {
-                // The target says it more precisely (RFC 9112 §3.2.2).
-                Some(host) if header.name.eq_ignore_ascii_case("host") => {
-                    this.headers.push("host", host.as_bytes());
-                }
-                _ if is_of_this_connection(header.name, &listed) => {}
-                _ => this.headers.push(header.name, header.value),
-            }
-        }
-        if let BodyFraming::Length(length) = head.framing {
-            this.headers
-                .push("content-length", length.to_string().as_bytes());
-        }
-        this
     }
 
     /// How many bytes of memory its texts take.
