@@ -15,7 +15,7 @@ pub(crate) trait Respond: Send {
     fn begin(&self) -> bool;
     /// Called once, from any thread. A stream waits for its client, as `slot` allows; who answers
     /// from outside of a bulkhead has none, and waits for nobody.
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>);
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>);
 }
 
 /// What a stream asks of the slot that it holds.
@@ -68,7 +68,7 @@ impl Request {
         // While the first piece is made the answer may still become another one.
         let result = result.and_then(Response::begun);
         if let Some(responder) = self.responder.take() {
-            responder.respond(&self.head, result, slot);
+            responder.respond(result, slot);
         }
     }
 
@@ -109,7 +109,7 @@ impl Drop for Request {
             } else {
                 "nobody answered"
             };
-            responder.respond(&self.head, Err(Problem::internal(cause)), None);
+            responder.respond(Err(Problem::internal(cause)), None);
         }
     }
 }
@@ -133,7 +133,7 @@ pub(super) mod tests {
             true
         }
 
-        fn respond(self: Box<Self>, _: &Head, _: HandlerResult<'_>, _: Option<&dyn Slot>) {}
+        fn respond(self: Box<Self>, _: HandlerResult<'_>, _: Option<&dyn Slot>) {}
     }
 
     pub(in crate::http) fn request(

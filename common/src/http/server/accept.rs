@@ -8,8 +8,7 @@ use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Socket};
 use super::table::Owned;
 use super::transport::Transport;
-use crate::http::connection::{Connection, Shortage};
-use crate::http::message::head::network;
+use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::Response;
 use crate::http::sync::atomic::Ordering;
@@ -53,22 +52,15 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 }
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
-    let evict = |client| {
-        let evicted = core
-            .evictable
-            .take(&core.table, Shortage::Connections, client);
-        evicted.is_some()
-    };
-    let mut reservation = None;
-    if core.table.used() < core.limits.connections_before(client) || evict(None) {
-        reservation = core.budget.admit(client);
-        if reservation.is_none() && evict(Some(network(client))) {
-            reservation = core.budget.admit(client);
+    let reservation = loop {
+        let exhausted = match core.budget.admit(client, core.table.used()) {
+            Ok(reservation) => break reservation,
+            Err(exhausted) => exhausted,
+        };
+        if core.evictable.take(&core.table, exhausted).is_none() {
+            reject(core, &socket, client);
+            return None;
         }
-    }
-    let Some(reservation) = reservation else {
-        reject(core, &socket, client);
-        return None;
     };
     let transport = Transport::new(socket, core.tls.as_ref())
         .inspect_err(|error| {
@@ -80,6 +72,7 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
         transport,
         connection: Connection::new(&core.limits, client, core.tls.is_some(), now()),
         decided: None,
+        outcome: None,
         reservation,
     })
 }

@@ -4,13 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::Exhausted;
 use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
-use crate::http::connection::Shortage;
-use crate::http::message::head::Head;
 use crate::http::message::request::{Respond, Slot};
 use crate::http::message::response::{BodySource, HandlerResult, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
@@ -39,8 +36,8 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, _: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
-        // Gone, where the sweeper has answered, and told of it.
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
+        // None if the sweeper has answered the request, and recorded it.
         if let Some(peer) = self.core.table.take(self.token, Parked::Waiting) {
             self.core.answer(peer, result, slot);
         }
@@ -61,23 +58,27 @@ impl Core {
         if self.draining.load(Ordering::SeqCst) {
             peer.connection.drain();
         }
-        let (response, mut outcome) = Outcome::of(result, &head);
-        let fill = peer.connection.respond(response, &date(), now());
-        let end = |peer, outcome: &Outcome| {
-            access_log::record(&self.metrics, &head, outcome, now());
-            self.settle(peer);
-        };
-        let Some(mut fill) = fill else {
-            self.send(&mut peer, None, &mut outcome);
-            return end(peer, &outcome);
+        let (response, outcome) = Outcome::of(result, head);
+        peer.outcome = Some(outcome);
+        let Some(mut fill) = peer.connection.respond(response, &date(), now()) else {
+            self.send(&mut peer, None);
+            return self.end(peer);
         };
         waiting(|| {
-            if let Some(peer) = self.stream(peer, &mut fill, slot, &mut outcome) {
-                end(peer, &outcome);
+            if let Some(peer) = self.stream(peer, &mut fill, slot) {
+                self.end(peer);
             }
             // The end of a stream may wait for a database: the connection is in the table by then.
             drop(fill);
         });
+    }
+
+    /// Records an answer, all of which is sent or buffered, and goes on with its connection.
+    pub(crate) fn end(&self, mut peer: Owned<'_, Peer>) {
+        if let Some(outcome) = peer.outcome.take() {
+            access_log::record(&self.metrics, &outcome, now());
+        }
+        self.settle(peer);
     }
 
     /// Sends a stream piece by piece, as its client takes it. While a piece is made the connection is in the
@@ -87,7 +88,6 @@ impl Core {
         mut peer: Owned<'t, Peer>,
         fill: &mut BodySource<'_>,
         slot: Option<&dyn Slot>,
-        outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
         let mut piece = Vec::new();
         while peer.connection.is_streaming() {
@@ -101,8 +101,8 @@ impl Core {
                 Ok(filled) => filled,
                 Err(panic) => {
                     if let Some(mut peer) = back {
-                        peer.connection.truncate();
-                        self.settle(peer);
+                        peer.truncate("the handler panicked");
+                        self.end(peer);
                     }
                     resume_unwind(panic)
                 }
@@ -110,14 +110,13 @@ impl Core {
             peer = back?;
             let cause = match filled {
                 Ok(()) if peer.connection.push(&piece, now()) => {
-                    self.send(&mut peer, slot, outcome);
+                    self.send(&mut peer, slot);
                     continue;
                 }
                 Ok(()) => WRONG_LENGTH.to_owned(),
                 Err(problem) => problem.cause.unwrap_or(problem.detail.into_owned()),
             };
-            peer.connection.truncate();
-            outcome.truncate(cause);
+            peer.truncate(cause);
         }
         Some(peer)
     }
@@ -126,7 +125,7 @@ impl Core {
     /// half of the slots do not wait for such; after that what it does not take is kept in bounded
     /// memory; and where there is none, the reader is given up as soon as somebody else wants the
     /// slot.
-    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>, outcome: &mut Outcome) {
+    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>) {
         let mut waits = false;
         let failed = loop {
             match peer.send() {
@@ -153,17 +152,15 @@ impl Core {
             slot.end_wait();
         }
         if let Some(cause) = failed {
-            peer.connection.truncate();
-            outcome.truncate(cause);
+            peer.truncate(cause);
         }
     }
 
     /// Reserves memory for what the client has not read. If there is none, the client that has read nothing of
     /// its answer for longest is cut off.
     fn keep(&self, peer: &mut Peer) -> bool {
-        while let Err(Exhausted(client)) = peer.reserve() {
-            let silent = self.evictable.take(&self.table, Shortage::Memory, client);
-            let Some(mut silent) = silent else {
+        while let Err(exhausted) = peer.reserve() {
+            let Some(mut silent) = self.evictable.take(&self.table, exhausted) else {
                 return false;
             };
             log::warn!(

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::budget::Exhausted;
 use super::peer::Peer;
 use super::table::{Owned, Parked, Table, Token};
 use crate::http::connection::Shortage;
@@ -25,12 +26,11 @@ impl Evictable {
         *lock(&self.0) = None;
     }
 
-    /// The connection whose time would end first, of all or of one client.
+    /// The connection whose time would end first, of those that use what is exhausted.
     pub(crate) fn take<'t>(
         &self,
         table: &'t Table<Peer>,
-        shortage: Shortage,
-        client: Option<IpAddr>,
+        Exhausted(shortage, client): Exhausted,
     ) -> Option<Owned<'t, Peer>> {
         let mut candidates = lock(&self.0);
         let candidates = candidates.get_or_insert_with(|| look(table));

@@ -7,6 +7,7 @@ use super::transport::Transport;
 use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::HandlerResult;
+use crate::http::service::access_log::Outcome;
 use crate::http::sync::now;
 
 pub(crate) struct Peer {
@@ -15,6 +16,8 @@ pub(crate) struct Peer {
     pub(crate) connection: Connection,
     /// The answer to the request whose body is passed over.
     pub(crate) decided: Option<HandlerResult<'static>>,
+    /// The outcome of the request whose answer is being sent.
+    pub(crate) outcome: Option<Outcome>,
     pub(crate) transport: Transport,
 }
 
@@ -47,6 +50,14 @@ impl Peer {
         match send_all() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
             result => result.map(|()| true),
+        }
+    }
+
+    /// Ends the answer before its end, so that its client can tell.
+    pub(crate) fn truncate(&mut self, cause: impl Into<String>) {
+        self.connection.truncate();
+        if let Some(outcome) = &mut self.outcome {
+            outcome.truncate(cause);
         }
     }
 

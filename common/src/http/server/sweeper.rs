@@ -9,7 +9,6 @@ use super::peer::Peer;
 use super::poller::{Interest, ignore_newcomers};
 use super::table::{Owned, Parked};
 use super::worker::refuse;
-use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::lock;
 
@@ -60,7 +59,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     core.router.sweep(now);
     core.evictable.forget();
     let is_over = |_, parked, peer: &Peer| {
-        let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
+        let unanswered = parked == Parked::Waiting && peer.outcome.is_none();
         cut || at_last && unanswered || peer.connection.deadline() <= now
     };
     for peer in core.table.sweep(is_over) {
@@ -91,23 +90,17 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
 
 /// The deadline of a connection has passed.
 fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
-    let head = peer.connection.head().cloned();
+    if peer.outcome.is_some() {
+        peer.truncate("an answer stopped midway and is truncated");
+        return core.end(peer);
+    }
     if cut {
         peer.connection.truncate();
     }
-    let streaming = peer.connection.is_streaming();
-    match (peer.connection.on_deadline(now), head) {
-        (Some(problem), Some(_)) => core.answer(peer, Err(problem), None),
-        (Some(problem), None) => refuse(core, peer, problem),
-        (None, Some(head)) if streaming => {
-            let mut outcome = Outcome {
-                status: 200,
-                ..Outcome::default()
-            };
-            outcome.truncate("an answer stopped midway and is truncated");
-            access_log::record(&core.metrics, &head, &outcome, now);
-            core.settle(peer);
-        }
-        _ => core.settle(peer),
+    let is_request = peer.connection.head().is_some();
+    match peer.connection.on_deadline(now) {
+        Some(problem) if is_request => core.answer(peer, Err(problem), None),
+        Some(problem) => refuse(core, peer, problem),
+        None => core.settle(peer),
     }
 }

@@ -86,7 +86,11 @@ fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
     let mut reader = from.as_reader().take(limit as u64 + 1);
     let read = reader.read_to_end(&mut body);
     let (head, shared) = (Arc::new(head), Arc::clone(shared));
-    let responder = Box::new(Responder { from, shared });
+    let responder = Box::new(Responder {
+        from,
+        shared,
+        head: Arc::clone(&head),
+    });
     let decided = match (decided, read) {
         (None, Ok(bytes)) if bytes <= limit => {
             let shared = Arc::clone(&responder.shared);
@@ -96,12 +100,13 @@ fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
         (None, Ok(_)) => Err(Problem::content_too_large(limit)),
         (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
     };
-    responder.respond(&head, decided, None);
+    responder.respond(decided, None);
 }
 
 struct Responder {
     from: tiny_http::Request,
     shared: Arc<Shared>,
+    head: Arc<Head>,
 }
 
 impl Respond for Responder {
@@ -109,12 +114,12 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
-        let (response, mut outcome) = Outcome::of(result, head);
-        if let Err(error) = send(self.from, response, &head.request_id) {
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
+        let (response, mut outcome) = Outcome::of(result, Arc::clone(&self.head));
+        if let Err(error) = send(self.from, response, &self.head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));
         }
-        access_log::record(&self.shared.metrics, head, &outcome, now());
+        access_log::record(&self.shared.metrics, &outcome, now());
     }
 }
 

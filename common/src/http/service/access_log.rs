@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::http::message::head::{Head, network};
@@ -21,21 +21,22 @@ const SECOND: Duration = Duration::from_secs(1);
 const CLIENTS_MAX: usize = 100;
 
 /// The outcome of a request.
-#[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    pub(crate) status: u16,
+    head: Arc<Head>,
+    status: u16,
     /// Whether the client got only a part of the answer.
-    pub(crate) truncated: bool,
+    truncated: bool,
     /// The cause, for the log.
-    pub(crate) cause: Option<String>,
+    cause: Option<String>,
 }
 
 impl Outcome {
     /// What a handler has made of a request, as its client and the log are told.
-    pub(crate) fn of<'a>(result: HandlerResult<'a>, head: &Head) -> (Response<'a>, Self) {
+    pub(crate) fn of(result: HandlerResult<'_>, head: Arc<Head>) -> (Response<'_>, Self) {
         let cause = result.as_ref().err().and_then(|error| error.cause.clone());
         let response = result.unwrap_or_else(|p| Response::of_problem(p, &head.request_id));
         let outcome = Self {
+            head,
             status: response.status,
             truncated: false,
             cause,
@@ -50,7 +51,8 @@ impl Outcome {
 }
 
 /// Logs and counts a request that was answered.
-pub(crate) fn record(metrics: &Metrics, head: &Head, outcome: &Outcome, now: Instant) {
+pub(crate) fn record(metrics: &Metrics, outcome: &Outcome, now: Instant) {
+    let head = &outcome.head;
     let elapsed = now.saturating_duration_since(head.arrived);
     let method = match head.method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => known,
