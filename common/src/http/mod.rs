@@ -1,6 +1,5 @@
-//! HTTP for the services: a handler is a plain function from a request and the state of its slot
-//! to a [`Response`] or a [`Problem`]; everything around it is done here, once. Each folder uses
-//! only those before it.
+//! HTTP for the services: a handler is a plain function from a request and the state of its slot to a
+//! [`Response`] or a [`Problem`]. Each folder uses only the folders declared before it.
 
 #[cfg(feature = "shuttle")]
 #[allow(dead_code, reason = "the tests alone move it")]

@@ -1,4 +1,4 @@
-//! From the listener into the table, and what becomes of newcomers where it is full.
+//! Accepts connections into the table, and makes room for them or rejects them if it is full.
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Shutdown};
@@ -14,26 +14,26 @@ use crate::http::message::response::Response;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, lock, now};
 
-/// Accepts some connections; the last one is returned, the others are armed.
+/// Accepts up to `many` connections, returns the last one and arms the others.
 pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
-    // Locked until the connections are in the table: a drain that closes the listener finds them.
+    // The lock is held until the connections are in the table, so that a drain that closes the listener finds them.
     let listener = lock(&core.listener);
     let listener = listener.as_ref()?;
     let mut last = None;
     for _ in 0..many {
         let accepted = listener.accept().and_then(|(socket, address)| {
             socket.set_nonblocking(true)?;
-            // A listener for IPv6 sees IPv4 clients in a form of its own.
+            // A listener for IPv6 sees the addresses of IPv4 clients mapped to IPv6.
             Ok((socket, address.ip().to_canonical()))
         });
         let (socket, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => break,
-                // A client left before it was accepted.
+                // The client left before it was accepted.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => continue,
                 _ => {
-                    // Out of descriptors or memory: connections wait in the kernel meanwhile.
+                    // Descriptors or memory ran out; connections wait in the kernel until the next round.
                     if !core.accept_paused.swap(true, Ordering::SeqCst) {
                         log::error!(cause = error.to_string().as_str(); "cannot accept");
                     }
@@ -77,7 +77,7 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
     })
 }
 
-/// Answers that there is no room for the connection, without reading or waiting.
+/// Answers 503 to a connection that finds no room, without reading or waiting.
 fn reject(core: &Core, mut socket: &Socket, client: IpAddr) {
     core.metrics.refused_connections.inc();
     let mut connection = Connection::new(&core.limits, client, core.tls.is_some(), now());

@@ -1,4 +1,4 @@
-//! From the answer of a handler to the client, and into the log.
+//! Sends the answers of handlers to clients, and records them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::http::service::workers::waiting;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, now};
 
-/// Who waits for a client looks up so often, to see whether another request waits for the slot.
+/// How often a worker that waits for a client checks whether another request needs the slot.
 const HOLD: Duration = Duration::from_millis(5);
 
-/// Who may wait looks up so often, to see whether the program ends.
+/// How often a worker that may wait for a client checks whether the program ends.
 const LONG_HOLD: Duration = Duration::from_millis(250);
 
 /// The right to answer the request of a connection.
@@ -45,7 +45,7 @@ impl Respond for Responder {
 }
 
 impl Core {
-    /// Answers the request that is out, or the one that is refused.
+    /// Answers the current request of a connection.
     pub(crate) fn answer(
         &self,
         mut peer: Owned<'_, Peer>,
@@ -68,12 +68,12 @@ impl Core {
             if let Some(peer) = self.stream(peer, &mut fill, slot) {
                 self.end(peer);
             }
-            // The end of a stream may wait for a database: the connection is in the table by then.
+            // Ending a stream may wait for a database, so the connection is in the table before that.
             drop(fill);
         });
     }
 
-    /// Records an answer, all of which is sent or buffered, and goes on with its connection.
+    /// Records an answer that is sent, buffered or truncated, and goes on with its connection.
     pub(crate) fn end(&self, mut peer: Owned<'_, Peer>) {
         if let Some(outcome) = peer.outcome.take() {
             access_log::record(&self.metrics, &outcome, now());
@@ -121,10 +121,9 @@ impl Core {
         Some(peer)
     }
 
-    /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while
-    /// half of the slots do not wait for such; after that what it does not take is kept in bounded
-    /// memory; and where there is none, the reader is given up as soon as somebody else wants the
-    /// slot.
+    /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while at most half
+    /// of the slots wait for slow readers. Beyond that, what it has not read is kept within the byte budget; if
+    /// that is exhausted, the answer is truncated as soon as another request needs the slot.
     fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>) {
         let mut waits = false;
         let failed = loop {

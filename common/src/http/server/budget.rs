@@ -11,7 +11,7 @@ use crate::http::message::head::network;
 use crate::http::sync::{Mutex, lock};
 use crate::metrics::Metrics;
 
-/// How many bytes a connection may use without a reservation; most requests use far less.
+/// How many bytes a connection may use without a reservation. Most requests need far less.
 const ALLOWANCE_BYTES: usize = 16 * 1024;
 
 /// The budget of one listener.
@@ -43,7 +43,7 @@ pub(crate) enum BufferKind {
     Answer,
 }
 
-/// What is used up: the share of this client, or what all have.
+/// What is exhausted, and whose share of it: this client's, or that of all clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exhausted(pub(crate) Shortage, pub(crate) Option<IpAddr>);
 
@@ -52,7 +52,7 @@ pub(crate) struct Reservation {
     budget: Arc<Budget>,
     /// The client of the connection.
     pub(crate) client: IpAddr,
-    /// Beyond the allowance.
+    /// The bytes beyond the allowance.
     pub(crate) bytes: usize,
     kind: BufferKind,
 }
@@ -66,7 +66,7 @@ impl Budget {
         })
     }
 
-    /// A reservation for a new connection beside `others`.
+    /// Makes a reservation for a new connection; `others` is the number of connections that there are.
     pub(crate) fn admit(
         self: &Arc<Self>,
         client: IpAddr,
@@ -93,7 +93,7 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Sets the reservation to so many bytes, the allowance included; it grows only within the budget.
+    /// Sets the reservation to this number of bytes, the allowance included; it grows only within the budget.
     pub(crate) fn resize(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
         let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
         if (bytes, kind) == (self.bytes, self.kind) {

@@ -1,4 +1,4 @@
-//! A client's connection: its bytes, what they mean, and what it may take of memory.
+//! A client's connection: its transport, its protocol, and its reservation of memory.
 
 use std::io::{self, ErrorKind};
 
@@ -11,10 +11,10 @@ use crate::http::service::access_log::Outcome;
 use crate::http::sync::now;
 
 pub(crate) struct Peer {
-    /// Before the socket, so that it is given back before the client can see the end.
+    /// Dropped before the socket, so that it is given back before the client can see the end.
     pub(crate) reservation: Reservation,
     pub(crate) connection: Connection,
-    /// The answer to the request whose body is passed over.
+    /// The answer to a request whose body is discarded.
     pub(crate) decided: Option<HandlerResult<'static>>,
     /// The outcome of the request whose answer is being sent.
     pub(crate) outcome: Option<Outcome>,
@@ -22,7 +22,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Reads what has arrived. It may be nothing that can be gone on with.
+    /// Reads what has arrived, which may be nothing.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<(), Problem> {
         match self.transport.recv(buffer) {
             Ok(0) => self.connection.on_end(),
@@ -38,7 +38,7 @@ impl Peer {
             .map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
     }
 
-    /// Sends what the client takes; true where that was all there is to be sent.
+    /// Sends what the client takes; returns whether that was all of it.
     pub(crate) fn send(&mut self) -> io::Result<bool> {
         let mut send_all = || {
             while !self.connection.to_send().is_empty() {
@@ -53,7 +53,7 @@ impl Peer {
         }
     }
 
-    /// Ends the answer before its end, so that its client can tell.
+    /// Ends the answer early, so that the client can tell, and notes the cause for the log.
     pub(crate) fn truncate(&mut self, cause: impl Into<String>) {
         self.connection.truncate();
         if let Some(outcome) = &mut self.outcome {

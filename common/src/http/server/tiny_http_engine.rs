@@ -21,7 +21,7 @@ use crate::http::sync::{date, now};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often a worker looks up from `recv`.
+/// How long a worker waits in `recv` before it checks whether the program ends.
 const ROUND: Duration = Duration::from_millis(50);
 
 struct Shared {
@@ -31,7 +31,7 @@ struct Shared {
     body_bytes_max: usize,
 }
 
-/// Where it listens, and what waits for its end.
+/// Starts a server; returns its address, and a function that waits for its end.
 pub(crate) fn start(
     config: &HttpConfig,
     router: Router,
@@ -140,7 +140,7 @@ fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> i
     from.respond(answer)
 }
 
-/// The piece of a stream that is at hand, and what makes the others.
+/// The current piece of a stream, and what makes the next ones.
 struct StreamReader<'a>(io::Cursor<Vec<u8>>, BodySource<'a>);
 
 impl Read for StreamReader<'_> {

@@ -11,10 +11,10 @@ use crate::http::message::response::{HandlerResult, Response};
 use crate::log::logged_millis;
 use crate::metrics::Metrics;
 
-/// How much of a target stands in a line of the log.
+/// How many bytes of a target a line of the log has.
 const LOGGED_TARGET_BYTES_MAX: usize = 256;
 
-/// How long the refusals of a client that has had a line are only counted.
+/// For how long further refusals of a client that has a line are counted only.
 const SECOND: Duration = Duration::from_secs(1);
 
 /// How many clients get a line of their own in a second.
@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// What a handler has made of a request, as its client and the log are told.
+    /// The response for the client, and the outcome for the log, of what a handler returned.
     pub(crate) fn of(result: HandlerResult<'_>, head: Arc<Head>) -> (Response<'_>, Self) {
         let cause = result.as_ref().err().and_then(|error| error.cause.clone());
         let response = result.unwrap_or_else(|p| Response::of_problem(p, &head.request_id));
@@ -56,7 +56,7 @@ pub(crate) fn record(metrics: &Metrics, outcome: &Outcome, now: Instant) {
     let elapsed = now.saturating_duration_since(head.arrived);
     let method = match head.method.as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "DELETE" | "OPTIONS") => known,
-        // What a client makes up must not make up new time series.
+        // An invented method must not make a new time series.
         _ => "other",
     };
     let (route, status) = (head.matched.pattern, outcome.status.to_string());
@@ -101,7 +101,7 @@ fn refusals() -> MutexGuard<'static, Refusals> {
     REFUSALS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Logs the number of refusals without a line when their second is over.
+/// Logs, once a second, the number of refusals that got no line.
 pub(crate) fn log_refusals(now: Instant) {
     for (client, count) in refusals().end_second(now) {
         let of_others = client.map_or(", of other clients", |_| "");
@@ -116,7 +116,7 @@ pub(crate) fn log_refusals(now: Instant) {
 /// The refusals of a second.
 struct Refusals {
     since: Instant,
-    /// Of each client that has a line, how many have none; by None those of all other clients.
+    /// For each client that has a line, the number of its refusals without one; under None those of all others.
     unlogged: HashMap<Option<IpAddr>, u64>,
 }
 
@@ -128,7 +128,7 @@ impl Refusals {
         }
     }
 
-    /// Whether this refusal gets a line.
+    /// Whether a refusal gets a line; counts it if not.
     fn gets_line(&mut self, client: IpAddr) -> bool {
         let is_new = !self.unlogged.contains_key(&Some(client));
         if is_new && self.unlogged.len() < CLIENTS_MAX {
@@ -140,7 +140,7 @@ impl Refusals {
         false
     }
 
-    /// What there is to tell of a second that is over; nothing while it lasts.
+    /// The counts of a second that is over; nothing while it lasts.
     fn end_second(&mut self, now: Instant) -> Vec<(Option<IpAddr>, u64)> {
         if now.saturating_duration_since(self.since) < SECOND {
             return Vec::new();

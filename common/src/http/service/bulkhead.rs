@@ -1,7 +1,7 @@
 //! A bulkhead is a number of slots for one kind of request, and the requests that wait for them:
-//! when all slots of one wait for something slow, the others go on. A slot owns the state that
+//! when all slots of one bulkhead wait for something slow, the other bulkheads go on. A slot owns the state that
 //! handlers use, so a service has as many connections to its database as it has slots, and no pool.
-//! Whoever brings a request takes a slot if one is free, and works until nothing waits.
+//! The worker that brings a request takes a slot if one is free, and serves requests until none waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,45 +18,45 @@ use crate::http::message::response::{HandlerResult, Response};
 use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::{Mutex, lock, now};
 
-/// Who answers: plain functions over the state that their slot owns.
+/// How the requests of a route are answered: by plain functions over the state that a slot owns.
 pub enum Handler<S: Send + 'static> {
-    /// By the head alone, without a slot, and so under any load.
+    /// The head alone suffices; the request needs no slot, and so is answered under any load.
     Direct(fn() -> Response<'static>),
-    /// Each request for itself.
+    /// Requests are answered one by one.
     One(One<S>),
     /// Requests that wait at the same time are answered together.
     Batch(&'static Batch<S>),
-    /// Whoever takes the request answers it, in its time and from anywhere; its slot is taken
-    /// until the lease is dropped.
+    /// The function owns the request and may answer it later, from any thread. The slot is taken until the
+    /// lease is dropped.
     Owned(fn(Lease<S>, Request)),
 }
 
 /// Answers one request.
 pub type One<S> = for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>;
 
-/// How requests that wait at the same time are answered together, in fewer ways to and from
-/// the database than there are requests. One that comes alone does not wait for others.
+/// How requests that wait at the same time are answered together, with fewer round trips to the database than
+/// there are requests. A request that comes alone does not wait for others.
 pub struct Batch<S> {
-    /// In how many slots at the same time: the fewer, the more is together.
+    /// How many slots answer batches at the same time: with fewer slots the batches are larger.
     pub slots: usize,
-    /// How many requests there are at once, at most.
+    /// The most requests of a batch.
     pub requests_max: usize,
-    /// Which of the requests; the others are answered one by one.
+    /// Whether a request may be in a batch; the others are answered one by one.
     pub filter: fn(&Head) -> bool,
-    /// Makes the answers to the requests, in their order.
+    /// Answers a batch, in the order of its requests.
     pub answer: fn(&mut S, &[Request]) -> Answers,
-    /// Answers one that is not for a batch.
+    /// Answers a request that is in no batch.
     pub one: One<S>,
 }
 
-/// Answers to requests, in their order. None is for one that had better be answered for itself.
+/// The answers to a batch, in the order of its requests. A request whose answer is None is answered singly.
 pub type Answers = Vec<Option<HandlerResult<'static>>>;
 
 /// One line of a service's table: `(Verb::Get, "/api/movies/:id", One(get_movie))`. A segment
 /// that begins with `:` stands for any one segment; a last segment `*` for any rest, or none.
 pub type Route<S> = (Verb, &'static str, Handler<S>);
 
-/// Whether a request may be taken, by its head alone.
+/// Decides by the head alone whether a request is accepted.
 type Guard = Box<dyn Fn(&Head) -> Result<(), Problem> + Send + Sync>;
 
 /// The slots for one kind of request.
@@ -72,22 +72,22 @@ pub struct Bulkhead<S: Send + 'static> {
     waits: AtomicUsize,
 }
 
-/// A slot that is taken; dropping the lease, on a thread of the server, gives it back.
+/// A slot that is taken; dropping the lease gives the slot back.
 pub struct Lease<S: Send + 'static> {
     bulkhead: Arc<Bulkhead<S>>,
-    /// The kind of the requests that it was taken for.
+    /// The kind of the requests for which the slot was taken.
     kind: usize,
     state: Option<S>,
 }
 
 impl<S: Send> Lease<S> {
-    /// What the slot owns.
+    /// The state that the slot owns.
     pub fn state(&mut self) -> &mut S {
         self.state
             .get_or_insert_with(|| (self.bulkhead.new_state)())
     }
 
-    /// Answers a request from the slot: a stream waits for its client here.
+    /// Answers a request from the slot; a stream waits here for its client.
     pub fn respond(&self, request: Request, result: HandlerResult<'_>) {
         request.respond_from(result, Some(&*self.bulkhead));
     }
@@ -95,15 +95,15 @@ impl<S: Send> Lease<S> {
 
 impl<S: Send> Drop for Lease<S> {
     fn drop(&mut self) {
-        // What a handler that panicked has left behind may be half done.
+        // A handler that panicked may have left the state inconsistent.
         let state = self.state.take().filter(|_| !std::thread::panicking());
         lock(&self.bulkhead.queue).give_back(self.kind, state);
     }
 }
 
 impl<S: Send + 'static> Bulkhead<S> {
-    /// For `prefix` and all paths below it; the empty prefix takes what no other bulkhead does.
-    /// `state` makes what a slot owns, when it is first taken.
+    /// A bulkhead for `prefix` and all paths below it; the empty prefix takes the paths of no other bulkhead.
+    /// `state` makes the state of a slot when the slot is first taken.
     pub fn new(
         prefix: &'static str,
         slots: usize,
@@ -127,7 +127,7 @@ impl<S: Send + 'static> Bulkhead<S> {
         }
     }
 
-    /// Asks `guard` about each request as soon as its head is here.
+    /// Asks `guard` about each request as soon as its head has arrived.
     #[must_use]
     pub fn with_guard(
         mut self,
@@ -145,9 +145,9 @@ impl<S: Send + 'static> Bulkhead<S> {
         at_work + queue.waiting() == 0
     }
 
-    /// Answers a batch, or a single request.
+    /// Answers a batch or a single request.
     fn serve(&self, mut lease: Lease<S>, mut requests: Vec<Request>) {
-        // Overload must not make work for clients that have had their answer.
+        // Requests that the sweeper has answered are dropped, so that overload makes no useless work.
         requests.retain(Request::begin);
         let Some(first) = requests.first() else {
             return;
@@ -225,7 +225,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
                 kind,
                 state,
             };
-            // A request that a panic left unanswered is answered when it is dropped.
+            // A request that is dropped by a panic is answered 500.
             let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, requests)));
         }
     }

@@ -1,4 +1,4 @@
-//! What a program registers: routes, the bulkheads behind them, and limits.
+//! What a program registers: routes and the bulkheads behind them.
 
 #[cfg_attr(
     feature = "tiny_http",

@@ -16,9 +16,9 @@ const BATCH_BYTES_MAX: usize = 256 * 1024;
 pub(super) const SINGLE: usize = 0;
 
 pub(super) struct Queue<S> {
-    /// In the order of their turns.
+    /// The requests that wait, in the order of their turns.
     waiting: VecDeque<QueuedRequest>,
-    /// By the number of a kind: [`SINGLE`], and one for the batches of each route.
+    /// The kinds of requests: [`SINGLE`], and behind it one for the batches of each route.
     kinds: Vec<Kind>,
     /// The state of each free slot; None if it does not exist yet, or was lost in a panic.
     pub(super) free: Vec<Option<S>>,
@@ -33,7 +33,7 @@ struct Kind {
 }
 
 struct QueuedRequest {
-    /// One more than that of its client's request before it.
+    /// One more than the turn of its client's last request before it.
     turn: u64,
     since: Instant,
     client: IpAddr,
@@ -60,7 +60,7 @@ impl<S> Queue<S> {
         self.waiting.len()
     }
 
-    /// The first request of a client has the turn that has come.
+    /// Queues a request; a client that has none waiting has its turn at once.
     pub(super) fn push(&mut self, kind: usize, request: Request, since: Instant) {
         let client = network(request.client);
         let mut latest_first = self.waiting.iter().rev();
@@ -79,7 +79,7 @@ impl<S> Queue<S> {
         self.waiting.insert(place, new);
     }
 
-    /// Takes out the request with the last turn: one of a client that has most requests waiting.
+    /// Takes out the request with the last turn, whose client has the most requests waiting.
     pub(super) fn take_last(&mut self) -> Option<Request> {
         self.waiting.pop_back().map(|waiting| waiting.request)
     }
