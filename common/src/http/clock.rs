@@ -1,4 +1,4 @@
-//! The clock of the schedules: it stands until a test moves it.
+//! The clock of the schedules, which only tests move.
 
 use std::cell::Cell;
 use std::sync::OnceLock;

@@ -7,27 +7,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::limits::Limits;
-use super::message::framing::{
-    BodyFraming, Chunked, HeadScan, header_storage, parse_head, settle_version,
-};
-use super::message::head::Head;
+use super::message::framing::{BodyFraming, HeadScan, settle_version};
+use super::message::head::{Head, ParsedHead};
 use super::message::problem::Problem;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// After its last answer a client's bytes are read on for so long and so far: were they left
-/// unread, closing would reset the connection and take the answer with it.
+/// How long, and how many bytes, the server reads on after the last answer. If it closed the connection with
+/// unread bytes, the kernel would reset it, and the client could lose the answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 8 * 1024 * 1024;
 
-/// A connection without a request is not closed for others' sake before it is so old.
+/// The age at which a connection without a request may be closed to make room.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Who takes longer to go on with a request, or with reading an answer, is not waited for where others
-/// have no room.
+/// A client that makes no progress with a request or an answer for so long may be cut off to make room.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// What others may lack.
+/// What closing a connection makes room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shortage {
     Connections,
@@ -37,20 +34,20 @@ pub(crate) enum Shortage {
 /// What the owner of a connection does next.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// A head is here: [`Connection::decide`] whether its request is taken.
+    /// A head has arrived; the owner calls [`Connection::decide`].
     Head,
-    /// A request is whole: its answer comes by [`Connection::respond`].
+    /// A whole request has arrived; its answer is given to [`Connection::respond`].
     Request(Arc<Head>, Vec<u8>),
-    /// The client is to be told this.
+    /// The request is refused; the answer is this problem.
     Refused(Problem),
     Read,
     Write,
-    /// Shut down the sending side, then ask again.
+    /// The owner shuts down the sending side, then asks again.
     EndOutput,
-    /// An answer, or its next piece, is being made.
+    /// A handler is making the answer or the next piece of it.
     Answer,
     Close,
-    /// Close so that the client can tell that its answer is truncated.
+    /// The connection is closed by a reset, so that the client sees that its answer is truncated.
     Reset,
 }
 
@@ -58,10 +55,10 @@ pub(crate) enum Next {
 enum Phase {
     Idle,
     Head(HeadScan),
-    /// True where the client waits to be asked for the body.
-    Decide(PendingBody, bool),
-    /// The body so far; None where it is passed over.
-    Body(PendingBody, Option<Vec<u8>>),
+    /// True if the client waits to be asked for the body.
+    Decide(BodyFraming, bool),
+    /// The body so far; None if the body is discarded.
+    Body(BodyFraming, Option<Vec<u8>>),
     Answering,
     Streaming {
         chunked: bool,
@@ -74,13 +71,6 @@ enum Phase {
     Truncated,
 }
 
-/// What is still to come of a body.
-#[derive(Debug)]
-enum PendingBody {
-    Length(usize),
-    Chunked(Chunked),
-}
-
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Connection {
@@ -91,22 +81,22 @@ pub(crate) struct Connection {
     phase: Phase,
     http_10: bool,
     keep_alive: bool,
-    /// Of the request at hand.
+    /// The head of the current request.
     head: Option<Arc<Head>>,
     input: Vec<u8>,
-    /// The client sends nothing more.
+    /// Whether the client has ended its side.
     ended: bool,
-    /// Empty where all of it is sent.
+    /// What is being sent; empty if all of it is sent.
     output: Vec<u8>,
     /// How much of `output` is sent.
     sent: usize,
-    /// Of what was sent since the deadline was set.
+    /// How many bytes were sent since the deadline was set.
     sent_in_time: usize,
     deadline: Instant,
-    /// Since when it is open, until something was asked.
+    /// When the connection was accepted; None after the first byte of a request.
     unasked_since: Option<Instant>,
     draining: bool,
-    /// The client may be in the middle of a request that is not read on.
+    /// Whether the client may still be sending when the last answer is sent.
     lingers: bool,
 }
 
@@ -143,7 +133,7 @@ impl Connection {
         }
     }
 
-    /// The client sends nothing more.
+    /// The client has ended its side.
     pub(crate) fn on_end(&mut self) {
         self.ended = true;
     }
@@ -157,7 +147,7 @@ impl Connection {
         self.deadline
     }
 
-    /// How many bytes of requests are held here, those of a parsed head among them.
+    /// How many bytes of memory the input and the current request take.
     pub(crate) fn held_input(&self) -> usize {
         let body = match &self.phase {
             Phase::Body(_, Some(body)) => body.capacity(),
@@ -171,13 +161,13 @@ impl Connection {
         matches!(self.phase, Phase::Idle) && self.output.is_empty() && self.input.is_empty()
     }
 
-    /// Whether closing the connection loses nothing: not even a request that is on its way.
+    /// Whether closing the connection loses nothing, not even a request that has been sent but not received.
     pub(crate) fn may_be_closed(&self, now: Instant) -> bool {
         self.is_idle() && self.unasked_since.is_none_or(|since| now >= since + GRACE)
     }
 
-    /// What there would be shortage for, were the connection closed for others' sake: for one that is
-    /// idle, or whose request does not come to its end, or whose client does not read.
+    /// What closing the connection would make room for; None if the connection must not be closed for that.
+    /// It may be closed if it is idle, or if its client is slow to send a request or to read an answer.
     pub(crate) fn shortage(&self, now: Instant) -> Option<Shortage> {
         let (limit, shortage) = match self.phase {
             Phase::Head(_) => (self.limits.head_time, Shortage::Connections),
@@ -188,7 +178,7 @@ impl Connection {
         (now + limit >= self.deadline + SLOW).then_some(shortage)
     }
 
-    /// Whether a next request is here, for which no event has to come.
+    /// Whether bytes of the next request have arrived, so that no event is needed to go on.
     pub(crate) fn has_input(&self) -> bool {
         matches!(self.phase, Phase::Idle) && self.output.is_empty() && !self.input.is_empty()
     }
@@ -197,18 +187,18 @@ impl Connection {
         matches!(self.phase, Phase::Streaming { .. })
     }
 
-    /// The request that is being answered.
+    /// The head of the request that is being answered.
     pub(crate) fn head(&self) -> Option<&Arc<Head>> {
         let is_answered = matches!(self.phase, Phase::Answering | Phase::Streaming { .. });
         self.head.as_ref().filter(|_| is_answered)
     }
 
-    /// The head that is to be decided about.
+    /// The head that [`Connection::decide`] is about.
     pub(crate) fn head_mut(&mut self) -> Option<&mut Head> {
         self.head.as_mut().and_then(Arc::get_mut)
     }
 
-    /// From now on every answer is the last.
+    /// Makes the next answer the last one.
     pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
@@ -224,7 +214,7 @@ impl Connection {
             Phase::Truncated => Next::Reset,
             _ if !self.output.is_empty() => Next::Write,
             Phase::Idle => {
-                // Empty lines before a request are passed over (RFC 9112 §2.2).
+                // Empty lines before a request are ignored (RFC 9112 §2.2).
                 let lines = self.input.chunks(2);
                 let empty = lines.take_while(|line| *line == b"\r\n").count();
                 self.input.drain(..2 * empty);
@@ -271,7 +261,7 @@ impl Connection {
         })
     }
 
-    /// More bytes are needed.
+    /// Asks for more bytes, or closes the connection if none will come.
     fn more(&mut self, now: Instant) -> Next {
         if self.ended || self.draining && self.may_be_closed(now) {
             self.phase = Phase::Closed;
@@ -281,36 +271,31 @@ impl Connection {
     }
 
     fn on_head(&mut self, end: usize, now: Instant) -> Result<Next, Problem> {
-        let framing = &self.limits.framing;
-        let mut storage = header_storage();
         settle_version(&mut self.input[..end]);
-        let head = parse_head(&self.input[..end], &mut storage, framing)?;
-        (self.http_10, self.keep_alive) = (head.http_10, head.keep_alive);
-        let content = match head.framing {
-            BodyFraming::None => PendingBody::Length(0),
-            BodyFraming::Length(length) => PendingBody::Length(length),
-            BodyFraming::Chunked => PendingBody::Chunked(Chunked::new(framing)),
-        };
-        self.phase = Phase::Decide(content, head.expects_continue);
-        self.head = Some(Arc::new(Head::of(&head, self.client, self.secure, now)));
+        let (bytes, framing) = (&self.input[..end], &self.limits.framing);
+        let parsed = ParsedHead::parse(bytes, framing, self.client, self.secure, now)?;
+        (self.http_10, self.keep_alive) = (parsed.http_10, parsed.keep_alive);
+        self.phase = Phase::Decide(parsed.framing, parsed.expects_continue);
+        self.head = Some(Arc::new(parsed.head));
         self.input.drain(..end);
         self.input.shrink_to_fit();
         self.deadline = now + self.limits.body_time;
         Ok(Next::Head)
     }
 
-    /// After [`Next::Head`]: the request is read to its end. Where it is decided already, its body
-    /// is passed over; and whoever waits to be asked for it is answered, and asked no more.
+    /// Goes on after [`Next::Head`] with the body. If the head alone has decided the answer, the body is
+    /// discarded; a client that waits for 100 (Continue) then gets the answer instead, and the connection ends.
     pub(crate) fn decide(&mut self, is_decided: bool) {
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         let Phase::Decide(mut content, expects) = phase else {
             return;
         };
-        // Who has sent a part of it does not wait (RFC 9110 §10.1.1).
-        if expects && self.input.is_empty() && !matches!(content, PendingBody::Length(0)) {
+        // A client that has sent a part of the body does not wait for 100 (RFC 9110 §10.1.1).
+        let is_empty = matches!(content, BodyFraming::None | BodyFraming::Length(0));
+        if expects && self.input.is_empty() && !is_empty {
             if is_decided {
                 self.be_the_last();
-                content = PendingBody::Length(0);
+                content = BodyFraming::None;
             } else {
                 self.output.extend_from_slice(CONTINUE);
             }
@@ -321,10 +306,10 @@ impl Connection {
     fn hand_out(&mut self, body: Vec<u8>, now: Instant) -> Next {
         self.phase = Phase::Answering;
         self.deadline = now + self.limits.queue_time + self.limits.answer_time;
-        // What a large request needed is not held over an idle time.
+        // The memory of a large request is not kept while the connection is idle.
         self.input.shrink_to_fit();
         if let Some(head) = self.head_mut() {
-            // Chunks without content are passed on as if there had been no body.
+            // An empty chunked body counts as no body.
             if !body.is_empty() && head.header("content-length").is_none() {
                 let length = body.len().to_string();
                 head.headers.push("content-length", length.as_bytes());
@@ -335,28 +320,9 @@ impl Connection {
         head.map_or(Next::Close, |head| Next::Request(head, body))
     }
 
-    /// The request has left its queue, or the next piece of its answer is being made.
+    /// Starts the time for a handler: the request has left its queue, or the next piece of a stream is due.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.deadline = now + self.limits.answer_time;
-    }
-}
-
-impl PendingBody {
-    /// Reads what is there; returns how many bytes that are, and whether it is all.
-    fn read(
-        &mut self,
-        input: &[u8],
-        mut take: impl FnMut(&[u8]),
-    ) -> Result<(usize, bool), Problem> {
-        match self {
-            Self::Length(left) => {
-                let used = input.len().min(*left);
-                take(&input[..used]);
-                *left -= used;
-                Ok((used, *left == 0))
-            }
-            Self::Chunked(chunked) => Ok((chunked.read(input, take)?, chunked.is_done())),
-        }
     }
 }
 

@@ -6,36 +6,36 @@ use std::time::Duration;
 use super::message::framing::{FramingLimits, HEADERS_MAX};
 use crate::env::{ConfigError, Vars};
 
-/// How many connections are kept for clients on this machine and on the operator's.
+/// How many connections are reserved for clients on this machine and on the operator's.
 const OPERATORS: usize = 8;
 
-/// What a client may do to a listener, and for how long.
+/// What a client may use of a listener, and for how long.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at the same time; the next one is answered 503.
+    /// Connections at the same time. Beyond that, idle ones are closed, or the next one is answered 503.
     pub connections: usize,
     /// Connections at the same time from one address.
     pub connections_per_client: usize,
-    /// The address of the operator's programs, beside this machine: the last connections are kept for them.
+    /// The address of the operator's programs; the last connections are reserved for it and for this machine.
     pub operator: Option<IpAddr>,
-    /// How large the parts of a request may be.
+    /// The limits on the parts of a request.
     pub(crate) framing: FramingLimits,
-    /// Bytes of requests that are held in memory over all connections.
+    /// Bytes of requests and answers that all connections together hold in memory.
     pub buffer_bytes: usize,
-    /// From the first byte of a head to its last.
+    /// The time from the first byte of a head to its last.
     pub head_time: Duration,
-    /// From the end of the head to the last byte of the body.
+    /// The time from the end of the head to the last byte of the body.
     pub body_time: Duration,
-    /// Between two requests, and before the first.
+    /// The time between two requests, and before the first.
     pub idle_time: Duration,
     /// How long a client may take for a piece of its answer (32 KiB at most).
     pub send_time: Duration,
     /// Requests that wait for a slot of one bulkhead.
     pub queue: usize,
-    /// How long one may wait for a slot.
+    /// How long a request may wait for a slot.
     pub queue_time: Duration,
-    /// How long a handler may be silent over an answer. It is beyond every limit of its own, so
-    /// it is for what has none: a database server that is stopped, but not gone.
+    /// How long a handler may take for an answer, or for a piece of a stream. Handlers have shorter limits of
+    /// their own, so this one is for what has none: a database server that is suspended.
     pub answer_time: Duration,
 }
 
@@ -46,7 +46,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// From the `HTTP_…` variables; each is optional.
+    /// The limits in the `HTTP_…` variables, each of which is optional.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let count = |key, default| number(vars, key, default, 1_000_000_000);
         let seconds = |key, default| {
@@ -74,8 +74,8 @@ impl Limits {
         })
     }
 
-    /// How many connections may be there already for that client to get one without another's being
-    /// closed: the last ones are for operators.
+    /// How many connections there may be before a new one of that client needs room. The last connections are
+    /// reserved for operators.
     pub(crate) fn connections_before(&self, client: IpAddr) -> usize {
         if client.is_loopback() || self.operator == Some(client) {
             self.connections
@@ -91,7 +91,7 @@ fn operator(vars: &Vars) -> Result<Option<IpAddr>, ConfigError> {
     address.map_err(|_| ConfigError::malformed(key, "an IP address such as 192.168.56.1"))
 }
 
-/// A variable from 1 to `max`.
+/// The value of a variable, which is a number from 1 to `max`.
 pub(crate) fn number(
     vars: &Vars,
     key: &str,

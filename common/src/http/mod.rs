@@ -1,6 +1,5 @@
-//! HTTP for the services: a handler is a plain function from a request and the state of its slot
-//! to a [`Response`] or a [`Problem`]; everything around it is done here, once. Each folder uses
-//! only those before it.
+//! HTTP for the services: a handler is a plain function from a request and the state of its slot to a
+//! [`Response`] or a [`Problem`]. Each folder uses only the folders declared before it.
 
 #[cfg(feature = "shuttle")]
 #[allow(dead_code, reason = "the tests alone move it")]
@@ -30,6 +29,5 @@ pub use message::request_id::is_request_id;
 pub use message::response::{Body, BodySource, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, wait_for, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
-pub use service::operations::{Dependency, DependencyState, health};
-pub use service::operations_key::OperationsKey;
+pub use service::operations::{Dependency, DependencyState, OperationsKey, health};
 pub use service::router::{Admission, Submit, Verb};

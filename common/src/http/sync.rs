@@ -1,5 +1,4 @@
-//! Locks, atomics and the clock of the server: std's, or shuttle's where its schedules
-//! are explored.
+//! The locks, atomics and clock of the server: those of std, or those of shuttle if its schedules are explored.
 
 #[cfg(feature = "shuttle")]
 use shuttle as threads;
@@ -16,12 +15,12 @@ pub(crate) fn now() -> std::time::Instant {
     std::time::Instant::now()
 }
 
-/// The value of `Date`.
+/// The value of the header `Date`.
 pub(crate) fn date() -> String {
     httpdate::fmt_http_date(std::time::SystemTime::now())
 }
 
-/// Nothing that happens under a lock can panic half way.
+/// Locks a mutex, also after a panic: nothing that runs under a lock leaves its value inconsistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     let locked = mutex.lock();
     locked.unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -1,5 +1,4 @@
-//! The way of an answer to the client: its framing (RFC 9112 §6 and §7), and the buffer that it is
-//! sent from.
+//! Sends an answer: its framing (RFC 9112 §6 and §7), and the buffer from which it is sent.
 
 use std::io::Write;
 use std::time::Instant;
@@ -9,14 +8,14 @@ use http::Method;
 use super::{Connection, Phase};
 use crate::http::message::response::{Body, BodySource, Response};
 
-/// The minimum data rate is so much of an answer in each `send` of the limits.
+/// The minimum data rate is this number of bytes in each `send_time` of the limits.
 pub(super) const SENT_BYTES: usize = 32 * 1024;
 
-/// What most heads of answers have room in.
+/// The heads of most answers are shorter than this.
 const HEAD_BYTES: usize = 512;
 
 impl Connection {
-    /// The client holds a part of an answer, and must be able to tell.
+    /// Ends the connection so that the client sees that it has only a part of the answer.
     pub(crate) fn truncate(&mut self) {
         self.phase = Phase::Truncated;
         (self.output, self.sent) = (Vec::new(), 0);
@@ -29,8 +28,8 @@ impl Connection {
     pub(crate) fn on_sent(&mut self, bytes: usize, now: Instant) {
         self.sent += bytes;
         self.sent_in_time += bytes;
-        // By halves: a client that takes little at a time costs no more than another, and no more
-        // memory is held than is accounted for.
+        // The buffer is moved only when half of it is sent, so a client that takes little at a time costs no
+        // more than another; and it shrinks, so no more memory is held than is reserved.
         if self.sent >= self.output.len() / 2 {
             self.output.drain(..self.sent);
             self.output.shrink_to_fit();
@@ -52,8 +51,8 @@ impl Connection {
         self.deadline = now + self.limits.send_time;
     }
 
-    /// Takes the answer to the request that is out. Pieces of a stream follow by `push`; what is
-    /// returned makes them.
+    /// Takes the answer to the current request. If it is a stream, returns what makes its pieces, which
+    /// [`Connection::push`] takes.
     pub(crate) fn respond<'a>(
         &mut self,
         response: Response<'a>,
@@ -110,8 +109,8 @@ impl Connection {
         };
     }
 
-    /// The next piece of a stream; an empty one is its end. False where the answer is not as long
-    /// as it was said to be, and is truncated for it.
+    /// Takes the next piece of a stream; an empty piece ends it. Returns false, and truncates the answer, if the
+    /// stream is not as long as its Content-Length.
     pub(crate) fn push(&mut self, piece: &[u8], now: Instant) -> bool {
         let Phase::Streaming { chunked, left } = &mut self.phase else {
             return true;

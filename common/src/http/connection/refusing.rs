@@ -1,4 +1,4 @@
-//! What is not taken: requests that are none, and those that are too slow.
+//! Refuses malformed requests, and requests that are too slow.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,8 @@ impl Connection {
         self.lingers = true;
     }
 
-    /// Nobody knows where the next request would begin. What is returned is the answer.
+    /// Ends the connection with this problem as its last answer, since nobody knows where the next request
+    /// would begin. The caller passes what is returned to [`Connection::respond`].
     pub(crate) fn refuse(&mut self, problem: Problem, now: Instant) -> Problem {
         self.be_the_last();
         self.phase = Phase::Answering;
@@ -27,7 +28,7 @@ impl Connection {
         problem
     }
 
-    /// The deadline has passed. What is returned is to be answered.
+    /// Handles a deadline that has passed. Returns the answer, if there is one.
     pub(crate) fn on_deadline(&mut self, now: Instant) -> Option<Problem> {
         let detail = match &self.phase {
             _ if self.is_streaming() || !self.output.is_empty() => {
@@ -49,7 +50,7 @@ impl Connection {
         Some(self.refuse(Problem::new(408, detail), now))
     }
 
-    /// What can be read of a head that is refused: enough for the answer and the log.
+    /// What can be read of a head that is refused, for the answer and the log.
     #[cold]
     fn refused_head(&self, now: Instant) -> Head {
         let mut storage = [httparse::EMPTY_HEADER; HEADERS_MAX];

@@ -3,7 +3,7 @@ use proptest::sample::Index;
 
 use super::answering::SENT_BYTES;
 use super::*;
-use crate::http::message::framing::FramingLimits;
+use crate::http::message::framing::{Chunked, FramingLimits};
 use crate::http::message::response::{Body, Response, Stream};
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! Conditional requests (RFC 9110 §13): an answer that the client has already is not sent again,
-//! and of two editors the second does not overwrite what they have not seen.
+//! Conditional requests (RFC 9110 §13): an answer that the client has already is not sent again, and an editor
+//! does not overwrite changes that the editor has not seen.
 
 use http::Method;
 use ring::digest::{SHA256, digest};
@@ -10,16 +10,16 @@ use super::problem::Problem;
 use super::request::Request;
 use super::response::{Body, Response};
 
-/// The resource is not as the client last saw it.
+/// The detail for a client that has not seen the current state of the resource.
 const CHANGED: &str = "this has changed since you read it; read it again, and then change it";
 
-/// The tag matches nothing.
+/// The detail for a client whose tag matches nothing.
 const WEAK: &str = "If-Match has a weak tag (W/…), which never matches; a proxy that compresses \
                     weakens tags: read with Accept-Encoding: identity, and send that tag";
 
 /// A strong entity tag: the same bytes have the same tag, and no others.
 pub(super) fn entity_tag(body: &[u8]) -> String {
-    // Half of the hash is enough that no two bodies ever share one.
+    // Half of the hash suffices to tell any two bodies apart.
     let hash = digest(&SHA256, body);
     let half = hash
         .as_ref()
@@ -37,12 +37,12 @@ pub fn entity_tag_of(value: &impl Serialize) -> String {
     entity_tag(&serde_json::to_vec(value).expect("our answers have string keys only"))
 }
 
-/// A value as JSON with its entity tag, or 304 where the client has it already.
+/// A value as JSON with its entity tag, or 304 if the client has it already.
 pub fn json_if_changed(request: &Request, value: &impl Serialize) -> Response<'static> {
     if_changed(request, Response::json(200, value))
 }
 
-/// An answer with its entity tag, or 304 where the client has it already; a stream has none.
+/// An answer with its entity tag, or 304 if the client has it already. A stream gets no tag.
 pub fn if_changed<'a>(request: &Request, response: Response<'a>) -> Response<'a> {
     let Body::Bytes(body) = &response.body else {
         return response;
@@ -64,7 +64,7 @@ pub fn is_conditional(request: &Head) -> bool {
     request.header("if-match").is_some() || request.header("if-none-match").is_some()
 }
 
-/// Whether a resource with that tag may be changed by this request; a problem, 412, if not.
+/// Checks that this request may change a resource with that tag; the problem is 412.
 pub fn require_unchanged(request: &Head, tag: &str) -> Result<(), Problem> {
     require_match(request, tag)?;
     if is_none_match_broken(request, tag) {
@@ -73,18 +73,14 @@ pub fn require_unchanged(request: &Head, tag: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// For a change to a whole collection, which has no tag to compare: `If-Match: *` holds, and
-/// `If-None-Match: *` does not.
+/// Checks that this request may change a whole collection, which has no tag to compare: `If-Match: *` holds,
+/// and `If-None-Match: *` does not.
 pub fn require_no_tag(request: &Head) -> Result<(), Problem> {
-    require_match(request, "")?;
-    let mut values = request.headers.values("if-none-match");
-    if values.any(|value| value.trim() == "*") {
-        return Err(Problem::new(412, CHANGED));
-    }
-    Ok(())
+    // No element of a list has a comma.
+    require_unchanged(request, ",")
 }
 
-/// `If-Match` holds only for the very tag: weak ones are equal to none (RFC 9110 §8.8.3.2).
+/// Checks `If-Match`, which compares strongly: a weak tag matches nothing (RFC 9110 §8.8.3.2).
 fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
     let values = || request.headers.values("if-match");
     if values().next().is_none() || values().any(|value| lists(value, |listed| listed == tag)) {
@@ -94,19 +90,19 @@ fn require_match(request: &Head, tag: &str) -> Result<(), Problem> {
     Err(Problem::new(412, if is_weak { WEAK } else { CHANGED }))
 }
 
-/// Whether `If-None-Match` lists the tag, be it as a weak one.
+/// Whether `If-None-Match` lists the tag, as a strong or a weak one.
 fn is_none_match_broken(request: &Head, tag: &str) -> bool {
     let is_tag = |listed: &str| listed.strip_prefix("W/").unwrap_or(listed) == tag;
     let mut values = request.headers.values("if-none-match");
     values.any(|value| lists(value, is_tag))
 }
 
-/// Whether a list has such a tag, or stands for any.
+/// Whether a list has such a tag, or is `*`.
 fn lists(value: &str, is_such: impl Fn(&str) -> bool) -> bool {
     value.trim() == "*" || tags(value).any(is_such)
 }
 
-/// The tags of a list; our own have no comma, and a stranger's that has one is not ours.
+/// The tags of a list. A tag with a comma is divided, which does no harm, since no tag made here has one.
 fn tags(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(str::trim)
 }

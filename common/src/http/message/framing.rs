@@ -1,16 +1,14 @@
-//! Where a request begins and ends, by RFC 9112 and nothing looser: two readers that disagree on
-//! this are how one client's bytes become another's request. Pure functions over bytes; what is
-//! refused here is answered, and the connection closed, since nobody knows where the next
-//! request would begin.
+//! Where a request begins and ends, strictly by RFC 9112: if two readers disagree on this, one client's bytes
+//! become another's request. These are pure functions over bytes. After a refusal the connection is closed,
+//! since nobody knows where the next request would begin.
 
-use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 
 use httparse::Header;
 
 use super::problem::Problem;
 
-/// The most that a line of chunk extensions, and all trailer lines together, may have.
+/// The most bytes of a line with a chunk's size and extensions, and of all trailer lines together.
 const CHUNK_LINE_BYTES_MAX: usize = 1024;
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
 
@@ -26,12 +24,12 @@ pub(crate) struct FramingLimits {
     pub(crate) body_bytes: usize,
 }
 
-/// The answer to a request that is none.
-fn malformed<T>(detail: &'static str) -> Result<T, Problem> {
+/// The answer to a malformed request.
+pub(super) fn malformed<T>(detail: &'static str) -> Result<T, Problem> {
     Err(Problem::bad_request(detail))
 }
 
-/// Looks for the end of a head in bytes that arrive piece by piece, each looked at once.
+/// Finds the end of a head in bytes that arrive piece by piece; it looks at each byte once.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct HeadScan {
     scanned: usize,
@@ -39,8 +37,8 @@ pub(crate) struct HeadScan {
 }
 
 impl HeadScan {
-    /// `head` is all that has arrived of the request. Returns the length of the head, empty
-    /// line included, once it is there.
+    /// `head` is all that has arrived of the request. Returns the length of the head, with its empty line, when
+    /// all of it has arrived.
     pub(crate) fn scan(
         &mut self,
         head: &[u8],
@@ -70,41 +68,39 @@ impl HeadScan {
     }
 }
 
-/// How the body of a request is delimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the body of a request is delimited, and what of it is still to come.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum BodyFraming {
     /// No body.
     None,
-    /// `Content-Length`.
+    /// `Content-Length`, less what was read.
     Length(usize),
     /// `Transfer-Encoding: chunked`.
-    Chunked,
+    Chunked(Chunked),
 }
 
-/// A head that can be trusted.
-#[derive(Debug)]
-pub(crate) struct RawHead<'h, 'b> {
-    pub(crate) method: &'b str,
-    /// In origin-form, or the asterisk of `OPTIONS *`.
-    pub(crate) target: &'b str,
-    /// The host that an absolute-form target names, in place of that in `Host`.
-    pub(crate) authority: Option<&'b str>,
-    pub(crate) headers: &'h [Header<'b>],
-    pub(crate) framing: BodyFraming,
-    pub(crate) http_10: bool,
-    pub(crate) keep_alive: bool,
-    pub(crate) expects_continue: bool,
+impl BodyFraming {
+    /// Reads from `input` and hands data to `take`; returns how many bytes belong to the body, and whether
+    /// the body ends there.
+    pub(crate) fn read(
+        &mut self,
+        input: &[u8],
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), Problem> {
+        match self {
+            Self::None => Ok((0, true)),
+            Self::Length(left) => {
+                let used = input.len().min(*left);
+                take(&input[..used]);
+                *left -= used;
+                Ok((used, *left == 0))
+            }
+            Self::Chunked(chunked) => Ok((chunked.read(input, take)?, chunked.is_done())),
+        }
+    }
 }
 
-/// Room for the headers of a head, not written before it is needed.
-pub(crate) type HeaderStorage<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
-
-/// Room with nothing in it.
-pub(crate) const fn header_storage<'b>() -> HeaderStorage<'b> {
-    [const { MaybeUninit::uninit() }; HEADERS_MAX]
-}
-
-/// A minor version of HTTP/1 that is not known counts as the highest that is (RFC 9110 §2.5).
+/// Replaces a minor version of HTTP/1 that is not known by the highest one that is (RFC 9110 §2.5).
 pub(crate) fn settle_version(head: &mut [u8]) {
     let line = head.iter().position(|byte| *byte == b'\r').unwrap_or(0);
     if let Some(version) = head[..line].last_chunk_mut::<9>()
@@ -115,49 +111,8 @@ pub(crate) fn settle_version(head: &mut [u8]) {
     }
 }
 
-/// Reads a complete head, as [`HeadScan`] found it.
-pub(crate) fn parse_head<'h, 'b>(
-    head: &'b [u8],
-    storage: &'h mut HeaderStorage<'b>,
-    limits: &FramingLimits,
-) -> Result<RawHead<'h, 'b>, Problem> {
-    let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
-    let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, storage) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return malformed("the head is malformed"),
-        Err(error) => return Err(problem_of(error, head)),
-    }
-    let (Some(method), Some(target), Some(version)) =
-        (request.method, request.path, request.version)
-    else {
-        return malformed("the request line is malformed");
-    };
-    let (headers, http_10) = (&*request.headers, version == 0);
-    let (target, authority) = target_of(method, target)?;
-    check_hosts(headers, authority, http_10)?;
-    let framing = body_framing(headers, http_10, limits)?;
-    let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
-    if !values(headers, "expect").all(is_known) {
-        let detail = "the only expectation known here is 100-continue";
-        return Err(Problem::new(417, detail));
-    }
-    let connection = || values(headers, "connection").flat_map(tokens);
-    let has = |wanted: &[u8]| connection().any(|token| token.eq_ignore_ascii_case(wanted));
-    Ok(RawHead {
-        method,
-        target,
-        authority,
-        headers,
-        framing,
-        http_10,
-        keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
-        // In HTTP/1.0 the header is ignored (RFC 9110 §10.1.1).
-        expects_continue: !http_10 && values(headers, "expect").next().is_some(),
-    })
-}
-
-fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
+/// The answer to a head that httparse refuses.
+pub(super) fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
     Problem::bad_request(match error {
         httparse::Error::Version if names_a_version(head) => {
             return Problem::new(505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
@@ -169,8 +124,7 @@ fn problem_of(error: httparse::Error, head: &[u8]) -> Problem {
     })
 }
 
-/// Whether the third and last word of the request line is `HTTP/` and two digits: a version,
-/// though none of ours.
+/// Whether the third and last word of the request line is a well-formed version of HTTP.
 fn names_a_version(head: &[u8]) -> bool {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let words: Vec<_> = line.split(|byte| *byte == b' ').collect();
@@ -178,9 +132,12 @@ fn names_a_version(head: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2), without the
-/// characters that no URI may have and that some reader takes for its end.
-fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b str>), Problem> {
+/// The target in origin-form, and the authority of an absolute-form (RFC 9112 §3.2). Characters that no URI may
+/// have are refused: some readers take them for its end.
+pub(super) fn target_of<'b>(
+    method: &str,
+    target: &'b str,
+) -> Result<(&'b str, Option<&'b str>), Problem> {
     let may_stand = |byte: u8| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte);
     if !target.bytes().all(may_stand) {
         return malformed("the request target has characters that must be percent-encoded");
@@ -204,9 +161,9 @@ fn target_of<'b>(method: &str, target: &'b str) -> Result<(&'b str, Option<&'b s
     Ok((path, Some(authority)))
 }
 
-/// One Host in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2). An empty one is allowed where the
-/// target has no authority. What an absolute-form target names has the same grammar.
-fn check_hosts(
+/// Checks that there is one Host in HTTP/1.1, and at most one in HTTP/1.0 (RFC 9112 §3.2), which may be empty,
+/// and that the authority of an absolute-form target follows the grammar of Host.
+pub(super) fn check_hosts(
     headers: &[Header<'_>],
     authority: Option<&str>,
     http_10: bool,
@@ -223,7 +180,7 @@ fn check_hosts(
     malformed("Host is malformed")
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110 §7.2 and RFC 3986 §3.2.
+/// Whether the text is `uri-host [ ":" port ]` of RFC 9110 §7.2 and RFC 3986 §3.2.
 fn is_authority(text: &str) -> bool {
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
     let (is_host, port) = if let Some((address, port)) = bracketed {
@@ -239,15 +196,15 @@ fn is_authority(text: &str) -> bool {
     is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
 }
 
-/// Unreserved characters, sub-delims, and octets that are percent-encoded.
+/// Whether the text has only unreserved characters, sub-delims, and percent-encoded octets.
 fn is_reg_name(name: &str) -> bool {
     let may_stand = |byte: u8| byte.is_ascii_alphanumeric() || b"%-._~!$&'()*+,;=".contains(&byte);
     let is_encoded = |octet: &str| octet.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
     name.bytes().all(may_stand) && name.split('%').skip(1).all(is_encoded)
 }
 
-/// RFC 9112 §6: one length of digits, or `chunked` and nothing else, never both.
-fn body_framing(
+/// The framing of the body (RFC 9112 §6): one length in digits, or `chunked` and nothing else, never both.
+pub(super) fn body_framing(
     headers: &[Header<'_>],
     http_10: bool,
     limits: &FramingLimits,
@@ -266,9 +223,8 @@ fn body_framing(
             let is_chunked =
                 encoding.eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
             let unknown = || Problem::new(501, "the only Transfer-Encoding known here is chunked");
-            is_chunked
-                .then_some(BodyFraming::Chunked)
-                .ok_or_else(unknown)
+            let chunked = || BodyFraming::Chunked(Chunked::new(limits));
+            is_chunked.then(chunked).ok_or_else(unknown)
         }
     }
 }
@@ -277,7 +233,7 @@ fn content_length(value: &[u8], limits: &FramingLimits) -> Result<BodyFraming, P
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return malformed("Content-Length must be a number");
     }
-    // A number that does not fit is over every limit.
+    // A number that does not fit into `usize` exceeds every limit.
     let length = String::from_utf8_lossy(value).parse().unwrap_or(usize::MAX);
     if length > limits.body_bytes {
         return Err(Problem::content_too_large(limits.body_bytes));
@@ -305,12 +261,12 @@ pub(crate) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Reads a chunked body (RFC 9112 §7.1) from bytes that arrive piece by piece.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Chunked {
     state: ChunkState,
-    /// Bytes of data in the chunk at hand that are still to come.
+    /// Bytes of data of the current chunk that are still to come.
     remaining: usize,
-    /// Bytes of the line at hand, or of all trailer lines.
+    /// Bytes of the current line, or of all trailer lines.
     line_bytes: usize,
     /// Bytes of data in all chunks so far.
     body_bytes: usize,
@@ -352,7 +308,7 @@ impl Chunked {
     }
 
     /// Reads from `input`, hands data to `take`, and returns how many bytes belong to the body.
-    /// A chunk that is too large is refused when its size is here.
+    /// A chunk that is too large is refused when its size has arrived.
     pub(crate) fn read(
         &mut self,
         input: &[u8],
@@ -419,7 +375,7 @@ impl Chunked {
     }
 }
 
-/// What a token is made of (RFC 9110 §5.6.2).
+/// Whether a byte may be in a token (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

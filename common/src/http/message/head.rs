@@ -1,6 +1,7 @@
-//! What a request says before its body.
+//! The head of a request: method, target and header fields.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -9,12 +10,15 @@ use std::time::Instant;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::framing::{self, BodyFraming, tokens, values};
+use super::framing::{
+    BodyFraming, FramingLimits, HEADERS_MAX, body_framing, check_hosts, malformed, problem_of,
+    target_of, tokens, values,
+};
 use super::headers::Headers;
 use super::problem::Problem;
 use super::request_id::request_id;
 
-/// Headers of which there may be one: of two nobody could tell which was meant.
+/// Headers that may be given once: of two, nobody could tell which was meant.
 const SINGLES: [&str; 9] = [
     "Authorization",
     "Content-Type",
@@ -27,17 +31,17 @@ const SINGLES: [&str; 9] = [
     "User-Agent",
 ];
 
-/// Where a request goes, and what the pattern of its route has found in its path.
+/// The route of a request, and the segments of its path that the route names.
 #[derive(Debug, Default)]
 pub(crate) struct RouteMatch {
-    /// The pattern: a label of the metrics, so never what a client made up.
+    /// The pattern of the route. It is a label of the metrics, so it never has what a client invented.
     pub(crate) pattern: &'static str,
     pub(crate) bulkhead: usize,
     pub(crate) route: usize,
     pub(crate) params: Vec<(&'static str, String)>,
 }
 
-/// What a request says before its body.
+/// The head of a request.
 #[derive(Debug)]
 pub struct Head {
     /// The method.
@@ -46,21 +50,98 @@ pub struct Head {
     pub target: String,
     /// The end-to-end header fields.
     pub headers: Headers,
-    /// The id that answer, log lines and messages carry: the client's own, or made here.
+    /// The id in the answer, log lines and messages: the client's own, or one made here.
     pub request_id: String,
-    /// Who asked.
+    /// The address of the client.
     pub client: IpAddr,
     /// Whether it came by HTTPS.
     pub secure: bool,
-    /// Whether a body, perhaps an empty one, follows.
+    /// Whether a body follows, which may be empty.
     pub(crate) announces_body: bool,
-    /// When it was here, whole.
+    /// When the whole request had arrived.
     pub(crate) arrived: Instant,
     pub(crate) matched: RouteMatch,
-    /// By whose key it came; for the log too.
+    /// The name of the caller's key; for the log too.
     pub caller: OnceLock<String>,
-    /// Which message it became; for the log, so that both ends of the queue can be found by it.
+    /// The id of the message that the request became, for the log.
     pub message_id: OnceLock<String>,
+}
+
+/// A head that was checked, and what it says about its connection and its body.
+#[derive(Debug)]
+pub(crate) struct ParsedHead {
+    pub(crate) head: Head,
+    pub(crate) framing: BodyFraming,
+    pub(crate) http_10: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
+}
+
+impl ParsedHead {
+    /// Reads a complete head, as [`HeadScan`](super::framing::HeadScan) has found it.
+    pub(crate) fn parse(
+        bytes: &[u8],
+        limits: &FramingLimits,
+        client: IpAddr,
+        secure: bool,
+        arrived: Instant,
+    ) -> Result<Self, Problem> {
+        // Room for the header fields, not written before it is needed.
+        let mut storage = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+        let storage = &mut storage[..limits.headers.min(HEADERS_MAX)];
+        let mut request = httparse::Request::new(&mut []);
+        match request.parse_with_uninit_headers(bytes, storage) {
+            Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
+            Ok(_) => return malformed("the head is malformed"),
+            Err(error) => return Err(problem_of(error, bytes)),
+        }
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
+            return malformed("the request line is malformed");
+        };
+        let (fields, http_10) = (&*request.headers, version == 0);
+        let (target, authority) = target_of(method, target)?;
+        check_hosts(fields, authority, http_10)?;
+        let framing = body_framing(fields, http_10, limits)?;
+        let is_known = |expected: &[u8]| expected.eq_ignore_ascii_case(b"100-continue");
+        if !values(fields, "expect").all(is_known) {
+            let detail = "the only expectation known here is 100-continue";
+            return Err(Problem::new(417, detail));
+        }
+        let options: Vec<_> = values(fields, "connection").flat_map(tokens).collect();
+        let has = |wanted: &[u8]| {
+            options
+                .iter()
+                .any(|option| option.eq_ignore_ascii_case(wanted))
+        };
+        let mut head = Head::new(method, target, client, secure, arrived);
+        head.announces_body = framing != BodyFraming::None;
+        head.request_id = request_id(values(fields, "x-request-id").next());
+        head.headers = Headers::with_capacity(64 * fields.len(), fields.len() + 1);
+        for field in fields {
+            match authority {
+                // The authority of the target replaces Host (RFC 9112 §3.2.2).
+                Some(host) if field.name.eq_ignore_ascii_case("host") => {
+                    head.headers.push("host", host.as_bytes());
+                }
+                _ if is_of_this_connection(field.name, &options) => {}
+                _ => head.headers.push(field.name, field.value),
+            }
+        }
+        if let BodyFraming::Length(length) = framing {
+            head.headers
+                .push("content-length", length.to_string().as_bytes());
+        }
+        Ok(Self {
+            head,
+            framing,
+            http_10,
+            keep_alive: !has(b"close") && (!http_10 || has(b"keep-alive")),
+            // In HTTP/1.0 the header is ignored (RFC 9110 §10.1.1).
+            expects_continue: !http_10 && values(fields, "expect").next().is_some(),
+        })
+    }
 }
 
 impl Head {
@@ -72,7 +153,7 @@ impl Head {
         secure: bool,
         arrived: Instant,
     ) -> Self {
-        // What is no token is a method that no route has.
+        // A method that is no token becomes one that no route has.
         let method = Method::from_bytes(method.as_bytes()).or_else(|_| Method::from_bytes(b"-"));
         Self {
             method: method.unwrap_or_default(),
@@ -92,36 +173,7 @@ impl Head {
         }
     }
 
-    pub(crate) fn of(
-        head: &framing::RawHead<'_, '_>,
-        client: IpAddr,
-        secure: bool,
-        arrived: Instant,
-    ) -> Self {
-        let mut this = Self::new(head.method, head.target, client, secure, arrived);
-        this.announces_body = head.framing != BodyFraming::None;
-        this.request_id = request_id(values(head.headers, "x-request-id").next());
-        this.headers = Headers::with_capacity(64 * head.headers.len(), head.headers.len() + 1);
-        let listed = values(head.headers, "connection").flat_map(tokens);
-        let listed: Vec<_> = listed.collect();
-        for header in head.headers {
-            match head.authority {
-                // The target says it more precisely (RFC 9112 §3.2.2).
-                Some(host) if header.name.eq_ignore_ascii_case("host") => {
-                    this.headers.push("host", host.as_bytes());
-                }
-                _ if is_of_this_connection(header.name, &listed) => {}
-                _ => this.headers.push(header.name, header.value),
-            }
-        }
-        if let BodyFraming::Length(length) = head.framing {
-            this.headers
-                .push("content-length", length.to_string().as_bytes());
-        }
-        this
-    }
-
-    /// How many bytes of memory its texts take.
+    /// How many bytes of memory the target and the header fields take.
     pub(crate) fn bytes(&self) -> usize {
         self.target.capacity() + self.headers.bytes()
     }
@@ -145,7 +197,7 @@ impl Head {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     }
 
-    /// A header that must not be given twice: which of two was meant, nobody can tell.
+    /// The value of a header that must not be given twice.
     pub fn single_header(&self, name: &str) -> Result<Option<&str>, Problem> {
         let mut values = self.headers.values(name);
         let value = values.next();
@@ -156,14 +208,14 @@ impl Head {
         Ok(value)
     }
 
-    /// That no header is given twice of which there may be one.
+    /// Checks that no header is given twice that may be given once.
     pub(crate) fn require_singles(&self) -> Result<(), Problem> {
         SINGLES
             .iter()
             .try_for_each(|name| self.single_header(name).map(drop))
     }
 
-    /// A segment of the path that the route's pattern names; empty where it names none such.
+    /// The segment of the path that has this name in the route's pattern; empty if there is none.
     #[must_use]
     pub fn param(&self, name: &str) -> &str {
         let mut params = self.matched.params.iter();
@@ -172,8 +224,7 @@ impl Head {
             .map_or("", |(_, value)| value)
     }
 
-    /// A segment of the path as the id of a row; None where no row can have it. `007` is not
-    /// another name for 7.
+    /// A segment of the path as the id of a row; None if no row can have it. `007` is not another name for 7.
     #[must_use]
     pub fn id_param(&self, name: &str) -> Option<i64> {
         let text = self.param(name);
@@ -187,7 +238,7 @@ impl Head {
         self.matched.pattern
     }
 
-    /// That the query has only these parameters: one that is misspelt would filter nothing.
+    /// Checks that the query has only these parameters: a misspelt one would filter nothing.
     pub fn require_query_of(&self, known: &[&str]) -> Result<(), Problem> {
         let mut pairs = self.query_pairs();
         let Some((name, _)) = pairs.find(|(name, _)| !known.contains(&&**name)) else {
@@ -199,8 +250,7 @@ impl Head {
         Err(Problem::bad_request(detail))
     }
 
-    /// A parameter of the query, decoded. One that is given twice, or that is not UTF-8, is a
-    /// problem: guessing which was meant would answer another question.
+    /// A parameter of the query, decoded. A parameter that is given twice, or that is not UTF-8, is a problem.
     pub fn query(&self, name: &str) -> Result<Option<String>, Problem> {
         let mut found = None;
         for (_, pair) in self.query_pairs().filter(|(present, _)| present == name) {
@@ -214,8 +264,8 @@ impl Head {
         Ok(found)
     }
 
-    /// The parameters of the query: their names, decoded where they are UTF-8, and the pairs of
-    /// name and value as they were sent.
+    /// The parameters of the query: each name, decoded if it is UTF-8, and the pair of name and value as it was
+    /// sent.
     pub(super) fn query_pairs(&self) -> impl Iterator<Item = (String, &str)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
@@ -243,7 +293,7 @@ impl Head {
         })
     }
 
-    /// That JSON may follow. Of chunks nobody knows yet whether there is anything in them.
+    /// Checks that JSON may follow. A chunked body may still be empty, which only its end shows.
     pub fn announces_json(&self) -> Result<(), Problem> {
         match (self.announces_body, self.header("content-length")) {
             (false, _) => Err(Problem::length_required()),
@@ -267,7 +317,7 @@ impl Head {
     }
 }
 
-/// Whose connections and requests are counted together: a client with IPv6 usually has a whole /64.
+/// The addresses whose connections and requests are counted together: a client with IPv6 usually has a /64.
 #[must_use]
 pub fn network(address: IpAddr) -> IpAddr {
     match address {
@@ -280,7 +330,7 @@ pub(crate) fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }
 
-/// Framing, which the connection has read, and what the client's `Connection` lists.
+/// Whether a header is about the connection: those of framing, and those that `Connection` lists.
 fn is_of_this_connection(name: &str, listed: &[&[u8]]) -> bool {
     const OWN: [&str; 5] = [
         "connection",
@@ -300,7 +350,7 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// A name or value of a query string: `+` is a space, `%41` an A; None where it is not UTF-8.
+/// A name or value of a query string: `+` is a space, `%41` an A; None if it is not UTF-8.
 fn form_decoded(text: &str) -> Option<String> {
     let spaced = text.replace('+', " ");
     Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())

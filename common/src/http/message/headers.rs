@@ -1,11 +1,11 @@
 //! Header fields.
 
-/// The header fields of a request in their order, in one piece of memory. Names are as the client
-/// wrote them, values are ISO 8859-1: one character for each octet.
+/// The header fields of a request in their order, in one piece of memory. Names are written as the client wrote
+/// them; values are ISO 8859-1, with one character for each octet.
 #[derive(Debug, Default)]
 pub struct Headers {
     text: String,
-    /// Where each name begins, where its value begins, and where that ends.
+    /// For each field, where its name begins, where its value begins, and where its value ends.
     fields: Vec<(usize, usize, usize)>,
 }
 

@@ -1,4 +1,4 @@
-//! What HTTP says: no sockets and no threads.
+//! The messages of HTTP, without sockets and threads.
 
 pub(crate) mod framing;
 

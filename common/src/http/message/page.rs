@@ -1,6 +1,5 @@
-//! Lists by key: `?limit=N&after=ID`. Unlike an offset, a key costs the same on every page and
-//! misses nothing when rows are added or removed meanwhile, where rows become visible in the order
-//! of their ids.
+//! Lists by key: `?limit=N&after=ID`. Unlike an offset, a key costs the same on every page. If rows become
+//! visible in the order of their ids, the pages miss none that are added or removed meanwhile.
 
 use serde::Serialize;
 
@@ -13,19 +12,19 @@ use super::response::{HandlerResult, Response};
 /// The most rows on one page.
 const LIMIT_MAX: u16 = 1000;
 
-/// Which part of a list is asked for.
+/// The part of a list that a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
-    /// At most so many rows; None is all of them.
+    /// The most rows; None if the client asks for all of them.
     pub limit: Option<u16>,
-    /// Only rows behind this id, in the order of the list.
+    /// The page begins behind this id, in the order of the list.
     pub after: i64,
-    /// The greatest id first, instead of the smallest.
+    /// Whether the list begins with the greatest id.
     pub newest_first: bool,
 }
 
 impl Page {
-    /// From `limit`, `after` and `order` in the query.
+    /// The page that `limit`, `after` and `order` in the query ask for.
     pub fn from_query(request: &Head) -> Result<Self, Problem> {
         let limit = request.query_number("limit", 1..=LIMIT_MAX)?;
         let after = request.query_number("after", 0..=i64::MAX)?;
@@ -34,7 +33,7 @@ impl Page {
             Some("desc") => true,
             Some(_) => return Err(Problem::bad_request("order must be asc or desc")),
         };
-        // Where none is given: behind the greatest there can be, or before the first.
+        // Without `after`, the page begins at the begin of the list.
         let after = after.unwrap_or(if newest_first { i64::MAX } else { 0 });
         Ok(Self {
             limit,
@@ -43,21 +42,21 @@ impl Page {
         })
     }
 
-    /// The longest page, where no limit was asked for.
+    /// The page, with the greatest limit if the client asks for none.
     #[must_use]
     pub fn with_limit(mut self) -> Self {
         self.limit = self.limit.or(Some(LIMIT_MAX));
         self
     }
 
-    /// How many rows to read: one more than the page holds tells whether it is the last.
+    /// How many rows to read: one more than the page has, which shows whether there is a next page.
     #[must_use]
     pub fn rows(self) -> Option<i64> {
         self.limit.map(|limit| i64::from(limit) + 1)
     }
 
-    /// An answer with the rows that are on this page, of those that were read. While there is
-    /// more to come, a `Link` (RFC 8288) leads on.
+    /// An answer with those of the rows that are on this page. If there is a next page, a `Link` (RFC 8288) leads
+    /// to it.
     pub fn respond<'a, T>(
         self,
         mut rows: Vec<T>,
@@ -77,8 +76,8 @@ impl Page {
     }
 }
 
-/// An answer with a whole list, which is read as it is sent. A short one has an entity tag; a
-/// longer one would have to be read twice for it.
+/// An answer with a whole list, which is read while it is sent. Only a short list gets an entity tag: a longer
+/// one would have to be read twice.
 pub fn whole_list<'a, T: Serialize + Send + 'a, E: Into<Problem> + Send + 'a>(
     request: &Request,
     rows: impl Iterator<Item = Result<T, E>> + Send + 'a,
@@ -87,7 +86,7 @@ pub fn whole_list<'a, T: Serialize + Send + 'a, E: Into<Problem> + Send + 'a>(
     Ok(if_changed(request, response))
 }
 
-/// A list from behind that id: the request's own target with another `after`.
+/// The target of the next page: the request's own target with another `after`.
 fn next(request: &Request, after: i64) -> String {
     let pairs = request.query_pairs().filter(|(name, _)| name != "after");
     let pairs: Vec<&str> = pairs.map(|(_, pair)| pair).collect();

@@ -1,5 +1,5 @@
-//! An answer that says what went wrong: `application/problem+json`, RFC 9457. It carries two
-//! texts: the detail is for the client, the cause only for the log.
+//! An error as an answer: `application/problem+json`, RFC 9457. It has two texts: the detail for the client, and
+//! the cause for the log alone.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// After how many seconds a client may try again when something of ours was down.
+/// After how many seconds a client may repeat a request that was answered 503.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// Why a request was not done.
+/// Why a request failed.
 #[must_use]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The HTTP status, 400 to 599.
     pub status: u16,
-    /// What the client should mend; it names the field.
+    /// What the client should change; it names the field.
     pub detail: Cow<'static, str>,
-    /// What the operator should know; never sent.
+    /// The cause for the operator, which is never sent.
     pub cause: Option<String>,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) dependencies: Option<Box<Value>>,
@@ -42,24 +42,24 @@ impl Problem {
         self
     }
 
-    /// Adds what the operator should know.
+    /// Adds the cause for the operator.
     pub fn with_cause(mut self, cause: impl fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
         self
     }
 
-    /// Adds what is up and what is down.
+    /// Adds the states of the dependencies.
     pub(crate) fn with_dependencies(mut self, states: Value) -> Self {
         self.dependencies = Some(Box::new(states));
         self
     }
 
-    /// 400: malformed, or a rule broken.
+    /// 400: the request is malformed, or breaks a rule.
     pub fn bad_request(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(400, detail)
     }
 
-    /// 401 with `WWW-Authenticate`: nobody we know.
+    /// 401 with `WWW-Authenticate`: the caller is not known.
     pub fn unauthorized(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(401, detail).with_header("www-authenticate", "Bearer realm=\"crud-master\"")
     }
@@ -81,12 +81,12 @@ impl Problem {
         Self::new(405, format!("this resource allows {allow}")).with_header("allow", allow)
     }
 
-    /// 411: a body of unknown length.
+    /// 411: the body is missing.
     pub fn length_required() -> Self {
         Self::new(411, "send a body with its Content-Length")
     }
 
-    /// 503: no slot for it, in time or at all.
+    /// 503: the request got no slot, in time or at all.
     pub fn overloaded(cause: &'static str) -> Self {
         Self::unavailable("this service is overloaded; try again", cause)
     }
@@ -96,7 +96,7 @@ impl Problem {
         Self::new(413, format!("a body may have at most {limit} bytes"))
     }
 
-    /// 500: ours to mend; the client learns nothing internal.
+    /// 500: a fault of the service; the client learns nothing internal.
     pub fn internal(cause: impl fmt::Display) -> Self {
         Self::new(
             500,

@@ -11,27 +11,26 @@ use super::response::{HandlerResult, Response};
 
 /// How an engine answers a request.
 pub(crate) trait Respond: Send {
-    /// The request leaves its queue. False where its client has had an answer already.
+    /// Notes that the request has left its queue. False if its client has been answered already.
     fn begin(&self) -> bool;
-    /// Called once, from any thread. A stream waits for its client, as `slot` allows; who answers
-    /// from outside of a bulkhead has none, and waits for nobody.
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>);
+    /// Is called once, from any thread. A stream waits for its client, as `slot` allows; an answer from outside
+    /// of a bulkhead has no slot, and does not wait.
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>);
 }
 
-/// What a stream asks of the slot that it holds.
+/// The slot that a stream holds.
 pub(crate) trait Slot {
-    /// Whether the slot may wait for a slow client; it says so by [`Slot::end_wait`] when it does
-    /// so no more.
+    /// Whether the slot may wait for a slow client; if so, the wait lasts until [`Slot::end_wait`].
     fn begin_wait(&self) -> bool;
     fn end_wait(&self);
     /// Whether a request waits for a slot.
     fn is_wanted(&self) -> bool;
 }
 
-/// A request and the right to answer it. Whoever drops it unanswered has it answered 500.
+/// A request and the right to answer it. A request that is dropped unanswered is answered 500.
 pub struct Request {
     head: Arc<Head>,
-    /// The content; empty where there was none.
+    /// The content; empty if there was none.
     pub body: Vec<u8>,
     responder: Option<Box<dyn Respond>>,
 }
@@ -53,22 +52,22 @@ impl Request {
         }
     }
 
-    /// The request leaves its queue. False where its client has had an answer already.
+    /// Notes that the request has left its queue. False if its client has been answered already.
     pub(crate) fn begin(&self) -> bool {
         self.responder.as_ref().is_some_and(|it| it.begin())
     }
 
-    /// Answers the client, from any thread. What is not a stream waits for nobody.
+    /// Answers the client, from any thread, without waiting for the client.
     pub fn respond(self, result: HandlerResult<'_>) {
         self.respond_from(result, None);
     }
 
     /// Answers the client from a slot of a bulkhead.
     pub(crate) fn respond_from(mut self, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
-        // While the first piece is made the answer may still become another one.
+        // A problem with the first piece still becomes the answer.
         let result = result.and_then(Response::begun);
         if let Some(responder) = self.responder.take() {
-            responder.respond(&self.head, result, slot);
+            responder.respond(result, slot);
         }
     }
 
@@ -79,7 +78,7 @@ impl Request {
             let detail = "the body begins with a byte order mark; send it without";
             return Err(Problem::bad_request(detail));
         }
-        // Also what the type passes over has to be UTF-8.
+        // Members that the type ignores have to be UTF-8 too.
         let text = std::str::from_utf8(&self.body)
             .map_err(|_| Problem::bad_request("the body is not UTF-8"))?;
         let not_an_object = "the body is not a JSON object";
@@ -91,8 +90,8 @@ impl Request {
         serde_json::from_str(text).map_err(malformed)
     }
 
-    /// That there is a body, and that it is said to be JSON. No length and no content is the
-    /// same to us as no length at all: a proxy may have put an empty chunked body in its place.
+    /// Checks that there is a body, and that its type is JSON. An empty body without a length counts as none: a
+    /// proxy may have made an empty chunked body of it.
     pub fn require_json(&self) -> Result<(), Problem> {
         if self.body.is_empty() && self.header("content-length").is_none() {
             return Err(Problem::length_required());
@@ -109,7 +108,7 @@ impl Drop for Request {
             } else {
                 "nobody answered"
             };
-            responder.respond(&self.head, Err(Problem::internal(cause)), None);
+            responder.respond(Err(Problem::internal(cause)), None);
         }
     }
 }
@@ -133,7 +132,7 @@ pub(super) mod tests {
             true
         }
 
-        fn respond(self: Box<Self>, _: &Head, _: HandlerResult<'_>, _: Option<&dyn Slot>) {}
+        fn respond(self: Box<Self>, _: HandlerResult<'_>, _: Option<&dyn Slot>) {}
     }
 
     pub(in crate::http) fn request(

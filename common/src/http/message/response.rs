@@ -1,4 +1,4 @@
-//! What a handler gives back, and the head that goes before it.
+//! The answer of a handler, and the head that is sent before its body.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -9,21 +9,20 @@ use serde_json::Value;
 
 use super::problem::Problem;
 
-/// RFC 6797: for a year the browser asks by HTTPS alone.
+/// The browser uses HTTPS alone for a year (RFC 6797).
 const HSTS: &str = "max-age=31536000";
 
-/// A stream is made in pieces of about this size, and one that ends before it is sent like
-/// any other body, with its length.
+/// A stream is made in pieces of about this size. A shorter stream is sent as a body with its length.
 pub(crate) const PIECE_BYTES: usize = if cfg!(feature = "shuttle") {
     8
 } else {
     32 * 1024
 };
 
-/// Whoever waits for the rest of such an answer would wait for ever.
+/// The cause in the log if a stream is not as long as its Content-Length.
 pub(crate) const WRONG_LENGTH: &str = "the answer is not as long as it was said to be";
 
-/// An answer, or why there is none; the answer may still read from the state of its slot.
+/// An answer or a problem. The answer may still read from the state of its slot.
 pub type HandlerResult<'a> = Result<Response<'a>, Problem>;
 
 /// An answer; `'a` is the state of the slot that a stream still reads from.
@@ -33,7 +32,7 @@ pub struct Response<'a> {
     pub status: u16,
     headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     pub(crate) body: Body<'a>,
-    /// Whether it is another's, where it was said how it may be kept.
+    /// Whether the answer is that of another server, which has set its `Cache-Control`.
     pub is_passed_on: bool,
 }
 
@@ -41,15 +40,15 @@ pub struct Response<'a> {
 pub enum Body<'a> {
     /// No content and no Content-Length: 204, 304 and what an upstream sent without one.
     Empty,
-    /// All of it, in memory.
+    /// The content is in memory.
     Bytes(Vec<u8>),
-    /// Made while it is sent.
+    /// The content is made while it is sent.
     Stream(Stream<'a>),
 }
 
 /// Content that is made while it is sent.
 pub struct Stream<'a> {
-    /// How many bytes it will have, where that is known beforehand.
+    /// How many bytes the content will have, if that is known beforehand.
     pub length: Option<u64>,
     /// Appends the next piece to the buffer; appending nothing is the end. A problem before
     /// the first piece was sent becomes the answer; a later one truncates the answer.
@@ -112,12 +111,12 @@ impl<'a> Response<'a> {
         Self::new(status, body).with_header("content-type", "application/json")
     }
 
-    /// Plain text in a format that has a media type of its own.
+    /// Text of that media type.
     pub fn text(status: u16, media_type: &'static str, text: String) -> Self {
         Self::new(status, Body::Bytes(text.into_bytes())).with_header("content-type", media_type)
     }
 
-    /// What went wrong, as RFC 9457 has it.
+    /// A problem as JSON (RFC 9457).
     pub(crate) fn of_problem(problem: Problem, request_id: &str) -> Response<'static> {
         let body = ProblemJson {
             r#type: "about:blank",
@@ -135,7 +134,7 @@ impl<'a> Response<'a> {
         response
     }
 
-    /// Makes the first piece of a stream, which is all of it where it is short.
+    /// Makes the first piece of a stream. If that is all of it, the body is no longer a stream.
     pub(crate) fn begun(self) -> Result<Self, Problem> {
         let Body::Stream(Stream { length, mut fill }) = self.body else {
             return Ok(self);
@@ -164,7 +163,7 @@ impl<'a> Response<'a> {
         Ok(Self { body, ..self })
     }
 
-    /// Sets a header, in place of one of that name; names are written in lower case.
+    /// Sets a header, and replaces one of that name; names are written in lower case.
     pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.retain(|(present, _)| *present != name);
         self.headers.push((name.into(), value.into()));
@@ -181,8 +180,8 @@ impl<'a> Response<'a> {
         self.headers.iter().any(|(present, _)| present == name)
     }
 
-    /// Writes the status line and the headers, with what browsers are to keep to. What frames the
-    /// content, and the empty line, follow.
+    /// Writes the status line and the headers, those for browsers included. The caller adds the headers of the
+    /// framing, and the empty line.
     pub(crate) fn write_head(&self, out: &mut Vec<u8>, request_id: &str, https: bool, date: &str) {
         let (status, reason) = (self.status, reason_phrase(self.status));
         let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
@@ -196,7 +195,7 @@ impl<'a> Response<'a> {
             ("x-content-type-options", "nosniff", true),
             ("cross-origin-resource-policy", "same-origin", true),
             ("strict-transport-security", HSTS, https),
-            // What has a tag may be kept, and asked about.
+            // An answer with a tag may be stored, and validated by its tag.
             ("cache-control", "no-cache", is_ours && has_tag),
             ("cache-control", "no-store", is_ours && !has_tag),
         ] {
@@ -207,7 +206,7 @@ impl<'a> Response<'a> {
     }
 }
 
-/// The members of RFC 9457, and extensions of ours.
+/// The members of RFC 9457, and extensions.
 #[derive(Serialize)]
 struct ProblemJson<'a> {
     r#type: &'static str,
@@ -219,8 +218,8 @@ struct ProblemJson<'a> {
     dependencies: Option<&'a Value>,
 }
 
-/// A line break in a value would end the header, and what follows would be the client's to
-/// misread (response splitting). Values are ISO 8859-1, as in requests.
+/// Writes a header. Line breaks in the value are replaced, because the client would read what follows them as
+/// another header (response splitting). Values are ISO 8859-1.
 fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
     let is_clean = |byte: u8| byte.is_ascii() && !matches!(byte, b'\r' | b'\n' | 0);
     let octet = |character| match u8::try_from(character) {
@@ -238,7 +237,7 @@ fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The reason phrase of a status, by the names of RFC 9110 §15.
+/// The reason phrase of a status (RFC 9110 §15).
 fn reason_phrase(status: u16) -> &'static str {
     match status {
         413 => "Content Too Large",

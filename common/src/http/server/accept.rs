@@ -1,4 +1,4 @@
-//! From the listener into the table, and what becomes of newcomers where it is full.
+//! Accepts connections into the table, and makes room for them or rejects them if it is full.
 
 use std::io::{ErrorKind, Write};
 use std::net::{IpAddr, Shutdown};
@@ -8,33 +8,32 @@ use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Socket};
 use super::table::Owned;
 use super::transport::Transport;
-use crate::http::connection::{Connection, Shortage};
-use crate::http::message::head::network;
+use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::Response;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, lock, now};
 
-/// Accepts some connections; the last one is returned, the others are armed.
+/// Accepts up to `many` connections, returns the last one and arms the others.
 pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
-    // Locked until the connections are in the table: a drain that closes the listener finds them.
+    // The lock is held until the connections are in the table, so that a drain that closes the listener finds them.
     let listener = lock(&core.listener);
     let listener = listener.as_ref()?;
     let mut last = None;
     for _ in 0..many {
         let accepted = listener.accept().and_then(|(socket, address)| {
             socket.set_nonblocking(true)?;
-            // A listener for IPv6 sees IPv4 clients in a form of its own.
+            // A listener for IPv6 sees the addresses of IPv4 clients mapped to IPv6.
             Ok((socket, address.ip().to_canonical()))
         });
         let (socket, client) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => match error.kind() {
                 ErrorKind::WouldBlock => break,
-                // A client left before it was accepted.
+                // The client left before it was accepted.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => continue,
                 _ => {
-                    // Out of descriptors or memory: connections wait in the kernel meanwhile.
+                    // Descriptors or memory ran out; connections wait in the kernel until the next round.
                     if !core.accept_paused.swap(true, Ordering::SeqCst) {
                         log::error!(cause = error.to_string().as_str(); "cannot accept");
                     }
@@ -53,22 +52,15 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 }
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
-    let evict = |client| {
-        let evicted = core
-            .evictable
-            .take(&core.table, Shortage::Connections, client);
-        evicted.is_some()
-    };
-    let mut reservation = None;
-    if core.table.used() < core.limits.connections_before(client) || evict(None) {
-        reservation = core.budget.admit(client);
-        if reservation.is_none() && evict(Some(network(client))) {
-            reservation = core.budget.admit(client);
+    let reservation = loop {
+        let exhausted = match core.budget.admit(client, core.table.used()) {
+            Ok(reservation) => break reservation,
+            Err(exhausted) => exhausted,
+        };
+        if core.evictable.take(&core.table, exhausted).is_none() {
+            reject(core, &socket, client);
+            return None;
         }
-    }
-    let Some(reservation) = reservation else {
-        reject(core, &socket, client);
-        return None;
     };
     let transport = Transport::new(socket, core.tls.as_ref())
         .inspect_err(|error| {
@@ -80,11 +72,12 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
         transport,
         connection: Connection::new(&core.limits, client, core.tls.is_some(), now()),
         decided: None,
+        outcome: None,
         reservation,
     })
 }
 
-/// Answers that there is no room for the connection, without reading or waiting.
+/// Answers 503 to a connection that finds no room, without reading or waiting.
 fn reject(core: &Core, mut socket: &Socket, client: IpAddr) {
     core.metrics.refused_connections.inc();
     let mut connection = Connection::new(&core.limits, client, core.tls.is_some(), now());

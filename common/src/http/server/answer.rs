@@ -1,16 +1,13 @@
-//! From the answer of a handler to the client, and into the log.
+//! Sends the answers of handlers to clients, and records them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::budget::{BufferKind, Exhausted};
 use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
-use crate::http::connection::Shortage;
-use crate::http::message::head::Head;
 use crate::http::message::request::{Respond, Slot};
 use crate::http::message::response::{BodySource, HandlerResult, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
@@ -18,10 +15,10 @@ use crate::http::service::workers::waiting;
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::{date, now};
 
-/// Who waits for a client looks up so often, to see whether another request waits for the slot.
+/// How often a worker that waits for a client checks whether another request needs the slot.
 const HOLD: Duration = Duration::from_millis(5);
 
-/// Who may wait looks up so often, to see whether the program ends.
+/// How often a worker that may wait for a client checks whether the program ends.
 const LONG_HOLD: Duration = Duration::from_millis(250);
 
 /// The right to answer the request of a connection.
@@ -39,8 +36,8 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, _: &Head, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
-        // Gone, where the sweeper has answered, and told of it.
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
+        // None if the sweeper has answered the request, and recorded it.
         if let Some(peer) = self.core.table.take(self.token, Parked::Waiting) {
             self.core.answer(peer, result, slot);
         }
@@ -48,7 +45,7 @@ impl Respond for Responder {
 }
 
 impl Core {
-    /// Answers the request that is out, or the one that is refused.
+    /// Answers the current request of a connection.
     pub(crate) fn answer(
         &self,
         mut peer: Owned<'_, Peer>,
@@ -61,40 +58,39 @@ impl Core {
         if self.draining.load(Ordering::SeqCst) {
             peer.connection.drain();
         }
-        let (response, mut outcome) = Outcome::of(result, &head);
-        let fill = peer.connection.respond(response, &date(), now());
-        let end = |peer: Option<Owned<'_, Peer>>, outcome: &Outcome| {
-            if let Some(peer) = peer {
-                access_log::record(&self.metrics, &head, outcome, now());
-                self.settle(peer);
-            }
+        let (response, outcome) = Outcome::of(result, head);
+        peer.outcome = Some(outcome);
+        let Some(mut fill) = peer.connection.respond(response, &date(), now()) else {
+            self.send(&mut peer, None);
+            return self.end(peer);
         };
-        if let Some(mut fill) = fill {
-            waiting(|| {
-                let peer = self.deliver(peer, Some(&mut fill), slot, &mut outcome);
-                end(peer, &outcome);
-                // The end of a stream may wait for a database: the connection is in the table by then.
-                drop(fill);
-            });
-        } else {
-            end(self.deliver(peer, None, None, &mut outcome), &outcome);
-        }
+        waiting(|| {
+            if let Some(peer) = self.stream(peer, &mut fill, slot) {
+                self.end(peer);
+            }
+            // Ending a stream may wait for a database, so the connection is in the table before that.
+            drop(fill);
+        });
     }
 
-    /// Sends an answer, a stream piece by piece, as its client takes it. While a piece is made the
-    /// connection is in the table, so that the sweeper can close it; then None is returned.
-    fn deliver<'t>(
+    /// Records an answer that is sent, buffered or truncated, and goes on with its connection.
+    pub(crate) fn end(&self, mut peer: Owned<'_, Peer>) {
+        if let Some(outcome) = peer.outcome.take() {
+            access_log::record(&self.metrics, &outcome, now());
+        }
+        self.settle(peer);
+    }
+
+    /// Sends a stream piece by piece, as its client takes it. While a piece is made the connection is in the
+    /// table, so that the sweeper can close it; None is returned if it has.
+    fn stream<'t>(
         &'t self,
         mut peer: Owned<'t, Peer>,
-        mut fill: Option<&mut BodySource<'_>>,
+        fill: &mut BodySource<'_>,
         slot: Option<&dyn Slot>,
-        outcome: &mut Outcome,
     ) -> Option<Owned<'t, Peer>> {
         let mut piece = Vec::new();
-        loop {
-            self.send(&mut peer, slot, outcome);
-            let fill = fill.as_mut().filter(|_| peer.connection.is_streaming());
-            let Some(fill) = fill else { return Some(peer) };
+        while peer.connection.is_streaming() {
             piece.clear();
             peer.connection.begin(now());
             let token = peer.token();
@@ -105,28 +101,30 @@ impl Core {
                 Ok(filled) => filled,
                 Err(panic) => {
                     if let Some(mut peer) = back {
-                        peer.connection.truncate();
-                        self.settle(peer);
+                        peer.truncate("the handler panicked");
+                        self.end(peer);
                     }
                     resume_unwind(panic)
                 }
             };
             peer = back?;
             let cause = match filled {
-                Ok(()) if peer.connection.push(&piece, now()) => continue,
+                Ok(()) if peer.connection.push(&piece, now()) => {
+                    self.send(&mut peer, slot);
+                    continue;
+                }
                 Ok(()) => WRONG_LENGTH.to_owned(),
                 Err(problem) => problem.cause.unwrap_or(problem.detail.into_owned()),
             };
-            peer.connection.truncate();
-            outcome.truncate(cause);
+            peer.truncate(cause);
         }
+        Some(peer)
     }
 
-    /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while
-    /// half of the slots do not wait for such; after that what it does not take is kept in bounded
-    /// memory; and where there is none, the reader is given up as soon as somebody else wants the
-    /// slot.
-    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>, outcome: &mut Outcome) {
+    /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while at most half
+    /// of the slots wait for slow readers. Beyond that, what it has not read is kept within the byte budget; if
+    /// that is exhausted, the answer is truncated as soon as another request needs the slot.
+    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>) {
         let mut waits = false;
         let failed = loop {
             match peer.send() {
@@ -153,17 +151,15 @@ impl Core {
             slot.end_wait();
         }
         if let Some(cause) = failed {
-            peer.connection.truncate();
-            outcome.truncate(cause);
+            peer.truncate(cause);
         }
     }
 
     /// Reserves memory for what the client has not read. If there is none, the client that has read nothing of
     /// its answer for longest is cut off.
     fn keep(&self, peer: &mut Peer) -> bool {
-        while let Err(Exhausted(client)) = peer.reservation.grow(peer.held(), BufferKind::Answer) {
-            let silent = self.evictable.take(&self.table, Shortage::Memory, client);
-            let Some(mut silent) = silent else {
+        while let Err(exhausted) = peer.reserve() {
+            let Some(mut silent) = self.evictable.take(&self.table, exhausted) else {
                 return false;
             };
             log::warn!(

@@ -5,18 +5,18 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::http::connection::Shortage;
 use crate::http::limits::Limits;
 use crate::http::message::head::network;
 use crate::http::sync::{Mutex, lock};
 use crate::metrics::Metrics;
 
-/// How many bytes a connection may use without a reservation; most requests use far less.
+/// How many bytes a connection may use without a reservation. Most requests need far less.
 const ALLOWANCE_BYTES: usize = 16 * 1024;
 
 /// The budget of one listener.
 pub(crate) struct Budget {
-    bytes_max: usize,
-    connections_max: usize,
+    limits: Limits,
     usage: Mutex<Usage>,
     metrics: Metrics,
 }
@@ -43,16 +43,16 @@ pub(crate) enum BufferKind {
     Answer,
 }
 
-/// The budget of this client, or of all, is used up.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Exhausted(pub(crate) Option<IpAddr>);
+/// What is exhausted, and whose share of it: this client's, or that of all clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exhausted(pub(crate) Shortage, pub(crate) Option<IpAddr>);
 
 /// The part of the budget that a connection uses; dropping it gives the part back.
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
     /// The client of the connection.
     pub(crate) client: IpAddr,
-    /// Beyond the allowance.
+    /// The bytes beyond the allowance.
     pub(crate) bytes: usize,
     kind: BufferKind,
 }
@@ -60,26 +60,32 @@ pub(crate) struct Reservation {
 impl Budget {
     pub(crate) fn new(limits: &Limits, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
-            bytes_max: limits.buffer_bytes,
-            connections_max: limits.connections_per_client,
+            limits: limits.clone(),
             usage: Mutex::default(),
             metrics: metrics.clone(),
         })
     }
 
-    /// A reservation for a new connection; None if its client has as many connections as it may have.
-    pub(crate) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Reservation> {
-        let client = network(client);
-        let mut usage = lock(&self.usage);
-        let client_usage = usage.clients.entry(client).or_default();
-        if client_usage.connections >= self.connections_max {
-            return None;
+    /// Makes a reservation for a new connection; `others` is the number of connections that there are.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        others: usize,
+    ) -> Result<Reservation, Exhausted> {
+        if others >= self.limits.connections_before(client) {
+            return Err(Exhausted(Shortage::Connections, None));
         }
-        client_usage.connections += 1;
+        let network = network(client);
+        let mut usage = lock(&self.usage);
+        let of_client = usage.clients.entry(network).or_default();
+        if of_client.connections >= self.limits.connections_per_client {
+            return Err(Exhausted(Shortage::Connections, Some(network)));
+        }
+        of_client.connections += 1;
         self.metrics.connections.inc();
-        Some(Reservation {
+        Ok(Reservation {
             budget: Arc::clone(self),
-            client,
+            client: network,
             bytes: 0,
             kind: BufferKind::Request,
         })
@@ -87,18 +93,13 @@ impl Budget {
 }
 
 impl Reservation {
-    /// Grows the reservation to so many bytes at least.
-    pub(crate) fn grow(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
-        self.resize(bytes.max(ALLOWANCE_BYTES + self.bytes), kind)
-    }
-
-    /// Sets the reservation to so many bytes, the allowance included; it grows only within the budget.
+    /// Sets the reservation to this number of bytes, the allowance included; it grows only within the budget.
     pub(crate) fn resize(&mut self, bytes: usize, kind: BufferKind) -> Result<(), Exhausted> {
         let bytes = bytes.saturating_sub(ALLOWANCE_BYTES);
         if (bytes, kind) == (self.bytes, self.kind) {
             return Ok(());
         }
-        let most = self.budget.bytes_max / 2;
+        let most = self.budget.limits.buffer_bytes / 2;
         let mut usage = lock(&self.budget.usage);
         let Usage {
             bytes: all,
@@ -110,9 +111,9 @@ impl Reservation {
         let exhausted = if kind == self.kind && bytes < self.bytes {
             None
         } else if client.bytes[kind as usize] + bytes > most / 2 {
-            Some(Exhausted(Some(self.client)))
+            Some(Exhausted(Shortage::Memory, Some(self.client)))
         } else if all[kind as usize] + bytes > most {
-            Some(Exhausted(None))
+            Some(Exhausted(Shortage::Memory, None))
         } else {
             None
         };
@@ -162,28 +163,31 @@ mod tests {
     fn bytes_are_bounded_for_each_use_and_each_client_and_given_back() {
         let budget = budget(200_000);
         let mut reservations: Vec<_> = (1..=3)
-            .map(|last| budget.admit(client(last)).expect("a connection"))
+            .map(|last| budget.admit(client(last), 0).expect("a connection"))
             .collect();
-        let mut grow =
-            |nth: usize, bytes, kind| reservations[nth].grow(ALLOWANCE_BYTES + bytes, kind);
+        let mut resize =
+            |nth: usize, bytes, kind| reservations[nth].resize(ALLOWANCE_BYTES + bytes, kind);
 
-        let share = Err(Exhausted(Some(client(1))));
-        assert_eq!(grow(0, 50_000, BufferKind::Request), Ok(()));
-        assert_eq!(grow(0, 50_001, BufferKind::Request), share);
-        assert_eq!(grow(1, 50_000, BufferKind::Request), Ok(()));
-        assert_eq!(grow(2, 1, BufferKind::Request), Err(Exhausted(None)));
+        let share = Err(Exhausted(Shortage::Memory, Some(client(1))));
+        assert_eq!(resize(0, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(resize(0, 50_001, BufferKind::Request), share);
+        assert_eq!(resize(1, 50_000, BufferKind::Request), Ok(()));
+        assert_eq!(
+            resize(2, 1, BufferKind::Request),
+            Err(Exhausted(Shortage::Memory, None))
+        );
         // Requests take nothing of what answers have.
-        assert_eq!(grow(2, 50_000, BufferKind::Answer), Ok(()));
-        assert_eq!(grow(0, 0, BufferKind::Answer), Ok(()));
-        assert_eq!(grow(1, 1, BufferKind::Answer), Err(Exhausted(None)));
+        assert_eq!(resize(2, 50_000, BufferKind::Answer), Ok(()));
+        assert_eq!(resize(0, 50_000, BufferKind::Answer), Ok(()));
+        assert_eq!(
+            resize(1, 1, BufferKind::Answer),
+            Err(Exhausted(Shortage::Memory, None))
+        );
         assert_eq!(reservations[0].bytes, 50_000);
         let shrunk = reservations[0].resize(ALLOWANCE_BYTES, BufferKind::Answer);
         assert_eq!(shrunk, Ok(()));
-        assert_eq!(
-            reservations[1].grow(ALLOWANCE_BYTES, BufferKind::Answer),
-            Ok(()),
-            "there is room again"
-        );
+        let moved = reservations[1].resize(ALLOWANCE_BYTES + 50_000, BufferKind::Answer);
+        assert_eq!(moved, Ok(()), "there is room again");
 
         drop(reservations);
         let usage = lock(&budget.usage);
@@ -193,15 +197,15 @@ mod tests {
     #[test]
     fn connections_are_counted_by_client_and_those_of_ipv6_by_network() {
         let budget = budget(0);
-        let admit = |address: &str| budget.admit(address.parse().expect("an address"));
+        let admit = |address: &str| budget.admit(address.parse().expect("an address"), 0);
 
         let first = admit("2001:db8:1:2::3");
         let second = admit("2001:db8:1:2:4::");
 
-        assert!(first.is_some() && second.is_some());
-        assert!(admit("2001:db8:1:2::5").is_none());
-        assert!(admit("2001:db8:1:3::5").is_some());
+        assert!(first.is_ok() && second.is_ok());
+        assert!(admit("2001:db8:1:2::5").is_err());
+        assert!(admit("2001:db8:1:3::5").is_ok());
         drop(first);
-        assert!(admit("2001:db8:1:2::5").is_some());
+        assert!(admit("2001:db8:1:2::5").is_ok());
     }
 }

@@ -1,28 +1,28 @@
-//! Where a server listens, and what it puts up with.
+//! The settings of a server.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::tls::Tls;
 use crate::env::{ConfigError, Vars};
 use crate::http::limits::{Limits, number};
-use crate::http::service::operations_key::OperationsKey;
+use crate::http::service::operations::OperationsKey;
 
-/// Where a server listens, with how many slots, and what it puts up with.
+/// The settings of a server.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
-    /// Port 0 lets the system choose.
+    /// Where the server listens; port 0 lets the system choose.
     pub address: SocketAddr,
-    /// Whether another process may listen there too, to take over without a gap.
+    /// Whether another process may listen on the port too, to take over without a gap.
     pub reuse_port: bool,
-    /// How many requests of one kind are worked on at the same time.
+    /// How many requests of one kind are processed at the same time.
     pub workers: usize,
-    /// What clients may do.
+    /// The limits for clients.
     pub limits: Limits,
-    /// HTTPS instead of HTTP.
+    /// The certificate, if the server speaks HTTPS.
     pub tls: Option<Tls>,
-    /// Who may see the metrics and the dependencies; without it, all.
+    /// The key for the metrics and the dependencies; without it everybody sees them.
     pub operations_key: Option<OperationsKey>,
-    /// The names that clients may ask for in `Host`; any, where there are none.
+    /// The names that `Host` may have; if there are none, every name is allowed.
     pub hosts: Vec<String>,
 }
 
@@ -42,22 +42,18 @@ impl HttpConfig {
         })
     }
 
-    /// On a loopback port that the system chooses, for tests.
+    /// The defaults, on a loopback port that the system chooses, for tests.
+    ///
+    /// # Panics
+    /// When there are no workers, or more than `HTTP_WORKERS` allows.
     #[must_use]
     pub fn on_loopback(workers: usize) -> Self {
-        Self {
-            address: ([127, 0, 0, 1], 0).into(),
-            reuse_port: false,
-            workers,
-            limits: Limits::default(),
-            tls: None,
-            operations_key: None,
-            hosts: Vec::new(),
-        }
+        let vars = Vars::from_pairs([("LISTEN_ADDRESS", "127.0.0.1"), ("PORT", "0")]);
+        Self::from_vars(&vars, "PORT", workers).expect("each default is within its range")
     }
 }
 
-/// From `ALLOWED_HOSTS`, a list of names.
+/// The names in `ALLOWED_HOSTS`.
 fn hosts(vars: &Vars) -> Result<Vec<String>, ConfigError> {
     const HOSTS: &str = "ALLOWED_HOSTS";
     let expected = "a list of names such as movies.example,gateway-vm";

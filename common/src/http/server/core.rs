@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::budget::{Budget, BufferKind};
+use super::budget::Budget;
 use super::evictable::Evictable;
 use super::peer::Peer;
 use super::poller::{Interest, LISTENER, Listener, Poller, Socket, reset_on_close};
@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 pub(crate) struct SocketWatch {
     pub(crate) socket: Socket,
     pub(crate) deadline: Instant,
-    /// Goes on when the socket is ready, or, shut down, when the deadline has passed.
+    /// Is called when the socket is ready, or when the deadline has passed and the socket is shut down.
     pub(crate) then: Box<dyn FnOnce(Socket) + Send>,
 }
 
@@ -41,14 +41,14 @@ pub(crate) struct Core {
     pub(crate) evictable: Evictable,
     pub(crate) watches: Table<SocketWatch>,
     pub(crate) draining: AtomicBool,
-    /// From now on no answer is waited for: the drain ends.
+    /// Whether the drain is at its limit, and no worker may wait for a client any longer.
     pub(crate) cut: AtomicBool,
-    /// Descriptors ran out; the sweeper tries again.
+    /// Whether the last accept failed, so that a failure that lasts is logged once.
     pub(crate) accept_paused: AtomicBool,
 }
 
 impl Core {
-    /// `spare` workers that do not wait are started by `start`, and more as they are needed.
+    /// `start` starts a worker; there are `spare` workers, and one more for each that waits.
     pub(crate) fn new(
         router: Router,
         limits: &Limits,
@@ -83,8 +83,8 @@ impl Core {
         }))
     }
 
-    /// After an answer: does what needs no more than the socket. A next request is left to a
-    /// worker, which gets an event at once: no handler runs on the thread that answers.
+    /// Goes on with a connection after an answer, on any thread. The next request is left to a worker, which
+    /// gets an event at once, so no handler runs on the thread that answers.
     pub(crate) fn settle(&self, mut peer: Owned<'_, Peer>) {
         let blocked = matches!(peer.send(), Ok(false));
         if blocked || peer.connection.has_input() {
@@ -94,8 +94,8 @@ impl Core {
         }
     }
 
-    /// Does what needs no more than the socket, and returns what does need more. None where the
-    /// connection is in other hands, or closed.
+    /// Goes on with a connection as far as its socket allows, and returns what is next for a worker. None if
+    /// the connection was parked or closed.
     pub(crate) fn advance<'t>(&self, mut peer: Owned<'t, Peer>) -> Option<(Owned<'t, Peer>, Next)> {
         loop {
             match peer.send() {
@@ -126,19 +126,13 @@ impl Core {
         }
     }
 
-    /// Leaves a connection to whoever gets the next event of its socket.
+    /// Parks a connection until the next event of its socket.
     pub(crate) fn arm(&self, mut peer: Owned<'_, Peer>, mut interest: Interest) {
         if peer.transport.has_unread() {
             interest = Interest::Write;
         }
-        // What has been sent or read is given back.
-        let kind = if peer.connection.to_send().is_empty() {
-            BufferKind::Request
-        } else {
-            BufferKind::Answer
-        };
-        let held = peer.held();
-        let _ = peer.reservation.resize(held, kind);
+        // The memory of what has been sent or read is given back; a reservation that cannot grow stays as it is.
+        let _ = peer.reserve();
         let token = peer.token();
         peer.park(Parked::Armed, |peer| {
             self.poller.arm(&peer.transport.socket, token, interest);

@@ -19,16 +19,16 @@ use crate::shutdown::Shutdown;
 /// How long workers may take to end when no connection is left.
 const WORKERS_END_LIMIT: Duration = Duration::from_millis(300);
 
-/// The descriptors that a slot may take for what it asks: a socket, and what waits on it.
+/// How many descriptors a slot may need for its connections to other servers.
 const DESCRIPTORS_OF_A_SLOT: usize = 5;
 
-/// What else the program opens.
+/// How many descriptors the program needs beside its connections and slots.
 const OTHER_DESCRIPTORS: usize = 32;
 
-/// What a worker needs of its stack, with room to spare.
+/// More stack than a worker needs.
 const THREAD_STACK_BYTES: usize = 512 * 1024;
 
-/// Where it listens, and what waits for its end.
+/// Starts a server; returns its address, and a function that waits for its end.
 pub(crate) fn start(
     config: &HttpConfig,
     router: Router,
@@ -105,7 +105,7 @@ fn sweep_until_the_end(core: &Core, shutdown: &Shutdown, reuse_port: bool) {
     core.poller.wake();
 }
 
-/// Clients must leave descriptors for the slots.
+/// The most connections that leave enough descriptors for the slots.
 fn most_connections(wanted: usize, slots: usize) -> usize {
     let own = OTHER_DESCRIPTORS + slots * DESCRIPTORS_OF_A_SLOT;
     let all = getrlimit(Resource::Nofile).current;

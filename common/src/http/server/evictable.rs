@@ -1,8 +1,9 @@
-//! Which connections go first, for others' sake, where there are no places or no memory left.
+//! Chooses the connections that are closed to make room when connections or memory are exhausted.
 
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::budget::Exhausted;
 use super::peer::Peer;
 use super::table::{Owned, Parked, Table, Token};
 use crate::http::connection::Shortage;
@@ -14,23 +15,22 @@ struct Candidate {
     client: IpAddr,
 }
 
-/// Those that may go, by the [`Shortage`] that they end, the first at the end. The table is looked through
-/// once in a round of the sweeper at most, however many ask; None where it was not yet.
+/// The connections that may be closed, for each [`Shortage`], the first one at the end; None before somebody
+/// asks. The table is searched at most once in a round of the sweeper.
 #[derive(Default)]
 pub(crate) struct Evictable(Mutex<Option<[Vec<Candidate>; 2]>>);
 
 impl Evictable {
-    /// Has the table looked through again when somebody asks.
+    /// Forgets the candidates, so that the next call of [`Evictable::take`] searches the table again.
     pub(crate) fn forget(&self) {
         *lock(&self.0) = None;
     }
 
-    /// The connection whose time would end first, of all or of one client.
+    /// Takes the connection with the earliest deadline, of those that use what is exhausted.
     pub(crate) fn take<'t>(
         &self,
         table: &'t Table<Peer>,
-        shortage: Shortage,
-        client: Option<IpAddr>,
+        Exhausted(shortage, client): Exhausted,
     ) -> Option<Owned<'t, Peer>> {
         let mut candidates = lock(&self.0);
         let candidates = candidates.get_or_insert_with(|| look(table));
@@ -38,7 +38,7 @@ impl Evictable {
         let is_of = |found: &Candidate| client.is_none_or(|client| client == found.client);
         loop {
             let found = candidates.remove(candidates.iter().rposition(is_of)?);
-            // Whatever has happened to a connection has set it another deadline.
+            // A connection that made progress since the search has another deadline.
             let same = |parked, peer: &Peer| {
                 parked == Parked::Armed && peer.connection.deadline() == found.deadline
             };

@@ -1,4 +1,4 @@
-//! A listener with the bulkheads behind it, from its start to its end in good order.
+//! A server: a listener with bulkheads behind it, from its start to the end of its drain.
 
 #![cfg_attr(
     feature = "tiny_http",
@@ -60,8 +60,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts listening and working. `dependencies` makes, in a slot of its own, what
-    /// `/ready` asks.
+    /// Starts to listen and to serve. `dependencies` makes, in a slot of its own, the function that `/ready`
+    /// calls.
     pub fn start<D>(
         config: &HttpConfig,
         mut bulkheads: Vec<Arc<dyn Submit>>,
@@ -74,7 +74,7 @@ impl Server {
     {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
         let key = config.operations_key.clone();
-        // They take what no others do, so they are asked last.
+        // They take the paths of no others, so they come last.
         bulkheads.extend(operations(metrics, &config.limits, key, dependencies));
         let router = Router {
             bulkheads,
@@ -93,7 +93,7 @@ impl Server {
         })
     }
 
-    /// Where it listens, with the port that the system chose.
+    /// The address on which it listens, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -106,7 +106,7 @@ impl Server {
     }
 }
 
-/// Of the likely causes, what to do about them.
+/// Adds what to do about a likely cause.
 fn with_advice(error: io::Error, port: u16) -> io::Error {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => {

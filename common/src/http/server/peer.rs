@@ -1,25 +1,28 @@
-//! A client's connection: its bytes, what they mean, and what it may take of memory.
+//! A client's connection: its transport, its protocol, and its reservation of memory.
 
 use std::io::{self, ErrorKind};
 
-use super::budget::{BufferKind, Reservation};
+use super::budget::{BufferKind, Exhausted, Reservation};
 use super::transport::Transport;
 use crate::http::connection::Connection;
 use crate::http::message::problem::Problem;
 use crate::http::message::response::HandlerResult;
+use crate::http::service::access_log::Outcome;
 use crate::http::sync::now;
 
 pub(crate) struct Peer {
-    /// Before the socket, so that it is given back before the client can see the end.
+    /// Dropped before the socket, so that it is given back before the client can see the end.
     pub(crate) reservation: Reservation,
     pub(crate) connection: Connection,
-    /// The answer to the request whose body is passed over.
+    /// The answer to a request whose body is discarded.
     pub(crate) decided: Option<HandlerResult<'static>>,
+    /// The outcome of the request whose answer is being sent.
+    pub(crate) outcome: Option<Outcome>,
     pub(crate) transport: Transport,
 }
 
 impl Peer {
-    /// Reads what has arrived. It may be nothing that can be gone on with.
+    /// Reads what has arrived, which may be nothing.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Result<(), Problem> {
         match self.transport.recv(buffer) {
             Ok(0) => self.connection.on_end(),
@@ -31,11 +34,11 @@ impl Peer {
             Err(_) => self.connection.on_error(),
         }
         let detail = "too many large requests at the same time; try again";
-        let grown = self.reservation.grow(self.held(), BufferKind::Request);
-        grown.map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
+        self.reserve()
+            .map_err(|_| Problem::unavailable(detail, "the byte budget is used up"))
     }
 
-    /// Sends what the client takes; true where that was all there is to be sent.
+    /// Sends what the client takes; returns whether that was all of it.
     pub(crate) fn send(&mut self) -> io::Result<bool> {
         let mut send_all = || {
             while !self.connection.to_send().is_empty() {
@@ -50,9 +53,23 @@ impl Peer {
         }
     }
 
-    /// How many bytes are held here.
-    pub(crate) fn held(&self) -> usize {
+    /// Ends the answer early, so that the client can tell, and notes the cause for the log.
+    pub(crate) fn truncate(&mut self, cause: impl Into<String>) {
+        self.connection.truncate();
+        if let Some(outcome) = &mut self.outcome {
+            outcome.truncate(cause);
+        }
+    }
+
+    /// Reserves memory for what the connection holds, and gives back the rest of the reservation.
+    pub(crate) fn reserve(&mut self) -> Result<(), Exhausted> {
         let unsent = self.connection.to_send().len();
-        unsent.max(self.connection.held_input())
+        let kind = if unsent == 0 {
+            BufferKind::Request
+        } else {
+            BufferKind::Answer
+        };
+        let held = unsent.max(self.connection.held_input());
+        self.reservation.resize(held, kind)
     }
 }

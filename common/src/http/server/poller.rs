@@ -1,4 +1,4 @@
-//! The operating system, as the server uses it: sockets that never block, and one epoll.
+//! The system calls of the server: sockets that never block, and one epoll.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,20 +12,20 @@ use socket2::{Domain, SockFilter, SockRef, TcpKeepalive, Type};
 
 use super::table::Token;
 
-/// Events that are of no connection.
+/// The tokens of events that belong to no connection.
 pub(crate) const LISTENER: Token = Token(u64::MAX);
 pub(crate) const WAKE: Token = Token(u64::MAX - 1);
 pub(crate) const CALL: Token = Token(u64::MAX - 2);
 
-/// Connections that the kernel holds for us until they are accepted.
+/// How many connections the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
 
-/// When a silent connection is asked whether its client still exists.
+/// When the kernel probes a silent connection for a client that is gone.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_mins(1))
     .with_interval(Duration::from_secs(10));
 
-/// What a socket is waited for. The values are those of poll(2) and epoll(7).
+/// The event that a socket waits for. The values are those of poll(2) and epoll(7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is what it says")]
 pub enum Interest {
@@ -52,8 +52,8 @@ impl Poller {
         Ok(Self { epoll, call })
     }
 
-    /// Waits for one event; whatever it belongs to is disarmed. More at once would leave the
-    /// second to wait for the first one's handler.
+    /// Waits for one event, which disarms its source. If it took two, the second one would wait for the handler
+    /// of the first.
     pub(crate) fn wait(&self) -> io::Result<Token> {
         let mut events = EventVec::with_capacity(1);
         loop {
@@ -87,19 +87,19 @@ impl Poller {
             Err(Errno::NOENT) => epoll::add(&self.epoll, source, data, flags),
             set => set,
         };
-        // It fails where memory is short; the deadline then ends the connection.
+        // It fails if the kernel has no memory; the deadline then ends the connection.
         debug_assert!(set.is_ok(), "{set:?}");
     }
 }
 
-/// What is set on the listener is inherited by the connections that it accepts.
+/// Opens a listener. The connections that it accepts inherit its options.
 pub(crate) fn bind(
     address: SocketAddr,
     reuse_port: bool,
     send_time: Duration,
 ) -> io::Result<Listener> {
     let socket = new_socket(address)?;
-    // A restart must not wait for the connections of the process before it.
+    // A restart must not wait for the connections of the former process.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     socket.set_tcp_user_timeout(Some(send_time))?;
@@ -109,10 +109,10 @@ pub(crate) fn bind(
     Ok(socket.into())
 }
 
-/// Takes no new connection any more: who asks for one asks again a second later, and another
-/// process that listens here has it. Handshakes that have begun go on.
+/// Makes the kernel drop requests for new connections to this listener. A client repeats its request a second
+/// later, and gets to another process that listens on the port. Handshakes that have begun go on.
 pub(crate) fn ignore_newcomers(listener: &Listener) -> io::Result<()> {
-    // Load the byte of TCP's flags; where there is no ACK, which a SYN has not, drop the packet.
+    // Load the byte of TCP's flags; drop the packet if it has no ACK, which a SYN has not.
     let filter = [
         SockFilter::new(0x30, 0, 0, 13),
         SockFilter::new(0x45, 1, 0, 0x10),
@@ -122,7 +122,7 @@ pub(crate) fn ignore_newcomers(listener: &Listener) -> io::Result<()> {
     SockRef::from(listener).attach_filter(&filter)
 }
 
-/// Begins to connect: once the socket can be written to, its error tells what came of it.
+/// Begins to connect; when the socket is writable, its error is the result.
 pub fn connect(address: SocketAddr) -> io::Result<Socket> {
     let socket = new_socket(address)?;
     match socket.connect(&address.into()) {
@@ -139,7 +139,7 @@ fn new_socket(address: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-/// Waits for a socket on this thread; false where it was not ready in time.
+/// Waits for a socket on this thread; false if it was not ready in time.
 #[must_use]
 pub fn wait_for(socket: &Socket, interest: Interest, limit: Duration) -> bool {
     let flags = PollFlags::from_bits_retain(interest as u16);
@@ -152,7 +152,7 @@ pub fn wait_for(socket: &Socket, interest: Interest, limit: Duration) -> bool {
     }
 }
 
-/// Has closing the socket reset the connection.
+/// Makes closing the socket reset the connection.
 pub(crate) fn reset_on_close(socket: &Socket) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }

@@ -1,4 +1,4 @@
-//! One thread that sees to every deadline, a few times a second, and to the end.
+//! One thread that enforces every deadline, several times a second, and drains the server at its end.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
@@ -9,30 +9,29 @@ use super::peer::Peer;
 use super::poller::{Interest, ignore_newcomers};
 use super::table::{Owned, Parked};
 use super::worker::refuse;
-use crate::http::service::access_log::{self, Outcome};
 use crate::http::sync::atomic::Ordering;
 use crate::http::sync::lock;
 
-/// So many who are connected already, but not yet accepted, are served at the end: as many as the
+/// How many connections that the kernel has established are accepted and served at the end: as many as the
 /// kernel keeps.
 const NEWCOMERS: usize = 4096;
 
-/// How often it looks around.
+/// The time between two rounds.
 pub(crate) const ROUND: Duration = Duration::from_millis(50);
 
-/// How long handshakes that have begun may take, and requests that are on their way over a kept
-/// connection.
+/// How long, after another process has taken over, TCP handshakes may take that have begun, and requests that
+/// clients have sent over kept connections.
 pub(super) const ON_THEIR_WAY: Duration = Duration::from_secs(1);
 
-/// After so much of a drain, whoever waits for an answer is told that there is none: what is
-/// behind it is perhaps stopped, and the program ends soon.
+/// The time of a drain after which requests that still wait for an answer get 503, because what they wait for
+/// may have stopped, and the program ends soon.
 const LAST_ANSWERS_AFTER: Duration = Duration::from_millis(6500);
 
 /// How long connections may take to end after the shutdown was requested.
 const DRAIN_LIMIT: Duration = Duration::from_millis(7500);
 
-/// Another process listens on the port: whoever connects is for it from now on, and whoever is about to
-/// be connected here still comes in. Clients that go on asking here are told to ask there.
+/// Leaves new connections to another process that listens on the port. Handshakes that have begun here are
+/// completed here. Each answer is its connection's last, so that clients connect to the other process.
 pub(crate) fn hand_over(core: &Core) {
     let ignored = lock(&core.listener).as_ref().map(ignore_newcomers);
     if let Some(Err(error)) = ignored {
@@ -41,18 +40,18 @@ pub(crate) fn hand_over(core: &Core) {
     core.draining.store(true, Ordering::SeqCst);
 }
 
-/// Accepts no more; every answer from now on is its connection's last.
+/// Closes the listener, and makes each answer its connection's last.
 pub(crate) fn drain(core: &Core) {
     core.draining.store(true, Ordering::SeqCst);
-    // Whoever is connected already, but not yet accepted, is served too.
-    // A flood of them does not keep the drain from its deadlines.
+    // Connections that the kernel has established are served too; their number is bounded, so that a flood of
+    // them does not delay the drain.
     if let Some(last) = accept(core, NEWCOMERS) {
         core.arm(last, Interest::Read);
     }
     *lock(&core.listener) = None;
 }
 
-/// One look around. `drained` is for how long the drain has lasted. False when all is done.
+/// One round. `drained` is how long the drain has lasted. Returns false when the drain is complete.
 pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> bool {
     let at_last = drained.is_some_and(|drained| drained >= LAST_ANSWERS_AFTER);
     let cut = drained.is_some_and(|drained| drained >= DRAIN_LIMIT);
@@ -60,7 +59,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     core.router.sweep(now);
     core.evictable.forget();
     let is_over = |_, parked, peer: &Peer| {
-        let unanswered = parked == Parked::Waiting && !peer.connection.is_streaming();
+        let unanswered = parked == Parked::Waiting && peer.outcome.is_none();
         cut || at_last && unanswered || peer.connection.deadline() <= now
     };
     for peer in core.table.sweep(is_over) {
@@ -68,7 +67,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     }
     let look = |_, _, watch: &SocketWatch| {
         if cut || watch.deadline <= now {
-            // Its event comes at once, and a worker sees that it is too late.
+            // This causes an event, and the worker that takes it sees that the deadline has passed.
             let _ = watch.socket.shutdown(Shutdown::Both);
         }
         false
@@ -79,7 +78,7 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
         core.arm_listener();
         return true;
     }
-    // A worker looks once more at each idle one before it closes it.
+    // A worker reads once more from each idle connection before it closes the connection.
     let may_go =
         |_, parked, peer: &Peer| parked == Parked::Armed && peer.connection.may_be_closed(now);
     for mut peer in core.table.sweep(may_go) {
@@ -89,25 +88,19 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     core.table.used() + core.watches.used() > 0
 }
 
-/// The deadline of a connection has passed.
+/// Ends what a connection waits for, after its deadline.
 fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
-    let head = peer.connection.head().cloned();
+    if peer.outcome.is_some() {
+        peer.truncate("an answer stopped midway and is truncated");
+        return core.end(peer);
+    }
     if cut {
         peer.connection.truncate();
     }
-    let streaming = peer.connection.is_streaming();
-    match (peer.connection.on_deadline(now), head) {
-        (Some(problem), Some(_)) => core.answer(peer, Err(problem), None),
-        (Some(problem), None) => refuse(core, peer, problem),
-        (None, Some(head)) if streaming => {
-            let mut outcome = Outcome {
-                status: 200,
-                ..Outcome::default()
-            };
-            outcome.truncate("an answer stopped midway and is truncated");
-            access_log::record(&core.metrics, &head, &outcome, now);
-            core.settle(peer);
-        }
-        _ => core.settle(peer),
+    let is_request = peer.connection.head().is_some();
+    match peer.connection.on_deadline(now) {
+        Some(problem) if is_request => core.answer(peer, Err(problem), None),
+        Some(problem) => refuse(core, peer, problem),
+        None => core.settle(peer),
     }
 }

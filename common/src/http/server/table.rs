@@ -1,5 +1,5 @@
-//! All connections, each in one state: armed at the poller, waiting for an answer, or owned by
-//! the thread that took it out. An index is used again under another generation.
+//! All connections, each in one state: armed at the poller, waiting for an answer, or owned by the thread that
+//! took it out. An index is reused with another generation.
 
 use std::ops::{Deref, DerefMut};
 
@@ -10,7 +10,7 @@ use crate::http::sync::{Mutex, lock};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Token(pub(super) u64);
 
-/// The bit of a token that tells the tables apart.
+/// The bit of a token that distinguishes the tables.
 pub(crate) const PEERS: u64 = 0;
 pub(crate) const WATCHES: u64 = 1 << 31;
 
@@ -34,7 +34,7 @@ pub(crate) enum Parked {
 }
 
 struct Entry<P> {
-    /// Of the connection that is there, or of the next one.
+    /// The token of the connection in this entry, or of the next one.
     token: Token,
     /// None if the entry is free, or a thread owns the connection.
     parked: Option<(Parked, Box<P>)>,
@@ -70,8 +70,8 @@ impl<P> Owned<'_, P> {
         self.peer.take()
     }
 
-    /// Leaves the connection. `arm` runs under the lock of its entry: were it later, another
-    /// thread could have closed the socket, and its descriptor could be a newcomer's.
+    /// Gives up the ownership of the connection. `arm` runs under the lock of its entry; after that another
+    /// thread may close the socket, and its descriptor may belong to a new connection.
     pub(crate) fn park(mut self, parked: Parked, arm: impl FnOnce(&P)) {
         let Some(peer) = self.peer.take() else { return };
         let mut entry = lock(&self.table.entries[self.token.index()]);
@@ -139,7 +139,7 @@ impl<P> Table<P> {
         })
     }
 
-    /// Makes the caller the owner, if the connection is still there and was left for that.
+    /// Makes the caller the owner, if the connection is still there and waits for `expected`.
     pub(crate) fn take(&self, token: Token, expected: Parked) -> Option<Owned<'_, P>> {
         self.take_if(token, |parked, _| parked == expected)
     }

@@ -203,6 +203,9 @@ fn whatever_panics_its_client_hears_so_and_the_slot_serves_the_next() {
         assert!(std::time::Instant::now() < deadline, "one is left");
         std::thread::yield_now();
     }
+    let labels = ["/third-piece", "GET", "200"];
+    let truncated = running.metrics.http_requests.with_label_values(&labels);
+    assert_eq!(truncated.get(), 1, "it is logged and counted");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::http::sync::{date, now};
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often a worker looks up from `recv`.
+/// How long a worker waits in `recv` before it checks whether the program ends.
 const ROUND: Duration = Duration::from_millis(50);
 
 struct Shared {
@@ -31,7 +31,7 @@ struct Shared {
     body_bytes_max: usize,
 }
 
-/// Where it listens, and what waits for its end.
+/// Starts a server; returns its address, and a function that waits for its end.
 pub(crate) fn start(
     config: &HttpConfig,
     router: Router,
@@ -86,7 +86,11 @@ fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
     let mut reader = from.as_reader().take(limit as u64 + 1);
     let read = reader.read_to_end(&mut body);
     let (head, shared) = (Arc::new(head), Arc::clone(shared));
-    let responder = Box::new(Responder { from, shared });
+    let responder = Box::new(Responder {
+        from,
+        shared,
+        head: Arc::clone(&head),
+    });
     let decided = match (decided, read) {
         (None, Ok(bytes)) if bytes <= limit => {
             let shared = Arc::clone(&responder.shared);
@@ -96,12 +100,13 @@ fn take(shared: &Arc<Shared>, mut from: tiny_http::Request) {
         (None, Ok(_)) => Err(Problem::content_too_large(limit)),
         (None, Err(_)) => Err(Problem::bad_request("the body cannot be read")),
     };
-    responder.respond(&head, decided, None);
+    responder.respond(decided, None);
 }
 
 struct Responder {
     from: tiny_http::Request,
     shared: Arc<Shared>,
+    head: Arc<Head>,
 }
 
 impl Respond for Responder {
@@ -109,12 +114,12 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, head: &Head, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
-        let (response, mut outcome) = Outcome::of(result, head);
-        if let Err(error) = send(self.from, response, &head.request_id) {
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
+        let (response, mut outcome) = Outcome::of(result, Arc::clone(&self.head));
+        if let Err(error) = send(self.from, response, &self.head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));
         }
-        access_log::record(&self.shared.metrics, head, &outcome, now());
+        access_log::record(&self.shared.metrics, &outcome, now());
     }
 }
 
@@ -135,7 +140,7 @@ fn send(from: tiny_http::Request, response: Response<'_>, request_id: &str) -> i
     from.respond(answer)
 }
 
-/// The piece of a stream that is at hand, and what makes the others.
+/// The current piece of a stream, and what makes the next ones.
 struct StreamReader<'a>(io::Cursor<Vec<u8>>, BodySource<'a>);
 
 impl Read for StreamReader<'_> {

@@ -1,5 +1,4 @@
-//! Waiting for a socket of the program's own without a thread: what comes after it is a value, and
-//! a worker goes on with it.
+//! Waits for a socket of the program without a thread: what follows is a value, and a worker runs it.
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
@@ -16,14 +15,13 @@ thread_local! {
     static CORE: RefCell<Weak<Core>> = const { RefCell::new(Weak::new()) };
 }
 
-/// The calling thread works for this server.
+/// Makes the calling thread work for this server.
 pub(crate) fn enter(core: &Arc<Core>) {
     CORE.with(|own| *own.borrow_mut() = Arc::downgrade(core));
 }
 
-/// Calls `then` on a worker when the socket is ready, or when the deadline has passed: the socket
-/// is shut down by then. To be called by handlers, and by what was watched before; on a thread of
-/// another engine it waits.
+/// Calls `then` on a worker when the socket is ready, or when the deadline has passed and the socket is shut
+/// down. Handlers call it, and functions that it has called; on a thread of another engine it waits.
 pub fn watch(
     socket: Socket,
     interest: Interest,

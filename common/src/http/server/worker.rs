@@ -1,4 +1,4 @@
-//! A worker takes one event after another, and does what is to be done about it.
+//! Workers take events and process them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::http::sync::now;
 
 const READ_BYTES: usize = 32 * 1024;
 
-/// How many connections one event of the listener may bring.
+/// How many connections are accepted at one event of the listener.
 const ACCEPTS: usize = 8;
 
-/// A worker's life.
+/// Processes events until the server ends.
 pub(crate) fn work(core: &Arc<Core>) {
     watch::enter(core);
     let mut buffer = vec![0; READ_BYTES];
@@ -34,7 +34,7 @@ pub(crate) fn work(core: &Arc<Core>) {
             }
         };
         if catch_unwind(AssertUnwindSafe(|| take(core, event, &mut buffer))).is_err() {
-            // A slot may have been given back by nobody who works on what waits for it.
+            // The panic may have given back a slot without serving the requests that wait for it.
             core.router.work();
         }
     }
@@ -44,12 +44,12 @@ fn take(core: &Arc<Core>, event: Token, buffer: &mut [u8]) {
     match event {
         CALL => core.router.work(),
         LISTENER => {
-            // The request of the last one is mostly there already.
+            // The request of the last connection has mostly arrived already.
             if let Some(last) = accept(core, ACCEPTS) {
                 drive(core, last, buffer);
             }
         }
-        // Gone, or not armed, where the event is older than what became of it.
+        // An event may be stale: the connection is gone then, or not armed.
         token => {
             if let Some(peer) = core.table.take(token, Parked::Armed) {
                 drive(core, peer, buffer);
@@ -57,14 +57,14 @@ fn take(core: &Arc<Core>, event: Token, buffer: &mut [u8]) {
                 && let Some(watch) = watch.remove()
             {
                 (watch.then)(watch.socket);
-                // Where that was the end of an exchange, its slot is free.
+                // If that ended an exchange, its slot is free.
                 core.router.work();
             }
         }
     }
 }
 
-/// Goes on with a connection, and leaves it in another's hands.
+/// Goes on with a connection until it is parked or closed.
 fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
     let mut may_read = true;
     loop {
@@ -105,7 +105,7 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
     }
 }
 
-/// Answers a request that is not accepted.
+/// Answers and counts a request that is refused.
 pub(crate) fn refuse(core: &Core, peer: Owned<'_, Peer>, problem: Problem) {
     core.metrics
         .refused_requests

@@ -1,13 +1,13 @@
 //! A bulkhead is a number of slots for one kind of request, and the requests that wait for them:
-//! when all slots of one wait for something slow, the others go on. A slot owns the state that
+//! when all slots of one bulkhead wait for something slow, the other bulkheads go on. A slot owns the state that
 //! handlers use, so a service has as many connections to its database as it has slots, and no pool.
-//! Whoever brings a request takes a slot if one is free, and works until nothing waits.
+//! The worker that brings a request takes a slot if one is free, and serves requests until none waits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queues::Queues;
+use super::queue::{Queue, SINGLE};
 use super::router::{Admission, Submit, Verb, find};
 use super::workers::{call_another, waiting};
 use crate::http::limits::Limits;
@@ -18,45 +18,45 @@ use crate::http::message::response::{HandlerResult, Response};
 use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::{Mutex, lock, now};
 
-/// Who answers: plain functions over the state that their slot owns.
+/// How the requests of a route are answered: by plain functions over the state that a slot owns.
 pub enum Handler<S: Send + 'static> {
-    /// By the head alone, without a slot, and so under any load.
+    /// The head alone suffices; the request needs no slot, and so is answered under any load.
     Direct(fn() -> Response<'static>),
-    /// Each request for itself.
+    /// Requests are answered one by one.
     One(One<S>),
     /// Requests that wait at the same time are answered together.
     Batch(&'static Batch<S>),
-    /// Whoever takes the request answers it, in its time and from anywhere; its slot is taken
-    /// until the lease is dropped.
+    /// The function owns the request and may answer it later, from any thread. The slot is taken until the
+    /// lease is dropped.
     Owned(fn(Lease<S>, Request)),
 }
 
 /// Answers one request.
 pub type One<S> = for<'a> fn(&'a mut S, &Request) -> HandlerResult<'a>;
 
-/// How requests that wait at the same time are answered together, in fewer ways to and from
-/// the database than there are requests. One that comes alone does not wait for others.
+/// How requests that wait at the same time are answered together, with fewer round trips to the database than
+/// there are requests. A request that comes alone does not wait for others.
 pub struct Batch<S> {
-    /// In how many slots at the same time: the fewer, the more is together.
+    /// How many slots answer batches at the same time: with fewer slots the batches are larger.
     pub slots: usize,
-    /// How many requests there are at once, at most.
+    /// The most requests of a batch.
     pub requests_max: usize,
-    /// Which of the requests; the others are answered one by one.
+    /// Whether a request may be in a batch; the others are answered one by one.
     pub filter: fn(&Head) -> bool,
-    /// Makes the answers to the requests, in their order.
+    /// Answers a batch, in the order of its requests.
     pub answer: fn(&mut S, &[Request]) -> Answers,
-    /// Answers one that is not for a batch.
+    /// Answers a request that is in no batch.
     pub one: One<S>,
 }
 
-/// Answers to requests, in their order. None is for one that had better be answered for itself.
+/// The answers to a batch, in the order of its requests. A request whose answer is None is answered singly.
 pub type Answers = Vec<Option<HandlerResult<'static>>>;
 
 /// One line of a service's table: `(Verb::Get, "/api/movies/:id", One(get_movie))`. A segment
 /// that begins with `:` stands for any one segment; a last segment `*` for any rest, or none.
 pub type Route<S> = (Verb, &'static str, Handler<S>);
 
-/// Whether a request may be taken, by its head alone.
+/// Decides by the head alone whether a request is accepted.
 type Guard = Box<dyn Fn(&Head) -> Result<(), Problem> + Send + Sync>;
 
 /// The slots for one kind of request.
@@ -67,26 +67,27 @@ pub struct Bulkhead<S: Send + 'static> {
     guard: Guard,
     slots: usize,
     limits: Limits,
-    queues: Mutex<Queues<S>>,
+    queue: Mutex<Queue<S>>,
     /// How many slots wait for slow clients.
     waits: AtomicUsize,
 }
 
-/// A slot that is taken; dropping the lease, on a thread of the server, gives it back.
+/// A slot that is taken; dropping the lease gives the slot back.
 pub struct Lease<S: Send + 'static> {
     bulkhead: Arc<Bulkhead<S>>,
-    queue: usize,
+    /// The kind of the requests for which the slot was taken.
+    kind: usize,
     state: Option<S>,
 }
 
 impl<S: Send> Lease<S> {
-    /// What the slot owns.
+    /// The state that the slot owns.
     pub fn state(&mut self) -> &mut S {
         self.state
             .get_or_insert_with(|| (self.bulkhead.new_state)())
     }
 
-    /// Answers a request from the slot: a stream waits for its client here.
+    /// Answers a request from the slot; a stream waits here for its client.
     pub fn respond(&self, request: Request, result: HandlerResult<'_>) {
         request.respond_from(result, Some(&*self.bulkhead));
     }
@@ -94,15 +95,15 @@ impl<S: Send> Lease<S> {
 
 impl<S: Send> Drop for Lease<S> {
     fn drop(&mut self) {
-        // What a handler that panicked has left behind may be half done.
+        // A handler that panicked may have left the state inconsistent.
         let state = self.state.take().filter(|_| !std::thread::panicking());
-        lock(&self.bulkhead.queues).give_back(self.queue, state);
+        lock(&self.bulkhead.queue).give_back(self.kind, state);
     }
 }
 
 impl<S: Send + 'static> Bulkhead<S> {
-    /// For `prefix` and all paths below it; the empty prefix takes what no other bulkhead does.
-    /// `state` makes what a slot owns, when it is first taken.
+    /// A bulkhead for `prefix` and all paths below it; the empty prefix takes the paths of no other bulkhead.
+    /// `state` makes the state of a slot when the slot is first taken.
     pub fn new(
         prefix: &'static str,
         slots: usize,
@@ -121,12 +122,12 @@ impl<S: Send + 'static> Bulkhead<S> {
             guard: Box::new(|_| Ok(())),
             slots,
             limits: limits.clone(),
-            queues: Mutex::new(Queues::new(slots, routes.iter().map(limits_of))),
+            queue: Mutex::new(Queue::new(slots, routes.iter().map(limits_of))),
             waits: AtomicUsize::new(0),
         }
     }
 
-    /// Asks `guard` about each request as soon as its head is here.
+    /// Asks `guard` about each request as soon as its head has arrived.
     #[must_use]
     pub fn with_guard(
         mut self,
@@ -139,25 +140,25 @@ impl<S: Send + 'static> Bulkhead<S> {
     /// Whether no slot is taken and nothing waits.
     #[cfg(all(test, feature = "shuttle"))]
     pub(crate) fn is_at_rest(&self) -> bool {
-        let queues = lock(&self.queues);
-        let at_work = self.slots - queues.free.len() + self.waits.load(SeqCst);
-        at_work + queues.waiting() == 0
+        let queue = lock(&self.queue);
+        let at_work = self.slots - queue.free.len() + self.waits.load(SeqCst);
+        at_work + queue.waiting() == 0
     }
 
-    /// Answers a batch, or a single request.
+    /// Answers a batch or a single request.
     fn serve(&self, mut lease: Lease<S>, mut requests: Vec<Request>) {
-        // Overload must not make work for clients that have had their answer.
+        // Requests that the sweeper has answered are dropped, so that overload makes no useless work.
         requests.retain(Request::begin);
         let Some(first) = requests.first() else {
             return;
         };
         let handler = &self.routes[first.matched.route].2;
-        if let (Handler::Batch(batch), true) = (handler, lease.queue > 0) {
+        if let (Handler::Batch(batch), true) = (handler, lease.kind != SINGLE) {
             let answers = waiting(|| (batch.answer)(lease.state(), &requests));
             for (request, answer) in requests.into_iter().zip(answers) {
                 match answer {
                     Some(result) => request.respond_from(result, Some(self)),
-                    None => lock(&self.queues).push(0, request, now()),
+                    None => lock(&self.queue).push(SINGLE, request, now()),
                 }
             }
         } else if let Some(request) = requests.pop() {
@@ -191,15 +192,15 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
 
     fn submit(self: Arc<Self>, request: Request) {
         let route = request.matched.route;
-        let queue = match &self.routes[route].2 {
+        let kind = match &self.routes[route].2 {
             Handler::Batch(batch) if (batch.filter)(&request) => route + 1,
-            _ => 0,
+            _ => SINGLE,
         };
-        let mut queues = lock(&self.queues);
-        queues.push(queue, request, now());
-        let is_full = queues.waiting() > queues.free.len() + self.limits.queue;
-        let last = is_full.then(|| queues.take_last()).flatten();
-        drop(queues);
+        let mut queue = lock(&self.queue);
+        queue.push(kind, request, now());
+        let is_full = queue.waiting() > queue.free.len() + self.limits.queue;
+        let last = is_full.then(|| queue.take_last()).flatten();
+        drop(queue);
         if let Some(last) = last {
             last.respond(Err(Problem::overloaded(
                 "as many requests wait as may wait",
@@ -210,21 +211,21 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
 
     fn work(self: Arc<Self>) {
         loop {
-            let mut queues = lock(&self.queues);
-            let Some((queue, state, requests)) = queues.take() else {
+            let mut queue = lock(&self.queue);
+            let Some((kind, state, requests)) = queue.take() else {
                 return;
             };
-            let is_more = !queues.free.is_empty() && queues.first_in_turn().is_some();
-            drop(queues);
+            let is_more = queue.has_work();
+            drop(queue);
             if is_more {
                 call_another();
             }
             let lease = Lease {
                 bulkhead: Arc::clone(&self),
-                queue,
+                kind,
                 state,
             };
-            // A request that a panic left unanswered is answered when it is dropped.
+            // A request that is dropped by a panic is answered 500.
             let _ = catch_unwind(AssertUnwindSafe(|| self.serve(lease, requests)));
         }
     }
@@ -234,7 +235,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 
     fn sweep(&self, now: Instant) {
-        let expired = lock(&self.queues).expire(now, self.limits.queue_time);
+        let expired = lock(&self.queue).expire(now, self.limits.queue_time);
         for request in expired {
             request.respond(Err(Problem::overloaded("no slot came free in time")));
         }
@@ -252,6 +253,6 @@ impl<S: Send> Slot for Bulkhead<S> {
     }
 
     fn is_wanted(&self) -> bool {
-        lock(&self.queues).are_slots_wanted()
+        lock(&self.queue).lacks_slots()
     }
 }

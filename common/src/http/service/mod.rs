@@ -1,4 +1,4 @@
-//! What a program registers: routes, the bulkheads behind them, and limits.
+//! What a program registers: routes and the bulkheads behind them.
 
 #[cfg_attr(
     feature = "tiny_http",
@@ -8,11 +8,9 @@ pub(crate) mod workers;
 
 pub(crate) mod router;
 
-mod queues;
+mod queue;
 
 pub(crate) mod bulkhead;
 pub(crate) mod operations;
-pub(crate) mod operations_key;
 
 pub(crate) mod access_log;
-mod refusals;

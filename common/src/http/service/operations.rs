@@ -2,14 +2,17 @@
 //! are there, and its metrics. Where there is an `OPERATIONS_KEY`, nobody without it sees more than
 //! whether the process lives and is ready.
 
+use std::fmt;
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
 
 use super::bulkhead::{Bulkhead, Handler, Route};
-use super::operations_key::OperationsKey;
 use super::router::{Submit, Verb};
+use crate::env::{ConfigError, Vars};
 use crate::http::limits::Limits;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
@@ -17,26 +20,66 @@ use crate::http::message::request::Request;
 use crate::http::message::response::{HandlerResult, Response};
 use crate::metrics::Metrics;
 
+/// The key that a client sends as `Authorization: Bearer KEY` to see the metrics and the dependencies.
+#[derive(Clone)]
+pub struct OperationsKey(String);
+
+impl OperationsKey {
+    const VARIABLE: &str = "OPERATIONS_KEY";
+
+    /// The key in `OPERATIONS_KEY`; if there is none, everybody may see them.
+    pub fn from_vars(vars: &Vars) -> Result<Option<Self>, ConfigError> {
+        match vars.guarding(Self::VARIABLE)? {
+            Some(key) if !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                let expected = "visible ASCII characters without blanks";
+                Err(ConfigError::malformed(Self::VARIABLE, expected))
+            }
+            key => Ok(key.map(|key| Self(key.to_owned()))),
+        }
+    }
+
+    /// The value of `Authorization` that another program sends.
+    #[must_use]
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// Compares in a time that depends neither on how much of a guess is right nor on the key's length.
+    fn is_sent_with(&self, request: &Head) -> bool {
+        let hash = |text: &str| digest(&SHA256, text.as_bytes());
+        request
+            .bearer()
+            .is_some_and(|given| hash(given).as_ref().ct_eq(hash(&self.0).as_ref()).into())
+    }
+}
+
+/// The key must not appear in a log.
+impl fmt::Debug for OperationsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OperationsKey")
+    }
+}
+
 /// Something that a service cannot work without.
 #[derive(Debug)]
 pub struct Dependency {
-    /// As `/ready` shows it: `postgresql`.
+    /// The name that `/ready` shows, as in `postgresql`.
     pub name: &'static str,
-    /// How it is.
+    /// Its state.
     pub state: DependencyState,
 }
 
-/// How something is that a service cannot work without.
+/// The state of a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DependencyState {
-    /// It serves.
+    /// It works.
     Up,
     /// It cannot be reached.
     Down,
-    /// An alarm of its own keeps work out.
+    /// It takes no work because of an alarm of its own.
     Blocked,
-    /// It is there, and takes nothing of what it is sent.
+    /// It can be reached, and refuses what is sent to it.
     Refusing,
 }
 
@@ -46,9 +89,9 @@ impl From<bool> for DependencyState {
     }
 }
 
-/// What `/ready` goes by.
+/// The state of the slot that answers `/ready`.
 struct Readiness {
-    /// Who may see more than the status; all, where there is none.
+    /// The key for more than the status; if there is none, everybody sees all.
     key: Option<OperationsKey>,
     dependencies: Dependencies,
 }
@@ -70,8 +113,8 @@ const METRICS: &[Route<Metrics>] = &[(
     }),
 )];
 
-/// The bulkheads behind all others. The metrics have one for themselves: they are shown while a
-/// dependency is waited for.
+/// The bulkheads that come last. The metrics have one of their own, so that they are shown while `/ready` waits
+/// for a dependency.
 pub(crate) fn operations(
     metrics: &Metrics,
     limits: &Limits,
@@ -136,7 +179,7 @@ fn states(dependencies: &[Dependency]) -> Value {
         .into()
 }
 
-/// In words, those of one state together; empty where all are up.
+/// What is wrong, in words, with the dependencies of one state together; empty if all are up.
 fn complaints(dependencies: &[Dependency]) -> String {
     use DependencyState::{Blocked, Down, Refusing};
     let states = [

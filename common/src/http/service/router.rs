@@ -1,5 +1,5 @@
-//! From method and path to a route. What every resource answers alike (HEAD, OPTIONS, 404, 405)
-//! is decided here.
+//! Finds the route of a method and a path, and decides what every resource answers alike (HEAD, OPTIONS, 404,
+//! 405).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-use super::refusals;
+use super::access_log;
 use crate::http::message::head::{Head, path_of};
 use crate::http::message::problem::Problem;
 use crate::http::message::request::Request;
@@ -38,30 +38,30 @@ impl Verb {
     }
 }
 
-/// Whether a request is taken: its head alone may decide the answer, or that there is a problem.
+/// Whether a request is accepted (None), or what its head alone decides: an answer or a problem.
 pub type Admission = Result<Option<Response<'static>>, Problem>;
 
-/// What the requests of a path and of those below it are given to.
+/// Takes the requests of a path and of the paths below it.
 pub trait Submit: Send + Sync {
-    /// Paths that are this one or below it belong here; empty takes the rest.
+    /// The path; the empty one takes the requests that no other takes.
     fn prefix(&self) -> &'static str;
-    /// Finds the route of a request, and asks whether it may be taken.
+    /// Finds the route of a request, and decides whether it is accepted.
     fn admit(&self, head: &mut Head) -> Admission;
-    /// Takes a request that was admitted, and may work on others that wait.
+    /// Takes a request that was admitted, and may serve others that wait.
     fn submit(self: Arc<Self>, request: Request);
-    /// Works until nothing waits that may have a slot.
+    /// Serves requests until none waits that may have a slot.
     fn work(self: Arc<Self>);
     /// How many threads may wait here at the same time.
     fn slots(&self) -> usize;
-    /// Answers those that have waited too long for a slot.
+    /// Answers the requests that have waited too long for a slot.
     fn sweep(&self, now: Instant);
 }
 
-/// All that a program answers.
+/// All bulkheads of a program.
 pub(crate) struct Router {
-    /// The first that takes a path has it.
+    /// A path belongs to the first bulkhead that takes it.
     pub(crate) bulkheads: Vec<Arc<dyn Submit>>,
-    /// The names that the service is known by; any, where there are none.
+    /// The names that `Host` may have; if there are none, every name is allowed.
     pub(crate) hosts: Vec<String>,
 }
 
@@ -89,8 +89,8 @@ impl Router {
         self.bulkheads[head.matched.bulkhead].admit(head)
     }
 
-    /// Whether a request for that host is for us: a page elsewhere that has its own name lead here
-    /// (DNS rebinding) is not. An address is no name.
+    /// Whether a request for that host is meant for this service. A page of another site whose name resolves to
+    /// this machine (DNS rebinding) sends another name. Addresses are always allowed.
     fn is_known(&self, host: Option<&str>) -> bool {
         let Some(host) = host.filter(|_| !self.hosts.is_empty()) else {
             return true;
@@ -108,19 +108,19 @@ impl Router {
         self.bulkheads.iter().map(|bulkhead| bulkhead.slots()).sum()
     }
 
-    /// Works until nothing waits that may have a slot.
+    /// Serves requests until none waits that may have a slot.
     pub(crate) fn work(&self) {
         for bulkhead in &self.bulkheads {
             Arc::clone(bulkhead).work();
         }
     }
 
-    /// Looks around: to be called a few times a second.
+    /// Is called several times a second, and answers the requests that have waited too long.
     pub(crate) fn sweep(&self, now: Instant) {
         for bulkhead in &self.bulkheads {
             bulkhead.sweep(now);
         }
-        refusals::log_when_due(now);
+        access_log::log_refusals(now);
     }
 
     pub(crate) fn submit(&self, request: Request) {

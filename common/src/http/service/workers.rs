@@ -1,5 +1,5 @@
-//! How many workers there are: one for each core, and one more for each that waits for somebody
-//! else, as they are needed. So whatever is waited for, requests are read on.
+//! The number of workers: one for each core, and one more for each worker that waits for PostgreSQL or for a
+//! client. They are started as they are needed, so there is always a worker that reads requests.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::thread_local;
 
 thread_local! {
-    /// Those that this thread belongs to.
+    /// The workers that this thread belongs to.
     static OWN: RefCell<Option<Arc<Workers>>> = const { RefCell::new(None) };
 }
 
@@ -21,8 +21,8 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// `spare` workers that do not wait, and as many more as do; `start` starts a thread that
-    /// calls [`Workers::work`], and `call` has one of them look for what waits in the bulkheads.
+    /// There are `spare` workers that do not wait. `start` starts a thread that calls [`Workers::work`], and
+    /// `call` wakes a worker that looks for requests in the bulkheads.
     pub(crate) fn new(
         spare: usize,
         start: impl Fn() -> bool + Send + Sync + 'static,
@@ -37,7 +37,7 @@ impl Workers {
         }
     }
 
-    /// Starts those that are missing; false where the system refuses.
+    /// Starts the workers that are missing; false if the system refuses a thread.
     pub(crate) fn start_missing(&self) -> bool {
         let is_missing = |live| {
             let wanted = self.spare + self.waiting.load(SeqCst);
@@ -65,12 +65,12 @@ impl Workers {
     }
 }
 
-/// Has another worker look for what waits in the bulkheads.
+/// Wakes another worker, which looks for requests in the bulkheads.
 pub(crate) fn call_another() {
     OWN.with(|own| own.borrow().iter().for_each(|workers| (workers.call)()));
 }
 
-/// Runs what may wait for somebody else: PostgreSQL, or a slow client.
+/// Runs a function that may wait for PostgreSQL or for a slow client.
 pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     struct WaitGuard(Option<Arc<Workers>>);
     impl Drop for WaitGuard {
@@ -81,7 +81,7 @@ pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
             }
         }
     }
-    // Taken, so that waiting within waiting counts once.
+    // The value is taken out, so that nested calls count once.
     let waiting = WaitGuard(OWN.with(RefCell::take));
     if let Some(workers) = &waiting.0 {
         workers.waiting.fetch_add(1, SeqCst);

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
+use crate::http::message::head::ParsedHead;
 
 const LIMITS: FramingLimits = FramingLimits {
     request_line_bytes: 256,
@@ -41,9 +42,8 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
         arrived.extend_from_slice(piece);
     };
     let mut body = Vec::new();
-    let mut chunked = Chunked::new(&LIMITS);
     let mut at = head_bytes;
-    let framing = framing_of(&arrived[..head_bytes])?;
+    let mut framing = framing_of(&arrived[..head_bytes])?;
     loop {
         match framing {
             BodyFraming::None => return Ok(Some(Whole { end: at, body })),
@@ -53,7 +53,7 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
                 return Ok(Some(Whole { end, body }));
             }
             BodyFraming::Length(_) => {}
-            BodyFraming::Chunked => {
+            BodyFraming::Chunked(ref mut chunked) => {
                 at += chunked.read(&arrived[at..], |piece| body.extend_from_slice(piece))?;
                 if chunked.is_done() {
                     return Ok(Some(Whole { end: at, body }));
@@ -67,9 +67,13 @@ fn read<'p>(pieces: impl IntoIterator<Item = &'p [u8]>) -> Reading {
     }
 }
 
+fn parse(head: &[u8]) -> Result<ParsedHead, Problem> {
+    let client = [127, 0, 0, 1].into();
+    ParsedHead::parse(head, &LIMITS, client, false, Instant::now())
+}
+
 fn framing_of(head: &[u8]) -> Result<BodyFraming, Problem> {
-    let mut storage = header_storage();
-    parse_head(head, &mut storage, &LIMITS).map(|head| head.framing)
+    parse(head).map(|parsed| parsed.framing)
 }
 
 /// The status of the refusal; 0 where the bytes are the begin of a request, and 200 where they
@@ -92,9 +96,8 @@ fn chunked(body: &str) -> String {
     with("Transfer-Encoding: chunked") + body
 }
 
-fn parsed<T>(head: &str, look: impl FnOnce(RawHead<'_, '_>) -> T) -> Result<T, u16> {
-    let mut storage = header_storage();
-    parse_head(head.as_bytes(), &mut storage, &LIMITS)
+fn parsed<T>(head: &str, look: impl FnOnce(ParsedHead) -> T) -> Result<T, u16> {
+    parse(head.as_bytes())
         .map(look)
         .map_err(|refusal| refusal.status)
 }
@@ -163,7 +166,7 @@ fn any_token_is_a_method() {
     for method in ["GET", "get", "M-SEARCH", "!#$%&'*+-.^_`|~09az"] {
         let head = format!("{method} / HTTP/1.1\r\nHost: h\r\n\r\n");
 
-        let read = parsed(&head, |head| head.method.to_owned());
+        let read = parsed(&head, |parsed| parsed.head.method.to_string());
 
         assert_eq!(read.as_deref(), Ok(method));
     }
@@ -410,7 +413,7 @@ fn chunked_and_nothing_else_is_a_transfer_encoding() {
 
         assert_eq!(
             framing_of(head.as_bytes()),
-            Ok(BodyFraming::Chunked),
+            Ok(BodyFraming::Chunked(Chunked::new(&LIMITS))),
             "{value:?}"
         );
     }
