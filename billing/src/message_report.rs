@@ -1,4 +1,4 @@
-//! Metrics and lines of the log about settled messages.
+//! The metrics and the log lines about settled messages.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use crate::store::Fate;
 /// disk with unreadable messages.
 const ODD_MAX: usize = 100;
 
-/// Counts the messages, and logs a line for each order, which has the `message_id` of the gateway's line about it,
-/// and lines for some of the others.
+/// Counts the messages, and logs a line for each order, with the `message_id` that the gateway's line about it has,
+/// and lines for some of the other messages.
 pub(crate) struct MessageReport {
     consumed: IntCounter,
     recorded: IntCounter,
@@ -22,7 +22,7 @@ pub(crate) struct MessageReport {
     dead: IntCounterVec,
     batch_orders: Histogram,
     lag: IntGauge,
-    /// How many other messages came in this second, those without a line included.
+    /// How many other messages were settled in this second, with or without a line.
     odd: usize,
     second: Instant,
 }
@@ -61,7 +61,7 @@ impl MessageReport {
         }
     }
 
-    /// Counts messages that were delivered.
+    /// Counts delivered messages.
     pub(crate) fn took(&self, messages: usize) {
         self.consumed.inc_by(messages as u64);
     }

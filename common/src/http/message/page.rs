@@ -14,7 +14,7 @@ use super::response::{HandlerResult, Response};
 const LIMIT_MAX: u16 = 1000;
 
 /// Which part of a list is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Page {
     /// At most so many rows; None is all of them.
     pub limit: Option<u16>,
