@@ -40,7 +40,7 @@ const RETRIES_LIMIT: Duration = Duration::from_millis(200);
 /// since each may wait for a lock.
 const RETRIES_MAX: usize = 64;
 
-/// A message that was tried alone and is held again pauses for so many times as long as the try took: each try may
+/// A message that was tried alone and is held again pauses for so many times as long as the try took: a try may
 /// last until the limit of a statement, or end PostgreSQL.
 const RETRIES_PAUSE: u32 = 4;
 
@@ -209,7 +209,7 @@ impl Consumer {
                 recv(self.shutdown.requested()) -> _ => {}
                 recv(deliveries) -> first => {
                     let batch = unacknowledged.take_batch(first)?;
-                    self.report.took(batch.len());
+                    self.report.note_delivered(batch.len());
                     self.settle(&mut unacknowledged, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
@@ -280,7 +280,7 @@ impl Consumer {
 
     /// Tries held messages again, and checks whether orders can be recorded.
     fn tick(&mut self, unacknowledged: &mut Unacknowledged<'_>) -> Result<(), Interruption> {
-        self.report.tick();
+        self.report.begin_second();
         let since = Instant::now();
         let is_due = |message: &Message| message.held <= Some(since);
         // Messages that are held again are added behind the others, and are not due before the next tick.

@@ -14,7 +14,7 @@ use crate::settle::Settled;
 use crate::store::Fate;
 
 /// How many messages one commit may have.
-pub(crate) const BATCH_MAX: usize = 1000;
+const BATCH_MAX: usize = 1000;
 
 /// How long a batch that is not full waits for more messages: as long as a commit takes.
 const BATCH_LINGER: Duration = Duration::from_millis(3);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use common::db::{Database, DatabaseConnection, DbError};
 use common::order::NewOrder;
-use postgres::types::{ToSql, Type};
+use postgres::types::Type;
 use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{Message, Reason, properties_json};
@@ -168,11 +168,10 @@ impl RecordStore {
         let Ok(order) = &message.content else {
             return false;
         };
-        let (id, user_id) = (message.id.as_deref(), order.user_id.as_str());
-        let texts: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::TEXT), (&user_id, Type::TEXT)];
+        let texts = message.id.clone().unwrap_or_default() + &order.user_id;
         let asked = self
             .connection
-            .run(|client, _| client.query_typed("SELECT $1, $2", &texts));
+            .run(|client, _| client.query_typed("SELECT $1", &[(&texts, Type::TEXT)]));
         matches!(asked, Err(DbError::Unencodable(_)))
     }
 
