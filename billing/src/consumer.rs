@@ -1,60 +1,47 @@
 //! Consumes messages and settles them. A message is acknowledged after the commit that contains it, so after a
 //! crash in between the broker delivers it again, and recording it again changes nothing. The consumer
 //! publishes nothing. After every failure the consumer drops the connection, upon which the broker requeues
-//! what was not acknowledged, waits, and starts again.
+//! the unacknowledged messages; then the consumer waits and starts again.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use amiquip::{Channel, ConsumerMessage, ConsumerOptions, Delivery};
+use amiquip::ConsumerOptions;
 use common::amqp::{AmqpConnection, AmqpError, QueueConfig};
 use common::db::{Database, DbError};
 use common::metrics::Metrics;
 use common::outage::Outage;
-use common::process::StartError;
+use common::process::{self, StartError};
 use common::shutdown::Shutdown;
-use crossbeam_channel::{Receiver, RecvError, select};
+use crossbeam_channel::{Receiver, select};
 
 use crate::config::ConsumerConfig;
 use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
-use crate::message::{Message, MessageSource};
+use crate::message::Message;
 use crate::message_report::MessageReport;
 use crate::settle::{Settled, settle};
-use crate::store::{Fate, MIGRATIONS, RecordStore};
+use crate::store::{MIGRATIONS, RecordStore};
+use crate::unacknowledged::{PREFETCH, Unacknowledged};
 
-/// How many messages one commit may have.
-const BATCH_MAX: usize = 1000;
-
-/// How long a batch that is not full waits for more messages: a commit takes as long.
-const BATCH_LINGER: Duration = Duration::from_millis(3);
-
-/// How many messages may be unacknowledged: those that are held, the batch that is committed, and the next one.
-/// The [`AmqpConnection`] limits their bytes.
-const PREFETCH: u16 = 20_000;
-
-/// With so many held messages the session ends, and all of them are requeued.
-const HELD_MAX: usize = PREFETCH as usize - 2 * BATCH_MAX;
-
-/// How long a batch that is refused is divided.
+/// How long a refused batch is divided.
 const DIVISION_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long unacknowledged messages are kept while nothing can be recorded. One of them may be what ends
-/// PostgreSQL each time: it is found among those that are tried again, together and then one by one.
+/// How long the consumer keeps unacknowledged messages while nothing can be recorded. One of them may be what ends
+/// PostgreSQL each time: retries, together and then one by one, find it.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often held messages are tried again, and how long that may take.
 const TICK: Duration = Duration::from_secs(1);
 const RETRIES_LIMIT: Duration = Duration::from_millis(200);
 
-/// At most so many are tried again together, and one alone after one that is held again: each waits
-/// for its lock.
+/// How many held messages are tried again together at most. After one that is held again the next is tried alone,
+/// since each may wait for a lock.
 const RETRIES_MAX: usize = 64;
 
-/// One that was tried alone and in vain is left so many times as long as that took: it may wait for the
-/// limit of a statement each time, or end PostgreSQL.
+/// A message that was tried alone and is held again pauses for so many times as long as the try took: a try may
+/// last until the limit of a statement, or end PostgreSQL.
 const RETRIES_PAUSE: u32 = 4;
 
 /// Starts the thread that owns the connections to the broker and to the database. The returned channel closes
@@ -75,13 +62,10 @@ pub(crate) fn start(
         shutdown: shutdown.clone(),
     };
     let (ended, end) = crossbeam_channel::bounded(0);
-    thread::Builder::new()
-        .name("consumer".to_owned())
-        .spawn(move || {
-            consumer.run();
-            drop(ended);
-        })
-        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
+    process::spawn("consumer", move || {
+        consumer.run();
+        drop(ended);
+    })?;
     Ok(end)
 }
 
@@ -92,16 +76,6 @@ struct Interruption {
     level: log::Level,
     /// Whether the database failed, and not the broker.
     of_database: bool,
-}
-
-impl Interruption {
-    fn panic() -> Self {
-        Self {
-            cause: "the consumer panicked".to_owned(),
-            level: log::Level::Error,
-            of_database: true,
-        }
-    }
 }
 
 impl From<DbError> for Interruption {
@@ -146,9 +120,16 @@ impl Consumer {
     /// One session after another until the shutdown.
     fn run(&mut self) {
         loop {
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.session()))
-                .unwrap_or_else(|_| Err(Interruption::panic()));
-            let Err(interruption) = outcome else { return };
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.session()));
+            let interruption = match outcome {
+                Ok(Ok(())) => return,
+                Ok(Err(interruption)) => interruption,
+                Err(_) => Interruption {
+                    cause: "the consumer panicked".to_owned(),
+                    level: log::Level::Error,
+                    of_database: true,
+                },
+            };
             self.health.state().interrupted(interruption.of_database);
             if self.pause(&interruption) {
                 return;
@@ -163,7 +144,8 @@ impl Consumer {
         self.shutdown.wait_at_most(pause)
     }
 
-    /// Waits until orders can be recorded. Without unacknowledged messages the session ends instead.
+    /// Waits until orders can be recorded. Without unacknowledged messages, or after [`RECOVERY_LIMIT`], the
+    /// session ends instead.
     fn await_recovery(
         &mut self,
         unacknowledged: &Unacknowledged<'_>,
@@ -184,7 +166,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Finds out whether orders can be recorded.
+    /// Checks whether orders can be recorded.
     fn check(&mut self) -> Result<(), DbError> {
         self.health.state().trying_since = Some(Instant::now());
         let checked = self.store.check();
@@ -197,17 +179,17 @@ impl Consumer {
         let mut connection = self.connect()?;
         let channel = connection.open_channel()?;
         connection.declare(&self.queue.queue)?;
-        let limit = connection.deadline();
+        let deadline = connection.deadline();
         channel.qos(0, PREFETCH, false)?;
-        // A second receiver, dropped after the consumer: amiquip's thread ends the connection
-        // when it has a delivery for one that is gone.
+        // A second receiver, dropped after the consumer: amiquip's thread ends the connection when it has a
+        // delivery for a receiver that was dropped.
         let deliveries;
         let consumer =
             channel.basic_consume(self.queue.queue.as_str(), ConsumerOptions::default())?;
-        drop(limit);
+        drop(deadline);
         deliveries = consumer.receiver().clone();
         // Declared last, so that it is dropped first, and the drops of channel and consumer get a deadline.
-        let _limit = connection.deadline_on_drop();
+        let _deadline = connection.deadline_on_drop();
 
         self.health.state().rabbitmq = true;
         if self.outage.connects() {
@@ -227,7 +209,7 @@ impl Consumer {
                 recv(self.shutdown.requested()) -> _ => {}
                 recv(deliveries) -> first => {
                     let batch = unacknowledged.take_batch(first)?;
-                    self.report.took(batch.len());
+                    self.report.note_delivered(batch.len());
                     self.settle(&mut unacknowledged, batch, DIVISION_LIMIT)?;
                 }
                 default(TICK) => {}
@@ -243,15 +225,15 @@ impl Consumer {
     /// Connects to both servers. If one is unreachable the other is tried nevertheless, so that `/ready` shows the
     /// state of each.
     fn connect(&mut self) -> Result<AmqpConnection, Interruption> {
-        let failed = self.health.state().recording == Recording::Fails;
         let checked = self.check();
         let connection = AmqpConnection::open(&self.queue, "billing-consumer");
         let mut state = self.health.state();
         state.rabbitmq = connection.is_ok();
         if checked.is_err() {
             state.recording = Recording::Fails;
-        } else if !failed || connection.is_err() {
-            // After a failure an order has to be recorded first.
+        } else if state.recording == Recording::Unknown || connection.is_err() {
+            // After a failure a connection to both does not suffice: something has to be recorded, or checked in
+            // the session.
             state.recording = Recording::Works;
         }
         drop(state);
@@ -275,13 +257,9 @@ impl Consumer {
         unacknowledged.show(&self.health, held, Some(since));
         let mut settled = Settled::new();
         let outcome = settle(&mut self.store, &mut batch, since + limit, &mut settled);
-        let progress = settled
-            .iter()
-            .any(|(_, fate)| !matches!(fate, Fate::Held(_)));
-        self.health.state().note(&settled, since);
+        let committed = self.health.state().note(&settled, since);
         self.report.note(&settled, since);
-        if progress {
-            self.health.state().committed_at = Some(SystemTime::now());
+        if committed {
             self.note_success();
         }
         let acknowledged = unacknowledged.acknowledge(settled);
@@ -289,7 +267,7 @@ impl Consumer {
         unacknowledged.show(&self.health, 0, None);
         acknowledged?;
         let checked = match outcome {
-            Ok(()) if !progress => self.check(),
+            Ok(()) if !committed => self.check(),
             outcome => outcome,
         };
         self.await_recovery(unacknowledged, checked)?;
@@ -300,22 +278,21 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tries held messages again, and finds out whether orders can be recorded.
+    /// Tries held messages again, and checks whether orders can be recorded.
     fn tick(&mut self, unacknowledged: &mut Unacknowledged<'_>) -> Result<(), Interruption> {
-        self.report.tick();
+        self.report.begin_second();
         let since = Instant::now();
-        let (mut left, mut together) = (unacknowledged.held.len(), 1);
-        while left > 0 && since.elapsed() < RETRIES_LIMIT {
-            if unacknowledged.held[0].held > Some(since) {
-                unacknowledged.held.rotate_left(1);
-                left -= 1;
-                continue;
-            }
-            let next = unacknowledged.held.iter().take(together.min(left));
-            let next = next.take_while(|next| next.held <= Some(since) && !next.suspect);
+        let is_due = |message: &Message| message.held <= Some(since);
+        // Messages that are held again are added behind the others, and are not due before the next tick.
+        unacknowledged
+            .held
+            .make_contiguous()
+            .sort_by_key(|message| message.held);
+        let mut together = 1;
+        while unacknowledged.held.front().is_some_and(is_due) && since.elapsed() < RETRIES_LIMIT {
+            let next = unacknowledged.held.iter().take(together);
+            let next = next.take_while(|message| is_due(message) && !message.suspect);
             let count = next.count().max(1);
-            left -= count;
-            // A message that is held again is put behind the others.
             let batch: Vec<_> = unacknowledged.held.drain(..count).collect();
             let (others, tried) = (unacknowledged.held.len(), Instant::now());
             self.settle(unacknowledged, batch, RETRIES_LIMIT)?;
@@ -332,7 +309,6 @@ impl Consumer {
                 }
             }
         }
-        unacknowledged.show(&self.health, 0, None);
         let checked = self.check();
         if checked.is_ok() {
             self.note_success();
@@ -345,97 +321,6 @@ impl Consumer {
         self.health.state().recording = Recording::Works;
         if self.outage.end() {
             log::info!("orders are recorded again");
-        }
-    }
-}
-
-/// The unacknowledged messages of one channel.
-struct Unacknowledged<'a> {
-    connection: &'a AmqpConnection,
-    channel: &'a Channel,
-    deliveries: &'a Receiver<ConsumerMessage>,
-    ledger: Ledger,
-    held: VecDeque<Message>,
-}
-
-impl Unacknowledged<'_> {
-    /// The first message, and those that have arrived already or arrive within [`BATCH_LINGER`].
-    fn take_batch(
-        &mut self,
-        first: Result<ConsumerMessage, RecvError>,
-    ) -> Result<Vec<Message>, AmqpError> {
-        let ended = AmqpError::Broken("the broker ended the deliveries");
-        let mut batch = vec![self.take(first.map_err(|_| ended)?)?];
-        let deadline = Instant::now() + BATCH_LINGER;
-        while batch.len() < BATCH_MAX {
-            match self.deliveries.recv_deadline(deadline) {
-                Ok(message) => batch.push(self.take(message)?),
-                Err(_) => break,
-            }
-        }
-        Ok(batch)
-    }
-
-    fn take(&mut self, message: ConsumerMessage) -> Result<Message, AmqpError> {
-        let delivery = delivery(message)?;
-        let tag = delivery.delivery_tag();
-        self.ledger.open(tag, Instant::now());
-        let message = Message::from_queue(delivery);
-        self.connection
-            .reduce(tag, message.body_bytes - message.body.len());
-        Ok(message)
-    }
-
-    /// Acknowledges the settled messages and keeps the held ones.
-    fn acknowledge(&mut self, settled: Settled) -> Result<(), amiquip::Error> {
-        let mut done = Vec::with_capacity(settled.len());
-        for (mut message, fate) in settled {
-            if let Fate::Held(_) = fate {
-                message.held = Some(Instant::now());
-                self.held.push_back(message);
-            } else if let MessageSource::Queue(delivery) = message.source {
-                done.push((delivery.delivery_tag(), delivery));
-            }
-        }
-        self.connection.release(done.iter().map(|(tag, _)| *tag));
-        let acknowledgements = self.ledger.settle(done);
-        if let Some(last) = acknowledgements.up_to {
-            last.ack_multiple(self.channel)?;
-        }
-        let mut alone = acknowledgements.alone.into_iter();
-        alone.try_for_each(|delivery| delivery.ack(self.channel))
-    }
-
-    /// Whether the held messages leave no room for others.
-    fn holds_too_much(&self) -> bool {
-        let all = !self.held.is_empty() && self.ledger.len() == self.held.len();
-        self.held.len() >= HELD_MAX || (all && self.connection.is_full())
-    }
-
-    /// Updates the metrics; `tried_again` is the number of held messages that are being tried again.
-    fn show(&self, health: &Health, tried_again: usize, trying_since: Option<Instant>) {
-        let mut state = health.state();
-        state.unacknowledged = self.ledger.len() + self.deliveries.len();
-        state.oldest = self.ledger.oldest();
-        state.held = self.held.len() + tried_again;
-        if state.held == 0 {
-            state.unrecorded_since = None;
-        }
-        state.trying_since = trying_since;
-    }
-}
-
-/// The delivery of a [`ConsumerMessage`]; every other one is the end of the consumer.
-fn delivery(message: ConsumerMessage) -> Result<Delivery, AmqpError> {
-    match message {
-        ConsumerMessage::Delivery(delivery) => Ok(delivery),
-        ConsumerMessage::ServerClosedChannel(error)
-        | ConsumerMessage::ServerClosedConnection(error) => Err(error.into()),
-        ConsumerMessage::ServerCancelled => Err(AmqpError::Broken("the queue was deleted")),
-        ConsumerMessage::ClientCancelled
-        | ConsumerMessage::ClientClosedChannel
-        | ConsumerMessage::ClientClosedConnection => {
-            Err(AmqpError::Broken("the connection was closed"))
         }
     }
 }

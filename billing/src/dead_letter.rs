@@ -1,11 +1,11 @@
-//! A dead letter as it is read out.
+//! A dead letter as operators read it.
 
 use base64_of_postgres::Engine as _;
 use base64_of_postgres::engine::general_purpose::STANDARD;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// A row of `dead_letters`.
+/// A row of `dead_letters` without its message.
 #[derive(Debug, Serialize)]
 pub(crate) struct DeadLetter {
     pub(crate) id: i64,
@@ -16,7 +16,7 @@ pub(crate) struct DeadLetter {
     pub(crate) detail: String,
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
-    /// How long the body was.
+    /// The length of the body as it was sent.
     pub(crate) body_bytes: i64,
     /// Whether only the start of the body is kept.
     pub(crate) cut: bool,
@@ -27,14 +27,13 @@ pub(crate) struct DeadLetter {
     /// The start of the body, for one line of a list.
     #[serde(skip)]
     pub(crate) start: Vec<u8>,
-    /// None in a list.
-    #[serde(flatten)]
-    pub(crate) content: Option<Content>,
 }
 
-/// What a dead letter contains.
+/// A dead letter with its message.
 #[derive(Debug, Serialize)]
-pub(crate) struct Content {
+pub(crate) struct WholeDeadLetter {
+    #[serde(flatten)]
+    pub(crate) letter: DeadLetter,
     /// The AMQP properties, each header with its type.
     pub(crate) properties: Box<RawValue>,
     /// A text as it is, anything else as `{"base64": …}`.
@@ -42,11 +41,11 @@ pub(crate) struct Content {
     pub(crate) body: Vec<u8>,
 }
 
-/// How many dead letters there are, and what they take.
-#[derive(Debug, Default, Serialize)]
+/// The number of dead letters, and their size.
+#[derive(Debug, Serialize)]
 pub(crate) struct DeadLetterCounts {
     pub(crate) count: i64,
-    /// On disk, with everything that belongs to the table.
+    /// On disk, with the indexes of the table.
     pub(crate) bytes: i64,
 }
 

@@ -1,28 +1,26 @@
-//! What an operator does about dead letters: `billing-dead-letters`. A replay settles a dead letter
-//! as if it had just come from the queue; RabbitMQ is only needed for the import of an old queue.
+//! `billing-dead-letters`: an operator lists, shows, replays, deletes and exports dead letters. A replay settles a
+//! dead letter as the consumer settles a message. Only the import of an old queue needs RabbitMQ.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
-use amiquip::AmqpValue;
-use common::amqp::{AmqpConnection, AmqpError, Purpose, QueueConfig};
-use common::db::{Database, DatabaseConfig, DatabaseRole};
+use amiquip::Delivery;
+use common::amqp::{AmqpConnection, AmqpError, QueueConfig};
+use common::db::Database;
 use common::env::Vars;
 use common::http::Page;
 use common::process::CommandError;
 use common::shutdown::Shutdown;
-use serde_json::Value;
 
-use crate::config::dead_letters_bytes_max;
-use crate::dead_letter::DeadLetter;
-use crate::message::{Message, MessageSource, REASONS, Reason};
-use crate::settle::{Settled, settle};
+use crate::config::ToolConfig;
+use crate::dead_letter::WholeDeadLetter;
+use crate::message::{Message, REASONS, Reason, header_text};
+use crate::settle::settle_one;
 use crate::store::{COUNT_MAX, DeadLetterStore, Fate, Filter, MIGRATIONS, RecordStore};
 
-/// Its name, also on RabbitMQ's management page.
+/// The name of the program, which RabbitMQ's management page shows.
 pub const PROGRAM: &str = "billing-dead-letters";
 
 /// How the program is called.
@@ -35,56 +33,52 @@ Usage: billing-dead-letters list [FILTER]…          the oldest first: id, age,
        billing-dead-letters import                  takes over what an older version left in RabbitMQ
        billing-dead-letters --help | --version
 
-FILTER: ID                    this one; several are several
+FILTER: ID                    the one with this id; several ids select several
         --reason WORD         body, user_id, number_of_items, total_amount, message_id, exchange,
                               routing_key, conflict, database
-        --message-id ID       with this message id
+        --message-id ID       those with this message id
         --older-than AGE      AGE as in 90s, 15m, 12h, 7d
         --newer-than AGE
-        --after ID            behind this one
-        --limit COUNT         no more than so many; of list 1000, where it is not given
-Several filters are all to fit.";
+        --after ID            those with greater ids
+        --limit COUNT         at most so many; list has a limit of 1000 by default
+Several filters select the dead letters that match all of them.";
 
-/// How many dead letters are read at once.
-const PAGE: u16 = 100;
+/// The number of dead letters that one statement reads or deletes.
+const PAGE: usize = 100;
 
-/// How many are listed without `--limit`.
-const LISTED: u64 = 1000;
+/// The limit of `list` without `--limit`.
+const LISTED: i64 = 1000;
 
-/// How much of a text is shown on one line.
+/// The number of characters of a text that one line shows.
 const SHOWN_CHARS: usize = 60;
 
-/// Does what the arguments say. What they ask for is written to `out`.
+/// The units of an age, and their seconds.
+const UNITS: [(&str, i64); 4] = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
+
+/// Runs the command in the arguments, and writes its result to `out`.
 pub fn run(
     vars: &Vars,
     arguments: &[String],
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    let database = Database::new(
-        &DatabaseConfig::from_vars(vars, DatabaseRole::Owner, "BILLING_DB_NAME")?,
-        MIGRATIONS,
-    );
+    let config = ToolConfig::from_vars(vars)?;
+    let database = Database::new(&config.database, MIGRATIONS);
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    let start = |words: &[&str]| Cursor::start(words, &database, shutdown);
+    let select = |words: &[&str], limit| Selection::new(words, limit, &database, shutdown);
     match arguments[..] {
-        ["list", ref words @ ..] => list(start(words)?, out),
-        ["show", id] => show(start(&[id])?, out),
+        ["list", ref words @ ..] => list(select(words, Some(LISTED))?, out),
+        ["show", id] => show(select(&[id], None)?, out),
         ["show", ..] => Err(wrong("show takes the ID of one")),
-        ["replay", ref words @ ..] => replay(start(words)?, &database, out),
+        ["replay", ref words @ ..] => replay(select(words, None)?, &database, out),
         ["drop"] => Err(wrong(
-            "drop needs to be told which; --older-than 0s is all of them",
+            "drop needs a filter; --older-than 0s selects all dead letters",
         )),
-        ["drop", ref words @ ..] => drop_them(start(words)?, out),
-        ["export", file, ref words @ ..] => export(start(words)?, Path::new(file), out),
+        ["drop", ref words @ ..] => delete(&mut select(words, None)?, out),
+        ["export", file, ref words @ ..] => export(select(words, None)?, Path::new(file), out),
         ["import"] => {
-            let store = RecordStore::new(&database, dead_letters_bytes_max(vars)?);
-            import(
-                store,
-                &QueueConfig::from_vars(vars, Purpose::Consume)?,
-                shutdown,
-                out,
-            )
+            let store = RecordStore::new(&database, config.dead_letters_bytes_max?);
+            import(store, &config.queue?, shutdown, out)
         }
         _ => Err(wrong("list, show, replay, drop, export or import?")),
     }
@@ -94,85 +88,67 @@ fn wrong(text: &str) -> CommandError {
     CommandError::Usage(format!("{text}\n\n{USAGE}"))
 }
 
-/// Reads dead letters page by page, the oldest first.
-struct Cursor<'a> {
+/// The dead letters to which a command applies.
+struct Selection<'a> {
     store: DeadLetterStore,
     filter: Filter,
-    after: i64,
-    left: Option<u64>,
+    /// The smallest id first.
+    ids: Vec<i64>,
     shutdown: &'a Shutdown,
 }
 
-impl<'a> Cursor<'a> {
-    fn start(
+impl<'a> Selection<'a> {
+    /// Selects dead letters by filters; `limit` is their greatest number if no filter sets it.
+    fn new(
         mut words: &[&str],
+        mut limit: Option<i64>,
         database: &Arc<Database>,
         shutdown: &'a Shutdown,
     ) -> Result<Self, CommandError> {
-        let mut cursor = Self {
-            store: DeadLetterStore::new(database),
-            filter: Filter::default(),
-            after: 0,
-            left: None,
-            shutdown,
-        };
+        let (mut filter, mut after) = (Filter::default(), None);
         while let [word, rest @ ..] = words {
+            if let Ok(id) = word.parse() {
+                filter.ids.get_or_insert_default().push(id);
+                words = rest;
+                continue;
+            }
             let value = rest.first().copied().unwrap_or_default();
-            let text = |fits: bool| fits.then(|| value.to_owned());
-            let understood = match *word {
-                "--reason" => set(&mut cursor.filter.reason, text(REASONS.contains(&value))),
-                "--message-id" => set(&mut cursor.filter.message_id, text(!value.is_empty())),
-                "--older-than" => set(&mut cursor.filter.older_than, seconds(value)),
-                "--newer-than" => set(&mut cursor.filter.newer_than, seconds(value)),
-                "--after" => value.parse().map(|id| cursor.after = id).is_ok(),
-                "--limit" => set(
-                    &mut cursor.left,
-                    value.parse().ok().filter(|count| *count > 0),
-                ),
-                id => {
-                    let id = id
-                        .parse()
-                        .map(|id| cursor.filter.ids.get_or_insert_default().push(id));
-                    words = rest;
-                    id.map_err(|_| wrong(&format!("{word} is no id and no filter")))?;
-                    continue;
-                }
+            let text = |valid: bool| valid.then(|| value.to_owned());
+            let valid = match *word {
+                "--reason" => set(&mut filter.reason, text(REASONS.contains(&value))),
+                "--message-id" => set(&mut filter.message_id, text(!value.is_empty())),
+                "--older-than" => set(&mut filter.older_than, seconds(value)),
+                "--newer-than" => set(&mut filter.newer_than, seconds(value)),
+                "--after" => set(&mut after, value.parse().ok()),
+                "--limit" => set(&mut limit, value.parse().ok().filter(|limit| *limit > 0)),
+                _ => return Err(wrong(&format!("{word} is no id and no filter"))),
             };
-            if !understood {
+            if !valid {
                 return Err(wrong(&format!("{word} does not take {value:?}")));
             }
             words = &rest[1..];
         }
-        Ok(cursor)
+        let mut store = DeadLetterStore::new(database);
+        Ok(Self {
+            ids: store.ids(&filter, after.unwrap_or_default(), limit)?,
+            store,
+            filter,
+            shutdown,
+        })
     }
 
-    /// Calls `work` for each dead letter.
-    fn each(
-        mut self,
-        mut work: impl FnMut(&mut DeadLetterStore, DeadLetter) -> Result<(), CommandError>,
-    ) -> Result<Self, CommandError> {
-        loop {
-            if self.shutdown.is_requested() {
-                return Err(CommandError::Failed("stopped before the end".to_owned()));
-            }
-            let left = self.left.map(u16::try_from).and_then(Result::ok);
-            let most = left.unwrap_or(PAGE).min(PAGE);
-            let page = Page {
-                limit: Some(most),
-                after: self.after,
-                newest_first: false,
-            };
-            let mut letters = self.store.list(&self.filter, page)?;
-            letters.truncate(most.into());
-            let Some(last) = letters.last() else {
-                return Ok(self);
-            };
-            self.after = last.id;
-            self.left = self.left.map(|left| left - letters.len() as u64);
-            for letter in letters {
-                work(&mut self.store, letter)?;
-            }
-        }
+    /// Reads the dead letters one by one. Those that were deleted meanwhile are left out.
+    fn letters(self) -> impl Iterator<Item = Result<WholeDeadLetter, CommandError>> {
+        let Self {
+            mut store,
+            ids,
+            shutdown,
+            ..
+        } = self;
+        ids.into_iter().filter_map(move |id| {
+            let found = refuse_shutdown(shutdown).and_then(|()| Ok(store.find(id)?));
+            found.transpose()
+        })
     }
 }
 
@@ -181,129 +157,97 @@ fn set<T>(filter: &mut Option<T>, value: Option<T>) -> bool {
     filter.is_some()
 }
 
-/// An age such as `15m`.
+/// The seconds of an age such as `15m`.
 fn seconds(age: &str) -> Option<i64> {
     let (number, unit) = age.split_at_checked(age.len().checked_sub(1)?)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    number
-        .parse::<u32>()
-        .ok()
-        .map(|number| i64::from(number) * seconds)
+    let (_, seconds) = UNITS.into_iter().find(|(name, _)| *name == unit)?;
+    Some(i64::from(number.parse::<u32>().ok()?) * seconds)
 }
 
-fn list(mut cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
-    cursor.left.get_or_insert(LISTED);
-    let mut listed = 0;
-    let mut cursor = cursor.each(|_, letter| {
-        listed += 1;
-        let message_id = letter.message_id.as_deref().unwrap_or("-");
-        writeln!(
-            out,
-            "{:>8}  {:>4}  {:<15}  {:<36}  {}  {}",
-            letter.id,
-            coarse(letter.age_seconds),
-            letter.reason,
-            shown(message_id.as_bytes()),
-            shown(letter.detail.as_bytes()),
-            shown(&letter.start)
-        )?;
-        Ok(())
-    })?;
-    let all = cursor.store.counts(&cursor.filter)?.count;
+/// Fails if the shutdown is requested.
+fn refuse_shutdown(shutdown: &Shutdown) -> Result<(), CommandError> {
+    if shutdown.is_requested() {
+        return Err(CommandError::Failed("stopped before the end".to_owned()));
+    }
+    Ok(())
+}
+
+fn list(mut selection: Selection<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+    for ids in selection.ids.chunks(PAGE) {
+        refuse_shutdown(selection.shutdown)?;
+        let page = Filter {
+            ids: Some(ids.to_vec()),
+            ..Filter::default()
+        };
+        for letter in selection.store.list(&page, Page::default())? {
+            let message_id = letter.message_id.as_deref().unwrap_or("-");
+            writeln!(
+                out,
+                "{:>8}  {:>4}  {:<15}  {:<36}  {}  {}",
+                letter.id,
+                coarse(letter.age_seconds),
+                letter.reason,
+                shown(message_id.as_bytes()),
+                shown(letter.detail.as_bytes()),
+                shown(&letter.start)
+            )?;
+        }
+    }
+    let listed = selection.ids.len();
+    let all = selection.store.counts(&selection.filter)?.count;
     let or_more = if all == COUNT_MAX { " or more" } else { "" };
     writeln!(out, "{listed} of {all}{or_more} dead letters")?;
     Ok(())
 }
 
-fn show(cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
-    let mut shown = false;
-    cursor.each(|store, letter| {
-        let Some(letter) = store.find(letter.id)? else {
-            return Ok(());
-        };
-        shown = true;
-        serde_json::to_writer_pretty(&mut *out, &letter).map_err(io::Error::from)?;
-        Ok(writeln!(out)?)
-    })?;
-    if shown {
-        return Ok(());
-    }
-    Err(CommandError::Failed(
-        "there is no such dead letter".to_owned(),
-    ))
+fn show(selection: Selection<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+    let Some(letter) = selection.letters().next() else {
+        let text = "there is no such dead letter".to_owned();
+        return Err(CommandError::Failed(text));
+    };
+    serde_json::to_writer_pretty(&mut *out, &letter?).map_err(io::Error::from)?;
+    writeln!(out)?;
+    Ok(())
 }
 
 fn replay(
-    cursor: Cursor<'_>,
+    selection: Selection<'_>,
     database: &Arc<Database>,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
-    // What is replayed is no new dead letter.
+    // A replay adds no dead letter, so the limit on their size has no effect.
     let mut records = RecordStore::new(database, 0);
     let (mut recorded, mut remain) = (0, 0);
-    cursor.each(|store, letter| {
-        let Some((message_id, body)) = store.find(letter.id)?.and_then(parts) else {
-            return Ok(());
+    for letter in selection.letters() {
+        let letter = letter?;
+        let id = letter.letter.id;
+        let cause = match settle_one(&mut records, Message::from_dead_letter(letter))? {
+            Fate::Recorded(_) | Fate::Duplicate => {
+                recorded += 1;
+                continue;
+            }
+            Fate::Dead { reason, .. } => reason.text,
+            Fate::Held(cause) => format!("not now: {cause}"),
         };
-        let mut message = Message::read(MessageSource::DeadLetter(letter.id), message_id, body);
-        if letter.cut {
-            message.content = Err(Reason::new("body", "only the start of the body is kept"));
-        }
-        let mut settled = Settled::new();
-        settle(
-            &mut records,
-            &mut vec![message],
-            Instant::now(),
-            &mut settled,
-        )?;
-        for (_, fate) in settled {
-            let cause = match fate {
-                Fate::Recorded(_) | Fate::Duplicate => {
-                    recorded += 1;
-                    continue;
-                }
-                Fate::Dead { reason, .. } => reason.text,
-                Fate::Held(cause) => format!("not now: {cause}"),
-            };
-            remain += 1;
-            writeln!(out, "{}: {cause}", letter.id)?;
-        }
-        Ok(())
-    })?;
+        remain += 1;
+        writeln!(out, "{id}: {cause}")?;
+    }
     writeln!(out, "{recorded} replayed, {remain} remain")?;
     Ok(())
 }
 
-/// The message id as its publisher gave it, and the body.
-fn parts(letter: DeadLetter) -> Option<(Option<String>, Vec<u8>)> {
-    let content = letter.content?;
-    let properties: Value = serde_json::from_str(content.properties.get()).unwrap_or_default();
-    let message_id = properties["message_id"].as_str().map(str::to_owned);
-    Some((message_id, content.body))
-}
-
-fn drop_them(cursor: Cursor<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+fn delete(selection: &mut Selection<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
     let mut dropped = 0;
-    cursor.each(|store, letter| {
-        let filter = Filter {
-            ids: Some(vec![letter.id]),
-            ..Filter::default()
-        };
-        dropped += store.delete(&filter)?;
-        Ok(())
-    })?;
+    for ids in selection.ids.chunks(PAGE) {
+        refuse_shutdown(selection.shutdown)?;
+        dropped += selection.store.delete(ids)?;
+    }
     writeln!(out, "{dropped} dropped")?;
     Ok(())
 }
 
-/// Under another name until it is whole.
-fn export(cursor: Cursor<'_>, file: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
+/// Writes another file and renames it when it is complete.
+fn export(selection: Selection<'_>, file: &Path, out: &mut dyn Write) -> Result<(), CommandError> {
     if file.exists() && !file.is_file() {
         let text = format!("{} is no file", file.display());
         return Err(CommandError::Failed(text));
@@ -313,7 +257,7 @@ fn export(cursor: Cursor<'_>, file: &Path, out: &mut dyn Write) -> Result<(), Co
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     let partial = file.with_file_name(name);
-    let written = write_letters(cursor, &partial).and_then(|count| {
+    let written = write_lines(selection, &partial).and_then(|count| {
         fs::rename(&partial, file)?;
         Ok(count)
     });
@@ -324,49 +268,45 @@ fn export(cursor: Cursor<'_>, file: &Path, out: &mut dyn Write) -> Result<(), Co
     Ok(())
 }
 
-fn write_letters(cursor: Cursor<'_>, partial: &Path) -> Result<usize, CommandError> {
-    let mut lines = BufWriter::new(File::create(partial)?);
+fn write_lines(selection: Selection<'_>, file: &Path) -> Result<usize, CommandError> {
+    let mut lines = BufWriter::new(File::create(file)?);
     let mut count = 0;
-    cursor.each(|store, letter| {
-        let Some(letter) = store.find(letter.id)? else {
-            return Ok(());
-        };
+    for letter in selection.letters() {
+        serde_json::to_writer(&mut lines, &letter?).map_err(io::Error::from)?;
+        lines.write_all(b"\n")?;
         count += 1;
-        serde_json::to_writer(&mut lines, &letter).map_err(io::Error::from)?;
-        Ok(lines.write_all(b"\n")?)
-    })?;
+    }
     let file = lines.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok(count)
 }
 
 fn import(
-    mut store: RecordStore,
+    mut records: RecordStore,
     config: &QueueConfig,
     shutdown: &Shutdown,
     out: &mut dyn Write,
 ) -> Result<(), CommandError> {
+    let queue = config.dead_queue();
     let mut connection = AmqpConnection::open(config, PROGRAM)?;
     let mut imported = 0;
-    if connection.count(&config.dead_queue())?.is_some() {
+    if connection.count(&queue)?.is_some() {
         let channel = connection.open_channel()?;
-        let _limit = connection.deadline_on_drop();
+        let _deadline = connection.deadline_on_drop();
         loop {
             if shutdown.is_requested() {
                 let text = format!("stopped before the end; {imported} dead letters imported");
                 return Err(CommandError::Failed(text));
             }
-            let limit = connection.deadline();
-            let got = channel.basic_get(config.dead_queue(), false);
-            drop(limit);
+            let deadline = connection.deadline();
+            let got = channel.basic_get(queue.as_str(), false);
+            drop(deadline);
             let Some(got) = got.map_err(AmqpError::from)? else {
                 break;
             };
             let mut message = Message::from_queue(got.delivery.clone());
-            message.content = Err(reason_of(&message));
-            let mut settled = Settled::new();
-            settle(&mut store, &mut vec![message], Instant::now(), &mut settled)?;
-            if let Some((_, Fate::Held(cause))) = settled.pop() {
+            message.content = Err(reason_of(&got.delivery));
+            if let Fate::Held(cause) = settle_one(&mut records, message)? {
                 return Err(CommandError::Failed(cause));
             }
             got.delivery.ack(&channel).map_err(AmqpError::from)?;
@@ -377,35 +317,25 @@ fn import(
     Ok(())
 }
 
-/// Why a message is on the old dead queue, by what was written into its headers.
-fn reason_of(message: &Message) -> Reason {
-    let headers = message
-        .delivery()
-        .and_then(|delivery| delivery.properties.headers().as_ref());
-    let text = match headers.and_then(|headers| headers.get("x-dead-reason")) {
-        Some(AmqpValue::LongString(text)) => text.clone(),
-        _ => "unknown".to_owned(),
-    };
-    let begins = |beginning: &str| text.starts_with(beginning);
-    let word = match REASONS.into_iter().find(|word| begins(&format!("{word} "))) {
-        Some(field) => field,
-        None if begins("the message id ") => "message_id",
-        None if begins("the database ") => "database",
-        None => "body",
-    };
-    Reason { word, text }
+/// The reason that an older version wrote into a header. The text begins with what it is about, as in
+/// `the message id is too long` or `user_id is required`.
+fn reason_of(delivery: &Delivery) -> Reason {
+    let text = header_text(delivery, "x-dead-reason").unwrap_or("unknown");
+    let subject = text
+        .trim_start_matches("the ")
+        .replace("message id", "message_id");
+    let word = REASONS.into_iter().find(|word| subject.starts_with(word));
+    Reason::new(word.unwrap_or("body"), text)
 }
 
+/// An age in the greatest unit that fits.
 fn coarse(seconds: i64) -> String {
-    match seconds {
-        ..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
+    let greatest = UNITS.into_iter().rfind(|(_, unit)| seconds >= *unit);
+    let (name, unit) = greatest.unwrap_or(UNITS[0]);
+    format!("{}{name}", seconds / unit)
 }
 
-/// The start of a text, on one line, with nothing in it that a terminal would obey.
+/// The start of a text on one line. Characters that a terminal would interpret are escaped.
 fn shown(text: &[u8]) -> String {
     let start = String::from_utf8_lossy(&text[..text.len().min(4 * SHOWN_CHARS)]);
     let mut shown = String::new();

@@ -1,30 +1,29 @@
-//! Whether orders are being recorded: what the consumer's thread did last, for `/ready` and the
-//! metrics. They read it at any time, also while that thread waits for PostgreSQL.
+//! Whether orders are recorded: what the consumer's thread did last, for `/ready` and the metrics. Other threads
+//! read this at any time, also while the consumer's thread waits for PostgreSQL.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use common::http::Dependency;
 use common::metrics::Metrics;
+use common::process::{self, StartError};
 use common::shutdown::Shutdown;
 
-use crate::message::Message;
+use crate::message::{Message, unix_seconds};
 use crate::settle::Settled;
 use crate::store::Fate;
 
-/// How long orders may wait to be recorded before the consumer is not ready. Whoever asks every few
-/// seconds hears of it within 15.
+/// How long orders may wait to be recorded before the consumer is not ready: a monitor that asks every few
+/// seconds learns it within 15.
 const RECORDING_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether the log is to hear of it.
+/// How often a thread looks for tries that take long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether the last try to record something succeeded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Recording {
-    /// Nothing was tried yet.
+    /// The consumer has tried nothing yet.
     #[default]
     Unknown,
     Works,
@@ -37,22 +36,22 @@ pub(crate) struct HealthState {
     /// There is a connection to the broker.
     pub(crate) rabbitmq: bool,
     pub(crate) recording: Recording,
-    /// When the try that is under way began.
+    /// When the current try began.
     pub(crate) trying_since: Option<Instant>,
-    /// When the first order came that is held, where none was recorded after it.
+    /// When the first of the held orders arrived; None if an order was recorded after that.
     pub(crate) unrecorded_since: Option<Instant>,
-    /// Messages that were delivered and are not acknowledged.
+    /// How many messages were delivered and are not acknowledged.
     pub(crate) unacknowledged: usize,
-    /// When the oldest of them came.
+    /// When the oldest unacknowledged message was delivered.
     pub(crate) oldest: Option<Instant>,
-    /// Those of them that wait for somebody else while others are recorded.
+    /// How many unacknowledged messages are held while others are recorded.
     pub(crate) held: usize,
-    /// When something was recorded or put aside last.
-    pub(crate) committed_at: Option<SystemTime>,
+    /// When an order or a dead letter was committed last, in seconds since 1970; 0 before the first.
+    pub(crate) committed_at: u64,
 }
 
 impl HealthState {
-    /// A session ended, so no message is unacknowledged.
+    /// Notes that a session ended: no message is unacknowledged any more.
     pub(crate) fn interrupted(&mut self, by_database: bool) {
         *self = Self {
             rabbitmq: self.rabbitmq && by_database,
@@ -66,21 +65,23 @@ impl HealthState {
         };
     }
 
-    /// Takes up what became of messages of which the first was taken then.
-    pub(crate) fn note(&mut self, settled: &Settled, since: Instant) {
-        if settled
-            .iter()
-            .any(|(_, fate)| matches!(fate, Fate::Recorded(_)))
-        {
-            self.unrecorded_since = None;
-            return;
-        }
-        let new_and_held = |(message, fate): &(Message, Fate)| {
+    /// Notes the fates of messages, the first of which was taken at `since`; returns whether any of them was
+    /// committed.
+    pub(crate) fn note(&mut self, settled: &Settled, since: Instant) -> bool {
+        let any = |check: fn(&(Message, Fate)) -> bool| settled.iter().any(check);
+        let is_new_and_held = |(message, fate): &(Message, Fate)| {
             message.content.is_ok() && message.held.is_none() && matches!(fate, Fate::Held(_))
         };
-        if settled.iter().any(new_and_held) {
+        if any(|(_, fate)| matches!(fate, Fate::Recorded(_))) {
+            self.unrecorded_since = None;
+        } else if any(is_new_and_held) {
             self.unrecorded_since.get_or_insert(since);
         }
+        let committed = any(|(_, fate)| !matches!(fate, Fate::Held(_)));
+        if committed {
+            self.committed_at = unix_seconds();
+        }
+        committed
     }
 
     fn records(&self) -> bool {
@@ -90,107 +91,87 @@ impl HealthState {
     }
 }
 
-/// The state, shared.
+/// The state, shared between threads.
 #[derive(Clone, Default)]
 pub(crate) struct Health(Arc<Mutex<HealthState>>);
 
 impl Health {
-    /// With its gauges.
+    /// Adds the gauges of the state.
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let health = Self::default();
-        let gauge = |name, help, value: fn(&HealthState) -> i64| {
+        let gauge = |name, help, value: fn(&HealthState) -> u64| {
             let health = health.clone();
             metrics.computed_gauge(name, help, move || value(&health.state()));
         };
         gauge(
             "postgresql_connected",
             "1 while orders can be recorded, as last seen.",
-            |state| i64::from(state.records()),
+            |state| state.records().into(),
         );
         gauge(
             "rabbitmq_connected",
             "1 while there is a connection to the broker.",
-            |state| i64::from(state.rabbitmq),
+            |state| state.rabbitmq.into(),
         );
         gauge(
             "orders_unacknowledged",
             "Messages that were delivered and are not acknowledged.",
-            |state| i64::try_from(state.unacknowledged).unwrap_or(i64::MAX),
+            |state| state.unacknowledged as u64,
         );
         gauge(
             "order_unacknowledged_oldest_seconds",
             "How long ago the oldest unacknowledged message was delivered; 0 if there is none.",
-            |state| seconds(state.oldest.map(|at| at.elapsed())),
+            |state| state.oldest.map_or(0, |at| at.elapsed().as_secs()),
         );
         gauge(
             "orders_held",
             "Messages that wait for a lock or for a mend of the database while others are recorded.",
-            |state| i64::try_from(state.held).unwrap_or(i64::MAX),
+            |state| state.held as u64,
         );
         gauge(
             "last_commit_timestamp_seconds",
             "When something was recorded or put aside last, in seconds since 1970; 0 before the first.",
-            |state| {
-                seconds(
-                    state
-                        .committed_at
-                        .and_then(|at| at.duration_since(UNIX_EPOCH).ok()),
-                )
-            },
+            |state| state.committed_at,
         );
         health
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, HealthState> {
-        // Whoever panicked while holding it left nothing half done.
+        // A thread that panicked while it held the lock left no field half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the log of tries that last, until the shutdown: the thread that waits for PostgreSQL cannot.
-    pub(crate) fn tell_of_slow_tries(&self, shutdown: &Shutdown) -> io::Result<()> {
+    /// Logs tries that take long, until the shutdown: the thread that waits for PostgreSQL cannot.
+    pub(crate) fn log_slow_tries(&self, shutdown: &Shutdown) -> Result<(), StartError> {
         let (health, shutdown) = (self.clone(), shutdown.clone());
-        thread::Builder::new()
-            .name("slow-tries".to_owned())
-            .spawn(move || {
-                let mut told = false;
-                while !shutdown.wait_at_most(LOOK_EVERY) {
-                    let state = health.state();
-                    let (slow, records) = (is_long_ago(state.trying_since), state.records());
-                    drop(state);
-                    if slow && !told {
-                        log::warn!("PostgreSQL takes long; orders wait in the queue");
-                        told = true;
-                    } else if records && told {
-                        log::info!("PostgreSQL has answered");
-                        told = false;
-                    }
+        process::spawn("slow-tries", move || {
+            let mut logged = false;
+            while !shutdown.wait_at_most(LOOK_EVERY) {
+                let state = health.state();
+                let (slow, records) = (is_long_ago(state.trying_since), state.records());
+                drop(state);
+                if slow && !logged {
+                    log::warn!("PostgreSQL takes long; orders wait in the queue");
+                    logged = true;
+                } else if records && logged {
+                    log::info!("PostgreSQL has answered");
+                    logged = false;
                 }
-            })?;
-        Ok(())
+            }
+        })
+        .map(drop)
     }
 
-    /// For `/ready`.
+    /// The dependencies of the consumer, for `/ready`.
     pub(crate) fn dependencies(&self) -> Vec<Dependency> {
         let state = self.state();
         vec![
-            Dependency {
-                name: "postgresql",
-                state: state.records().into(),
-            },
-            Dependency {
-                name: "rabbitmq",
-                state: state.rabbitmq.into(),
-            },
+            Dependency::new("postgresql", state.records()),
+            Dependency::new("rabbitmq", state.rabbitmq),
         ]
     }
 }
 
 fn is_long_ago(since: Option<Instant>) -> bool {
     since.is_some_and(|since| since.elapsed() >= RECORDING_LIMIT)
-}
-
-fn seconds(duration: Option<Duration>) -> i64 {
-    duration.map_or(0, |duration| {
-        i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-    })
 }

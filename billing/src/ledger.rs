@@ -1,11 +1,11 @@
-//! Which messages may be acknowledged. The broker numbers deliveries on a channel from 1, and one
-//! acknowledgement may stand for all up to a number (AMQP 0-9-1 §1.8.3.13); the ledger grants that
-//! only if no delivery before it is unsettled. A ledger belongs to one channel, and ends with it.
+//! Decides which deliveries are acknowledged. The broker numbers the deliveries of a channel from 1, and one
+//! acknowledgement may stand for all up to a number (AMQP 0-9-1 §1.8.3.13). The ledger allows that only if all
+//! deliveries up to that number are settled. A ledger belongs to one channel and is dropped with it.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// The unacknowledged deliveries, in their order, and when each arrived.
+/// The unacknowledged deliveries, in the order of their tags, with the time at which each arrived.
 #[derive(Default)]
 pub(crate) struct Ledger {
     open: BTreeMap<u64, Instant>,
@@ -14,9 +14,9 @@ pub(crate) struct Ledger {
 /// What to acknowledge.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Acknowledgements<T> {
-    /// This delivery and all before it.
+    /// One acknowledgement for this delivery and all before it.
     pub(crate) up_to: Option<T>,
-    /// Each of these alone: an older delivery is not settled.
+    /// An acknowledgement for each of these deliveries, since an older one is not settled.
     pub(crate) alone: Vec<T>,
 }
 

@@ -1,6 +1,6 @@
-//! Orders: `consumer` takes them from the queue, `settle` decides what becomes of each, `store`
-//! holds the SQL, `api` reads them out over HTTP. Two programs, so that one can stop without the
-//! other; a third, `dead_letter_tool`, is for what could never be recorded.
+//! Orders: `consumer` takes them from the queue, `settle` decides what becomes of each, `store` has the SQL, `api`
+//! answers requests for them. `billing-consumer` and `billing-api` are two programs, so that one can stop without
+//! the other; `dead_letter_tool` is a third, for messages that could not be recorded.
 
 mod config;
 mod dead_letter;
@@ -14,23 +14,19 @@ mod message;
 mod message_report;
 mod settle;
 mod store;
+mod unacknowledged;
 
 pub mod dead_letter_tool;
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::db::Database;
 use common::http::{Bulkhead, Dependency, Server};
 use common::metrics::Metrics;
-use common::process::{Running, StartError};
+use common::process::{self, StartError};
 use common::shutdown::Shutdown;
-
-use common::metrics::IntGauge;
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 
 pub use config::{ApiConfig, ConsumerConfig};
 use health::Health;
@@ -40,155 +36,94 @@ use store::{DeadLetterStore, Filter, OrderStore};
 /// How often dead letters are counted for the metrics.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
-/// How long the consumer may take to end. Whatever is frozen, what it has not acknowledged is
-/// delivered again.
+/// How long the consumer may take to end. If a server does not answer by then, the broker delivers the
+/// unacknowledged messages again.
 const CONSUMER_END_LIMIT: Duration = Duration::from_secs(6);
 
 /// The running `billing-api`.
-pub struct BillingApi {
-    server: Server,
-    bring_up: JoinHandle<()>,
-}
+pub type BillingApi = Server;
 
-/// Starts `billing-api`: what its `main` and the tests call alike.
+/// Starts `billing-api`; its `main` and the tests call this function.
 pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, StartError> {
     let metrics = Metrics::new();
     let database = Database::new(&config.database, MIGRATIONS);
     database.show_in(&metrics);
-    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    let bring_up = OrderStore::new(&database).connection().bring_up(shutdown);
-    let bring_up = bring_up.map_err(no_thread)?;
-    count_dead_letters(&database, &metrics, shutdown).map_err(no_thread)?;
-    let limits = &config.http.limits;
-    let orders = {
-        let database = Arc::clone(&database);
-        Bulkhead::new(
-            "/api/orders",
-            config.http.workers,
-            api::ROUTES,
-            limits,
-            move || OrderStore::new(&database),
-        )
-    };
-    let dead_letters = {
-        let database = Arc::clone(&database);
-        Bulkhead::new(
-            "/api/dead-letters",
-            1,
-            api::DEAD_LETTERS,
-            limits,
-            move || DeadLetterStore::new(&database),
-        )
-    };
+    let bring_up = database.connection().bring_up(shutdown)?;
+    count_dead_letters(&database, &metrics, shutdown)?;
+    let (workers, limits) = (config.http.workers, &config.http.limits);
+    let stores = database.for_each_slot(OrderStore::new);
+    let orders = Bulkhead::new("/api/orders", workers, api::ROUTES, limits, stores);
+    let stores = database.for_each_slot(DeadLetterStore::new);
+    let dead_letters = Bulkhead::new("/api/dead-letters", 1, api::DEAD_LETTERS, limits, stores);
     let health = Bulkhead::new("/api/health", 1, api::HEALTH, limits, || ());
     let dependencies = move || {
-        let mut orders = OrderStore::new(&database);
-        move || {
-            vec![Dependency {
-                name: "postgresql",
-                state: orders.is_up().into(),
-            }]
-        }
+        let mut connection = database.connection();
+        move || vec![Dependency::new("postgresql", connection.is_up())]
     };
     let server = Server::start(
         &config.http,
         vec![
-            Arc::new(orders.with_guard(api::knows_query)),
-            Arc::new(dead_letters.with_guard(api::knows_query)),
+            Arc::new(orders.with_guard(api::check_query)),
+            Arc::new(dead_letters.with_guard(api::check_query)),
             Arc::new(health),
         ],
         dependencies,
         &metrics,
         shutdown,
     )?;
-    Ok(BillingApi { server, bring_up })
+    Ok(server.with_end(|| drop(bring_up.join())))
 }
 
-/// Shows how many dead letters there are, until the shutdown. While PostgreSQL is away the gauges
-/// keep what was counted last.
+/// Counts the dead letters for the metrics, until the shutdown. While PostgreSQL is unavailable the gauges keep the
+/// last count.
 fn count_dead_letters(
     database: &Arc<Database>,
     metrics: &Metrics,
     shutdown: &Shutdown,
-) -> io::Result<()> {
+) -> Result<(), StartError> {
     let (mut letters, shutdown) = (DeadLetterStore::new(database), shutdown.clone());
-    let help = "Dead letters, counted up to 100000.";
-    let count: IntGauge = metrics.gauge("dead_letters", help);
-    let help = "What the table of dead letters takes on disk.";
-    let bytes: IntGauge = metrics.gauge("dead_letters_bytes", help);
-    thread::Builder::new()
-        .name("dead-letters".to_owned())
-        .spawn(move || {
-            loop {
-                if let Ok(counts) = letters.counts(&Filter::default()) {
-                    count.set(counts.count);
-                    bytes.set(counts.bytes);
-                }
-                if shutdown.wait_at_most(COUNT_EVERY) {
-                    return;
-                }
+    let count = metrics.gauge("dead_letters", "Dead letters, counted up to 100000.");
+    let bytes = metrics.gauge(
+        "dead_letters_bytes",
+        "What the table of dead letters takes on disk.",
+    );
+    process::spawn("dead-letters", move || {
+        loop {
+            if let Ok(counts) = letters.counts(&Filter::default()) {
+                count.set(counts.count);
+                bytes.set(counts.bytes);
             }
-        })?;
-    Ok(())
-}
-
-impl BillingApi {
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-}
-
-impl Running for BillingApi {
-    fn join(self) {
-        self.server.join();
-        let _ = self.bring_up.join();
-    }
+            if shutdown.wait_at_most(COUNT_EVERY) {
+                return;
+            }
+        }
+    })
+    .map(drop)
 }
 
 /// The running `billing-consumer`.
-pub struct BillingConsumer {
-    server: Server,
-    /// Closes when the consumer has ended.
-    consumer: Receiver<()>,
-}
+pub type BillingConsumer = Server;
 
-/// Starts `billing-consumer`: what its `main` and the tests call alike.
+/// Starts `billing-consumer`; its `main` and the tests call this function.
 pub fn start_consumer(
     config: &ConsumerConfig,
     shutdown: &Shutdown,
 ) -> Result<BillingConsumer, StartError> {
     let metrics = Metrics::new();
     let health = Health::new(&metrics);
-    let dependencies = {
-        let health = health.clone();
-        move || {
-            let health = health.clone();
-            move || health.dependencies()
-        }
+    let shown = health.clone();
+    let dependencies = move || {
+        let health = shown.clone();
+        move || health.dependencies()
     };
     let server = Server::start(&config.http, Vec::new(), dependencies, &metrics, shutdown)?;
-    health
-        .tell_of_slow_tries(shutdown)
-        .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))?;
-    let consumer = consumer::start(config, &metrics, health, shutdown)?;
-    Ok(BillingConsumer { server, consumer })
-}
-
-impl BillingConsumer {
-    /// Where it answers `/health`, `/ready` and `/metrics`.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-}
-
-impl Running for BillingConsumer {
-    fn join(self) {
-        self.server.join();
-        if self.consumer.recv_timeout(CONSUMER_END_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            log::warn!("a server does not answer; what is not acknowledged is delivered again");
+    health.log_slow_tries(shutdown)?;
+    let ended = consumer::start(config, &metrics, health, shutdown)?;
+    Ok(server.with_end(move || {
+        if ended.recv_timeout(CONSUMER_END_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            log::warn!(
+                "PostgreSQL or RabbitMQ does not answer; unacknowledged messages are delivered again"
+            );
         }
-    }
+    }))
 }

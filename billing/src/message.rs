@@ -1,20 +1,24 @@
-//! A message and what it holds: an order that can be recorded, or the reason why there is none.
+//! A message, and what it contains: an order that can be recorded, or the reason why there is none.
 
-use amiquip::{AmqpProperties, AmqpValue, Delivery};
+use std::mem;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use amiquip::{AmqpProperties, AmqpValue, Delivery, FieldTable};
 use common::http::is_request_id;
 use common::order::NewOrder;
 use serde_json::{Map, Value, json};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::dead_letter::WholeDeadLetter;
 
 /// The longest message id that is recorded, in bytes: AMQP's own limit.
 const MESSAGE_ID_BYTES_MAX: usize = 255;
 
-/// How much of a body a dead letter keeps: as much as a gateway would have taken.
+/// A dead letter keeps so many bytes of a body: as many as a gateway accepts.
 pub(crate) const BODY_BYTES_KEPT: usize = 1024 * 1024;
 
-/// What can be wrong with a message, as the metrics and the filters name it: the body as a whole, a
-/// field, something around the body, another order with the same message id, or what PostgreSQL
-/// says of a value.
+/// The reasons why a message cannot be recorded, as metrics and filters name them: the body as a whole, a field
+/// of it, a property of the message, another order with its message id, or a character that the database does
+/// not have.
 pub(crate) const REASONS: [&str; 9] = [
     "body",
     "user_id",
@@ -43,10 +47,10 @@ impl Reason {
     }
 }
 
-/// Where a message was taken from.
+/// Where a message comes from.
 #[expect(clippy::large_enum_variant, reason = "nearly all are deliveries")]
 pub(crate) enum MessageSource {
-    /// A delivery that is to be acknowledged, without the parts that [`Message`] has.
+    /// A delivery that has to be acknowledged; the [`Message`] has its body.
     Queue(Delivery),
     /// The row of `dead_letters` with this id, which is replayed.
     DeadLetter(i64),
@@ -55,67 +59,81 @@ pub(crate) enum MessageSource {
 /// A message from the queue, or a dead letter that is replayed.
 pub(crate) struct Message {
     pub(crate) source: MessageSource,
-    /// The message id as its publisher gave it, unfit as it may be; None where it was left out or empty.
+    /// The message id as its publisher wrote it, valid or not; None if it is empty.
     pub(crate) id: Option<String>,
-    /// Of the request that placed the order, where one of our gateways did.
+    /// The id of the request that placed the order, if a gateway published the message.
     pub(crate) request_id: Option<String>,
-    /// No more than [`BODY_BYTES_KEPT`] of it.
+    /// At most [`BODY_BYTES_KEPT`] of the body.
     pub(crate) body: Vec<u8>,
-    /// How long the body was.
+    /// The length of the whole body.
     pub(crate) body_bytes: usize,
     pub(crate) content: Result<NewOrder, Reason>,
-    /// Where it was held before, when it may be tried again.
+    /// When a message that is held may be tried again; None if the message is not held.
     pub(crate) held: Option<Instant>,
-    /// Whether it was tried again together with others, and in vain.
+    /// Whether it was refused when it was tried again together with others.
     pub(crate) suspect: bool,
     placed_at: Option<u64>,
 }
 
 impl Message {
-    /// Reads a delivery by today's rules.
+    /// Reads a delivery by the current rules.
     pub(crate) fn from_queue(mut delivery: Delivery) -> Self {
-        let properties = &delivery.properties;
-        let request_id = properties.headers().as_ref().and_then(|headers| {
-            match headers.get("x-request-id")? {
-                AmqpValue::LongString(id) if is_request_id(id) => Some(id.clone()),
-                _ => None,
-            }
-        });
-        let (message_id, timestamp) = (properties.message_id().clone(), *properties.timestamp());
-        let unfit = [
+        let request_id = header_text(&delivery, "x-request-id").filter(|id| is_request_id(id));
+        let request_id = request_id.map(str::to_owned);
+        // Many other programs write 0 into the timestamp, so only that of a gateway counts.
+        let placed_at = delivery
+            .properties
+            .timestamp()
+            .filter(|at| *at > 0 && request_id.is_some());
+        let id = delivery.properties.message_id().clone();
+        let body = mem::take(&mut delivery.body);
+        let names = [
             ("exchange", &delivery.exchange),
             ("routing_key", &delivery.routing_key),
         ];
-        let unfit = unfit.iter().find(|(_, name)| name.contains('\0'));
-        let unfit = unfit
+        let invalid = names.into_iter().find(|(_, name)| name.contains('\0'));
+        let invalid = invalid
             .map(|(word, _)| Reason::new(word, format!("the {word} contains NUL or is not UTF-8")));
-        let body = std::mem::take(&mut delivery.body);
-        let mut message = Self::read(MessageSource::Queue(delivery), message_id, body);
-        if let (Ok(_), Some(reason)) = (&message.content, unfit) {
-            message.content = Err(reason);
+        let message = Self::read(MessageSource::Queue(delivery), id, body);
+        Self {
+            content: message
+                .content
+                .and_then(|order| invalid.map_or(Ok(order), Err)),
+            request_id,
+            placed_at,
+            ..message
         }
-        // A stranger's timestamp is believed by nobody: many write 0.
-        message.placed_at = timestamp.filter(|at| *at > 0 && request_id.is_some());
-        message.request_id = request_id;
+    }
+
+    /// Reads a dead letter by the current rules.
+    pub(crate) fn from_dead_letter(dead_letter: WholeDeadLetter) -> Self {
+        let WholeDeadLetter {
+            letter,
+            properties,
+            body,
+        } = dead_letter;
+        // The column `message_id` has the id with its NULs replaced.
+        let properties: Value = serde_json::from_str(properties.get()).unwrap_or_default();
+        let id = properties["message_id"].as_str().map(str::to_owned);
+        let mut message = Self::read(MessageSource::DeadLetter(letter.id), id, body);
+        if letter.cut {
+            message.content = Err(Reason::new("body", "only the start of the body is kept"));
+        }
         message
     }
 
-    /// Reads a message by today's rules.
-    pub(crate) fn read(source: MessageSource, id: Option<String>, mut body: Vec<u8>) -> Self {
+    fn read(source: MessageSource, id: Option<String>, mut body: Vec<u8>) -> Self {
         let id = id.filter(|id| !id.is_empty());
-        let content = NewOrder::from_json(&body)
-            .map_err(|error| Reason::new(error.at_fault().unwrap_or("body"), error.to_string()));
         let problem = match &id {
             Some(id) if id.contains('\0') => Some("the message id contains NUL or is not UTF-8"),
             Some(id) if id.len() > MESSAGE_ID_BYTES_MAX => Some("the message id is too long"),
             _ => None,
         };
-        let content = content.and_then(|order| match problem {
-            Some(problem) => Err(Reason::new("message_id", problem)),
-            None => Ok(order),
-        });
+        let invalid = problem.map(|problem| Reason::new("message_id", problem));
+        let content = NewOrder::from_json(&body)
+            .map_err(|error| Reason::new(error.at_fault().unwrap_or("body"), error.to_string()))
+            .and_then(|order| invalid.map_or(Ok(order), Err));
         let body_bytes = body.len();
-        // An order has been read, and needs its body no more unless it becomes a dead letter.
         if body_bytes > BODY_BYTES_KEPT {
             body.truncate(BODY_BYTES_KEPT);
             body.shrink_to_fit();
@@ -133,12 +151,9 @@ impl Message {
         }
     }
 
-    /// How long ago one of our gateways placed it, in seconds.
+    /// How many seconds ago a gateway placed it.
     pub(crate) fn age(&self) -> Option<u64> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Some(now.as_secs().saturating_sub(self.placed_at?))
+        Some(unix_seconds().saturating_sub(self.placed_at?))
     }
 
     /// The delivery that brought it.
@@ -158,63 +173,63 @@ impl Message {
     }
 }
 
-/// All properties that a message has, as JSON, each header with its AMQP type.
-pub(crate) fn properties_json(properties: &AmqpProperties) -> String {
-    let texts = [
-        ("content_type", properties.content_type()),
-        ("content_encoding", properties.content_encoding()),
-        ("correlation_id", properties.correlation_id()),
-        ("reply_to", properties.reply_to()),
-        ("expiration", properties.expiration()),
-        ("message_id", properties.message_id()),
-        ("type", properties.type_()),
-        ("user_id", properties.user_id()),
-        ("app_id", properties.app_id()),
-        ("cluster_id", properties.cluster_id()),
-    ];
-    let texts = texts
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, json!(value.as_ref()?))));
-    let numbers = [
-        ("delivery_mode", properties.delivery_mode().map(u64::from)),
-        ("priority", properties.priority().map(u64::from)),
-        ("timestamp", *properties.timestamp()),
-    ];
-    let numbers = numbers
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, json!(value?))));
-    let mut kept: Map<String, Value> = texts
-        .chain(numbers)
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    if let Some(headers) = properties.headers() {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.clone(), header_json(value)));
-        kept.insert("headers".to_owned(), Value::Object(headers.collect()));
-    }
-    Value::Object(kept).to_string()
+/// The seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
-/// A header as `{"type": …, "value": …}`. JSON has no number that is none: `NaN` is a string.
+/// A header of a delivery, if it is a text.
+pub(crate) fn header_text<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a str> {
+    match delivery.properties.headers().as_ref()?.get(name)? {
+        AmqpValue::LongString(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The properties of a message as JSON, each header with its AMQP type.
+pub(crate) fn properties_json(properties: &AmqpProperties) -> String {
+    let mut json = json!({
+        "content_type": properties.content_type(),
+        "content_encoding": properties.content_encoding(),
+        "headers": properties.headers().as_ref().map(headers_json),
+        "delivery_mode": properties.delivery_mode(),
+        "priority": properties.priority(),
+        "correlation_id": properties.correlation_id(),
+        "reply_to": properties.reply_to(),
+        "expiration": properties.expiration(),
+        "message_id": properties.message_id(),
+        "timestamp": properties.timestamp(),
+        "type": properties.type_(),
+        "user_id": properties.user_id(),
+        "app_id": properties.app_id(),
+        "cluster_id": properties.cluster_id(),
+    });
+    if let Some(properties) = json.as_object_mut() {
+        properties.retain(|_, value| !value.is_null());
+    }
+    json.to_string()
+}
+
+fn headers_json(headers: &FieldTable) -> Value {
+    headers
+        .iter()
+        .map(|(name, value)| (name.clone(), header_json(value)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// A header as `{"type": …, "value": …}`. JSON has no number for NaN and infinities, so they are strings.
 fn header_json(value: &AmqpValue) -> Value {
     let inner = match value {
         AmqpValue::Float(number) if !number.is_finite() => json!(number.to_string()),
         AmqpValue::Double(number) if !number.is_finite() => json!(number.to_string()),
         AmqpValue::FieldArray(values) => values.iter().map(header_json).collect(),
-        AmqpValue::FieldTable(table) => table
-            .iter()
-            .map(|(name, value)| (name.clone(), header_json(value)))
-            .collect::<Map<_, _>>()
-            .into(),
-        AmqpValue::Void => Value::Null,
-        // Every other value is an object with its type as the only name.
+        AmqpValue::FieldTable(table) => headers_json(table),
+        // amiquip serializes other values as an object whose only key is the type, and Void as a string.
         value => match json!(value) {
-            Value::Object(typed) => typed
-                .into_iter()
-                .next()
-                .map_or(Value::Null, |(_, inner)| inner),
-            other => other,
+            Value::Object(typed) => typed.into_values().next().unwrap_or_default(),
+            _ => Value::Null,
         },
     };
     json!({ "type": format!("{:?}", value.get_type()), "value": inner })
@@ -222,8 +237,6 @@ fn header_json(value: &AmqpValue) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use amiquip::FieldTable;
-
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
-//! Metrics and lines of the log about settled messages.
+//! The metrics and the log lines about settled messages.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::log as logging;
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
@@ -9,12 +9,12 @@ use crate::message::{Message, REASONS};
 use crate::settle::Settled;
 use crate::store::Fate;
 
-/// How many lines a second are written about messages other than recorded orders, so that nobody can fill the
-/// disk with unreadable messages.
-const ODD_MAX: usize = 100;
+/// How many lines a second are written about messages that were put aside or held, so that a flood of unreadable
+/// messages does not fill the disk.
+const UNRECORDED_LINES_MAX: usize = 100;
 
-/// Counts the messages, and logs a line for each order, which has the `message_id` of the gateway's line about it,
-/// and lines for some of the others.
+/// Counts messages and logs them: a line for each order, with the `message_id` that the gateway's line about it has,
+/// and a limited number of lines for the others.
 pub(crate) struct MessageReport {
     consumed: IntCounter,
     recorded: IntCounter,
@@ -22,9 +22,8 @@ pub(crate) struct MessageReport {
     dead: IntCounterVec,
     batch_orders: Histogram,
     lag: IntGauge,
-    /// How many other messages came in this second, those without a line included.
-    odd: usize,
-    second: Instant,
+    /// How many messages were put aside or held in the current second, with or without a line.
+    unrecorded: usize,
 }
 
 impl MessageReport {
@@ -56,17 +55,16 @@ impl MessageReport {
                 "order_lag_seconds",
                 "From the timestamp of the oldest order of the latest commit to that commit.",
             ),
-            odd: 0,
-            second: Instant::now(),
+            unrecorded: 0,
         }
     }
 
-    /// Counts messages that were delivered.
-    pub(crate) fn took(&self, messages: usize) {
+    /// Counts delivered messages.
+    pub(crate) fn note_delivered(&self, messages: usize) {
         self.consumed.inc_by(messages as u64);
     }
 
-    /// Notes messages that were settled or held; `since` is when the first of them was taken.
+    /// Counts and logs messages that were settled or held; `since` is when the first of them was taken.
     pub(crate) fn note(&mut self, settled: &Settled, since: Instant) {
         let _buffer = logging::buffer();
         let ms = logging::logged_millis(since.elapsed());
@@ -86,12 +84,12 @@ impl MessageReport {
                         .with_label_values(&[reason.word])
                         .inc_by((*new).into());
                     let text = "message put aside as a dead letter";
-                    self.note_odd(message, Some(reason.word), &reason.text, text);
+                    self.log_unrecorded(message, Some(reason.word), &reason.text, text);
                     continue;
                 }
                 Fate::Held(_) if message.held.is_some() => continue,
                 Fate::Held(cause) => {
-                    self.note_odd(message, None, cause, "message held; it is tried again");
+                    self.log_unrecorded(message, None, cause, "message held; it is tried again");
                     continue;
                 }
             };
@@ -113,9 +111,10 @@ impl MessageReport {
         }
     }
 
-    fn note_odd(&mut self, message: &Message, reason: Option<&str>, cause: &str, text: &str) {
-        self.odd += 1;
-        if self.odd > ODD_MAX {
+    /// Logs a message that was put aside or held, unless the current second has enough lines.
+    fn log_unrecorded(&mut self, message: &Message, reason: Option<&str>, cause: &str, text: &str) {
+        self.unrecorded += 1;
+        if self.unrecorded > UNRECORDED_LINES_MAX {
             return;
         }
         log::warn!(
@@ -129,15 +128,12 @@ impl MessageReport {
         );
     }
 
-    /// Must be called once a second or more often.
-    pub(crate) fn tick(&mut self) {
-        if self.second.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        if self.odd > ODD_MAX {
-            let unlogged = self.odd - ODD_MAX;
+    /// Begins another second; has to be called once a second.
+    pub(crate) fn begin_second(&mut self) {
+        if self.unrecorded > UNRECORDED_LINES_MAX {
+            let unlogged = self.unrecorded - UNRECORDED_LINES_MAX;
             log::warn!(target: "order", count = unlogged; "more messages put aside or held");
         }
-        (self.odd, self.second) = (0, Instant::now());
+        self.unrecorded = 0;
     }
 }

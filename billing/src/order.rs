@@ -1,4 +1,4 @@
-//! An order as it is recorded.
+//! A recorded order.
 
 use serde::Serialize;
 
@@ -6,11 +6,11 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub(crate) struct Order {
     pub(crate) id: i64,
-    /// None where the publisher of the message gave none.
+    /// None if the publisher of the message set none.
     pub(crate) message_id: Option<String>,
     pub(crate) user_id: String,
     pub(crate) number_of_items: i32,
-    /// With two places, as text: a JSON number would pass through a float at many a reader.
+    /// With two decimal places, as a string, since many readers convert a JSON number into a float.
     pub(crate) total_amount: String,
     /// RFC 3339, UTC.
     pub(crate) created_at: String,

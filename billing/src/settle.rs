@@ -1,7 +1,7 @@
-//! What becomes of a message is decided here and nowhere else. An order that keeps its rules fits into
-//! the tables of `migrations/`, so whatever PostgreSQL says of it is no reason to give it up: it is held
-//! until somebody has mended what is in its way. Only what the database has no characters for can never
-//! be recorded.
+//! Decides what becomes of each message. An order that keeps its rules fits into the tables of `migrations/`, so
+//! whatever PostgreSQL reports about it, the cause is not in the order: it is held until somebody has removed
+//! the cause. The exception is a character that the encoding of the database does not have: such an order can
+//! never be recorded.
 
 use std::mem;
 use std::time::Instant;
@@ -15,9 +15,8 @@ use crate::store::{Fate, RecordStore};
 pub(crate) type Settled = Vec<(Message, Fate)>;
 
 /// Writes a batch, and moves each message with its fate to `settled`. A batch that is refused is divided
-/// until each message that is refused stands alone; after the deadline all of it is held, to be tried
-/// again. An error means that no order can be written now; the messages that remain in `batch` then have
-/// no fate.
+/// until each refused message is alone; after the deadline all messages of a refused part are held. An error
+/// means that no order can be written now; the messages that remain in `batch` then have no fate.
 pub(crate) fn settle(
     store: &mut RecordStore,
     batch: &mut Vec<Message>,
@@ -56,7 +55,15 @@ pub(crate) fn settle(
     Ok(())
 }
 
-/// Takes a part of what was refused out of it, to be tried apart; nothing where all of it is held.
+/// Settles one message.
+pub(crate) fn settle_one(store: &mut RecordStore, message: Message) -> Result<Fate, DbError> {
+    let mut settled = Settled::new();
+    settle(store, &mut vec![message], Instant::now(), &mut settled)?;
+    let (_, fate) = settled.pop().expect("every message of a batch has a fate");
+    Ok(fate)
+}
+
+/// Removes a part of the refused messages, to be tried separately; nothing if all of them are held.
 fn divide(refused: &mut Vec<Message>, refusal: &DbError, deadline: Instant) -> Vec<Message> {
     let orders = refused.iter().filter(|message| message.content.is_ok());
     let orders = orders.count();
@@ -68,7 +75,7 @@ fn divide(refused: &mut Vec<Message>, refusal: &DbError, deadline: Instant) -> V
             .extract_if(.., |message| message.content.is_err())
             .collect()
     } else if orders == 0 && matches!(refusal, DbError::Locked(_)) {
-        // New rows meet no lock but that of their whole table.
+        // The only lock that new rows can wait for is that of their whole table.
         Vec::new()
     } else {
         refused.split_off(refused.len().div_ceil(2))

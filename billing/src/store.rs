@@ -1,5 +1,5 @@
-//! Orders and dead letters in PostgreSQL. Only `store` holds SQL: `record` writes what comes from
-//! the queue, `orders` and `dead_letters` read and remove.
+//! Orders and dead letters in PostgreSQL. Only these files hold SQL: `record` writes messages of the queue,
+//! `orders` and `dead_letters` read and delete.
 
 mod dead_letters;
 mod orders;
@@ -11,7 +11,7 @@ pub(crate) use dead_letters::{COUNT_MAX, DeadLetterStore, Filter};
 pub(crate) use orders::{OrderFilter, OrderStore};
 pub(crate) use record::{Fate, RecordStore};
 
-/// The versions of the schema of orders and dead letters.
+/// The versions of the schema.
 pub const MIGRATIONS: Migrations = &[
     ("0001_orders", include_str!("../migrations/0001_orders.sql")),
     (
@@ -20,3 +20,12 @@ pub const MIGRATIONS: Migrations = &[
     ),
     ("0003_sent", include_str!("../migrations/0003_sent.sql")),
 ];
+
+/// The operator that compares the ids of a page with the id before it, and the direction in which they are sorted.
+fn direction(newest_first: bool) -> (&'static str, &'static str) {
+    if newest_first {
+        ("<", "DESC")
+    } else {
+        (">", "ASC")
+    }
+}

@@ -467,7 +467,7 @@ fn a_call_that_makes_no_sense_is_refused_with_how_it_is_made() {
     for (arguments, said) in [
         (&[][..], "list, show, replay, drop, export or import?"),
         (&["bury"], "list, show, replay, drop, export or import?"),
-        (&["drop"], "drop needs to be told which"),
+        (&["drop"], "drop needs a filter"),
         (&["show"], "show takes the ID of one"),
         (
             &["list", "--reason", "bad"],

@@ -4,10 +4,9 @@
 //! outage of the database or the restore of a backup.
 
 use std::fmt;
-use std::io;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::vec;
 
@@ -19,7 +18,7 @@ use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
 use crate::http::Problem;
 use crate::metrics::{IntGauge, Metrics};
-use crate::process::CommandError;
+use crate::process::{self, CommandError, StartError};
 use crate::shutdown::Shutdown;
 
 /// How long a server may take to accept a connection.
@@ -339,6 +338,24 @@ impl Database {
         })
     }
 
+    /// A connection without prepared statements.
+    #[must_use]
+    pub fn connection(self: &Arc<Self>) -> DatabaseConnection<()> {
+        DatabaseConnection::new(self, |_| Ok(()))
+    }
+
+    /// A function that makes a store, with a connection of its own, for each slot.
+    pub fn for_each_slot<S>(
+        self: &Arc<Self>,
+        new: fn(&Arc<Self>) -> S,
+    ) -> impl Fn() -> S + Send + Sync + 'static + use<S>
+    where
+        S: 'static,
+    {
+        let database = Arc::clone(self);
+        move || new(&database)
+    }
+
     /// Adds a metric that shows whether the last use of the database reached it.
     pub fn show_in(&self, metrics: &Metrics) {
         let help = "1 if the last use of the database reached it.";
@@ -476,29 +493,27 @@ impl<S> DatabaseConnection<S> {
 
     /// Starts a thread that dials until the server answers, so that the schema is up to date before the first
     /// request, and then closes the connection.
-    pub fn bring_up(mut self, shutdown: &Shutdown) -> io::Result<JoinHandle<()>>
+    pub fn bring_up(mut self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError>
     where
         S: Send + 'static,
     {
         let shutdown = shutdown.clone();
-        thread::Builder::new()
-            .name("bring-up".to_owned())
-            .spawn(move || {
-                let mut waiting = false;
-                while let Err(error) = self.run(|client, _| client.batch_execute("")) {
-                    if !mem::replace(&mut waiting, true) {
-                        log::warn!(cause = error.to_string().as_str(); "waiting for PostgreSQL");
-                    }
-                    let until_next_dial = self
-                        .database
-                        .next_dial()
-                        .saturating_duration_since(Instant::now());
-                    if shutdown.wait_at_most(until_next_dial) {
-                        return;
-                    }
+        process::spawn("bring-up", move || {
+            let mut waiting = false;
+            while let Err(error) = self.run(|client, _| client.batch_execute("")) {
+                if !mem::replace(&mut waiting, true) {
+                    log::warn!(cause = error.to_string().as_str(); "waiting for PostgreSQL");
                 }
-                log::info!("PostgreSQL is up");
-            })
+                let until_next_dial = self
+                    .database
+                    .next_dial()
+                    .saturating_duration_since(Instant::now());
+                if shutdown.wait_at_most(until_next_dial) {
+                    return;
+                }
+            }
+            log::info!("PostgreSQL is up");
+        })
     }
 
     /// Whether the database answers now.

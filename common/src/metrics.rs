@@ -114,7 +114,7 @@ impl Metrics {
         &self,
         name: &str,
         help: &str,
-        value: impl Fn() -> i64 + Send + Sync + 'static,
+        value: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
         let gauge = IntGauge::new(name, help).expect(CONSTANT_NAMES);
         self.register(Computed { gauge, value });
@@ -170,13 +170,14 @@ struct Computed<V> {
     value: V,
 }
 
-impl<V: Fn() -> i64 + Send + Sync> Collector for Computed<V> {
+impl<V: Fn() -> u64 + Send + Sync> Collector for Computed<V> {
     fn desc(&self) -> Vec<&Desc> {
         self.gauge.desc()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.gauge.set((self.value)());
+        self.gauge
+            .set((self.value)().try_into().unwrap_or(i64::MAX));
         self.gauge.collect()
     }
 }

@@ -2,14 +2,13 @@
 //! and no order waits for them. The thread sends the publisher a channel with publisher confirms. The publisher
 //! releases the channel, with the reason, to this thread, which closes it.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::ConnectionBlockedNotification;
 use common::amqp::{AmqpConnection, AmqpError, ConfirmChannel, QueueConfig};
 use common::outage::Outage;
+use common::process::{self, StartError};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 /// A connection that has lasted this long ends the outage, even if no order was confirmed on it.
@@ -57,23 +56,21 @@ pub(crate) struct ConnectionHandle {
 }
 
 /// Starts the thread. It ends when its channel is released for shutdown, or the publisher has ended.
-pub(crate) fn start(config: &QueueConfig) -> io::Result<ConnectionHandle> {
+pub(crate) fn start(config: &QueueConfig) -> Result<ConnectionHandle, StartError> {
     // Without a buffer, so that a channel which the publisher does not take stays with this thread.
     let (opened, events) = crossbeam_channel::bounded(0);
     let (release, released) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let config = config.clone();
-    thread::Builder::new()
-        .name("amqp-connection".to_owned())
-        .spawn(move || {
-            let _alive = alive;
-            ConnectionThread {
-                config,
-                opened,
-                released,
-            }
-            .run();
-        })?;
+    process::spawn("amqp-connection", move || {
+        let _alive = alive;
+        ConnectionThread {
+            config,
+            opened,
+            released,
+        }
+        .run();
+    })?;
     Ok(ConnectionHandle {
         events,
         release,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use common::http::{Bulkhead, Dependency, Server, Submit};
 use common::metrics::Metrics;
-use common::process::{Running, StartError};
+use common::process::StartError;
 use common::shutdown::Shutdown;
 
 pub use access::AccessConfig;
@@ -35,7 +35,7 @@ use access::Access;
 use console::Console;
 use forward::Forwarder;
 use probe::Probe;
-use publisher::{OrderSender, PublisherHandle};
+use publisher::OrderSender;
 use status::{PlatformStatus, ProbedServices};
 use upstreams::Upstreams;
 
@@ -46,10 +46,7 @@ const STATUS_WORKERS: usize = 2;
 const RECORDED_ORDERS_WORKERS: usize = 4;
 
 /// The running service.
-pub struct Gateway {
-    server: Server,
-    publisher: PublisherHandle,
-}
+pub type Gateway = Server;
 
 /// Starts the service; `main` and the tests call this function.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError> {
@@ -59,13 +56,12 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         Upstreams::new(name, addresses, config.http.operations_key.clone())
     };
     let upstreams = services("the inventory", &config.inventories);
-    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
-    probe::start_health_checks(&upstreams, shutdown).map_err(no_thread)?;
+    probe::start_health_checks(&upstreams, shutdown)?;
     let billing_api = services("billing", &[config.billing_api]);
     let billing_consumer = services("the consumer", &[config.billing_consumer]);
     let exposed = config.expose_orders;
-    let queue_monitor = queue_monitor::start(&config.queue, &metrics).map_err(no_thread)?;
-    let status = PlatformStatus::new(
+    let queue_monitor = queue_monitor::start(&config.queue, &metrics)?;
+    let status = Arc::new(PlatformStatus::new(
         &orders,
         &config.queue.queue,
         queue_monitor,
@@ -75,8 +71,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
             billing_consumer: &billing_consumer,
         },
         exposed,
-    );
-    let status = Arc::new(status.map_err(no_thread)?);
+    )?);
     let access = Arc::new(Access::new(&config.access)?);
     let bulkheads = bulkheads(
         config,
@@ -89,19 +84,14 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Gateway, StartError
         let (inventory, orders) = (Probe::new(&upstreams), orders.clone());
         move || {
             vec![
-                Dependency {
-                    name: "inventory",
-                    state: inventory.is_up().into(),
-                },
-                Dependency {
-                    name: "rabbitmq",
-                    state: orders.state(),
-                },
+                Dependency::new("inventory", inventory.is_up()),
+                Dependency::new("rabbitmq", orders.state()),
             ]
         }
     };
     let server = Server::start(&config.http, bulkheads, dependencies, &metrics, shutdown)?;
-    Ok(Gateway { server, publisher })
+    // A shutdown does not wait for the threads that probe.
+    Ok(server.with_end(|| publisher.end()))
 }
 
 /// Makes a bulkhead for each kind of request, so that an outage of the inventory stops no order, and an alarm
@@ -178,21 +168,4 @@ fn bulkheads(
         bulkheads.push(Arc::new(dead_letters));
     }
     bulkheads
-}
-
-impl Gateway {
-    /// The address on which the gateway listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-}
-
-impl Running for Gateway {
-    /// Waits until every client has its answer, and ends the publisher. A shutdown does not wait for the
-    /// threads that probe.
-    fn join(self) {
-        self.server.join();
-        self.publisher.end();
-    }
 }

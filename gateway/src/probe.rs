@@ -1,11 +1,10 @@
 //! Sends health checks to the services behind the gateway. A check blocks the thread that runs it.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
+use common::process::{self, StartError};
 use common::shutdown::Shutdown;
 use ureq::Agent;
 
@@ -24,17 +23,15 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn start_health_checks(
     upstreams: &Arc<Upstreams>,
     shutdown: &Shutdown,
-) -> io::Result<()> {
+) -> Result<(), StartError> {
     let (upstreams, shutdown) = (Arc::clone(upstreams), shutdown.clone());
-    thread::Builder::new()
-        .name("health-checks".to_owned())
-        .spawn(move || {
-            let probe = Probe::new(&upstreams);
-            while !shutdown.wait_at_most(CHECK_EVERY) {
-                upstreams.mark_up(|address| probe.is_ready(address));
-            }
-        })
-        .map(drop)
+    process::spawn("health-checks", move || {
+        let probe = Probe::new(&upstreams);
+        while !shutdown.wait_at_most(CHECK_EVERY) {
+            upstreams.mark_up(|address| probe.is_ready(address));
+        }
+    })
+    .map(drop)
 }
 
 /// Checks services of one kind, for one thread.

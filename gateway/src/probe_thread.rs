@@ -1,10 +1,9 @@
 //! Probes one component of the platform on a thread of its own, so that a component that does not answer
 //! delays neither the other probes nor the request for the status.
 
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread;
 
+use common::process::{self, StartError};
 use crossbeam_channel::{Receiver, Sender};
 
 /// Runs probes whose result is an `A`. The thread ends after this value is dropped.
@@ -18,15 +17,11 @@ impl<A: Send + 'static> ProbeThread<A> {
     pub(crate) fn start(
         name: &str,
         work: impl Fn(&Receiver<Sender<A>>) + Send + 'static,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let (requests, received) = crossbeam_channel::bounded(1);
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(
-                move || {
-                    while catch_unwind(AssertUnwindSafe(|| work(&received))).is_err() {}
-                },
-            )?;
+        process::spawn(name, move || {
+            while catch_unwind(AssertUnwindSafe(|| work(&received))).is_err() {}
+        })?;
         Ok(Self { requests })
     }
 

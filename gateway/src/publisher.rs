@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use amiquip::{
@@ -18,7 +18,7 @@ use common::amqp::{AmqpError, OutstandingConfirms, QueueConfig};
 use common::http::{DependencyState, Problem, Request, Response};
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 use common::order::NewOrder;
-use common::process::StartError;
+use common::process::{self, StartError};
 use crossbeam_channel::{Receiver, Sender, TrySendError, never, select};
 use serde_json::json;
 
@@ -234,7 +234,6 @@ pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
 ) -> Result<(OrderSender, PublisherHandle), StartError> {
-    let no_thread = |error| StartError::System("cannot start a thread".to_owned(), error);
     let (sender, waiting) = crossbeam_channel::bounded(WAITING_MAX);
     let (end, ended) = crossbeam_channel::bounded(0);
     let state = Arc::new(BrokerState::default());
@@ -243,7 +242,7 @@ pub(crate) fn start(
         events: connection_events,
         release: release_channel,
         ended: connection_ended,
-    } = connection::start(config).map_err(no_thread)?;
+    } = connection::start(config)?;
     let mut publisher = Publisher {
         queue: config.queue.clone(),
         waiting,
@@ -258,10 +257,7 @@ pub(crate) fn start(
         refusals: RefusalPeriod::default(),
         last_check: Instant::now(),
     };
-    let thread = thread::Builder::new()
-        .name("publisher".to_owned())
-        .spawn(move || publisher.run())
-        .map_err(no_thread)?;
+    let thread = process::spawn("publisher", move || publisher.run())?;
     let orders = OrderSender {
         waiting: sender,
         state,

@@ -4,11 +4,11 @@
 //! The monitor has a connection of its own: during an alarm RabbitMQ reads nothing from a connection that
 //! publishes, so on the publisher's connection a passive declaration would wait, and orders behind it.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use common::amqp::{AmqpConnection, AmqpError, QueueConfig, QueueCounts};
 use common::metrics::{IntGaugeVec, Metrics};
+use common::process::StartError;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::probe_thread::ProbeThread;
@@ -29,7 +29,7 @@ pub(crate) struct QueueSample {
 pub(crate) fn start(
     config: &QueueConfig,
     metrics: &Metrics,
-) -> io::Result<ProbeThread<Option<QueueSample>>> {
+) -> Result<ProbeThread<Option<QueueSample>>, StartError> {
     let gauges = QueueGauges {
         ready: metrics.gauges(
             "queue_messages_ready",

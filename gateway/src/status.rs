@@ -2,11 +2,11 @@
 //! its own, has a second to answer, and is probed once a second however many clients ask. Without such
 //! requests no service is probed, and no connection to one is kept.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::http::{DependencyState, Handler, HandlerResult, Request, Response, Route, Verb};
+use common::process::StartError;
 use crossbeam_channel::{Receiver, Sender};
 use serde::Serialize;
 use serde_json::Value;
@@ -77,7 +77,7 @@ impl PlatformStatus {
         rabbitmq: ProbeThread<Option<QueueSample>>,
         services: &ProbedServices<'_>,
         orders_readable: bool,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let service = |name, upstreams| probe_thread(name, upstreams, ServiceStatus::probed);
         Ok(Self {
             orders: orders.clone(),
@@ -272,7 +272,7 @@ fn probe_thread<A: Send + 'static>(
     name: &str,
     upstreams: &Arc<Upstreams>,
     ask: fn(&Probe) -> A,
-) -> io::Result<ProbeThread<A>> {
+) -> Result<ProbeThread<A>, StartError> {
     let upstreams = Arc::clone(upstreams);
     ProbeThread::start(name, move |received: &Receiver<Sender<A>>| {
         while let Ok(first) = received.recv() {

@@ -6,14 +6,12 @@ mod movie;
 mod api;
 mod store;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use common::db::Database;
 use common::http::{Bulkhead, Dependency, Server};
 use common::metrics::Metrics;
-use common::process::{Running, StartError};
+use common::process::StartError;
 use common::shutdown::Shutdown;
 
 pub use config::Config;
@@ -21,10 +19,7 @@ use store::MovieStore;
 pub use store::{search_pattern, search_sql};
 
 /// The running service.
-pub struct Inventory {
-    server: Server,
-    bring_up: JoinHandle<()>,
-}
+pub type Inventory = Server;
 
 /// Starts the service; `main` and the tests call this function.
 pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartError> {
@@ -32,47 +27,25 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let database = Database::new(&config.database, store::MIGRATIONS);
     database.show_in(&metrics);
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
-    let movies = {
-        let database = Arc::clone(&database);
-        let http = &config.http;
-        Bulkhead::new(
-            "/api/movies",
-            http.workers,
-            api::ROUTES,
-            &http.limits,
-            move || MovieStore::new(&database),
-        )
-    };
+    let http = &config.http;
+    let stores = database.for_each_slot(MovieStore::new);
+    let movies = Bulkhead::new(
+        "/api/movies",
+        http.workers,
+        api::ROUTES,
+        &http.limits,
+        stores,
+    );
     let dependencies = move || {
         let mut movies = MovieStore::new(&database);
-        move || {
-            vec![Dependency {
-                name: "postgresql",
-                state: movies.is_up().into(),
-            }]
-        }
+        move || vec![Dependency::new("postgresql", movies.is_up())]
     };
     let server = Server::start(
-        &config.http,
+        http,
         vec![Arc::new(movies.with_guard(api::check_query))],
         dependencies,
         &metrics,
         shutdown,
     )?;
-    Ok(Inventory { server, bring_up })
-}
-
-impl Inventory {
-    /// The address on which the inventory listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-}
-
-impl Running for Inventory {
-    fn join(self) {
-        self.server.join();
-        let _ = self.bring_up.join();
-    }
+    Ok(server.with_end(|| drop(bring_up.join())))
 }

@@ -111,9 +111,7 @@ impl MovieStore {
 
     /// Brings the schema up to date as soon as the server answers.
     pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError> {
-        self.connection
-            .bring_up(shutdown)
-            .map_err(|error| StartError::System("cannot start a thread".to_owned(), error))
+        self.connection.bring_up(shutdown)
     }
 
     pub(crate) fn is_up(&mut self) -> bool {

@@ -1,4 +1,4 @@
-//! The program that reads recorded orders out.
+//! The program that answers requests for recorded orders and dead letters.
 
 use std::process::ExitCode;
 

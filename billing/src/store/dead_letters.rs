@@ -8,12 +8,13 @@ use postgres::Row;
 use postgres::types::{ToSql, Type};
 use serde_json::value::RawValue;
 
-use crate::dead_letter::{Content, DeadLetter, DeadLetterCounts};
+use super::direction;
+use crate::dead_letter::{DeadLetter, DeadLetterCounts, WholeDeadLetter};
 
-/// Counting ends here, so that a count of any number of dead letters costs a known time.
+/// The greatest count, so that counting takes a limited time however many dead letters there are.
 pub(crate) const COUNT_MAX: i64 = 100_000;
 
-/// Which dead letters are meant; None is all.
+/// Selects dead letters that have all of these properties; None stands for any value.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
     pub(crate) ids: Option<Vec<i64>>,
@@ -27,10 +28,10 @@ pub(crate) struct Filter {
 
 const FILTER: &str = "($1 IS NULL OR id = ANY ($1)) AND ($2 IS NULL OR reason = $2) \
      AND ($3 IS NULL OR message_id = $3) \
-     AND ($4 IS NULL OR received_at < now() - make_interval(secs => $4)) \
-     AND ($5 IS NULL OR received_at > now() - make_interval(secs => $5))";
+     AND ($4 IS NULL OR received_at < now() - $4 * interval '1 second') \
+     AND ($5 IS NULL OR received_at > now() - $5 * interval '1 second')";
 
-/// Bytes of a body that a list shows.
+/// The bytes of a body that a list shows.
 const START_BYTES: &str = "241";
 
 const COLUMNS: &str = "id, message_id, request_id, reason, detail, exchange, routing_key, body_bytes, \
@@ -38,7 +39,7 @@ const COLUMNS: &str = "id, message_id, request_id, reason, detail, exchange, rou
      to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS received_at, \
      greatest(extract(epoch FROM now() - received_at), 0)::bigint AS age_seconds";
 
-/// The dead letters, seen through one thread's connection.
+/// The dead letters, over the connection of one thread.
 pub(crate) struct DeadLetterStore {
     connection: DatabaseConnection<()>,
 }
@@ -46,30 +47,45 @@ pub(crate) struct DeadLetterStore {
 impl DeadLetterStore {
     pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: DatabaseConnection::new(database, |_| Ok(())),
+            connection: database.connection(),
         }
     }
 
-    /// Those of a page, without what they contain. A page without a limit has the longest that
-    /// there may be.
+    /// The ids of the dead letters after this id, the smallest first.
+    pub(crate) fn ids(
+        &mut self,
+        filter: &Filter,
+        after: i64,
+        limit: Option<i64>,
+    ) -> Result<Vec<i64>, DbError> {
+        // As one array, since a row of its own for each id would take much memory.
+        let sql = format!(
+            "SELECT coalesce(array_agg(id ORDER BY id), '{{}}') AS ids FROM ( \
+                 SELECT id FROM dead_letters WHERE {FILTER} AND id > $6 ORDER BY id LIMIT $7 \
+             ) AS selected"
+        );
+        let params = [(&after as _, Type::INT8), (&limit as _, Type::INT8)];
+        let rows = self.query(&sql, filter, &params)?;
+        Ok(rows
+            .iter()
+            .flat_map(|row| row.get::<_, Vec<i64>>("ids"))
+            .collect())
+    }
+
+    /// The dead letters of a page, without their messages.
     pub(crate) fn list(&mut self, filter: &Filter, page: Page) -> Result<Vec<DeadLetter>, DbError> {
-        let (behind, order) = if page.newest_first {
-            ("<", "DESC")
-        } else {
-            (">", "ASC")
-        };
+        let (behind, order) = direction(page.newest_first);
         let sql = format!(
             "SELECT {COLUMNS}, substring(body FROM 1 FOR {START_BYTES}) AS start FROM dead_letters \
              WHERE {FILTER} AND id {behind} $6 ORDER BY id {order} LIMIT $7"
         );
         let limit = page.rows();
-        let page = [(&page.after as _, Type::INT8), (&limit as _, Type::INT8)];
-        let rows = self.query(&sql, filter, &page)?;
+        let params = [(&page.after as _, Type::INT8), (&limit as _, Type::INT8)];
+        let rows = self.query(&sql, filter, &params)?;
         Ok(rows.iter().map(DeadLetter::from).collect())
     }
 
-    /// One with what it contains.
-    pub(crate) fn find(&mut self, id: i64) -> Result<Option<DeadLetter>, DbError> {
+    pub(crate) fn find(&mut self, id: i64) -> Result<Option<WholeDeadLetter>, DbError> {
         let sql = format!(
             "SELECT {COLUMNS}, ''::bytea AS start, properties::text AS properties, body \
              FROM dead_letters WHERE id = $1"
@@ -77,53 +93,49 @@ impl DeadLetterStore {
         let row = self
             .connection
             .run(|client, ()| client.query_typed_opt(&sql, &[(&id, Type::INT8)]))?;
-        Ok(row.map(|row| DeadLetter {
-            content: Some(Content {
-                properties: RawValue::from_string(row.get("properties")).unwrap_or_default(),
-                body: row.get("body"),
-            }),
-            ..DeadLetter::from(&row)
+        Ok(row.map(|row| WholeDeadLetter {
+            letter: DeadLetter::from(&row),
+            properties: RawValue::from_string(row.get("properties")).unwrap_or_default(),
+            body: row.get("body"),
         }))
     }
 
-    /// How many there are, up to [`COUNT_MAX`], and what all of them take on disk.
+    /// Counts the dead letters, up to [`COUNT_MAX`]; the size is that of all.
     pub(crate) fn counts(&mut self, filter: &Filter) -> Result<DeadLetterCounts, DbError> {
         let sql = format!(
-            "SELECT (SELECT count(*) FROM (SELECT FROM dead_letters WHERE {FILTER} LIMIT {COUNT_MAX}) \
-                     AS counted) AS count, pg_total_relation_size('dead_letters') AS bytes"
+            "SELECT count(*) AS count, pg_total_relation_size('dead_letters') AS bytes \
+             FROM (SELECT FROM dead_letters WHERE {FILTER} LIMIT {COUNT_MAX}) AS counted"
         );
         let rows = self.query(&sql, filter, &[])?;
-        Ok(rows
-            .first()
-            .map_or_else(DeadLetterCounts::default, |row| DeadLetterCounts {
-                count: row.get("count"),
-                bytes: row.get("bytes"),
-            }))
+        let row = rows.first().expect("an aggregate has one row");
+        Ok(DeadLetterCounts {
+            count: row.get("count"),
+            bytes: row.get("bytes"),
+        })
     }
 
-    /// Deletes those, and says how many.
-    pub(crate) fn delete(&mut self, filter: &Filter) -> Result<usize, DbError> {
-        let sql = format!("DELETE FROM dead_letters WHERE {FILTER} RETURNING id");
-        Ok(self.query(&sql, filter, &[])?.len())
+    /// Deletes dead letters; returns how many there were.
+    pub(crate) fn delete(&mut self, ids: &[i64]) -> Result<u64, DbError> {
+        let sql = "DELETE FROM dead_letters WHERE id = ANY ($1)";
+        self.connection
+            .run(|client, ()| client.execute_typed(sql, &[(&ids, Type::INT8_ARRAY)]))
     }
 
+    /// Runs a statement with [`FILTER`] in it; its further parameters begin with `$6`.
     fn query(
         &mut self,
         sql: &str,
         filter: &Filter,
-        more: &[(&(dyn ToSql + Sync), Type)],
+        further: &[(&(dyn ToSql + Sync), Type)],
     ) -> Result<Vec<Row>, DbError> {
-        #[expect(clippy::cast_precision_loss, reason = "2^53 seconds are time enough")]
-        let seconds = |age: Option<i64>| age.map(|age| age as f64);
-        let (older_than, newer_than) = (seconds(filter.older_than), seconds(filter.newer_than));
         let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&filter.ids, Type::INT8_ARRAY),
             (&filter.reason, Type::TEXT),
             (&filter.message_id, Type::TEXT),
-            (&older_than, Type::FLOAT8),
-            (&newer_than, Type::FLOAT8),
+            (&filter.older_than, Type::INT8),
+            (&filter.newer_than, Type::INT8),
         ];
-        params.extend_from_slice(more);
+        params.extend_from_slice(further);
         self.connection
             .run(|client, ()| client.query_typed(sql, &params))
     }
@@ -144,7 +156,6 @@ impl From<&Row> for DeadLetter {
             received_at: row.get("received_at"),
             age_seconds: row.get("age_seconds"),
             start: row.get("start"),
-            content: None,
         }
     }
 }

@@ -7,30 +7,27 @@ use common::http::Page;
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 
+use super::direction;
 use crate::order::Order;
 
 const COLUMNS: &str = "id, message_id, user_id, number_of_items, total_amount::text AS total_amount, \
      to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS created_at";
 
-/// Which orders are meant; None is all.
+/// Selects orders that have all of these properties; None stands for any value.
 #[derive(Default)]
 pub(crate) struct OrderFilter {
     pub(crate) user_id: Option<String>,
     pub(crate) message_id: Option<String>,
 }
 
-/// The orders, seen through one thread's connection. Statements are planned with their values, so
-/// that a filter which is not used costs nothing.
+/// The orders, over the connection of one slot. PostgreSQL plans each statement with its values, so that a
+/// filter which is not used costs nothing.
 pub(crate) struct OrderStore {
     connection: DatabaseConnection<()>,
 }
 
 fn list_sql(newest_first: bool) -> String {
-    let (behind, order) = if newest_first {
-        ("<", "DESC")
-    } else {
-        (">", "ASC")
-    };
+    let (behind, order) = direction(newest_first);
     format!(
         "SELECT {COLUMNS} FROM orders \
          WHERE id {behind} $1 AND ($3 IS NULL OR user_id = $3) AND ($4 IS NULL OR message_id = $4) \
@@ -41,19 +38,11 @@ fn list_sql(newest_first: bool) -> String {
 impl OrderStore {
     pub(crate) fn new(database: &Arc<Database>) -> Self {
         Self {
-            connection: DatabaseConnection::new(database, |_| Ok(())),
+            connection: database.connection(),
         }
     }
 
-    pub(crate) fn connection(self) -> DatabaseConnection<()> {
-        self.connection
-    }
-
-    pub(crate) fn is_up(&mut self) -> bool {
-        self.connection.is_up()
-    }
-
-    /// The orders of a page, as many as it wants read.
+    /// The orders of a page, and the one that follows them.
     pub(crate) fn list(&mut self, filter: &OrderFilter, page: Page) -> Result<Vec<Order>, DbError> {
         let (sql, limit) = (list_sql(page.newest_first), page.rows());
         let params: [(&(dyn ToSql + Sync), Type); 4] = [
@@ -68,7 +57,7 @@ impl OrderStore {
         Ok(rows.iter().map(Order::from).collect())
     }
 
-    /// All orders of a list, which has no limit, as they are fetched.
+    /// The orders of a list without a limit, fetched while they are read.
     pub(crate) fn list_all<'a>(
         &'a mut self,
         filter: &OrderFilter,

@@ -1,39 +1,38 @@
-//! What comes from the queue, written in one transaction: orders into `orders`, what can never be
-//! recorded into `dead_letters`.
+//! Writes a batch of messages in one transaction: orders into `orders`, and messages that can never be recorded
+//! into `dead_letters`.
 
 use std::sync::Arc;
 
 use common::db::{Database, DatabaseConnection, DbError};
 use common::order::NewOrder;
-use postgres::types::{ToSql, Type};
+use postgres::types::Type;
 use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{Message, Reason, properties_json};
 
-/// Statements are prepared without a long wait for a lock. A program that is suspended in the midst of
-/// a transaction does not keep its locks. What was acknowledged must be on disk, whatever a role has by
-/// default.
+/// Preparing a statement does not wait long for a lock. A program that is suspended within a transaction does
+/// not keep its locks. A commit waits until it is on disk, even if the role or the database has another default.
 const SESSION: &str = "SET lock_timeout = '1ms'; SET statement_timeout = '5s'; \
      SET idle_in_transaction_session_timeout = '5s'; \
      SELECT set_config('synchronous_commit', 'on', false) \
      WHERE current_setting('synchronous_commit') = 'off'";
 
-/// Consumers take turns, so that rows become visible in the order of their ids. The table's own
-/// number is the lock's, so other schemas have other locks. A turn is waited for as long as the commits
-/// of the others take. Whoever has locked the whole table is met here; who is met later is in the way of
+/// Consumers take turns, so that rows become visible in the order of their ids. The number of the advisory lock
+/// is that of the table, so other schemas have other locks. A consumer waits for its turn as long as the commits
+/// of the others take. A lock of the whole table stops the transaction here, so a lock that stops it later is on
 /// a single row.
 const BEGIN: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
      SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint); \
      SET LOCAL lock_timeout = '2s'; LOCK TABLE orders IN ROW EXCLUSIVE MODE; \
      SET LOCAL lock_timeout = '1ms'; SET LOCAL statement_timeout = '5s'";
 
-/// A commit is waited for as long as it takes: to give it up would not undo it. The locks that triggers
-/// take at its end are held for moments, as that of NOTIFY is.
+/// A commit has no time limit: a commit that is cancelled is not undone. Locks that it takes at its end, such as
+/// that of NOTIFY, are held for moments.
 const BEFORE_COMMIT: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = 0";
 
-/// Orders beside those that have their message ids. By the limit each is looked up by its key: the plan
-/// is made while there are few orders and kept when there are many. To a collation of somebody `K` may
-/// be equal to `k`.
+/// Compares orders with the recorded orders that have their message ids. Because of the LIMIT PostgreSQL looks
+/// each up by its key, even with a plan that it made while there were few orders. The collation "C" is named
+/// because another one may take `K` and `k` for equal.
 const COMPARE: &str = "SELECT new.place, coalesce(there.sent COLLATE \"C\" \
              = concat_ws(' ', new.number_of_items, new.total_amount, new.user_id), \
          (there.user_id COLLATE \"C\", there.number_of_items, there.total_amount) \
@@ -44,7 +43,7 @@ const COMPARE: &str = "SELECT new.place, coalesce(there.sent COLLATE \"C\" \
                          WHERE orders.message_id = new.message_id \
                            AND orders.message_id = new.message_id COLLATE \"C\" LIMIT 1) AS there";
 
-/// While there are too many dead letters, 16 KiB of a body are kept: all of an order.
+/// While there are too many dead letters, only 16 KiB of a body are kept, which is a whole order.
 const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reason, detail, exchange, \
                                routing_key, properties, body, body_bytes) \
      SELECT message_id, request_id, reason, detail, exchange, routing_key, properties::json, \
@@ -58,8 +57,8 @@ const PUT_ASIDE: &str = "INSERT INTO dead_letters (message_id, request_id, reaso
      ON CONFLICT (message_id, sha256(body), body_bytes) WHERE message_id IS NOT NULL DO NOTHING \
      RETURNING message_id";
 
-/// Those of the dead letters with a message id that are there, with as much of the body as
-/// [`PUT_ASIDE`] may have kept.
+/// Finds the dead letters with a message id that exist already, with as much of the body as [`PUT_ASIDE`] has
+/// kept.
 const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
           AS new (message_id, body, body_bytes) \
      CROSS JOIN LATERAL (SELECT FROM dead_letters AS there \
@@ -76,14 +75,14 @@ const FIND: &str = "SELECT FROM unnest($1::text[], $2::bytea[], $3::bigint[]) \
 /// The outcome of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It is the order with this id.
+    /// The order is recorded with this id.
     Recorded(i64),
-    /// Its message id is recorded already, with an equal order.
+    /// The order was recorded before.
     Duplicate,
-    /// It is a dead letter for this reason.
+    /// The message is a dead letter.
     Dead {
         reason: Reason,
-        /// Rather than one that was there already.
+        /// Whether the dead letter did not exist before.
         new: bool,
     },
     /// The message waits to be tried again, for this cause.
@@ -102,17 +101,17 @@ struct Statements {
     encoding: Encoding,
 }
 
-/// Which characters the encoding of the database has.
+/// The characters that the encoding of the database has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Encoding {
     /// All characters but NUL.
     AllCharacters,
-    /// Perhaps no characters but those of ASCII.
+    /// At least the characters of ASCII.
     Ascii,
 }
 
 impl Encoding {
-    /// A text with the other characters escaped. Text of JSON keeps its value, since JSON has no NUL.
+    /// The text with all other characters escaped. JSON keeps its value, since it contains no NUL.
     fn fit(self, text: &str) -> String {
         let text = text.replace('\0', "\u{fffd}");
         if self == Self::AllCharacters || text.is_ascii() {
@@ -149,8 +148,8 @@ fn prepare(client: &mut Client) -> Result<Statements, Error> {
 }
 
 impl RecordStore {
-    /// Where dead letters take more than `dead_letters_bytes_max` on disk, little is kept of a further
-    /// one: they must not take the room that orders need.
+    /// When dead letters take `dead_letters_bytes_max` on disk, little is kept of a further one, so that orders
+    /// have room.
     pub(crate) fn new(database: &Arc<Database>, dead_letters_bytes_max: i64) -> Self {
         Self {
             connection: DatabaseConnection::new(database, prepare),
@@ -158,28 +157,27 @@ impl RecordStore {
         }
     }
 
-    /// Finds out whether a transaction of orders can begin.
+    /// Checks whether orders can be recorded, as far as the beginning of a transaction shows.
     pub(crate) fn check(&mut self) -> Result<(), DbError> {
         self.connection.run(|client, _| begin(client)?.rollback())
     }
 
-    /// Whether the encoding of the database has not the characters of an order. Something that somebody
-    /// else has made may refuse them too, which is no fault of the order.
+    /// Whether the encoding of the database does not have a character of an order. A trigger may fail with the
+    /// same SQLSTATE although the encoding has all characters.
     pub(crate) fn lacks_characters_for(&mut self, message: &Message) -> bool {
         let Ok(order) = &message.content else {
             return false;
         };
-        let (id, user_id) = (message.id.as_deref(), order.user_id.as_str());
-        let texts: [(&(dyn ToSql + Sync), Type); 2] = [(&id, Type::TEXT), (&user_id, Type::TEXT)];
+        let texts = message.id.clone().unwrap_or_default() + &order.user_id;
         let asked = self
             .connection
-            .run(|client, _| client.query_typed("SELECT $1, $2", &texts));
+            .run(|client, _| client.query_typed("SELECT $1", &[(&texts, Type::TEXT)]));
         matches!(asked, Err(DbError::Unencodable(_)))
     }
 
-    /// Writes all of a batch, and removes the dead letters that were replayed, or does neither. The
-    /// fates are in the order of the batch; without them, at least one of its messages was refused, or
-    /// the connection broke. An error means that no order can be written now.
+    /// Writes a whole batch and deletes the dead letters that were replayed, or changes nothing. Returns the fate
+    /// of each message, or the error with which PostgreSQL refused one of them or the connection broke. The outer
+    /// error means that no order can be written now.
     pub(crate) fn record(
         &mut self,
         batch: &[Message],
@@ -190,21 +188,12 @@ impl RecordStore {
             begun = false;
             let mut transaction = begin(client)?;
             begun = true;
-            if replayed_meanwhile(&mut transaction, batch)? {
-                return Ok(Some(vec![Fate::Duplicate; batch.len()]));
+            let fates = write(&mut transaction, statements, batch, bytes_max)?;
+            if fates.is_some() {
+                transaction.batch_execute(BEFORE_COMMIT)?;
+                transaction.commit()?;
             }
-            let Some(mut fates) = record_orders(&mut transaction, statements, batch)? else {
-                return Ok(None);
-            };
-            let encoding = statements.encoding;
-            if !put_aside(&mut transaction, encoding, batch, &mut fates, bytes_max)?
-                || !end_replays(&mut transaction, encoding, batch, &fates)?
-            {
-                return Ok(None);
-            }
-            transaction.batch_execute(BEFORE_COMMIT)?;
-            transaction.commit()?;
-            Ok(Some(fates))
+            Ok(fates)
         });
         match recorded {
             Ok(Some(fates)) => Ok(Ok(fates)),
@@ -218,7 +207,26 @@ impl RecordStore {
     }
 }
 
-/// Whether a dead letter that is to be replayed is gone.
+/// Writes a batch; None if PostgreSQL has not written one of its messages, without an error.
+fn write(
+    transaction: &mut Transaction<'_>,
+    statements: &Statements,
+    batch: &[Message],
+    bytes_max: i64,
+) -> Result<Option<Vec<Fate>>, Error> {
+    if replayed_meanwhile(transaction, batch)? {
+        return Ok(Some(vec![Fate::Duplicate; batch.len()]));
+    }
+    let Some(mut fates) = record_orders(transaction, statements, batch)? else {
+        return Ok(None);
+    };
+    let encoding = statements.encoding;
+    let written = put_aside(transaction, encoding, batch, &mut fates, bytes_max)?
+        && end_replays(transaction, encoding, batch, &fates)?;
+    Ok(written.then_some(fates))
+}
+
+/// Whether a dead letter that is replayed does not exist any more; otherwise it is locked.
 fn replayed_meanwhile(transaction: &mut Transaction<'_>, batch: &[Message]) -> Result<bool, Error> {
     for id in batch.iter().filter_map(Message::dead_letter_id) {
         let lock = "SELECT FROM dead_letters WHERE id = $1 FOR UPDATE";
@@ -229,9 +237,9 @@ fn replayed_meanwhile(transaction: &mut Transaction<'_>, batch: &[Message]) -> R
     Ok(false)
 }
 
-/// Begins a transaction whose turn it is, before it draws an id.
+/// Begins a transaction and waits for its turn, before it draws an id.
 fn begin(client: &mut Client) -> Result<Transaction<'_>, Error> {
-    // A role or a database may have another level by default.
+    // The role or the database may have another default.
     let mut transaction = client
         .build_transaction()
         .isolation_level(IsolationLevel::ReadCommitted)
@@ -240,8 +248,8 @@ fn begin(client: &mut Client) -> Result<Transaction<'_>, Error> {
     Ok(transaction)
 }
 
-/// None where an order is neither recorded nor was it there already: it was deleted in between, or
-/// a trigger of somebody else passes it over.
+/// Inserts the orders of a batch; returns the fate of each message. None if an order is not in the table
+/// afterwards: it was deleted meanwhile, or a trigger skipped it.
 fn record_orders(
     transaction: &mut Transaction<'_>,
     statements: &Statements,
@@ -250,7 +258,7 @@ fn record_orders(
     let (mut fates, mut orders) = (Vec::with_capacity(batch.len()), Vec::new());
     for (place, message) in batch.iter().enumerate() {
         fates.push(match &message.content {
-            // Unless it is recorded now.
+            // The statements below change this if the order is not a duplicate.
             Ok(order) => {
                 orders.push((place, message.id.as_deref(), order));
                 Fate::Duplicate
@@ -265,7 +273,7 @@ fn record_orders(
         return Ok(Some(fates));
     }
     let rows = query_orders(transaction, &statements.record, &orders)?;
-    // They are inserted and returned in the order of the batch.
+    // PostgreSQL inserts and returns them in the order of the batch.
     let all = rows.len() == orders.len();
     let mut rows = rows.iter().peekable();
     orders.retain(|(place, message_id, order)| {
@@ -281,7 +289,7 @@ fn record_orders(
     if orders.is_empty() {
         return Ok(Some(fates));
     }
-    // Those that were passed over, in a statement of its own, which sees what the first one met.
+    // A second statement sees the rows with which the first one had conflicts.
     let there = query_orders(transaction, &statements.compare, &orders)?;
     for row in there.iter().filter(|row| !row.get::<_, bool>("same")) {
         let nth: i64 = row.get("place");
@@ -294,7 +302,7 @@ fn record_orders(
     Ok((there.len() == orders.len()).then_some(fates))
 }
 
-/// What stands in the column of this name.
+/// The value of the column `sent`.
 fn sent(order: &NewOrder) -> String {
     format!(
         "{} {} {}",
@@ -302,7 +310,7 @@ fn sent(order: &NewOrder) -> String {
     )
 }
 
-/// Runs a statement that takes orders as one array for each column.
+/// Runs a statement whose parameters are orders, as an array for each column.
 fn query_orders(
     transaction: &mut Transaction<'_>,
     statement: &Statement,
@@ -315,8 +323,8 @@ fn query_orders(
     transaction.query(statement, &[&message_ids, &user_ids, &numbers, &amounts])
 }
 
-/// Writes the dead letters of a batch that are not there yet; false where one is not there afterwards
-/// either: a trigger of somebody else passes it over.
+/// Inserts the dead letters of a batch that do not exist yet; false if one does not exist afterwards, because a
+/// trigger skipped it.
 fn put_aside(
     transaction: &mut Transaction<'_>,
     encoding: Encoding,
@@ -340,8 +348,8 @@ fn put_aside(
     let lengths = column(&letters, |(message, ..)| {
         i64::try_from(message.body_bytes).ok()
     });
-    // Not prepared with the other statements: that would wait for whoever has locked the table, which clean
-    // batches must not.
+    // This statement is not prepared with the others: preparing it waits for a lock of the table, and a batch
+    // without dead letters must not.
     let rows = transaction.query(
         PUT_ASIDE,
         &[
@@ -360,7 +368,7 @@ fn put_aside(
         ],
     )?;
     if rows.len() < letters.len() {
-        // In a statement of its own, which sees what the first one met.
+        // A second statement sees the rows with which the first one had conflicts.
         let there = transaction.query(FIND, &[&message_ids, &bodies, &lengths])?;
         let nameless = rows
             .iter()
@@ -381,8 +389,8 @@ fn column<'a, L, T>(letters: &'a [L], of: impl Fn(&'a L) -> T) -> Vec<T> {
     letters.iter().map(of).collect()
 }
 
-/// Removes the dead letters that are orders now, and writes down why the others are none; false where
-/// one stays as it was: a policy of somebody else passes it over.
+/// Deletes the replayed dead letters whose orders are recorded, and updates the reason of the others; false if
+/// one was not changed, because a trigger or a policy skipped it.
 fn end_replays(
     transaction: &mut Transaction<'_>,
     encoding: Encoding,

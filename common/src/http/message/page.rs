@@ -13,7 +13,7 @@ use super::response::{HandlerResult, Response};
 const LIMIT_MAX: u16 = 1000;
 
 /// The part of a list that a client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Page {
     /// The most rows; None if the client asks for all of them.
     pub limit: Option<u16>,

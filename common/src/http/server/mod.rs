@@ -50,7 +50,7 @@ pub use self::watch::watch;
 use super::service::operations::{Dependencies, Dependency, operations};
 use super::service::router::{Router, Submit};
 use crate::metrics::Metrics;
-use crate::process::StartError;
+use crate::process::{Running, StartError};
 use crate::shutdown::Shutdown;
 
 /// A running server.
@@ -99,10 +99,27 @@ impl Server {
         self.address
     }
 
+    /// The server, with something that has to end after the last answer.
+    #[must_use]
+    pub fn with_end(self, end: impl FnOnce() + Send + Sync + 'static) -> Self {
+        let Self { address, join } = self;
+        let join = Box::new(|| {
+            join();
+            end();
+        });
+        Self { address, join }
+    }
+
     /// Waits for the shutdown, then until every accepted request is answered.
     pub fn join(self) {
         (self.join)();
         crate::log::flush();
+    }
+}
+
+impl Running for Server {
+    fn join(self) {
+        Self::join(self);
     }
 }
 

@@ -83,6 +83,14 @@ pub enum DependencyState {
     Refusing,
 }
 
+impl Dependency {
+    /// A dependency as it is now.
+    pub fn new(name: &'static str, state: impl Into<DependencyState>) -> Self {
+        let state = state.into();
+        Self { name, state }
+    }
+}
+
 impl From<bool> for DependencyState {
     fn from(up: bool) -> Self {
         if up { Self::Up } else { Self::Down }
