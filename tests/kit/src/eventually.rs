@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take to hold.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The pause between the first two checks; it grows after each check.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
