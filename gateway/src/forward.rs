@@ -92,6 +92,7 @@ pub(crate) fn forward(mut lease: Lease<Forwarder>, request: Request) {
                 address,
                 is_reused: false,
                 is_repeat: false,
+                is_sent: false,
                 stage: Stage::Connect,
                 deadline: Instant::now(),
                 last: Instant::now() + lease.state().limits.answer,
@@ -115,6 +116,8 @@ struct Exchange {
     /// Whether the connection has carried another request before.
     is_reused: bool,
     is_repeat: bool,
+    /// Whether a service may have received the request.
+    is_sent: bool,
     stage: Stage,
     deadline: Instant,
     /// The deadline of the whole exchange.
@@ -427,6 +430,7 @@ impl Exchange {
     /// Passes a long answer back while it arrives. This thread waits for the service and for the client.
     fn pass_back(mut self, socket: Socket) {
         let service = self.lease.state().upstreams.service();
+        let is_unknown = !self.request.method.is_safe();
         let pause = self.lease.state().limits.pause;
         let Stage::Body(mut answer) = std::mem::replace(&mut self.stage, Stage::Receive) else {
             return;
@@ -437,7 +441,7 @@ impl Exchange {
         let fill = |buffer: &mut Vec<u8>| {
             let read = answer.next_piece(&socket, &mut input, pause);
             buffer.append(&mut answer.body);
-            read.map_err(|failure| failure.into_problem(service))
+            read.map_err(|failure| failure.into_problem(service, is_unknown))
         };
         let fill = Box::new(fill);
         let response = passed_back(&head, Body::Stream(Stream { length, fill }));
@@ -463,6 +467,7 @@ impl Exchange {
     fn fail(mut self, failure: Failure) {
         let upstreams = Arc::clone(&self.lease.state().upstreams);
         let disconnected = matches!(failure, Failure::Disconnected(_));
+        self.is_sent |= !matches!(failure, Failure::NeverSent(_));
         if !disconnected || self.is_repeat {
             upstreams.mark_down(self.address);
         }
@@ -482,7 +487,8 @@ impl Exchange {
             (self.sent, self.is_repeat) = (0, true);
             return self.begin();
         }
-        let problem = failure.into_problem(upstreams.service());
+        let is_unknown = self.is_sent && !self.request.method.is_safe();
+        let problem = failure.into_problem(upstreams.service(), is_unknown);
         self.request.respond(Err(problem));
     }
 }
@@ -564,18 +570,21 @@ impl Answer {
 }
 
 impl Failure {
-    fn into_problem(self, service: &str) -> Problem {
-        let unreachable = format!("{service} cannot be reached; try again");
-        let invalid = format!("{service} gave no valid answer; try again");
-        match self {
+    /// The answer to the client. `is_unknown` if the service may have carried out a request that changes something.
+    fn into_problem(self, service: &str, is_unknown: bool) -> Problem {
+        let (status, what, cause) = match self {
             Self::NeverSent(error) | Self::Disconnected(error) => {
-                Problem::new(502, unreachable).with_cause(error)
+                (502, "cannot be reached", error.to_string())
             }
-            Self::InvalidAnswer(cause) => Problem::new(502, invalid).with_cause(cause),
-            Self::TimedOut(cause) => {
-                Problem::new(504, format!("{service} takes too long; try again")).with_cause(cause)
-            }
-        }
+            Self::InvalidAnswer(cause) => (502, "gave no valid answer", cause),
+            Self::TimedOut(cause) => (504, "takes too long", cause.to_owned()),
+        };
+        let advice = if is_unknown {
+            "whether the request was carried out is not known; look before you send it again"
+        } else {
+            "try again"
+        };
+        Problem::new(status, format!("{service} {what}; {advice}")).with_cause(cause)
     }
 }
 

@@ -749,6 +749,38 @@ fn an_inventory_that_hangs_up_or_does_not_speak_http_is_a_502() {
 }
 
 #[test]
+fn a_change_that_was_sent_and_has_no_answer_may_have_been_made_and_its_client_is_told() {
+    let try_again = "the inventory cannot be reached; try again";
+    let nobody = forwarding_to(NOBODY, UpstreamLimits::default());
+    let silent = ScriptedUpstream::start(|_| ScriptedReply::Silence);
+    let slow = forwarding_to(silent.address(), limits(Duration::from_millis(200)));
+    for method in ["POST", "PUT", "DELETE", "PATCH"] {
+        let change = format!("{method} /api/movies/7 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n");
+        let change = format!("{change}Connection: close\r\n\r\n{{}}");
+        let told = |address| {
+            let reply = RawReply::to(address, change.as_bytes());
+            problem(&reply).1["detail"].clone()
+        };
+        let gone = ScriptedUpstream::start(|_| ScriptedReply::Last(String::new().into()));
+        let gone = Gateway::before(gone);
+
+        let unknown =
+            "whether the request was carried out is not known; look before you send it again";
+        assert_eq!(told(nobody.client.address()), try_again, "{method}");
+        assert_eq!(
+            told(gone.client().address()),
+            format!("the inventory cannot be reached; {unknown}"),
+            "{method}"
+        );
+        assert_eq!(
+            told(slow.client.address()),
+            format!("the inventory takes too long; {unknown}"),
+            "{method}"
+        );
+    }
+}
+
+#[test]
 fn an_inventory_that_says_nothing_is_a_504() {
     let upstream = ScriptedUpstream::start(|_| ScriptedReply::Silence);
     let gateway = Gateway {
