@@ -6,7 +6,7 @@ use common::env::{ConfigError, Vars};
 use common::http::HttpConfig;
 
 /// `billing-api` only reads orders, and reads do not wait for the disk.
-const API_WORKERS: usize = 4;
+const API_SLOTS: usize = 4;
 
 /// One operator at a time asks for health and metrics.
 const OPERATIONS_WORKERS: usize = 1;
@@ -24,7 +24,7 @@ impl ApiConfig {
     /// From the variables of `.env`.
     pub fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         Ok(Self {
-            http: HttpConfig::from_vars(vars, "BILLING_API_PORT", API_WORKERS)?,
+            http: HttpConfig::from_vars(vars, "BILLING_API_PORT", API_SLOTS)?,
             database: DatabaseConfig::from_vars(vars, DatabaseRole::Reader, "BILLING_DB_NAME")?,
         })
     }

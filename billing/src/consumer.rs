@@ -1,7 +1,7 @@
 //! Consumes messages and settles them. A message is acknowledged after the commit that contains it, so after a
 //! crash in between the broker delivers it again, and recording it again changes nothing. The consumer
-//! publishes nothing. After every failure the consumer drops the connection, upon which the broker requeues
-//! the unacknowledged messages; then the consumer waits and starts again.
+//! publishes nothing. After a failure of the broker, or if PostgreSQL fails for 30 seconds, the consumer drops the
+//! connection to the broker, which requeues the unacknowledged messages; then the consumer waits and starts again.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,7 +21,7 @@ use crate::health::{Health, Recording};
 use crate::ledger::Ledger;
 use crate::message::Message;
 use crate::message_report::MessageReport;
-use crate::settle::{Settled, settle};
+use crate::settle::{Fates, settle};
 use crate::store::{MIGRATIONS, RecordStore};
 use crate::unacknowledged::{PREFETCH, Unacknowledged};
 
@@ -40,8 +40,8 @@ const RETRIES_LIMIT: Duration = Duration::from_millis(200);
 /// since each may wait for a lock.
 const RETRIES_MAX: usize = 64;
 
-/// A message that was tried alone and is held again pauses for so many times as long as the try took: a try may
-/// last until the limit of a statement, or end PostgreSQL.
+/// A message that was tried alone and is held again waits this many times as long as its try took, so that slow
+/// tries take at most a fifth of the time: a try may last until the limit of a statement, or end PostgreSQL.
 const RETRIES_PAUSE: u32 = 4;
 
 /// Starts the thread that owns the connections to the broker and to the database. The returned channel closes
@@ -181,8 +181,8 @@ impl Consumer {
         connection.declare(&self.queue.queue)?;
         let deadline = connection.deadline();
         channel.qos(0, PREFETCH, false)?;
-        // A second receiver, dropped after the consumer: amiquip's thread ends the connection when it has a
-        // delivery for a receiver that was dropped.
+        // This second receiver exists until the consumer is cancelled. If all receivers were dropped before, the
+        // next delivery would make amiquip's thread end the connection.
         let deliveries;
         let consumer =
             channel.basic_consume(self.queue.queue.as_str(), ConsumerOptions::default())?;
@@ -232,8 +232,9 @@ impl Consumer {
         if checked.is_err() {
             state.recording = Recording::Fails;
         } else if state.recording == Recording::Unknown || connection.is_err() {
-            // After a failure a connection to both does not suffice: something has to be recorded, or checked in
-            // the session.
+            // After a failure of PostgreSQL connections to both servers do not suffice: an order has to be
+            // recorded, or a check has to pass in the session. Without the broker there is no session, so this
+            // check decides.
             state.recording = Recording::Works;
         }
         drop(state);
@@ -255,14 +256,14 @@ impl Consumer {
             .filter(|message| message.held.is_some())
             .count();
         unacknowledged.show(&self.health, held, Some(since));
-        let mut settled = Settled::new();
-        let outcome = settle(&mut self.store, &mut batch, since + limit, &mut settled);
-        let committed = self.health.state().note(&settled, since);
-        self.report.note(&settled, since);
+        let mut fates = Fates::new();
+        let outcome = settle(&mut self.store, &mut batch, since + limit, &mut fates);
+        let committed = self.health.state().note(&fates, since);
+        self.report.note(&fates, since);
         if committed {
             self.note_success();
         }
-        let acknowledged = unacknowledged.acknowledge(settled);
+        let acknowledged = unacknowledged.acknowledge(fates);
         unacknowledged.held.extend(batch);
         unacknowledged.show(&self.health, 0, None);
         acknowledged?;
@@ -272,8 +273,11 @@ impl Consumer {
         };
         self.await_recovery(unacknowledged, checked)?;
         if unacknowledged.holds_too_much() {
-            let text = "too many messages wait for locks of other sessions".to_owned();
-            return Err(DbError::Locked(text).into());
+            return Err(Interruption {
+                cause: "too many messages are held".to_owned(),
+                level: log::Level::Warn,
+                of_database: true,
+            });
         }
         Ok(())
     }

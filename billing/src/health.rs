@@ -10,7 +10,7 @@ use common::process::{self, StartError};
 use common::shutdown::Shutdown;
 
 use crate::message::{Message, unix_seconds};
-use crate::settle::Settled;
+use crate::settle::Fates;
 use crate::store::Fate;
 
 /// How long orders may wait to be recorded before the consumer is not ready: a monitor that asks every few
@@ -44,7 +44,7 @@ pub(crate) struct HealthState {
     pub(crate) unacknowledged: usize,
     /// When the oldest unacknowledged message was delivered.
     pub(crate) oldest: Option<Instant>,
-    /// How many unacknowledged messages are held while others are recorded.
+    /// How many unacknowledged messages wait to be tried again.
     pub(crate) held: usize,
     /// When an order or a dead letter was committed last, in seconds since 1970; 0 before the first.
     pub(crate) committed_at: u64,
@@ -67,8 +67,8 @@ impl HealthState {
 
     /// Notes the fates of messages, the first of which was taken at `since`; returns whether any of them was
     /// committed.
-    pub(crate) fn note(&mut self, settled: &Settled, since: Instant) -> bool {
-        let any = |check: fn(&(Message, Fate)) -> bool| settled.iter().any(check);
+    pub(crate) fn note(&mut self, fates: &Fates, since: Instant) -> bool {
+        let any = |check: fn(&(Message, Fate)) -> bool| fates.iter().any(check);
         let is_new_and_held = |(message, fate): &(Message, Fate)| {
             message.content.is_ok() && message.held.is_none() && matches!(fate, Fate::Held(_))
         };
@@ -125,7 +125,7 @@ impl Health {
         );
         gauge(
             "orders_held",
-            "Messages that wait for a lock or for a mend of the database while others are recorded.",
+            "Messages that wait to be tried again, because PostgreSQL refused them or failed.",
             |state| state.held as u64,
         );
         gauge(

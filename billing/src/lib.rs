@@ -50,9 +50,9 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     database.show_in(&metrics);
     let bring_up = database.connection().bring_up(shutdown)?;
     count_dead_letters(&database, &metrics, shutdown)?;
-    let (workers, limits) = (config.http.workers, &config.http.limits);
+    let (slots, limits) = (config.http.slots, &config.http.limits);
     let stores = database.for_each_slot(OrderStore::new);
-    let orders = Bulkhead::new("/api/orders", workers, api::ROUTES, limits, stores);
+    let orders = Bulkhead::new("/api/orders", slots, api::ROUTES, limits, stores);
     let stores = database.for_each_slot(DeadLetterStore::new);
     let dead_letters = Bulkhead::new("/api/dead-letters", 1, api::DEAD_LETTERS, limits, stores);
     let health = Bulkhead::new("/api/health", 1, api::HEALTH, limits, || ());

@@ -68,7 +68,8 @@ pub(crate) struct Message {
     /// The length of the whole body.
     pub(crate) body_bytes: usize,
     pub(crate) content: Result<NewOrder, Reason>,
-    /// When a message that is held may be tried again; None if the message is not held.
+    /// When a message that PostgreSQL refused may be tried again; None if it was not refused. A message without
+    /// a time that is held is due at once.
     pub(crate) held: Option<Instant>,
     /// Whether it was refused when it was tried again together with others.
     pub(crate) suspect: bool,

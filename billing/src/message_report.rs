@@ -6,7 +6,7 @@ use common::log as logging;
 use common::metrics::{Histogram, IntCounter, IntCounterVec, IntGauge, Metrics};
 
 use crate::message::{Message, REASONS};
-use crate::settle::Settled;
+use crate::settle::Fates;
 use crate::store::Fate;
 
 /// How many lines a second are written about messages that were put aside or held, so that a flood of unreadable
@@ -65,11 +65,11 @@ impl MessageReport {
     }
 
     /// Counts and logs messages that were settled or held; `since` is when the first of them was taken.
-    pub(crate) fn note(&mut self, settled: &Settled, since: Instant) {
+    pub(crate) fn note(&mut self, fates: &Fates, since: Instant) {
         let _buffer = logging::buffer();
         let ms = logging::logged_millis(since.elapsed());
         let (mut orders, mut lag): (u32, _) = (0, 0);
-        for (message, fate) in settled {
+        for (message, fate) in fates {
             let (order_id, text) = match fate {
                 Fate::Recorded(order_id) => {
                     self.recorded.inc();

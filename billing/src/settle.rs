@@ -1,4 +1,5 @@
-//! Decides what becomes of each message. An order that keeps its rules fits into the tables of `migrations/`, so
+//! Gives each message its fate. A message that breaks a rule becomes a dead letter; the tables show which messages
+//! are duplicates and which conflict with another order. An order that keeps its rules fits into the tables of `migrations/`, so
 //! whatever PostgreSQL reports about it, the cause is not in the order: it is held until somebody has removed
 //! the cause. The exception is a character that the encoding of the database does not have: such an order can
 //! never be recorded.
@@ -12,22 +13,22 @@ use crate::message::{Message, Reason};
 use crate::store::{Fate, RecordStore};
 
 /// Messages with their fates.
-pub(crate) type Settled = Vec<(Message, Fate)>;
+pub(crate) type Fates = Vec<(Message, Fate)>;
 
-/// Writes a batch, and moves each message with its fate to `settled`. A batch that is refused is divided
+/// Writes a batch, and moves each message with its fate to `fates`. A batch that is refused is divided
 /// until each refused message is alone; after the deadline all messages of a refused part are held. An error
 /// means that no order can be written now; the messages that remain in `batch` then have no fate.
 pub(crate) fn settle(
     store: &mut RecordStore,
     batch: &mut Vec<Message>,
     deadline: Instant,
-    settled: &mut Settled,
+    fates: &mut Fates,
 ) -> Result<(), DbError> {
     let mut parts = vec![mem::take(batch)];
     while let Some(mut part) = parts.pop() {
         let refusal = match store.record(&part) {
-            Ok(Ok(fates)) => {
-                settled.extend(part.into_iter().zip(fates));
+            Ok(Ok(written)) => {
+                fates.extend(part.into_iter().zip(written));
                 continue;
             }
             Ok(Err(refusal)) => refusal,
@@ -48,7 +49,7 @@ pub(crate) fn settle(
                 message.content = Err(Reason::new("database", text));
                 parts.push(vec![message]);
             } else {
-                settled.push((message, Fate::Held(refusal.to_string())));
+                fates.push((message, Fate::Held(refusal.to_string())));
             }
         }
     }
@@ -57,9 +58,10 @@ pub(crate) fn settle(
 
 /// Settles one message.
 pub(crate) fn settle_one(store: &mut RecordStore, message: Message) -> Result<Fate, DbError> {
-    let mut settled = Settled::new();
-    settle(store, &mut vec![message], Instant::now(), &mut settled)?;
-    let (_, fate) = settled.pop().expect("every message of a batch has a fate");
+    let mut fates = Fates::new();
+    // No time is needed to divide a single message.
+    settle(store, &mut vec![message], Instant::now(), &mut fates)?;
+    let (_, fate) = fates.pop().expect("every message of a batch has a fate");
     Ok(fate)
 }
 

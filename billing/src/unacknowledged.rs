@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvError};
 use crate::health::Health;
 use crate::ledger::Ledger;
 use crate::message::{Message, MessageSource};
-use crate::settle::Settled;
+use crate::settle::Fates;
 use crate::store::Fate;
 
 /// How many messages one commit may have.
@@ -32,7 +32,7 @@ pub(crate) struct Unacknowledged<'a> {
     pub(crate) channel: &'a Channel,
     pub(crate) deliveries: &'a Receiver<ConsumerMessage>,
     pub(crate) ledger: Ledger,
-    /// The messages that are held, in the order in which they are tried again.
+    /// The messages that are held; each tick sorts them by the time at which they are due.
     pub(crate) held: VecDeque<Message>,
 }
 
@@ -64,10 +64,10 @@ impl Unacknowledged<'_> {
         Ok(message)
     }
 
-    /// Acknowledges the settled messages and keeps the held ones.
-    pub(crate) fn acknowledge(&mut self, settled: Settled) -> Result<(), amiquip::Error> {
-        let mut done = Vec::with_capacity(settled.len());
-        for (mut message, fate) in settled {
+    /// Keeps the messages whose fate is to be held, and acknowledges the others.
+    pub(crate) fn acknowledge(&mut self, fates: Fates) -> Result<(), amiquip::Error> {
+        let mut done = Vec::with_capacity(fates.len());
+        for (mut message, fate) in fates {
             if let Fate::Held(_) = fate {
                 message.held = Some(Instant::now());
                 self.held.push_back(message);
@@ -103,7 +103,7 @@ impl Unacknowledged<'_> {
     }
 }
 
-/// The delivery in a [`ConsumerMessage`]; any other message ends the consumer.
+/// The delivery in a [`ConsumerMessage`]; any other message ends the session.
 fn delivery(message: ConsumerMessage) -> Result<Delivery, AmqpError> {
     match message {
         ConsumerMessage::Delivery(delivery) => Ok(delivery),

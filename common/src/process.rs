@@ -16,7 +16,7 @@ use crate::log as logging;
 use crate::shutdown::{self, Shutdown};
 
 /// How long accepted requests and messages may take after the request for the shutdown.
-const DRAIN_LIMIT: Duration = Duration::from_secs(9);
+const EXIT_LIMIT: Duration = Duration::from_secs(9);
 
 /// Why a program did not start.
 #[derive(Debug)]
@@ -108,9 +108,9 @@ pub fn run<R: Running + Send + 'static>(
         let _ = ended.send(());
     });
     shutdown.wait();
-    let ended = end.recv_timeout(DRAIN_LIMIT);
+    let ended = end.recv_timeout(EXIT_LIMIT);
     let exit_code = if ended.is_err() {
-        log::error!(limit_seconds = DRAIN_LIMIT.as_secs(); "requests or messages were not done in time");
+        log::error!(limit_seconds = EXIT_LIMIT.as_secs(); "requests or messages were not done in time");
         ExitCode::FAILURE
     } else {
         log::info!("ended");

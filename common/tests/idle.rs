@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use common::http::{
-    Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response, Route, Server,
-    Submit, Verb,
+    AnyBulkhead, Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response,
+    Route, Server, Verb,
 };
 use common::metrics::Metrics;
 use common::shutdown;
@@ -62,7 +62,7 @@ fn thousands_of_idle_connections_cost_no_thread_and_little_memory() {
         ..HttpConfig::on_loopback(2)
     };
     let bulkhead = Bulkhead::new("/good", 2, ROUTES, &config.limits, || ());
-    let bulkheads: Vec<Arc<dyn Submit>> = vec![Arc::new(bulkhead)];
+    let bulkheads: Vec<Arc<dyn AnyBulkhead>> = vec![Arc::new(bulkhead)];
     let (trigger, shutdown) = shutdown::channel();
     let server = Server::start(&config, bulkheads, || Vec::new, &Metrics::new(), &shutdown)
         .expect("a server");

@@ -7,8 +7,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use common::http::{
-    Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response, Route, Server,
-    Stream, Submit, Verb,
+    AnyBulkhead, Body, Bulkhead, Handler, HandlerResult, HttpConfig, Limits, Request, Response,
+    Route, Server, Stream, Verb,
 };
 use common::metrics::Metrics;
 use common::shutdown::{self, ShutdownTrigger};
@@ -124,7 +124,7 @@ impl RunningServer {
             ..HttpConfig::on_loopback(SLOTS)
         };
         let bulkhead = Bulkhead::new("", SLOTS, ROUTES, &config.limits, || ());
-        let bulkheads: Vec<Arc<dyn Submit>> = vec![Arc::new(bulkhead)];
+        let bulkheads: Vec<Arc<dyn AnyBulkhead>> = vec![Arc::new(bulkhead)];
         let server = Server::start(&config, bulkheads, || Vec::new, &Metrics::new(), &shutdown);
         Self {
             server: Some(server.expect("a server")),

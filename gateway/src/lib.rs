@@ -23,7 +23,7 @@ mod status;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use common::http::{Bulkhead, Dependency, Server, Submit};
+use common::http::{AnyBulkhead, Bulkhead, Dependency, Server};
 use common::metrics::Metrics;
 use common::process::StartError;
 use common::shutdown::Shutdown;
@@ -40,10 +40,10 @@ use status::{PlatformStatus, ProbedServices};
 use upstreams::Upstreams;
 
 /// Two slots suffice, since all requests for the status share one snapshot a second.
-const STATUS_WORKERS: usize = 2;
+const STATUS_SLOTS: usize = 2;
 
 /// Billing-api has this number of slots for orders, and for dead letters.
-const RECORDED_ORDERS_WORKERS: usize = 4;
+const RECORDED_ORDERS_SLOTS: usize = 4;
 
 /// The running service.
 pub type Gateway = Server;
@@ -102,22 +102,22 @@ fn bulkheads(
     orders: &OrderSender,
     status: &Arc<PlatformStatus>,
     [inventory, billing]: [&Arc<Upstreams>; 2],
-) -> Vec<Arc<dyn Submit>> {
-    let (workers, limits) = (config.http.workers, &config.http.limits);
+) -> Vec<Arc<dyn AnyBulkhead>> {
+    let (slots, limits) = (config.http.slots, &config.http.limits);
     let forwarding = |prefix, slots, routes, services: &Arc<Upstreams>| {
         let (services, limits_behind) = (Arc::clone(services), config.limits);
         Bulkhead::new(prefix, slots, routes, limits, move || {
             Forwarder::new(&services, limits_behind)
         })
     };
-    let movies = forwarding("/api/movies", workers, api::MOVIES, inventory);
+    let movies = forwarding("/api/movies", slots, api::MOVIES, inventory);
     let movies = movies.with_guard({
         let access = Arc::clone(access);
         move |head| access.check(head)
     });
     let placing = {
         let (orders, access) = (orders.clone(), Arc::clone(access));
-        Bulkhead::new("/api/billing", workers, api::BILLING, limits, move || {
+        Bulkhead::new("/api/billing", slots, api::BILLING, limits, move || {
             orders.clone()
         })
         .with_guard(move |head| api::may_place_order(&access, head))
@@ -125,7 +125,7 @@ fn bulkheads(
     let status = Arc::clone(status);
     let status = Bulkhead::new(
         "/api/status",
-        STATUS_WORKERS,
+        STATUS_SLOTS,
         status::ROUTES,
         limits,
         move || Arc::clone(&status),
@@ -140,7 +140,7 @@ fn bulkheads(
     // Where keys are in force, only administrators may read recorded orders.
     let read_from_billing = |prefix, routes| {
         let access = Arc::clone(access);
-        forwarding(prefix, RECORDED_ORDERS_WORKERS, routes, billing)
+        forwarding(prefix, RECORDED_ORDERS_SLOTS, routes, billing)
             .with_guard(move |head| access.check_administrator(head))
     };
     let console = Console::new();
@@ -152,7 +152,7 @@ fn bulkheads(
         limits,
         || (),
     );
-    let mut bulkheads: Vec<Arc<dyn Submit>> = vec![
+    let mut bulkheads: Vec<Arc<dyn AnyBulkhead>> = vec![
         Arc::new(movies),
         Arc::new(placing),
         Arc::new(status),

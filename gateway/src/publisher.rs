@@ -27,7 +27,7 @@ use crate::connection::{
 };
 use crate::idempotency_keys::{IdempotencyKeys, KeyMatch};
 
-/// The longest time that a client waits, from the arrival of its order.
+/// How long an order may wait, after its check, until its client is answered; the thread looks every 250 ms.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection is closed when its oldest message has waited for a confirm for this long.
@@ -36,9 +36,9 @@ const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(15);
 /// How many orders may wait to be published; the gateway refuses further ones.
 const WAITING_MAX: usize = 1024;
 
-/// How many messages may be published and not confirmed. Since each has at most
-/// [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX) bytes, they fit in the buffer that amiquip has for a
-/// broker that does not read. Otherwise amiquip would block this thread.
+/// How many messages may be published and not confirmed. So many messages of
+/// [`ORDER_BYTES_MAX`](common::order::ORDER_BYTES_MAX) bytes fit in amiquip's write buffer. If the buffer were
+/// full while the broker does not read, amiquip would block this thread.
 const WINDOW_MAX: usize = 512;
 
 /// How often the publisher checks its time limits.
@@ -116,7 +116,7 @@ impl Refusal {
 struct PendingOrder {
     message: OrderMessage,
     placed: Instant,
-    client: Request,
+    request: Request,
 }
 
 /// Sends orders to the publisher's thread; a clone is cheap.
@@ -161,31 +161,31 @@ impl OrderSender {
         }
     }
 
-    /// How many orders the broker has confirmed since the start.
+    /// How many orders were answered 200 since the start.
     pub(crate) fn confirmed(&self) -> u64 {
         self.order_metrics.confirmed.get()
     }
 
     /// Publishes the message, and answers the client when the broker has confirmed it, or with a problem
     /// after [`ANSWER_LIMIT`] at the latest.
-    pub(crate) fn place(&self, message: OrderMessage, client: Request) {
+    pub(crate) fn place(&self, message: OrderMessage, request: Request) {
         if let Some(refusal) = self.state.closed_by() {
-            return self.order_metrics.refuse(client, refusal);
+            return self.order_metrics.refuse(request, refusal);
         }
         let waiting = PendingOrder {
             message,
             placed: Instant::now(),
-            client,
+            request,
         };
         match self.waiting.try_send(waiting) {
             Ok(()) => {}
             Err(TrySendError::Full(waiting)) => {
-                self.order_metrics.refuse(waiting.client, Refusal::Full);
+                self.order_metrics.refuse(waiting.request, Refusal::Full);
             }
             // The publisher has ended, since the program ends.
             Err(TrySendError::Disconnected(waiting)) => {
                 self.order_metrics
-                    .refuse(waiting.client, Refusal::Disconnected);
+                    .refuse(waiting.request, Refusal::Disconnected);
             }
         }
     }
@@ -220,8 +220,8 @@ pub(crate) struct PublisherHandle {
 }
 
 impl PublisherHandle {
-    /// Ends the thread; every client must have its answer by then. If the connection does not close in time, the
-    /// program does not wait for it: every order is published, and no client waits for a confirm.
+    /// Ends the thread, which answers the clients that still wait. If the connection does not close in time, the
+    /// program does not wait for it, since every client has its answer.
     pub(crate) fn end(self) {
         drop(self.end);
         let _ = self.thread.join();
@@ -298,10 +298,13 @@ impl OrderMetrics {
             published: counter("orders_published_total", "Orders sent to the broker."),
             confirmed: counter(
                 "orders_confirmed_total",
-                "Orders that the broker confirmed.",
+                "Orders that were answered 200 after the confirm of the broker.",
             ),
             refused,
-            unknown: counter("orders_unknown_total", "Orders whose confirm never came."),
+            unknown: counter(
+                "orders_unknown_total",
+                "Orders whose clients were answered before a confirm arrived.",
+            ),
             seconds: metrics.seconds(
                 "order_confirm_seconds",
                 "From an order's arrival to its confirm.",
@@ -317,14 +320,14 @@ impl OrderMetrics {
         }
     }
 
-    fn refuse(&self, client: Request, refusal: Refusal) {
+    fn refuse(&self, request: Request, refusal: Refusal) {
         self.refused.with_label_values(&[refusal.texts().0]).inc();
-        client.respond(Err(refused(refusal)));
+        request.respond(Err(refused(refusal)));
     }
 
     /// Answers the client, unless it has an answer already.
     fn answer(&self, sent: &mut UnconfirmedOrder, outcome: PublishOutcome) {
-        let Some(client) = sent.client.take() else {
+        let Some(request) = sent.request.take() else {
             return;
         };
         match outcome {
@@ -332,12 +335,12 @@ impl OrderMetrics {
                 self.confirmed.inc();
                 let waited = sent.placed.elapsed();
                 self.seconds.observe(waited.as_secs_f64());
-                client.respond(Ok(confirmed(&sent.message_id)));
+                request.respond(Ok(confirmed(&sent.message_id)));
             }
-            PublishOutcome::Refused(refusal) => self.refuse(client, refusal),
+            PublishOutcome::Refused(refusal) => self.refuse(request, refusal),
             PublishOutcome::Unknown(cause) => {
                 self.unknown.inc();
-                client.respond(Err(unknown(cause)));
+                request.respond(Err(unknown(cause)));
             }
         }
     }
@@ -513,7 +516,7 @@ impl Publisher {
         );
         for waiting in self.next.take().into_iter().chain(self.waiting.try_iter()) {
             self.order_metrics
-                .refuse(waiting.client, Refusal::Disconnected);
+                .refuse(waiting.request, Refusal::Disconnected);
         }
     }
 
@@ -523,9 +526,10 @@ impl Publisher {
             return;
         };
         if let Some(refusal) = self.state.closed_by() {
-            self.order_metrics.refuse(waiting.client, refusal);
+            self.order_metrics.refuse(waiting.request, refusal);
         } else if waiting.placed.elapsed() >= ANSWER_LIMIT {
-            self.order_metrics.refuse(waiting.client, Refusal::TimedOut);
+            self.order_metrics
+                .refuse(waiting.request, Refusal::TimedOut);
         } else if self.channel.as_ref().is_some_and(OpenChannel::has_room) {
             self.publish(waiting);
         } else {
@@ -537,18 +541,18 @@ impl Publisher {
         let Some(channel) = &mut self.channel else {
             return self
                 .order_metrics
-                .refuse(waiting.client, Refusal::Disconnected);
+                .refuse(waiting.request, Refusal::Disconnected);
         };
         let PendingOrder {
             mut message,
             placed,
-            client,
+            request,
         } = waiting;
         let keyed = message.keyed.take();
         let key_match =
             keyed.map(|order| self.idempotency_keys.remember(&message.message_id, order));
         if key_match == Some(KeyMatch::Other) {
-            return client.respond(Err(Problem::new(
+            return request.respond(Err(Problem::new(
                 422,
                 "this Idempotency-Key was used for another order; send that one again, or this one \
                  with a key of its own",
@@ -570,7 +574,7 @@ impl Publisher {
         channel.outstanding.push(UnconfirmedOrder {
             message_id: message.message_id,
             placed,
-            client: Some(client),
+            request: Some(request),
             returned: false,
             is_new_key: key_match == Some(KeyMatch::New),
         });
@@ -727,7 +731,7 @@ struct UnconfirmedOrder {
     message_id: String,
     placed: Instant,
     /// The request that waits for the confirm; None if it has been answered.
-    client: Option<Request>,
+    request: Option<Request>,
     returned: bool,
     /// Whether its `Idempotency-Key` was not remembered before.
     is_new_key: bool,

@@ -10,7 +10,7 @@ use common::http::OperationsKey;
 /// All services of one kind; all workers share this value.
 pub(crate) struct Upstreams {
     service: &'static str,
-    /// The key with which `/ready` shows the dependencies, where one is set.
+    /// The key that the probes send, where one is set; with it `/ready` shows the dependencies.
     operations_key: Option<OperationsKey>,
     all: Vec<Upstream>,
     next: AtomicUsize,
@@ -45,7 +45,7 @@ impl Upstreams {
         self.service
     }
 
-    /// The key with which `/ready` answers with details.
+    /// The key that the probes send; with it `/ready` shows the dependencies.
     pub(crate) fn operations_key(&self) -> Option<&OperationsKey> {
         self.operations_key.as_ref()
     }

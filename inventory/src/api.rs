@@ -151,7 +151,7 @@ fn create_movie<'a>(movies: &'a mut MovieStore, request: &Request) -> HandlerRes
     answer.unwrap_or_else(|| Err(Problem::internal("no answer came back")))
 }
 
-/// Creates movies and returns the id of each. If PostgreSQL refuses one, the others are created one by one.
+/// Creates movies and returns the id of each. If PostgreSQL refuses one, they are created one by one.
 fn create_all(movies: &mut MovieStore, new_movies: &[&NewMovie]) -> Vec<Result<i64, ChangeError>> {
     match movies.create(new_movies) {
         Ok(ids) => ids.into_iter().map(Ok).collect(),

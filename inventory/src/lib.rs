@@ -29,13 +29,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
     let http = &config.http;
     let stores = database.for_each_slot(MovieStore::new);
-    let movies = Bulkhead::new(
-        "/api/movies",
-        http.workers,
-        api::ROUTES,
-        &http.limits,
-        stores,
-    );
+    let movies = Bulkhead::new("/api/movies", http.slots, api::ROUTES, &http.limits, stores);
     let dependencies = move || {
         let mut movies = MovieStore::new(&database);
         move || vec![Dependency::new("postgresql", movies.is_up())]

@@ -185,6 +185,7 @@ impl RecordStore {
         let bytes_max = self.dead_letters_bytes_max;
         let mut begun = false;
         let recorded = self.connection.run(|client, statements| {
+            // The statements may run a second time, with plans that are prepared again.
             begun = false;
             let mut transaction = begin(client)?;
             begun = true;

@@ -34,8 +34,8 @@ pub struct Limits {
     pub queue: usize,
     /// How long a request may wait for a slot.
     pub queue_time: Duration,
-    /// How long a handler may take for an answer, or for a piece of a stream. Handlers have shorter limits of
-    /// their own, so this one is for what has none: a database server that is suspended.
+    /// How long a handler may take for an answer, or for a piece of a stream. It may wait longer, for example for a
+    /// database server that is suspended; the client does not.
     pub answer_time: Duration,
 }
 

@@ -30,4 +30,4 @@ pub use message::response::{Body, BodySource, HandlerResult, Response, Stream};
 pub use server::{HttpConfig, Interest, Server, Socket, Tls, connect, wait_for, watch};
 pub use service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, One, Route};
 pub use service::operations::{Dependency, DependencyState, OperationsKey, health};
-pub use service::router::{Admission, Submit, Verb};
+pub use service::router::{Admission, AnyBulkhead, Verb};

@@ -15,12 +15,12 @@ pub(crate) trait Respond: Send {
     fn begin(&self) -> bool;
     /// Is called once, from any thread. A stream waits for its client, as `slot` allows; an answer from outside
     /// of a bulkhead has no slot, and does not wait.
-    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>);
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn StreamSlot>);
 }
 
 /// The slot that a stream holds.
-pub(crate) trait Slot {
-    /// Whether the slot may wait for a slow client; if so, the wait lasts until [`Slot::end_wait`].
+pub(crate) trait StreamSlot {
+    /// Whether the slot may wait for a slow client; if so, the wait lasts until [`StreamSlot::end_wait`].
     fn begin_wait(&self) -> bool;
     fn end_wait(&self);
     /// Whether a request waits for a slot.
@@ -63,7 +63,7 @@ impl Request {
     }
 
     /// Answers the client from a slot of a bulkhead.
-    pub(crate) fn respond_from(mut self, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
+    pub(crate) fn respond_from(mut self, result: HandlerResult<'_>, slot: Option<&dyn StreamSlot>) {
         // A problem with the first piece still becomes the answer.
         let result = result.and_then(Response::begun);
         if let Some(responder) = self.responder.take() {
@@ -132,7 +132,7 @@ pub(super) mod tests {
             true
         }
 
-        fn respond(self: Box<Self>, _: HandlerResult<'_>, _: Option<&dyn Slot>) {}
+        fn respond(self: Box<Self>, _: HandlerResult<'_>, _: Option<&dyn StreamSlot>) {}
     }
 
     pub(in crate::http) fn request(

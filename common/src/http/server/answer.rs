@@ -8,7 +8,7 @@ use super::core::Core;
 use super::peer::Peer;
 use super::poller::{Interest, wait_for};
 use super::table::{Owned, Parked, Token};
-use crate::http::message::request::{Respond, Slot};
+use crate::http::message::request::{Respond, StreamSlot};
 use crate::http::message::response::{BodySource, HandlerResult, WRONG_LENGTH};
 use crate::http::service::access_log::{self, Outcome};
 use crate::http::service::workers::waiting;
@@ -36,7 +36,7 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn Slot>) {
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, slot: Option<&dyn StreamSlot>) {
         // None if the sweeper has answered the request, and recorded it.
         if let Some(peer) = self.core.table.take(self.token, Parked::Waiting) {
             self.core.answer(peer, result, slot);
@@ -50,7 +50,7 @@ impl Core {
         &self,
         mut peer: Owned<'_, Peer>,
         result: HandlerResult<'_>,
-        slot: Option<&dyn Slot>,
+        slot: Option<&dyn StreamSlot>,
     ) {
         let Some(head) = peer.connection.head().cloned() else {
             return;
@@ -78,7 +78,7 @@ impl Core {
         if let Some(outcome) = peer.outcome.take() {
             access_log::record(&self.metrics, &outcome, now());
         }
-        self.settle(peer);
+        self.go_on(peer);
     }
 
     /// Sends a stream piece by piece, as its client takes it. While a piece is made the connection is in the
@@ -87,7 +87,7 @@ impl Core {
         &'t self,
         mut peer: Owned<'t, Peer>,
         fill: &mut BodySource<'_>,
-        slot: Option<&dyn Slot>,
+        slot: Option<&dyn StreamSlot>,
     ) -> Option<Owned<'t, Peer>> {
         let mut piece = Vec::new();
         while peer.connection.is_streaming() {
@@ -124,7 +124,7 @@ impl Core {
     /// Sends what is in the buffer, or truncates the answer. A slow reader may hold its slot while at most half
     /// of the slots wait for slow readers. Beyond that, what it has not read is kept within the byte budget; if
     /// that is exhausted, the answer is truncated as soon as another request needs the slot.
-    fn send(&self, peer: &mut Peer, slot: Option<&dyn Slot>) {
+    fn send(&self, peer: &mut Peer, slot: Option<&dyn StreamSlot>) {
         let mut waits = false;
         let failed = loop {
             match peer.send() {
@@ -136,11 +136,11 @@ impl Core {
             if left.is_zero() || self.cut.load(Ordering::SeqCst) {
                 break Some("the client takes too long to read".to_owned());
             }
-            waits = waits || slot.is_some_and(Slot::begin_wait);
+            waits = waits || slot.is_some_and(StreamSlot::begin_wait);
             if !waits && self.keep(peer) {
                 break None;
             }
-            if !waits && slot.is_none_or(Slot::is_wanted) {
+            if !waits && slot.is_none_or(StreamSlot::is_wanted) {
                 let cause = "there is no memory left for what the client has not read";
                 break Some(cause.to_owned());
             }
@@ -167,7 +167,7 @@ impl Core {
                 "an answer that was not read was cut off, for others"
             );
             silent.connection.truncate();
-            self.settle(silent);
+            self.go_on(silent);
         }
         true
     }

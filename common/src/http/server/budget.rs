@@ -43,7 +43,7 @@ pub(crate) enum BufferKind {
     Answer,
 }
 
-/// What is exhausted, and whose share of it: this client's, or that of all clients.
+/// What is exhausted, and whose share of it: that of a client, or, with None, that of all clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exhausted(pub(crate) Shortage, pub(crate) Option<IpAddr>);
 

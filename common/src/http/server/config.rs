@@ -15,7 +15,7 @@ pub struct HttpConfig {
     /// Whether another process may listen on the port too, to take over without a gap.
     pub reuse_port: bool,
     /// How many requests of one kind are processed at the same time.
-    pub workers: usize,
+    pub slots: usize,
     /// The limits for clients.
     pub limits: Limits,
     /// The certificate, if the server speaks HTTPS.
@@ -29,12 +29,12 @@ pub struct HttpConfig {
 impl HttpConfig {
     /// From `LISTEN_ADDRESS`, the port that `port_key` names, and the optional `HTTP_…`
     /// variables.
-    pub fn from_vars(vars: &Vars, port_key: &str, workers: usize) -> Result<Self, ConfigError> {
+    pub fn from_vars(vars: &Vars, port_key: &str, slots: usize) -> Result<Self, ConfigError> {
         let address: IpAddr = vars.parsed("LISTEN_ADDRESS", "an IP address such as 0.0.0.0")?;
         Ok(Self {
             address: SocketAddr::new(address, vars.port(port_key)?),
             reuse_port: vars.parsed_or("HTTP_REUSE_PORT", "true or false", false)?,
-            workers: number(vars, "HTTP_WORKERS", workers, 1024)?,
+            slots: number(vars, "HTTP_WORKERS", slots, 1024)?,
             limits: Limits::from_vars(vars)?,
             tls: Tls::from_vars(vars)?,
             operations_key: OperationsKey::from_vars(vars)?,
@@ -45,11 +45,11 @@ impl HttpConfig {
     /// The defaults, on a loopback port that the system chooses, for tests.
     ///
     /// # Panics
-    /// When there are no workers, or more than `HTTP_WORKERS` allows.
+    /// When there are no slots, or more than `HTTP_WORKERS` allows.
     #[must_use]
-    pub fn on_loopback(workers: usize) -> Self {
+    pub fn on_loopback(slots: usize) -> Self {
         let vars = Vars::from_pairs([("LISTEN_ADDRESS", "127.0.0.1"), ("PORT", "0")]);
-        Self::from_vars(&vars, "PORT", workers).expect("each default is within its range")
+        Self::from_vars(&vars, "PORT", slots).expect("each default is within its range")
     }
 }
 

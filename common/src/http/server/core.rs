@@ -61,16 +61,16 @@ impl Core {
         let poller = Poller::new()?;
         poller.arm(&listener, LISTENER, Interest::Read);
         Ok(Arc::new_cyclic(|core: &Weak<Self>| {
-            let (starting, calling) = (Weak::clone(core), Weak::clone(core));
+            let (starting, waking) = (Weak::clone(core), Weak::clone(core));
             let start = move || starting.upgrade().is_some_and(start);
-            let call = move || calling.upgrade().iter().for_each(|core| core.poller.call());
+            let wake = move || waking.upgrade().iter().for_each(|core| core.poller.wake());
             Self {
                 router,
                 metrics: metrics.clone(),
                 limits: Arc::new(limits.clone()),
                 tls,
                 budget: Budget::new(limits, metrics),
-                workers: Arc::new(Workers::new(spare, start, call)),
+                workers: Arc::new(Workers::new(spare, start, wake)),
                 poller,
                 listener: Mutex::new(Some(listener)),
                 table: Table::new(PEERS, limits.connections),
@@ -85,7 +85,7 @@ impl Core {
 
     /// Goes on with a connection after an answer, on any thread. The next request is left to a worker, which
     /// gets an event at once, so no handler runs on the thread that answers.
-    pub(crate) fn settle(&self, mut peer: Owned<'_, Peer>) {
+    pub(crate) fn go_on(&self, mut peer: Owned<'_, Peer>) {
         let blocked = matches!(peer.send(), Ok(false));
         if blocked || peer.connection.has_input() {
             self.arm(peer, Interest::Write);

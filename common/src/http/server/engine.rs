@@ -56,7 +56,7 @@ pub(crate) fn start(
     let sweep = move || sweep_until_the_end(&swept, &shutdown, reuse_port);
     let sweeper = new_thread("sweeper").spawn(sweep)?;
     log::info!(
-        address = address.to_string().as_str(), workers = config.workers;
+        address = address.to_string().as_str(), slots = config.slots;
         "listening"
     );
     let join = move || {
@@ -102,7 +102,7 @@ fn sweep_until_the_end(core: &Core, shutdown: &Shutdown, reuse_port: bool) {
     while sweeper::sweep(core, sync::now(), Some(began.elapsed())) {
         thread::sleep(sweeper::ROUND);
     }
-    core.poller.wake();
+    core.poller.end_all();
 }
 
 /// The most connections that leave enough descriptors for the slots.

@@ -15,8 +15,8 @@ struct Candidate {
     client: IpAddr,
 }
 
-/// The connections that may be closed, for each [`Shortage`], the first one at the end; None before somebody
-/// asks. The table is searched at most once in a round of the sweeper.
+/// For each [`Shortage`] the connections that may be closed, sorted so that the one to close next is the last; None
+/// until the table is searched, which happens at most once in a round of the sweeper.
 #[derive(Default)]
 pub(crate) struct Evictable(Mutex<Option<[Vec<Candidate>; 2]>>);
 

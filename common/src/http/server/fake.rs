@@ -36,8 +36,8 @@ pub enum Interest {
 }
 
 pub(crate) const LISTENER: Token = Token(u64::MAX);
-pub(crate) const WAKE: Token = Token(u64::MAX - 1);
-pub(crate) const CALL: Token = Token(u64::MAX - 2);
+pub(crate) const END_ALL: Token = Token(u64::MAX - 1);
+pub(crate) const WAKE: Token = Token(u64::MAX - 2);
 
 /// A connection: our end is a [`Socket`], the other one a [`FakeClient`].
 #[derive(Default)]
@@ -66,8 +66,8 @@ pub(crate) struct KernelState {
     dialled: VecDeque<usize>,
     listening: bool,
     listener_armed: bool,
+    ended: bool,
     woken: bool,
-    called: bool,
 }
 
 pub(crate) struct Kernel {
@@ -134,7 +134,7 @@ impl Kernel {
     /// The other end of what is connected to from here; None once nobody is to come any more.
     pub(crate) fn dialled(self: &Arc<Self>) -> Option<FakeClient> {
         let pipe = self.until(|state| match state.dialled.pop_front() {
-            None if state.woken => Some(None),
+            None if state.ended => Some(None),
             dialled => dialled.map(Some),
         });
         pipe.map(|pipe| FakeClient {
@@ -213,11 +213,11 @@ impl Poller {
     pub(crate) fn wait(&self) -> io::Result<Token> {
         let room = self.0.room;
         Ok(self.0.until(|state| {
-            if state.woken {
-                return Some(WAKE);
+            if state.ended {
+                return Some(END_ALL);
             }
-            if std::mem::take(&mut state.called) {
-                return Some(CALL);
+            if std::mem::take(&mut state.woken) {
+                return Some(WAKE);
             }
             let mut ready: Vec<Option<usize>> = Vec::new();
             if state.listener_armed && state.listening && !state.backlog.is_empty() {
@@ -247,12 +247,12 @@ impl Poller {
         }))
     }
 
-    pub(crate) fn wake(&self) {
-        self.0.with(|state| state.woken = true);
+    pub(crate) fn end_all(&self) {
+        self.0.with(|state| state.ended = true);
     }
 
-    pub(crate) fn call(&self) {
-        self.0.with(|state| state.called = true);
+    pub(crate) fn wake(&self) {
+        self.0.with(|state| state.woken = true);
     }
 
     pub(crate) fn arm(&self, source: &impl Source, token: Token, interest: Interest) {

@@ -48,7 +48,7 @@ pub use self::tls::Tls;
 pub use self::watch::watch;
 
 use super::service::operations::{Dependencies, Dependency, operations};
-use super::service::router::{Router, Submit};
+use super::service::router::{AnyBulkhead, Router};
 use crate::metrics::Metrics;
 use crate::process::{Running, StartError};
 use crate::shutdown::Shutdown;
@@ -64,7 +64,7 @@ impl Server {
     /// calls.
     pub fn start<D>(
         config: &HttpConfig,
-        mut bulkheads: Vec<Arc<dyn Submit>>,
+        mut bulkheads: Vec<Arc<dyn AnyBulkhead>>,
         dependencies: impl Fn() -> D + Send + Sync + 'static,
         metrics: &Metrics,
         shutdown: &Shutdown,
@@ -74,7 +74,7 @@ impl Server {
     {
         let dependencies = move || Box::new(dependencies()) as Dependencies;
         let key = config.operations_key.clone();
-        // They take the paths of no others, so they come last.
+        // The empty prefix takes every path, and the first bulkhead that fits is taken, so these come last.
         bulkheads.extend(operations(metrics, &config.limits, key, dependencies));
         let router = Router {
             bulkheads,
@@ -110,7 +110,7 @@ impl Server {
         Self { address, join }
     }
 
-    /// Waits for the shutdown, then until every accepted request is answered.
+    /// Waits for the shutdown, then until every accepted request is answered or its time has passed.
     pub fn join(self) {
         (self.join)();
         crate::log::flush();

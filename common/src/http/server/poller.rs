@@ -14,8 +14,8 @@ use super::table::Token;
 
 /// The tokens of events that belong to no connection.
 pub(crate) const LISTENER: Token = Token(u64::MAX);
-pub(crate) const WAKE: Token = Token(u64::MAX - 1);
-pub(crate) const CALL: Token = Token(u64::MAX - 2);
+pub(crate) const END_ALL: Token = Token(u64::MAX - 1);
+pub(crate) const WAKE: Token = Token(u64::MAX - 2);
 
 /// How many connections the kernel keeps until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -40,16 +40,16 @@ pub(crate) type Listener = TcpListener;
 
 pub(crate) struct Poller {
     epoll: OwnedFd,
-    call: OwnedFd,
+    wake: OwnedFd,
 }
 
 impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let call = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let once = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, &call, EventData::new_u64(CALL.0), once)?;
-        Ok(Self { epoll, call })
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE.0), once)?;
+        Ok(Self { epoll, wake })
     }
 
     /// Waits for one event, which disarms its source. If it took two, the second one would wait for the handler
@@ -67,16 +67,16 @@ impl Poller {
         }
     }
 
-    /// Every wait returns [`WAKE`] from now on.
-    pub(crate) fn wake(&self) {
-        let wake = EventData::new_u64(WAKE.0);
-        let _ = epoll::modify(&self.epoll, &self.call, wake, EventFlags::IN);
-        self.call();
+    /// Every wait returns [`END_ALL`] from now on.
+    pub(crate) fn end_all(&self) {
+        let end = EventData::new_u64(END_ALL.0);
+        let _ = epoll::modify(&self.epoll, &self.wake, end, EventFlags::IN);
+        self.wake();
     }
 
-    /// One wait returns [`CALL`].
-    pub(crate) fn call(&self) {
-        let _ = rustix::io::write(&self.call, &1_u64.to_ne_bytes());
+    /// One wait returns [`WAKE`].
+    pub(crate) fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
     /// Waits for one event of this source.

@@ -21,7 +21,7 @@ use crate::http::limits::Limits;
 use crate::http::message::request::Request;
 use crate::http::message::response::{Body, HandlerResult, Response, Stream};
 use crate::http::service::bulkhead::{Answers, Batch, Bulkhead, Handler, Lease, Route};
-use crate::http::service::router::{Router, Submit, Verb};
+use crate::http::service::router::{AnyBulkhead, Router, Verb};
 use crate::http::sync::lock;
 use crate::metrics::Metrics;
 
@@ -236,7 +236,7 @@ impl Setup {
         };
         let bulkhead = Arc::new(Bulkhead::new("", slots, ROUTES, &limits, state));
         let router = Router {
-            bulkheads: vec![Arc::clone(&bulkhead) as Arc<dyn Submit>],
+            bulkheads: vec![Arc::clone(&bulkhead) as Arc<dyn AnyBulkhead>],
             hosts: Vec::new(),
         };
         let listener = poller::bind(([127, 0, 0, 1], 1).into(), false, Duration::ZERO);
@@ -280,7 +280,7 @@ impl Setup {
             }
             thread::yield_now();
         }
-        self.core.poller.wake();
+        self.core.poller.end_all();
         while self.core.workers.live() > 0 {
             thread::yield_now();
         }

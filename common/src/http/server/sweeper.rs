@@ -75,10 +75,12 @@ pub(crate) fn sweep(core: &Core, now: Instant, drained: Option<Duration>) -> boo
     core.watches.sweep(look).for_each(drop);
     crate::log::flush();
     if drained.is_none() {
+        // Connections may wait in the kernel since descriptors or memory ran out.
         core.arm_listener();
         return true;
     }
-    // A worker reads once more from each idle connection before it closes the connection.
+    // A socket is writable at once, so a worker takes each idle connection, reads what has just arrived, and
+    // otherwise closes the connection.
     let may_go =
         |_, parked, peer: &Peer| parked == Parked::Armed && peer.connection.may_be_closed(now);
     for mut peer in core.table.sweep(may_go) {
@@ -101,6 +103,6 @@ fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
     match peer.connection.on_deadline(now) {
         Some(problem) if is_request => core.answer(peer, Err(problem), None),
         Some(problem) => refuse(core, peer, problem),
-        None => core.settle(peer),
+        None => core.go_on(peer),
     }
 }

@@ -1,4 +1,4 @@
-//! All connections, each in one state: armed at the poller, waiting for an answer, or owned by the thread that
+//! All connections, or all watches, each in one state: armed at the poller, waiting for an answer, or owned by the thread that
 //! took it out. An index is reused with another generation.
 
 use std::ops::{Deref, DerefMut};

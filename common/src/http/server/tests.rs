@@ -125,7 +125,7 @@ impl RunningServer {
             ..HttpConfig::on_loopback(1)
         };
         let bulkhead = Bulkhead::new("", 1, ROUTES, &config.limits, || ());
-        let bulkheads: Vec<Arc<dyn Submit>> = vec![Arc::new(bulkhead)];
+        let bulkheads: Vec<Arc<dyn AnyBulkhead>> = vec![Arc::new(bulkhead)];
         let server = Server::start(&config, bulkheads, || Vec::new, &metrics, &shutdown);
         let server = Some(server.expect("a server"));
         Self {

@@ -12,7 +12,7 @@ use tiny_http::{Header, StatusCode};
 use super::config::HttpConfig;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Request, Respond, Slot};
+use crate::http::message::request::{Request, Respond, StreamSlot};
 use crate::http::message::request_id::request_id;
 use crate::http::message::response::{Body, BodySource, HandlerResult, Response};
 use crate::http::service::access_log::{self, Outcome};
@@ -114,7 +114,7 @@ impl Respond for Responder {
         true
     }
 
-    fn respond(self: Box<Self>, result: HandlerResult<'_>, _: Option<&dyn Slot>) {
+    fn respond(self: Box<Self>, result: HandlerResult<'_>, _: Option<&dyn StreamSlot>) {
         let (response, mut outcome) = Outcome::of(result, Arc::clone(&self.head));
         if let Err(error) = send(self.from, response, &self.head.request_id) {
             outcome.truncate(format!("the client went away: {error}"));

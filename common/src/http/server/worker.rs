@@ -7,7 +7,7 @@ use super::accept::accept;
 use super::answer::Responder;
 use super::core::Core;
 use super::peer::Peer;
-use super::poller::{CALL, Interest, LISTENER, WAKE};
+use super::poller::{END_ALL, Interest, LISTENER, WAKE};
 use super::table::{Owned, Parked, Token};
 use super::watch;
 use crate::http::connection::Next;
@@ -26,7 +26,7 @@ pub(crate) fn work(core: &Arc<Core>) {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         let event = match core.poller.wait() {
-            Ok(WAKE) => return,
+            Ok(END_ALL) => return,
             Ok(event) => event,
             Err(error) => {
                 log::error!(cause = error.to_string().as_str(); "cannot wait for events");
@@ -42,7 +42,7 @@ pub(crate) fn work(core: &Arc<Core>) {
 
 fn take(core: &Arc<Core>, event: Token, buffer: &mut [u8]) {
     match event {
-        CALL => core.router.work(),
+        WAKE => core.router.work(),
         LISTENER => {
             // The request of the last connection has mostly arrived already.
             if let Some(last) = accept(core, ACCEPTS) {
@@ -66,6 +66,7 @@ fn take(core: &Arc<Core>, event: Token, buffer: &mut [u8]) {
 
 /// Goes on with a connection until it is parked or closed.
 fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
+    // One read for each event, so that a client that sends without a pause leaves the worker to others.
     let mut may_read = true;
     loop {
         let Some((same, next)) = core.advance(peer) else {
@@ -100,6 +101,7 @@ fn drive(core: &Arc<Core>, mut peer: Owned<'_, Peer>, buffer: &mut [u8]) {
                 return core.router.submit(request);
             }
             Next::Refused(problem) => return refuse(core, peer, problem),
+            // `Core::advance` handles all others.
             _ => return,
         }
     }

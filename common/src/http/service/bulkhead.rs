@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{Queue, SINGLE};
-use super::router::{Admission, Submit, Verb, find};
-use super::workers::{call_another, waiting};
+use super::router::{Admission, AnyBulkhead, Verb, find};
+use super::workers::{waiting, wake_another};
 use crate::http::limits::Limits;
 use crate::http::message::head::Head;
 use crate::http::message::problem::Problem;
-use crate::http::message::request::{Request, Slot};
+use crate::http::message::request::{Request, StreamSlot};
 use crate::http::message::response::{HandlerResult, Response};
 use crate::http::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use crate::http::sync::{Mutex, lock, now};
@@ -163,7 +163,7 @@ impl<S: Send + 'static> Bulkhead<S> {
             }
         } else if let Some(request) = requests.pop() {
             match handler {
-                Handler::Direct(answer) => request.respond(Ok(answer())),
+                Handler::Direct(_) => unreachable!("its answer was decided with the head"),
                 Handler::One(answer) | Handler::Batch(Batch { one: answer, .. }) => waiting(|| {
                     let result = answer(lease.state(), &request);
                     request.respond_from(result, Some(self));
@@ -174,7 +174,7 @@ impl<S: Send + 'static> Bulkhead<S> {
     }
 }
 
-impl<S: Send + 'static> Submit for Bulkhead<S> {
+impl<S: Send + 'static> AnyBulkhead for Bulkhead<S> {
     fn prefix(&self) -> &'static str {
         self.prefix
     }
@@ -218,7 +218,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
             let is_more = queue.has_work();
             drop(queue);
             if is_more {
-                call_another();
+                wake_another();
             }
             let lease = Lease {
                 bulkhead: Arc::clone(&self),
@@ -242,7 +242,7 @@ impl<S: Send + 'static> Submit for Bulkhead<S> {
     }
 }
 
-impl<S: Send> Slot for Bulkhead<S> {
+impl<S: Send> StreamSlot for Bulkhead<S> {
     fn begin_wait(&self) -> bool {
         let more = |waits| (waits < self.slots / 2).then_some(waits + 1);
         self.waits.fetch_update(SeqCst, SeqCst, more).is_ok()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use super::bulkhead::{Bulkhead, Handler, Route};
-use super::router::{Submit, Verb};
+use super::router::{AnyBulkhead, Verb};
 use crate::env::{ConfigError, Vars};
 use crate::http::limits::Limits;
 use crate::http::message::head::Head;
@@ -128,7 +128,7 @@ pub(crate) fn operations(
     limits: &Limits,
     key: Option<OperationsKey>,
     dependencies: impl Fn() -> Dependencies + Send + Sync + 'static,
-) -> [Arc<dyn Submit>; 2] {
+) -> [Arc<dyn AnyBulkhead>; 2] {
     let (metrics, shown_to) = (metrics.clone(), key.clone());
     let metrics = Bulkhead::new("/metrics", 1, METRICS, limits, move || metrics.clone())
         .with_guard(move |head| {

@@ -42,7 +42,7 @@ impl Verb {
 pub type Admission = Result<Option<Response<'static>>, Problem>;
 
 /// Takes the requests of a path and of the paths below it.
-pub trait Submit: Send + Sync {
+pub trait AnyBulkhead: Send + Sync {
     /// The path; the empty one takes the requests that no other takes.
     fn prefix(&self) -> &'static str;
     /// Finds the route of a request, and decides whether it is accepted.
@@ -51,7 +51,7 @@ pub trait Submit: Send + Sync {
     fn submit(self: Arc<Self>, request: Request);
     /// Serves requests until none waits that may have a slot.
     fn work(self: Arc<Self>);
-    /// How many threads may wait here at the same time.
+    /// The number of slots, for each of which a thread may wait.
     fn slots(&self) -> usize;
     /// Answers the requests that have waited too long for a slot.
     fn sweep(&self, now: Instant);
@@ -60,7 +60,7 @@ pub trait Submit: Send + Sync {
 /// All bulkheads of a program.
 pub(crate) struct Router {
     /// A path belongs to the first bulkhead that takes it.
-    pub(crate) bulkheads: Vec<Arc<dyn Submit>>,
+    pub(crate) bulkheads: Vec<Arc<dyn AnyBulkhead>>,
     /// The names that `Host` may have; if there are none, every name is allowed.
     pub(crate) hosts: Vec<String>,
 }
@@ -80,7 +80,7 @@ impl Router {
                 "GET, HEAD, POST, PUT, DELETE, OPTIONS".into(),
             )));
         }
-        let takes = |bulkhead: &Arc<dyn Submit>| {
+        let takes = |bulkhead: &Arc<dyn AnyBulkhead>| {
             let rest = head.path().strip_prefix(bulkhead.prefix());
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
@@ -103,7 +103,7 @@ impl Router {
             || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
     }
 
-    /// How many threads may wait at the same time.
+    /// The number of slots of all bulkheads, for each of which a thread may wait.
     pub(crate) fn slots(&self) -> usize {
         self.bulkheads.iter().map(|bulkhead| bulkhead.slots()).sum()
     }

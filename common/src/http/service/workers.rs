@@ -17,23 +17,23 @@ pub(crate) struct Workers {
     waiting: AtomicUsize,
     spare: usize,
     start: Box<dyn Fn() -> bool + Send + Sync>,
-    call: Box<dyn Fn() + Send + Sync>,
+    wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Workers {
     /// There are `spare` workers that do not wait. `start` starts a thread that calls [`Workers::work`], and
-    /// `call` wakes a worker that looks for requests in the bulkheads.
+    /// `wake` wakes a worker that looks for requests in the bulkheads.
     pub(crate) fn new(
         spare: usize,
         start: impl Fn() -> bool + Send + Sync + 'static,
-        call: impl Fn() + Send + Sync + 'static,
+        wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
             live: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             spare,
             start: Box::new(start),
-            call: Box::new(call),
+            wake: Box::new(wake),
         }
     }
 
@@ -66,8 +66,8 @@ impl Workers {
 }
 
 /// Wakes another worker, which looks for requests in the bulkheads.
-pub(crate) fn call_another() {
-    OWN.with(|own| own.borrow().iter().for_each(|workers| (workers.call)()));
+pub(crate) fn wake_another() {
+    OWN.with(|own| own.borrow().iter().for_each(|workers| (workers.wake)()));
 }
 
 /// Runs a function that may wait for PostgreSQL or for a slow client.
