@@ -9,7 +9,6 @@
 use std::io::{self, Read, Write};
 
 use amiquip::IoStream;
-use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
 use super::frame::{CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
@@ -50,9 +49,9 @@ const DEPTH_MAX: usize = 16;
 /// How much is read at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// The broker's socket, whose frames amiquip can read.
+/// The broker's socket, or TLS on it, whose frames amiquip can read.
 pub(super) struct SanitizingStream {
-    stream: TcpStream,
+    stream: Box<dyn IoStream>,
     buffer: Vec<u8>,
     /// Of the buffer, what amiquip has taken.
     taken: usize,
@@ -65,7 +64,11 @@ pub(super) struct SanitizingStream {
 }
 
 impl SanitizingStream {
-    pub(super) fn new(stream: TcpStream, filter: FrameFilter, wakened: Registration) -> Self {
+    pub(super) fn new(
+        stream: Box<dyn IoStream>,
+        filter: FrameFilter,
+        wakened: Registration,
+    ) -> Self {
         Self {
             stream,
             filter,

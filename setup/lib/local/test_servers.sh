@@ -2,7 +2,8 @@
 # A PostgreSQL and a RabbitMQ for tests, in a folder that goes with them.
 
 # test_servers_start FOLDER FIRST_PORT [SETTING…]: on the first five ports; the settings are
-# PostgreSQL's. FOLDER/test.env says where they are, in the form that the tests read.
+# PostgreSQL's. FOLDER/test.env says where they are, in the form that the tests read. With TEST_TLS_PORT
+# RabbitMQ speaks TLS there too.
 test_servers_start() {
     local folder=$1 port=$2
     chmod 711 "$folder" # PostgreSQL runs as another user, who has to get through
@@ -16,8 +17,35 @@ test_postgres_start() {
 }
 
 test_rabbitmq_start() {
-    rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
+    local settings=()
+    if [[ -n ${TEST_TLS_PORT:-} ]]; then
+        [[ -d $1/tls ]] || make_test_certificates "$1/tls"
+        settings=(
+            "listeners.ssl.loopback = 127.0.0.1:$TEST_TLS_PORT"
+            "ssl_options.cacertfile = $1/tls/ca.pem"
+            "ssl_options.certfile = $1/tls/server.pem"
+            "ssl_options.keyfile = $1/tls/server.key"
+            'ssl_options.verify = verify_peer'
+            'ssl_options.fail_if_no_peer_cert = false'
+        )
+    fi
+    rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4)) rabbit@localhost "${settings[@]}"
 }
+
+# make_test_certificates FOLDER: an authority, and what it has signed: a certificate of the server, for
+# localhost and for no address, and one of a client.
+make_test_certificates() (
+    umask 077
+    mkdir "$1"
+    cd "$1" || exit
+    new_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc)
+    openssl req -x509 "${new_key[@]}" -keyout ca.key -out ca.pem -days 2 -subj '/CN=test authority' 2>&1
+    for who in server client; do
+        openssl req -new "${new_key[@]}" -keyout "$who.key" -out "$who.csr" -subj "/CN=test $who" 2>&1
+        openssl x509 -req -in "$who.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out "$who.pem" \
+            -extfile <(echo 'subjectAltName = DNS:localhost') 2>&1
+    done
+)
 
 # make_test_database: each test makes a schema of its own in it, or in the one that is not in UTF-8, and
 # lets the role that can only read read there.
@@ -52,6 +80,8 @@ RABBITMQ_PORT=$((port + 1))
 RABBITMQ_MANAGEMENT_PORT=$((port + 2))
 RABBITMQ_USER=setup
 RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
+RABBITMQ_TLS_PORT=${TEST_TLS_PORT:-}
+RABBITMQ_TLS_FOLDER=$folder/tls
 SETTINGS
 }
 
