@@ -1039,6 +1039,22 @@ fn texts_that_are_not_utf_8_end_no_connection_over_tls() {
 }
 
 #[test]
+fn more_than_the_consumer_holds_at_once_passes_over_tls() {
+    const MEBIBYTE: usize = 1024 * 1024;
+    let queue = TestQueue::create_over_tls();
+    let unreadable: Vec<Published> = (0..40)
+        .map(|number| (vec![0; MEBIBYTE], with_id(&format!("m-{number}"))))
+        .collect();
+    queue.publish_all(&unreadable);
+    queue.publish(&order("behind"), with_id("behind"));
+
+    let billing = Billing::start_with(queue);
+
+    billing.await_users(&["behind"]);
+    eventually("all is settled", || billing.count_dead() == 40);
+}
+
+#[test]
 fn a_routing_key_that_is_not_utf_8_makes_a_dead_letter_and_ends_no_connection() {
     let queue = TestQueue::create();
     queue.publish(&order("before"), with_id("m-1"));

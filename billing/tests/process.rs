@@ -559,9 +559,10 @@ fn two_consumers_record_every_order_once_while_a_standby_takes_over_and_all_is_e
 }
 
 /// Strangers' messages that are larger than everything else together: some of them orders.
-fn settle_a_backlog_of_huge_messages(queue: &TestQueue) {
+#[test]
+fn a_backlog_of_huge_messages_is_settled_in_bounded_memory() {
     const MEBIBYTE: usize = 1024 * 1024;
-    let database = TestDatabase::create();
+    let (database, queue) = (TestDatabase::create(), TestQueue::create());
     let huge_order = |user_id: &str, bytes: usize| {
         let note = " ".repeat(bytes);
         format!(r#"{{"note":"{note}","user_id":"{user_id}","number_of_items":1,"total_amount":1}}"#)
@@ -582,7 +583,7 @@ fn settle_a_backlog_of_huge_messages(queue: &TestQueue) {
         queue.publish(&order("small"), id("small"));
     }
 
-    let program = start_consumer(&database, queue);
+    let program = start_consumer(&database, &queue);
 
     let client = Client::new(program.address());
     eventually("all is settled", || {
@@ -604,13 +605,6 @@ fn settle_a_backlog_of_huge_messages(queue: &TestQueue) {
         .filter_map(|line| line.split_once("more messages put aside or held\" count="))
         .filter_map(|(_, rest)| rest.parse::<usize>().ok());
     assert_eq!(alone + together.sum::<usize>(), 6 * 11, "{log}");
-}
-
-#[test]
-fn a_backlog_of_huge_messages_is_settled_in_bounded_memory_with_tls_or_without() {
-    for queue in [TestQueue::create(), TestQueue::create_over_tls()] {
-        settle_a_backlog_of_huge_messages(&queue);
-    }
 }
 
 #[test]
