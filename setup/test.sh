@@ -116,7 +116,8 @@ start_servers() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM HUP
     first_port=''
-    claim_ports first_port 14
+    claim_ports first_port 15
+    TEST_TLS_PORT=$((first_port + 14))
     test_servers_start "$folder" "$first_port" \
         'fsync = off' 'synchronous_commit = off' 'full_page_writes = off'
     export TEST_ENV_FILE=$folder/test.env

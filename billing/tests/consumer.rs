@@ -51,12 +51,11 @@ impl Billing {
     fn behind_relays() -> (Self, Relay, Relay) {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
         let (database_config, queue_config) = (database.config(), queue.config());
-        let postgresql = Relay::up(&database_config.host, database_config.port);
+        let postgresql = database.relay_up();
         let rabbitmq = queue.relay_up();
         let consumer = start_consumer(
             DatabaseConfig {
-                host: postgresql.address().ip().to_string(),
-                port: postgresql.address().port(),
+                hosts: postgresql.address().into(),
                 ..database_config
             },
             QueueConfig {
@@ -1018,6 +1017,40 @@ fn properties_that_are_not_utf_8_stop_neither_their_message_nor_those_behind_it(
         (dead.body, dead.reason.as_str()),
         (order("buried"), "message_id")
     );
+}
+
+#[test]
+fn texts_that_are_not_utf_8_end_no_connection_over_tls() {
+    let queue = TestQueue::create_over_tls();
+    publish_changed(
+        &queue,
+        poison,
+        &order("odd"),
+        with_id("m-1").with_content_type("poison".to_owned()),
+    );
+    publish_changed(&queue, poison, &order("buried"), with_id("poison"));
+    queue.publish(&order("behind"), anonymous());
+
+    let billing = Billing::start_with(queue);
+
+    billing.await_users(&["odd", "behind"]);
+    assert_eq!(billing.count_dead(), 1);
+}
+
+#[test]
+fn more_than_the_consumer_holds_at_once_passes_over_tls() {
+    const MEBIBYTE: usize = 1024 * 1024;
+    let queue = TestQueue::create_over_tls();
+    let unreadable: Vec<Published> = (0..40)
+        .map(|number| (vec![0; MEBIBYTE], with_id(&format!("m-{number}"))))
+        .collect();
+    queue.publish_all(&unreadable);
+    queue.publish(&order("behind"), with_id("behind"));
+
+    let billing = Billing::start_with(queue);
+
+    billing.await_users(&["behind"]);
+    eventually("all is settled", || billing.count_dead() == 40);
 }
 
 #[test]

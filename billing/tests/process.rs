@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue};
 use serde_json::json;
-use testkit::{Client, Program, Relay, TestDatabase, TestQueue, eventually};
+use testkit::{
+    Authority, Client, PrivatePostgres, Program, Relay, TestDatabase, TestQueue, eventually,
+};
 
 mod dead;
 
@@ -271,8 +273,7 @@ fn a_signal_ends_both_programs_with_0_while_their_servers_are_away() {
 fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
     let database = TestDatabase::create().migrated(billing::MIGRATIONS);
     let queue = TestQueue::create();
-    let config = database.config();
-    let relay = Relay::down(&config.host, config.port);
+    let relay = database.relay_down();
     let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
     let client = Client::new(program.address());
 
@@ -299,8 +300,7 @@ fn the_api_started_before_postgresql_answers_and_heals_by_itself() {
 fn the_api_answers_503_while_postgresql_is_away() {
     let database = TestDatabase::create().migrated(billing::MIGRATIONS);
     let queue = TestQueue::create();
-    let config = database.config();
-    let relay = Relay::up(&config.host, config.port);
+    let relay = database.relay_up();
     let program = Program::start(API, behind(&relay, vars(&database, &queue), "POSTGRES"));
     let client = Client::new(program.address());
     eventually("it is ready", || client.get("/ready").status == 200);
@@ -328,7 +328,7 @@ fn the_consumer_started_before_either_server_heals_by_itself() {
     ] {
         let (database, queue) = (TestDatabase::create(), TestQueue::create());
         let relay = match server {
-            "POSTGRES" => Relay::down(&database.config().host, database.config().port),
+            "POSTGRES" => database.relay_down(),
             _ => queue.relay_down(),
         };
         publish(&queue, 10);
@@ -435,8 +435,7 @@ fn signal(program: &Child, name: &str) {
 #[test]
 fn garbage_in_the_batch_of_an_outage_costs_no_order() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let config = database.config();
-    let postgresql = Relay::up(&config.host, config.port);
+    let postgresql = database.relay_up();
     let vars = behind(&postgresql, vars(&database, &queue), "POSTGRES");
     let program = Program::start(CONSUMER, vars);
     eventually("it consumes", || program.log().contains("msg=consuming"));
@@ -488,8 +487,7 @@ fn the_log_of_the_consumer_tells_of_a_postgresql_that_does_not_answer() {
 #[test]
 fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
     let (database, queue) = (TestDatabase::create(), TestQueue::create());
-    let config = database.config();
-    let postgresql = Relay::up(&config.host, config.port);
+    let postgresql = database.relay_up();
     let rabbitmq = queue.relay_up();
     for frozen in [&[&postgresql][..], &[&rabbitmq], &[&postgresql, &rabbitmq]] {
         let vars = behind(&postgresql, vars(&database, &queue), "POSTGRES");
@@ -516,6 +514,51 @@ fn a_consumer_ends_with_0_in_time_whatever_is_frozen() {
     let _next = start_consumer(&database, &queue);
     eventually("all are recorded", || recorded(&database) == 10);
     assert_eq!(count_dead(&database), 0);
+}
+
+#[test]
+fn two_consumers_record_every_order_once_while_a_standby_takes_over_and_all_is_encrypted() {
+    let authority = Authority::create();
+    let signed = authority.sign("localhost");
+    let mut primary = PrivatePostgres::create_with_tls(&signed, &authority.file());
+    let standby = primary.standby();
+    primary.commit_on_standby();
+    let queue = TestQueue::create_over_tls();
+    let [first, second] = [&primary, &standby].map(|server| server.address().port());
+    let hosts = format!("localhost:{first},localhost:{second}");
+    let mut vars = primary.vars();
+    vars.extend(queue.vars());
+    for (key, value) in [
+        ("POSTGRES_HOST", &*hosts),
+        ("POSTGRES_SSLMODE", "verify-full"),
+        ("POSTGRES_SSLROOTCERT", &authority.file()),
+        ("LISTEN_ADDRESS", "127.0.0.1"),
+        ("BILLING_CONSUMER_PORT", "0"),
+    ] {
+        vars = with(vars, key, value);
+    }
+    let consumers = [(); 2].map(|()| Program::start(CONSUMER, vars.clone()));
+    eventually("both consume", || queue.counts() == Some((0, 2)));
+    let recorded = |orders: u32| {
+        let sql = "SELECT concat(count(*), ' ', count(DISTINCT message_id)) FROM orders";
+        let expected = format!("{orders} {orders}");
+        eventually(&expected, || standby.text(sql) == expected);
+    };
+    publish(&queue, 200);
+    recorded(200);
+
+    primary.kill();
+    publish(&queue, 400);
+    standby.execute("SELECT pg_promote()");
+
+    recorded(400);
+    for consumer in &consumers {
+        let client = Client::new(consumer.address());
+        eventually("it is ready", || client.get("/ready").status == 200);
+    }
+    let encrypted = "SELECT bool_and(ssl)::text FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                      WHERE usename = 'tests'";
+    assert_eq!(standby.text(encrypted), "true");
 }
 
 /// Other programs publish messages that are larger than all orders together; some of them are orders.

@@ -3,6 +3,8 @@
 //! schema up to date, if the role owns it, and prepares the statements, so no program need be restarted after an
 //! outage of the database or the restore of a backup.
 
+mod tls;
+
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,16 +12,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::vec;
 
+use postgres::config::{SslMode, TargetSessionAttrs};
 use postgres::error::{Severity, SqlState};
-use postgres::types::Type;
-use postgres::{Client, Error, NoTls, Portal, Row, Transaction};
+use postgres::{Client, Error, Portal, Row, SimpleQueryMessage, Transaction};
 
 use crate::backoff::Backoff;
 use crate::env::{ConfigError, Vars};
+use crate::hosts::{Host, Hosts};
 use crate::http::Problem;
 use crate::metrics::{IntGauge, Metrics};
+use crate::password::Password;
 use crate::process::{self, CommandError, StartError};
 use crate::shutdown::Shutdown;
+
+use tls::Connector;
+pub use tls::DatabaseTls;
+
+/// Names the server, or several of which one can write.
+const HOST: &str = "POSTGRES_HOST";
 
 /// How long a server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -36,8 +46,12 @@ const DEAD_PEER: Duration = Duration::from_secs(20);
 
 /// Limits that the server enforces. The programs hold locks for milliseconds, so a wait of seconds means that
 /// another program holds the lock. The statement limit ends statements whose clients have long had their answer.
-const SESSION: &str = "-c lock_timeout=5s -c statement_timeout=10min \
-                       -c idle_in_transaction_session_timeout=10min";
+/// The limits are set in the session, since poolers refuse them among the startup parameters.
+const SESSION: &str = "SET lock_timeout = '5s'; SET statement_timeout = '10min'; \
+                       SET idle_in_transaction_session_timeout = '10min'";
+
+/// The schema that is in every search path.
+const DEFAULT_SCHEMA: &str = "public";
 
 /// How long a stream may take. Until its end its snapshot keeps PostgreSQL from removing dead rows, and its lock
 /// makes a migration wait.
@@ -62,6 +76,17 @@ const UNTRANSLATABLE_CHARACTER: &str = "22P05";
 
 /// The SQLSTATE of a read-only server, such as a standby.
 const READ_ONLY_TRANSACTION: &str = "25006";
+
+/// The errors of PostgreSQL for programs that share a session and overwrite or drop each other's prepared
+/// statements.
+const SHARED_STATEMENTS: [SqlState; 2] = [
+    SqlState::DUPLICATE_PSTATEMENT,
+    SqlState::INVALID_SQL_STATEMENT_NAME,
+];
+
+/// What an operator can do about them.
+const SHARED_SESSION: &str = ": behind a pooler in transaction mode this takes pgbouncer 1.21 or later, with \
+                              max_prepared_statements; otherwise set pool_mode = session";
 
 /// The class of SQLSTATEs of violated constraints.
 const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
@@ -96,16 +121,16 @@ impl DatabaseRole {
 /// The settings of the connection to a service's database.
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    /// The server's name or address.
-    pub host: String,
-    /// The server's port.
-    pub port: u16,
+    /// The server, or several, of which the one that can write is used.
+    pub hosts: Hosts,
+    /// Whether connections are encrypted.
+    pub tls: DatabaseTls,
     /// The role that the program has in the database.
     pub role: DatabaseRole,
     /// The name of the role to connect as.
     pub user: String,
     /// The password of the role.
-    pub password: String,
+    pub password: Password,
     /// The name of the database.
     pub name: String,
     /// The schema of the tables; `public` unless two services share a database.
@@ -117,36 +142,44 @@ impl DatabaseConfig {
     pub fn from_vars(vars: &Vars, role: DatabaseRole, name_key: &str) -> Result<Self, ConfigError> {
         let [user, password] = role.keys();
         Ok(Self {
-            host: vars.text("POSTGRES_HOST")?,
-            port: vars.port("POSTGRES_PORT")?,
+            hosts: hosts(vars)?,
+            tls: DatabaseTls::from_vars(vars)?,
             role,
             user: vars.text(user)?,
-            password: vars.text(password)?,
+            password: Password::from_vars(vars, password)?,
             name: vars.text(name_key)?,
             schema: schema_name(vars)?,
         })
     }
 
+    /// All but the host and the password.
     fn client_config(&self) -> postgres::Config {
         let mut config = postgres::Config::new();
         config
-            .host(&self.host)
-            .port(self.port)
             .user(&self.user)
-            .password(&self.password)
             .dbname(&self.name)
             .application_name("crud-master")
             .connect_timeout(CONNECT_LIMIT)
             .tcp_user_timeout(DEAD_PEER)
-            .keepalives_idle(DEAD_PEER)
-            .options(&format!("{SESSION} -c search_path={},public", self.schema));
+            .keepalives_idle(DEAD_PEER);
         config
     }
 }
 
-/// The name of the schema. It is written into the options of the connection, where only a plain name is safe.
+/// Reads the list of hosts. A host that begins with `/` is the folder of a Unix socket, which may have any name.
+fn hosts(vars: &Vars) -> Result<Hosts, ConfigError> {
+    const PORT: &str = "POSTGRES_PORT";
+    let name = vars.text(HOST)?;
+    if name.starts_with('/') {
+        let port = vars.port(PORT)?;
+        return Ok(Hosts::new(vec![Host { name, port }]));
+    }
+    Hosts::from_vars(vars, HOST, PORT)
+}
+
+/// The name of the schema. It is written into SQL, where only a plain name is safe.
 fn schema_name(vars: &Vars) -> Result<String, ConfigError> {
-    let name = vars.optional("POSTGRES_SCHEMA").unwrap_or("public");
+    let name = vars.optional("POSTGRES_SCHEMA").unwrap_or(DEFAULT_SCHEMA);
     if name
         .bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
@@ -289,9 +322,14 @@ fn is_stale(error: &Error) -> bool {
 fn describe(error: &Error) -> String {
     match error.as_db_error() {
         Some(db_error) => format!(
-            "{} (SQLSTATE {})",
+            "{} (SQLSTATE {}){}",
             db_error.message(),
-            db_error.code().code()
+            db_error.code().code(),
+            if SHARED_STATEMENTS.contains(db_error.code()) {
+                SHARED_SESSION
+            } else {
+                ""
+            }
         ),
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
@@ -302,9 +340,7 @@ fn describe(error: &Error) -> String {
 
 /// A database, shared by all connections of a service.
 pub struct Database {
-    config: postgres::Config,
-    role: DatabaseRole,
-    schema: String,
+    config: DatabaseConfig,
     migrations: Migrations,
     circuit_breaker: Mutex<CircuitBreaker>,
     connected: OnceLock<IntGauge>,
@@ -325,9 +361,7 @@ impl Database {
     pub fn new(config: &DatabaseConfig, migrations: Migrations) -> Arc<Self> {
         let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         Arc::new(Self {
-            config: config.client_config(),
-            role: config.role,
-            schema: config.schema.clone(),
+            config: config.clone(),
             migrations,
             circuit_breaker: Mutex::new(CircuitBreaker {
                 backoff,
@@ -485,7 +519,13 @@ impl<S> DatabaseConnection<S> {
         // The stream sets this to false after it has begun.
         self.broken = true;
         let statements = &open.statements;
+        let schema = self.database.config.schema.as_str();
         let rows = RowStream::begin(&mut open.client, &mut self.broken, |transaction| {
+            // A query that is given as text would not notice that somebody has reset the session.
+            if schema != DEFAULT_SCHEMA {
+                let sql = format!("SET LOCAL search_path = '{schema}', public");
+                transaction.batch_execute(&sql)?;
+            }
             bind(transaction, statements)
         });
         Ok((rows.map_err(|error| DbError::new(&error))?, statements))
@@ -512,7 +552,24 @@ impl<S> DatabaseConnection<S> {
                     return;
                 }
             }
-            log::info!("PostgreSQL is up");
+            match self.try_prepared_statement() {
+                Err(DbError::Refused(cause)) => {
+                    log::error!(cause = cause.as_str(); "prepared statements do not last");
+                }
+                _ => log::info!("PostgreSQL is up"),
+            }
+        })
+    }
+
+    /// Fails behind a pooler that gives each transaction another session and knows no prepared statements: a second
+    /// connection keeps the session in which the statement was prepared.
+    fn try_prepared_statement(&mut self) -> Result<(), DbError> {
+        let database = Arc::clone(&self.database);
+        self.run(|client, _| {
+            let statement = client.prepare("SELECT")?;
+            let mut other = connect(&database.config).ok();
+            let _begun = other.as_mut().map(|other| other.batch_execute("BEGIN"));
+            client.execute(&statement, &[]).map(drop)
         })
     }
 
@@ -553,12 +610,9 @@ impl<S> DatabaseConnection<S> {
 
 fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>, DbError> {
     // A wrong password or a missing database counts as an outage, since an operator has to correct it.
-    let mut client = database
-        .config
-        .connect(NoTls)
-        .map_err(|error| DbError::Unavailable(describe(&error)))?;
-    require_schema(&mut client, &database.schema)?;
-    match database.role {
+    let mut client = connect(&database.config).map_err(DbError::Unavailable)?;
+    begin_session(&mut client, &database.config)?;
+    match database.config.role {
         DatabaseRole::Owner => {
             migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))
         }
@@ -572,16 +626,82 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>
     })
 }
 
-/// Checks that the schema exists. Without it a service would create its tables in `public`, which is in the
-/// search path too.
-fn require_schema(client: &mut Client, schema: &str) -> Result<(), DbError> {
-    let sql = "SELECT WHERE current_schema() = $1";
-    let found = client
-        .query_typed(sql, &[(&schema, Type::NAME)])
+/// Connects to the host that can write, trying first the host that served last; the error has the reason of each host.
+fn connect(config: &DatabaseConfig) -> Result<Client, String> {
+    let mut client_config = config.client_config();
+    let password = config.password.read().map_err(|error| error.to_string())?;
+    client_config.password(password);
+    let connector = config.tls.connector().map_err(|error| error.to_string())?;
+    let mut failures = Vec::new();
+    for (number, host) in config.hosts.in_turn() {
+        match connect_to(host, config, client_config.clone(), &connector) {
+            Ok(client) => {
+                config.hosts.try_first(number);
+                return Ok(client);
+            }
+            Err(failure) => failures.push((number, failure)),
+        }
+    }
+    // In the order of the setting, so that an outage has one text.
+    failures.sort();
+    let failures: Vec<_> = failures.into_iter().map(|(_, failure)| failure).collect();
+    Err(failures.join("; "))
+}
+
+fn connect_to(
+    host: &Host,
+    config: &DatabaseConfig,
+    mut client_config: postgres::Config,
+    connector: &Connector,
+) -> Result<Client, String> {
+    client_config
+        .host(&host.name)
+        .port(host.port)
+        .ssl_mode(config.tls.ssl_mode(host.name.starts_with('/')));
+    if config.hosts.are_several() {
+        client_config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
+    let mut connected = client_config.connect(connector.clone());
+    if let Err(error) = &connected
+        && client_config.get_ssl_mode() == SslMode::Prefer
+        && (tls::explain(error, &host.name).is_some()
+            || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
+    {
+        client_config.ssl_mode(SslMode::Disable);
+        connected = client_config.connect(connector.clone());
+    }
+    connected.map_err(|error| {
+        let text = tls::explain(&error, &host.name).unwrap_or_else(|| describe(&error));
+        if config.hosts.are_several() {
+            format!("{HOST} {host}: {text}")
+        } else {
+            text
+        }
+    })
+}
+
+/// Sets the limits and the schema of a session. Without its own schema a service would create its tables in
+/// `public`, which is in the search path too; on a standby it could create none.
+fn begin_session(client: &mut Client, config: &DatabaseConfig) -> Result<(), DbError> {
+    let schema = &config.schema;
+    let answer = client
+        .simple_query(&format!(
+            "{SESSION}; SET search_path = '{schema}', public; \
+             SELECT current_schema() = '{schema}', pg_is_in_recovery()"
+        ))
         .map_err(|error| DbError::new(&error))?;
-    if found.is_empty() {
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let [found, standby] = [0, 1].map(|column| row.and_then(|row| row.get(column)) == Some("t"));
+    if !found {
         let text = format!("there is no schema {schema} that this role may use");
         return Err(DbError::Refused(text));
+    }
+    if standby && config.role == DatabaseRole::Owner {
+        let text = format!("{HOST} names a standby, which cannot write");
+        return Err(DbError::Unavailable(text));
     }
     Ok(())
 }

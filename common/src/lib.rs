@@ -2,6 +2,10 @@
 //! with `features = ["queue"]` and without `"db"` it cannot reach a database.
 
 pub mod env;
+#[cfg(any(feature = "db", feature = "queue"))]
+pub mod hosts;
+#[cfg(any(feature = "db", feature = "queue"))]
+pub mod password;
 pub mod process;
 pub mod shutdown;
 
@@ -17,5 +21,7 @@ pub mod backoff;
 pub mod log;
 pub mod metrics;
 pub mod outage;
+#[cfg(any(feature = "db", feature = "queue"))]
+pub mod tls;
 mod usage;
 pub mod watched;

@@ -33,7 +33,7 @@ fn gateway(billing_api: SocketAddr, expose_orders: bool, access: AccessConfig) -
         queue: QueueConfig {
             brokers: NOBODY.into(),
             user: "nobody".to_owned(),
-            password: "nothing".to_owned(),
+            password: "nothing".into(),
             queue: "none".to_owned(),
             queue_type: QueueType::default(),
         },

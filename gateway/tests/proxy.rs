@@ -71,7 +71,7 @@ fn forwarding_to(inventory: SocketAddr, limits: UpstreamLimits) -> Service<gatew
         queue: QueueConfig {
             brokers: NOBODY.into(),
             user: "nobody".to_owned(),
-            password: "nothing".to_owned(),
+            password: "nothing".into(),
             queue: "none".to_owned(),
             queue_type: QueueType::default(),
         },

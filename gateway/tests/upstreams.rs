@@ -27,7 +27,7 @@ fn gateway(inventories: Vec<SocketAddr>) -> Service<Gateway> {
         queue: QueueConfig {
             brokers: SocketAddr::from(([127, 0, 0, 1], 1)).into(),
             user: "nobody".to_owned(),
-            password: "nothing".to_owned(),
+            password: "nothing".into(),
             queue: "none".to_owned(),
             queue_type: QueueType::default(),
         },

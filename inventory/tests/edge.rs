@@ -25,8 +25,7 @@ struct Inventory {
 impl Inventory {
     fn start(settings: &[(&str, &str)]) -> Self {
         let database = TestDatabase::create();
-        let config = database.config();
-        let relay = Relay::up(&config.host, config.port);
+        let relay = database.relay_up();
         let relay_port = relay.address().port().to_string();
         let own = [
             ("POSTGRES_HOST", "127.0.0.1"),

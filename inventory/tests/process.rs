@@ -270,8 +270,7 @@ fn bodies_of_a_megabyte_from_many_clients_take_little_memory() {
 fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_broke() {
     const AWAY: &str = "the database is unavailable; try again";
     let database = TestDatabase::create();
-    let config = database.config();
-    let relay = Relay::up(&config.host, config.port);
+    let relay = database.relay_up();
     let program = behind_with(&relay, with(vars(&database), "HTTP_WORKERS", "1"));
     let client = Client::new(program.address());
     let movie = json!({ "title": "Alien", "description": "A film" });
@@ -327,8 +326,7 @@ fn whether_a_change_was_made_is_not_claimed_to_be_known_when_the_connection_brok
 #[test]
 fn started_before_postgresql_it_answers_and_heals_by_itself() {
     let database = TestDatabase::create();
-    let config = database.config();
-    let relay = Relay::down(&config.host, config.port);
+    let relay = database.relay_down();
     let program = behind(&relay, &database);
     let client = Client::new(program.address());
 
@@ -353,8 +351,7 @@ fn started_before_postgresql_it_answers_and_heals_by_itself() {
 #[test]
 fn a_postgresql_that_goes_away_is_a_503_until_it_is_back() {
     let database = TestDatabase::create();
-    let config = database.config();
-    let relay = Relay::up(&config.host, config.port);
+    let relay = database.relay_up();
     let program = behind(&relay, &database);
     let client = Client::new(program.address());
     let movie = json!({ "title": "Alien", "description": "A film" });
@@ -486,8 +483,7 @@ fn help_and_version_are_answered_and_other_arguments_refused() {
 #[test]
 fn with_a_key_of_operations_nobody_else_sees_more_than_whether_it_lives_and_is_ready() {
     let database = TestDatabase::create();
-    let config = database.config();
-    let relay = Relay::up(&config.host, config.port);
+    let relay = database.relay_up();
     let program = behind_with(&relay, with(vars(&database), "OPERATIONS_KEY", "a-key"));
     let client = Client::new(program.address());
     let get = |path: &str, authorization: &str| {

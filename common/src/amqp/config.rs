@@ -1,12 +1,20 @@
 //! The settings of the connection to the broker and of the queue of orders.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use amiquip::{AmqpValue, FieldTable};
 
 use crate::env::{ConfigError, Vars};
+use crate::hosts::Hosts;
+use crate::password::Password;
+use crate::tls::{TlsClient, TlsKeys, Verification};
+
+/// The virtual host that every broker has.
+const DEFAULT_VIRTUAL_HOST: &str = "/";
+
+/// A name on the wire is a short string.
+const VIRTUAL_HOST_BYTES_MAX: usize = 255;
 
 /// What a program does with the queue of orders; the broker has a user for each purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +38,12 @@ impl Purpose {
 /// The settings of the connection to the broker and of the queue of orders.
 #[derive(Clone)]
 pub struct QueueConfig {
-    /// The broker's nodes.
+    /// The broker.
     pub brokers: Brokers,
     /// The user to connect as.
     pub user: String,
     /// The password of the user.
-    pub password: String,
+    pub password: Password,
     /// The queue of orders.
     pub queue: String,
     /// The type of the queue.
@@ -49,7 +57,7 @@ impl QueueConfig {
         Ok(Self {
             brokers: Brokers::from_vars(vars)?,
             user: vars.text(user)?,
-            password: vars.text(password)?,
+            password: Password::from_vars(vars, password)?,
             queue: vars.text("RABBITMQ_QUEUE")?,
             queue_type: QueueType::from_vars(vars)?,
         })
@@ -62,56 +70,60 @@ impl QueueConfig {
     }
 }
 
-/// A node of the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broker {
-    /// The name or address of the node.
-    pub host: String,
-    /// The port of the node.
-    pub port: u16,
-}
+/// The variables of TLS to the broker.
+const TLS: TlsKeys = TlsKeys {
+    switch: "RABBITMQ_TLS",
+    roots: "RABBITMQ_CACERTFILE",
+    certificate: "RABBITMQ_CERTFILE",
+    key: "RABBITMQ_KEYFILE",
+    host: "RABBITMQ_HOST",
+};
 
-/// The broker's nodes. They are tried in turn, beginning with the node that served last. Clones share the order of
-/// the nodes, and the last mismatch of the queue that was logged.
+/// The broker's nodes, and how a connection to them is made. The nodes are tried in turn, beginning with the node
+/// that served last. Clones share the order of the nodes, and the last mismatch of the queue that was logged.
 #[derive(Clone)]
 pub struct Brokers {
-    nodes: Vec<Broker>,
-    first: Arc<AtomicUsize>,
+    pub(super) nodes: Hosts,
+    /// None: connections are not encrypted.
+    pub(super) tls: Option<TlsClient>,
+    pub(super) virtual_host: String,
     logged_mismatch: Arc<Mutex<String>>,
 }
 
 impl Brokers {
     fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
-        const HOST: &str = "RABBITMQ_HOST";
-        let (hosts, port) = (vars.text(HOST)?, vars.port("RABBITMQ_PORT")?);
-        let nodes = hosts.split(',').map(|node| broker(node.trim(), port));
-        let nodes = nodes.collect::<Option<Vec<_>>>().ok_or_else(|| {
-            ConfigError::malformed(
-                HOST,
-                "a host or several, each with or without a port, as in rabbit-1,rabbit-2:5673",
-            )
-        })?;
-        Ok(Self::new(nodes))
+        let nodes = Hosts::from_vars(vars, TLS.host, "RABBITMQ_PORT")?;
+        let tls = match vars.guarding(TLS.switch)? {
+            None | Some("false") => {
+                TlsClient::refuse_in(vars, TLS)?;
+                None
+            }
+            Some("true") => Some(TlsClient::from_vars(vars, TLS, Verification::ChainAndName)?),
+            Some(_) => return Err(ConfigError::malformed(TLS.switch, "true or false")),
+        };
+        let virtual_host = vars
+            .optional("RABBITMQ_VHOST")
+            .unwrap_or(DEFAULT_VIRTUAL_HOST);
+        if virtual_host.len() > VIRTUAL_HOST_BYTES_MAX {
+            return Err(ConfigError::malformed(
+                "RABBITMQ_VHOST",
+                "255 bytes at most",
+            ));
+        }
+        Ok(Self {
+            tls,
+            virtual_host: virtual_host.to_owned(),
+            ..Self::new(nodes)
+        })
     }
 
-    fn new(nodes: Vec<Broker>) -> Self {
+    fn new(nodes: Hosts) -> Self {
         Self {
             nodes,
-            first: Arc::default(),
+            tls: None,
+            virtual_host: DEFAULT_VIRTUAL_HOST.to_owned(),
             logged_mismatch: Arc::default(),
         }
-    }
-
-    /// Every node once, with its number.
-    pub(super) fn in_turn(&self) -> impl Iterator<Item = (usize, &Broker)> {
-        let first = self.first.load(Ordering::Relaxed) % self.nodes.len();
-        let (before, from) = self.nodes.split_at(first);
-        let numbered = (first..).zip(from);
-        numbered.chain((0..).zip(before))
-    }
-
-    pub(super) fn try_first(&self, number: usize) {
-        self.first.store(number, Ordering::Relaxed);
     }
 
     /// Whether this mismatch differs from the last one that was logged, which it replaces.
@@ -126,36 +138,8 @@ impl Brokers {
 
 impl From<SocketAddr> for Brokers {
     fn from(address: SocketAddr) -> Self {
-        Self::new(vec![Broker {
-            host: address.ip().to_string(),
-            port: address.port(),
-        }])
+        Self::new(address.into())
     }
-}
-
-/// A host or `host:port`; an IPv6 address with a port stands in brackets.
-fn broker(text: &str, default_port: u16) -> Option<Broker> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => rest.split_once(']')?,
-        None => match text.split_once(':') {
-            Some((host, port)) if !port.contains(':') => {
-                (host, &text[text.len() - port.len() - 1..])
-            }
-            _ => (text, ""),
-        },
-    };
-    let sane = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-    if host.is_empty() || !host.chars().all(sane) {
-        return None;
-    }
-    let port = match port {
-        "" => default_port,
-        _ => port.strip_prefix(':')?.parse().ok()?,
-    };
-    Some(Broker {
-        host: host.to_owned(),
-        port,
-    })
 }
 
 /// The type of a queue.
@@ -208,60 +192,9 @@ impl QueueType {
 mod tests {
     use super::*;
 
-    fn brokers(hosts: &str) -> Result<Vec<Broker>, ConfigError> {
-        let vars = Vars::from_pairs([("RABBITMQ_HOST", hosts), ("RABBITMQ_PORT", "5672")]);
-        Brokers::from_vars(&vars).map(|brokers| brokers.nodes)
-    }
-
-    fn hosts_in_turn(brokers: &Brokers) -> Vec<&str> {
-        let hosts = brokers.in_turn().map(|(_, broker)| broker.host.as_str());
-        hosts.collect()
-    }
-
-    #[test]
-    fn a_host_or_several_with_ports_of_their_own_are_brokers() {
-        let broker = |host: &str, port| Broker {
-            host: host.to_owned(),
-            port,
-        };
-
-        assert_eq!(brokers("192.0.2.1"), Ok(vec![broker("192.0.2.1", 5672)]));
-        assert_eq!(
-            brokers("rabbit-1, rabbit_2.example:5673,::1,[2001:db8::1]:5674,[::1]"),
-            Ok(vec![
-                broker("rabbit-1", 5672),
-                broker("rabbit_2.example", 5673),
-                broker("::1", 5672),
-                broker("2001:db8::1", 5674),
-                broker("::1", 5672),
-            ])
-        );
-    }
-
-    #[test]
-    fn a_list_of_brokers_that_is_malformed_is_named() {
-        for hosts in [
-            ",", "a,", "a,,b", ":5672", "a:", "a:b", "a:70000", "amqp://a", "a b", "[::1", "[::1]5",
-        ] {
-            assert_eq!(brokers(hosts).unwrap_err().key, "RABBITMQ_HOST", "{hosts}");
-        }
-    }
-
-    #[test]
-    fn the_broker_that_served_last_is_tried_first_and_then_the_others() {
-        let vars = Vars::from_pairs([("RABBITMQ_HOST", "a,b,c"), ("RABBITMQ_PORT", "1")]);
-        let brokers = Brokers::from_vars(&vars).expect("a list");
-        assert_eq!(hosts_in_turn(&brokers), ["a", "b", "c"]);
-
-        brokers.clone().try_first(1);
-        assert_eq!(hosts_in_turn(&brokers), ["b", "c", "a"]);
-        brokers.try_first(3);
-        assert_eq!(hosts_in_turn(&brokers), ["a", "b", "c"]);
-    }
-
     #[test]
     fn a_mismatch_is_new_once() {
-        let brokers = Brokers::new(Vec::new());
+        let brokers = Brokers::from(SocketAddr::from(([127, 0, 0, 1], 5672)));
         let is_new =
             ["", "a", "a", "b", "", "b"].map(|mismatch| brokers.clone().is_new_mismatch(mismatch));
 

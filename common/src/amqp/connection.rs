@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use amiquip::{
     Auth, Channel, Confirm, Connection, ConnectionBlockedNotification, ConnectionOptions,
-    ConnectionTuning, QueueDeclareOptions, Return,
+    ConnectionTuning, IoStream, QueueDeclareOptions, Return,
 };
 use crossbeam_channel::Receiver;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::config::{Broker, Brokers, QueueConfig, QueueType};
+use super::config::{Brokers, QueueConfig, QueueType};
 use super::error::{ACCESS_REFUSED, AmqpError, NOT_FOUND, PRECONDITION_FAILED};
 use super::inbound_limit::{FrameFilter, InboundLimit};
 use super::queue_mismatch::effect;
 use super::sanitizing_stream::SanitizingStream;
+use super::tls_stream::encrypted;
 use super::watchdog::{Deadline, DeadlineOnDrop, EXCHANGE_LIMIT, Watchdog};
+use crate::hosts::Host;
 
 /// How long the broker may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -72,12 +74,12 @@ impl AmqpConnection {
     /// Connects to the first of the nodes that answers; the management page shows `program`.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
         let mut failure = AmqpError::Broken("no node is configured");
-        for (number, broker) in config.brokers.in_turn() {
-            match Self::open_to(number, broker, config, program) {
+        for (number, node) in config.brokers.nodes.in_turn() {
+            match Self::open_to(number, node, config, program) {
                 Ok(connection) => {
                     // The next try begins after this node, unless it serves the queue: a node that is cut off
                     // from the others may accept connections.
-                    config.brokers.try_first(number + 1);
+                    config.brokers.nodes.try_first(number + 1);
                     return Ok(connection);
                 }
                 Err(error) => failure = error,
@@ -88,11 +90,12 @@ impl AmqpConnection {
 
     fn open_to(
         number: usize,
-        broker: &Broker,
+        node: &Host,
         config: &QueueConfig,
         program: &str,
     ) -> Result<Self, AmqpError> {
-        let socket = connect(broker)?;
+        let password = config.password.read()?;
+        let socket = connect(node)?;
         let (wakened, wake) = mio::Registration::new2();
         let inbound_limit = InboundLimit::new(wake);
         let watchdog = Watchdog::start(socket.try_clone()?, &inbound_limit)?;
@@ -100,15 +103,19 @@ impl AmqpConnection {
         let options = ConnectionOptions::default()
             .auth(Auth::Plain {
                 username: config.user.clone(),
-                password: config.password.clone(),
+                password,
             })
+            .virtual_host(config.brokers.virtual_host.as_str())
             .heartbeat(HEARTBEAT_SECONDS)
             .connection_timeout(Some(EXCHANGE_LIMIT))
             .information(Some(program.to_owned()));
         let tuning = ConnectionTuning::default().mem_channel_bound(FRAMES_MAX);
         let filter = FrameFilter::new(Arc::clone(&inbound_limit));
-        let stream =
-            SanitizingStream::new(mio::net::TcpStream::from_stream(socket)?, filter, wakened);
+        let stream: Box<dyn IoStream> = match &config.brokers.tls {
+            None => Box::new(mio::net::TcpStream::from_stream(socket)?),
+            Some(tls) => Box::new(encrypted(socket, tls, &node.name)?),
+        };
+        let stream = SanitizingStream::new(stream, filter, wakened);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let blocked = connection.listen_for_connection_blocked()?;
         drop(deadline);
@@ -162,7 +169,7 @@ impl AmqpConnection {
         if !found {
             self.make(queue)?;
         }
-        self.brokers.try_first(self.broker);
+        self.brokers.nodes.try_first(self.broker);
         Ok(found)
     }
 
@@ -269,9 +276,9 @@ impl Drop for AmqpConnection {
     }
 }
 
-fn connect(broker: &Broker) -> io::Result<TcpStream> {
+fn connect(node: &Host) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in (broker.host.as_str(), broker.port).to_socket_addrs()? {
+    for address in (node.name.as_str(), node.port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
             Ok(socket) => {
                 // Otherwise each confirmed message waits 40 ms for a delayed acknowledgement.

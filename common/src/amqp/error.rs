@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 
+use crate::env::ConfigError;
 use crate::process::CommandError;
 
 /// Reply codes of AMQP 0-9-1.
@@ -15,6 +16,8 @@ pub(super) const PRECONDITION_FAILED: u16 = 406;
 pub enum AmqpError {
     /// No socket to the broker could be opened.
     Connect(io::Error),
+    /// A setting, or a file that it names, cannot be used; or the broker's TLS does not suit it.
+    Unusable(String),
     /// The broker closed the connection or a channel, or the socket failed.
     Ended(amiquip::Error),
     /// The connection cannot be used any longer; the text has the reason.
@@ -27,7 +30,8 @@ impl AmqpError {
     #[must_use]
     pub fn level(&self) -> log::Level {
         match self {
-            Self::Ended(
+            Self::Unusable(_)
+            | Self::Ended(
                 amiquip::Error::InvalidCredentials
                 | amiquip::Error::ServerClosedChannel {
                     code: ACCESS_REFUSED,
@@ -55,6 +59,12 @@ impl From<io::Error> for AmqpError {
     }
 }
 
+impl From<ConfigError> for AmqpError {
+    fn from(error: ConfigError) -> Self {
+        Self::Unusable(error.to_string())
+    }
+}
+
 impl From<AmqpError> for CommandError {
     fn from(error: AmqpError) -> Self {
         Self::Failed(error.to_string())
@@ -65,6 +75,7 @@ impl fmt::Display for AmqpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
+            Self::Unusable(text) => write!(f, "cannot connect to RabbitMQ: {text}"),
             Self::Ended(error) => write!(f, "lost the connection to RabbitMQ: {error}"),
             Self::Broken(text) => write!(f, "abandoned the connection to RabbitMQ: {text}"),
         }

@@ -10,9 +10,10 @@ mod inbound_limit;
 mod outstanding_confirms;
 mod queue_mismatch;
 mod sanitizing_stream;
+mod tls_stream;
 mod watchdog;
 
-pub use config::{Broker, Brokers, Purpose, QueueConfig, QueueType};
+pub use config::{Brokers, Purpose, QueueConfig, QueueType};
 pub use connection::{AmqpConnection, ConfirmChannel, QueueCounts};
 pub use error::AmqpError;
 pub use outstanding_confirms::OutstandingConfirms;

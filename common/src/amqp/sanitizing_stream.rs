@@ -8,7 +8,6 @@
 use std::io::{self, Read, Write};
 
 use amiquip::IoStream;
-use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
 use super::frame::{CONTENT_HEADER, FRAME_HEAD_BYTES, METHOD, big_endian};
@@ -48,9 +47,9 @@ const DEPTH_MAX: usize = 16;
 /// How many bytes one call reads.
 const READ_BYTES: usize = 64 * 1024;
 
-/// The broker's socket, whose frames amiquip can read.
+/// The broker's socket, or TLS on it, whose frames amiquip can read.
 pub(super) struct SanitizingStream {
-    stream: TcpStream,
+    stream: Box<dyn IoStream>,
     buffer: Vec<u8>,
     /// How many bytes of the buffer amiquip has read.
     taken: usize,
@@ -63,7 +62,11 @@ pub(super) struct SanitizingStream {
 }
 
 impl SanitizingStream {
-    pub(super) fn new(stream: TcpStream, filter: FrameFilter, wakened: Registration) -> Self {
+    pub(super) fn new(
+        stream: Box<dyn IoStream>,
+        filter: FrameFilter,
+        wakened: Registration,
+    ) -> Self {
         Self {
             stream,
             filter,

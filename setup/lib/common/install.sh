@@ -40,7 +40,7 @@ units_in() {
                 echo rabbitmq-server
                 command -v epmd >/dev/null || echo epmd.socket
                 ;;
-            nginx | haproxy) echo "$package" ;;
+            nginx | haproxy | pgbouncer) echo "$package" ;;
         esac
     done
 }
@@ -92,7 +92,7 @@ forbid_server_starts() {
 #!/bin/sh
 # Made by setup/ of crud-master while it installs packages, and removed by it.
 [ -d /proc/$$ ] || exit 0
-case \$1 in postgresql* | rabbitmq-server* | epmd* | nginx* | haproxy*) exit 101 ;; esac
+case \$1 in postgresql* | rabbitmq-server* | epmd* | nginx* | haproxy* | pgbouncer*) exit 101 ;; esac
 POLICY
 }
 

@@ -6,6 +6,8 @@ cargo_deny_version=0.20.2
 lacking_checkers() {
     command -v shellcheck >/dev/null || echo shellcheck
     command -v git >/dev/null || echo git
+    command -v openssl >/dev/null || echo openssl
+    [[ -x /usr/sbin/pgbouncer ]] || echo pgbouncer
     command -v strace >/dev/null || echo strace
     command -v python3 >/dev/null || echo python3
     python3 -I -m pip --version >/dev/null 2>&1 || echo python3-pip

@@ -11,14 +11,17 @@
 # The scripts of these names in /usr/sbin would switch to another user and node.
 rabbitmq_programs=/usr/lib/rabbitmq/bin
 
-# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT [NODE]: starts the node and returns when it
-# answers. A node that runs with equal settings stays.
+# rabbitmq_start HOME PORT MANAGEMENT_PORT DISTRIBUTION_PORT EPMD_PORT [NODE [SETTING…]]: starts the node and returns
+# when it answers. A node that runs with equal settings stays.
 rabbitmq_start() (
     home=$1
     umask 077
     rabbitmq_create "$home"
     rabbitmq_environment "$home" "$4" "$5" "${6:-rabbit@localhost}" >"$home/environment.new"
-    rabbitmq_configuration "$home" "$2" "$3" >"$home/rabbitmq.conf.new"
+    {
+        rabbitmq_configuration "$home" "$2" "$3"
+        (($# < 7)) || printf '%s\n' "${@:7}"
+    } >"$home/rabbitmq.conf.new"
     if ! cmp -s "$home/environment.new" "$home/environment" ||
         ! cmp -s "$home/rabbitmq.conf.new" "$home/rabbitmq.conf"; then
         rabbitmq_stop "$home"

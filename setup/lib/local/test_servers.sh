@@ -2,7 +2,8 @@
 # A PostgreSQL and a RabbitMQ for tests, in a folder that is removed with them.
 
 # test_servers_start FOLDER FIRST_PORT [SETTING…]: starts both on five ports from FIRST_PORT; the settings are
-# PostgreSQL's. The tests read the addresses and passwords from FOLDER/test.env.
+# PostgreSQL's. The tests read the addresses and passwords from FOLDER/test.env. If TEST_TLS_PORT is set, RabbitMQ
+# listens with TLS on that port too.
 test_servers_start() {
     local folder=$1 port=$2
     chmod 711 "$folder" # PostgreSQL runs as another user, who must reach its folder
@@ -16,8 +17,35 @@ test_postgres_start() {
 }
 
 test_rabbitmq_start() {
-    rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4))
+    local settings=()
+    if [[ -n ${TEST_TLS_PORT:-} ]]; then
+        [[ -d $1/tls ]] || make_test_certificates "$1/tls"
+        settings=(
+            "listeners.ssl.loopback = 127.0.0.1:$TEST_TLS_PORT"
+            "ssl_options.cacertfile = $1/tls/ca.pem"
+            "ssl_options.certfile = $1/tls/server.pem"
+            "ssl_options.keyfile = $1/tls/server.key"
+            'ssl_options.verify = verify_peer'
+            'ssl_options.fail_if_no_peer_cert = false'
+        )
+    fi
+    rabbitmq_start "$1/rabbitmq" $(($2 + 1)) $(($2 + 2)) $(($2 + 3)) $(($2 + 4)) rabbit@localhost "${settings[@]}"
 }
+
+# make_test_certificates FOLDER: makes an authority, and two certificates that it has signed: one of the server, for
+# the name localhost and no address, and one of a client.
+make_test_certificates() (
+    umask 077
+    mkdir "$1"
+    cd "$1" || exit
+    new_key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc)
+    openssl req -x509 "${new_key[@]}" -keyout ca.key -out ca.pem -days 2 -subj '/CN=test authority' 2>&1
+    for who in server client; do
+        openssl req -new "${new_key[@]}" -keyout "$who.key" -out "$who.csr" -subj "/CN=test $who" 2>&1
+        openssl x509 -req -in "$who.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out "$who.pem" \
+            -extfile <(echo 'subjectAltName = DNS:localhost') 2>&1
+    done
+)
 
 # make_test_database FOLDER PORT: makes two databases, of which one is not in UTF-8. Each test makes a schema of its own in
 # one of them, and lets the role that can only read read there. The extension is made here, since it exists once in a
@@ -52,6 +80,8 @@ RABBITMQ_PORT=$((port + 1))
 RABBITMQ_MANAGEMENT_PORT=$((port + 2))
 RABBITMQ_USER=setup
 RABBITMQ_PASSWORD=$(<"$folder/rabbitmq/administrator")
+RABBITMQ_TLS_PORT=${TEST_TLS_PORT:-}
+RABBITMQ_TLS_FOLDER=$folder/tls
 SETTINGS
 }
 

@@ -121,16 +121,14 @@ impl PlatformProcesses {
     #[must_use]
     pub fn start(programs: &Path) -> Self {
         let (orders, queue) = (TestDatabase::create(), TestQueue::create());
-        let postgresql = orders.config();
-        let relay_to_postgresql = || Relay::up(&postgresql.host, postgresql.port);
         let mut platform = Self {
             programs: programs.to_owned(),
             gateway_to_rabbitmq: queue.relay_up(),
             // Each relay gets its inventory as target when the inventory has started.
             gateway_to_inventories: std::array::from_fn(|_| Relay::up("127.0.0.1", 1)),
-            inventories_to_postgresql: relay_to_postgresql(),
+            inventories_to_postgresql: orders.relay_up(),
             consumers_to_rabbitmq: queue.relay_up(),
-            consumers_to_postgresql: relay_to_postgresql(),
+            consumers_to_postgresql: orders.relay_up(),
             orders,
             movies: TestDatabase::create(),
             queue,

@@ -1,16 +1,21 @@
 //! A schema of PostgreSQL for one test.
 
-use common::db::{Database, DatabaseConfig, DatabaseConnection, DatabaseRole, Migrations};
+use std::net::SocketAddr;
+
+use common::db::{
+    Database, DatabaseConfig, DatabaseConnection, DatabaseRole, DatabaseTls, Migrations,
+};
 use postgres::types::ToSql;
 use postgres::{Client, NoTls, Row};
 
-use crate::{SETTINGS, unique_name};
+use crate::{Relay, SETTINGS, unique_name};
 
 const READER: &str = "POSTGRES_READER_USER";
 const READER_PASSWORD: &str = "POSTGRES_READER_PASSWORD";
 
 /// A schema that is dropped after its test.
 pub struct TestDatabase {
+    server: SocketAddr,
     config: DatabaseConfig,
 }
 
@@ -35,19 +40,20 @@ impl TestDatabase {
 
     fn create_in(which: &str) -> Self {
         let text = |key| SETTINGS.text(key).expect("TEST_ENV_FILE is complete");
+        let host = text("POSTGRES_HOST").parse().expect("an IP address");
+        let port = SETTINGS.port("POSTGRES_PORT");
+        let server = SocketAddr::new(host, port.expect("TEST_ENV_FILE is complete"));
         let config = DatabaseConfig {
-            host: text("POSTGRES_HOST"),
-            port: SETTINGS
-                .port("POSTGRES_PORT")
-                .expect("TEST_ENV_FILE is complete"),
+            hosts: server.into(),
+            tls: DatabaseTls::default(),
             role: DatabaseRole::Owner,
             user: text("POSTGRES_USER"),
-            password: text("POSTGRES_PASSWORD"),
+            password: text("POSTGRES_PASSWORD").into(),
             name: text("POSTGRES_DB") + which,
             schema: unique_name("test"),
         };
         let (schema, reader) = (config.schema.clone(), text(READER));
-        let database = Self { config };
+        let database = Self { server, config };
         database.execute(&format!(
             "CREATE SCHEMA {schema};
              GRANT USAGE ON SCHEMA {schema} TO {reader};
@@ -69,6 +75,18 @@ impl TestDatabase {
         self
     }
 
+    /// Starts a relay in front of the server that is up.
+    #[must_use]
+    pub fn relay_up(&self) -> Relay {
+        Relay::up(&self.server.ip().to_string(), self.server.port())
+    }
+
+    /// Starts a relay in front of the server that is down.
+    #[must_use]
+    pub fn relay_down(&self) -> Relay {
+        Relay::down(&self.server.ip().to_string(), self.server.port())
+    }
+
     /// The settings for the tested service.
     #[must_use]
     pub fn config(&self) -> DatabaseConfig {
@@ -85,7 +103,7 @@ impl TestDatabase {
         DatabaseConfig {
             role: DatabaseRole::Reader,
             user: text(READER),
-            password: text(READER_PASSWORD),
+            password: text(READER_PASSWORD).into(),
             ..self.config()
         }
     }
@@ -95,14 +113,14 @@ impl TestDatabase {
     #[must_use]
     pub fn vars(&self, name_key: &str) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        let reader = self.reader();
+        let setting = |key| pair(key, SETTINGS.optional(key).unwrap_or_default());
         vec![
-            pair("POSTGRES_HOST", &self.config.host),
-            pair("POSTGRES_PORT", &self.config.port.to_string()),
-            pair("POSTGRES_USER", &self.config.user),
-            pair("POSTGRES_PASSWORD", &self.config.password),
-            pair(READER, &reader.user),
-            pair(READER_PASSWORD, &reader.password),
+            setting("POSTGRES_HOST"),
+            setting("POSTGRES_PORT"),
+            setting("POSTGRES_USER"),
+            setting("POSTGRES_PASSWORD"),
+            setting(READER),
+            setting(READER_PASSWORD),
             pair("POSTGRES_SCHEMA", &self.config.schema),
             pair(name_key, &self.config.name),
         ]
@@ -141,25 +159,21 @@ impl TestDatabase {
     #[must_use]
     pub fn connect(&self) -> Client {
         let DatabaseConfig {
-            host,
-            port,
-            user,
-            password,
-            name,
-            schema,
-            ..
+            user, name, schema, ..
         } = &self.config;
-        postgres::Config::new()
-            .host(host)
-            .port(*port)
+        let mut client = postgres::Config::new()
+            .host(&self.server.ip().to_string())
+            .port(self.server.port())
             .user(user)
-            .password(password)
+            .password(SETTINGS.optional("POSTGRES_PASSWORD").unwrap_or_default())
             .dbname(name)
-            .options(&format!(
-                "-c search_path={schema},public -c client_min_messages=warning"
-            ))
             .connect(NoTls)
-            .expect("the PostgreSQL that TEST_ENV_FILE names")
+            .expect("the PostgreSQL that TEST_ENV_FILE names");
+        // In the session, since a pooler takes no startup options.
+        let session =
+            format!("SET search_path = '{schema}', public; SET client_min_messages = warning");
+        client.batch_execute(&session).expect("a session");
+        client
     }
 }
 

@@ -2,9 +2,13 @@
 //! on the servers that `TEST_ENV_FILE` names, so tests run at the same time and in any order.
 
 pub mod attack;
+mod authority;
 mod client;
 mod database;
 mod eventually;
+mod folder;
+mod pooler;
+mod private_postgres;
 mod program;
 mod queue;
 mod raw;
@@ -12,9 +16,13 @@ mod relay;
 mod service;
 mod upstream;
 
+pub use authority::{Authority, Signed};
 pub use client::{Client, Reply, exchange};
 pub use database::TestDatabase;
 pub use eventually::{eventually, eventually_some};
+pub use folder::Folder;
+pub use pooler::Pooler;
+pub use private_postgres::PrivatePostgres;
 pub use program::{ProcessStats, Program};
 pub use queue::{QueuedMessage, TestQueue};
 pub use raw::RawReply;

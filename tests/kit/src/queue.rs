@@ -8,13 +8,18 @@ use amiquip::{
 };
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use common::amqp::{AmqpConnection, QueueConfig, QueueType};
+use common::amqp::{AmqpConnection, Purpose, QueueConfig, QueueType};
+use common::env::Vars;
+use serde_json::Value;
 
-use crate::{Client, Relay, SETTINGS, unique_name};
+use crate::{Client, Relay, Reply, SETTINGS, unique_name};
 
 /// A queue of orders, which is deleted after its test. The first program that uses it declares it, as in production.
 pub struct TestQueue {
     broker: SocketAddr,
+    password: String,
+    /// Whether connections are encrypted.
+    encrypted: bool,
     config: QueueConfig,
 }
 
@@ -50,11 +55,39 @@ impl TestQueue {
         let config = QueueConfig {
             brokers: broker.into(),
             user: text("RABBITMQ_USER"),
-            password: text("RABBITMQ_PASSWORD"),
+            password: text("RABBITMQ_PASSWORD").into(),
             queue: unique_name("test"),
             queue_type,
         };
-        Self { broker, config }
+        Self {
+            broker,
+            password: text("RABBITMQ_PASSWORD"),
+            encrypted: false,
+            config,
+        }
+    }
+
+    /// Chooses a name for a queue that is used over TLS.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn create_over_tls() -> Self {
+        let mut queue = Self::create();
+        queue.encrypted = true;
+        let vars = Vars::from_pairs(queue.vars());
+        queue.config = QueueConfig::from_vars(&vars, Purpose::Publish).expect("settings of TLS");
+        queue
+    }
+
+    /// A file that was made for TLS with the broker: `ca.pem`, `client.pem`, `client.key`.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
+    #[must_use]
+    pub fn tls_file(name: &str) -> String {
+        let folder = SETTINGS.text("RABBITMQ_TLS_FOLDER");
+        format!("{}/{name}", folder.expect("TEST_ENV_FILE is complete"))
     }
 
     /// A relay in front of the broker, up from the start.
@@ -82,19 +115,39 @@ impl TestQueue {
     }
 
     /// The settings as variables, for a program that is tested as a process.
+    ///
+    /// # Panics
+    /// When `TEST_ENV_FILE` is not complete.
     #[must_use]
     pub fn vars(&self) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        vec![
+        let plain = [
             pair("RABBITMQ_HOST", &self.broker.ip().to_string()),
             pair("RABBITMQ_PORT", &self.broker.port().to_string()),
+        ];
+        let over_tls = || {
+            let port = SETTINGS.text("RABBITMQ_TLS_PORT");
+            [
+                pair("RABBITMQ_HOST", "localhost"),
+                pair("RABBITMQ_PORT", &port.expect("TEST_ENV_FILE is complete")),
+                pair("RABBITMQ_TLS", "true"),
+                pair("RABBITMQ_CACERTFILE", &Self::tls_file("ca.pem")),
+            ]
+        };
+        let mut vars = vec![
             pair("RABBITMQ_USER", &self.config.user),
-            pair("RABBITMQ_PASSWORD", &self.config.password),
+            pair("RABBITMQ_PASSWORD", &self.password),
             pair("RABBITMQ_CONSUMER_USER", &self.config.user),
-            pair("RABBITMQ_CONSUMER_PASSWORD", &self.config.password),
+            pair("RABBITMQ_CONSUMER_PASSWORD", &self.password),
             pair("RABBITMQ_QUEUE", &self.config.queue),
             pair("BILLING_QUEUE_TYPE", self.config.queue_type.name()),
-        ]
+        ];
+        if self.encrypted {
+            vars.extend(over_tls());
+        } else {
+            vars.extend(plain);
+        }
+        vars
     }
 
     /// The name of the queue of orders.
@@ -110,6 +163,8 @@ impl TestQueue {
         config.queue = config.dead_queue();
         Self {
             broker: self.broker,
+            password: self.password.clone(),
+            encrypted: self.encrypted,
             config,
         }
     }
@@ -230,24 +285,48 @@ impl TestQueue {
             &format!(r#"{{"configure":"{configure}","write":"{write}","read":"{read}"}}"#),
         );
         QueueConfig {
-            password: user.clone(),
+            password: user.as_str().into(),
             user,
             ..self.config()
         }
     }
 
+    /// Makes a virtual host, where the user of [`TestQueue::vars`] may do everything.
+    #[must_use]
+    pub fn create_virtual_host(&self) -> String {
+        let name = unique_name("vhost");
+        self.manage(&format!("/api/vhosts/{name}"), "{}");
+        self.manage(
+            &format!("/api/permissions/{name}/{}", self.config.user),
+            r#"{"configure":".*","write":".*","read":".*"}"#,
+        );
+        name
+    }
+
+    /// The connections of a user, as the broker sees them, once it has statistics of them.
+    #[must_use]
+    pub fn connections_of(&self, user: &str) -> Vec<Value> {
+        let reply = self.ask("GET", "/api/connections", None);
+        let all = reply.json.as_array().cloned().unwrap_or_default();
+        all.into_iter().filter(|one| one["user"] == user).collect()
+    }
+
     fn manage(&self, path: &str, body: &str) {
+        let reply = self.ask("PUT", path, Some(body));
+        assert!((200..300).contains(&reply.status), "{path}: {}", reply.text);
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> Reply {
         let port = SETTINGS.port("RABBITMQ_MANAGEMENT_PORT");
         let port = port.expect("TEST_ENV_FILE is complete");
-        let who = format!("{}:{}", self.config.user, self.config.password);
+        let who = format!("{}:{}", self.config.user, self.password);
         let basic = format!("Basic {}", BASE64_STANDARD.encode(who));
         let headers = [
             ("authorization", basic.as_str()),
             ("content-type", "application/json"),
         ];
         let client = Client::new(SocketAddr::new(self.broker.ip(), port));
-        let reply = client.send("PUT", path, &headers, Some(body));
-        assert!((200..300).contains(&reply.status), "{path}: {}", reply.text);
+        client.send(method, path, &headers, body)
     }
 
     /// Deletes the queue of orders with its messages.

@@ -1,0 +1,162 @@
+//! The hosts of one server, which are tried in turn: the nodes of a RabbitMQ cluster, or a PostgreSQL and its
+//! standbys.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::env::{ConfigError, Vars};
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name or address, or for PostgreSQL the folder of its Unix socket.
+    pub name: String,
+    /// Its port.
+    pub port: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.port)
+    }
+}
+
+/// The hosts of one server, the one that served last first. Clones share the order.
+#[derive(Clone)]
+pub struct Hosts {
+    hosts: Vec<Host>,
+    first: Arc<AtomicUsize>,
+}
+
+impl Hosts {
+    /// From a list such as `a,b:5433`; a host without a port of its own has the one of `port_key`.
+    pub fn from_vars(vars: &Vars, host_key: &str, port_key: &str) -> Result<Self, ConfigError> {
+        let (list, port) = (vars.text(host_key)?, vars.port(port_key)?);
+        let hosts = list.split(',').map(|host| parse(host.trim(), port));
+        let hosts = hosts.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            ConfigError::malformed(
+                host_key,
+                "a host or several, each with or without a port, as in server-1,server-2:7000",
+            )
+        })?;
+        Ok(Self::new(hosts))
+    }
+
+    pub(crate) fn new(hosts: Vec<Host>) -> Self {
+        Self {
+            hosts,
+            first: Arc::default(),
+        }
+    }
+
+    /// Every host once, with its number.
+    pub(crate) fn in_turn(&self) -> impl Iterator<Item = (usize, &Host)> {
+        let first = self.first.load(Ordering::Relaxed) % self.hosts.len();
+        let (before, from) = self.hosts.split_at(first);
+        let numbered = (first..).zip(from);
+        numbered.chain((0..).zip(before))
+    }
+
+    pub(crate) fn try_first(&self, number: usize) {
+        self.first.store(number, Ordering::Relaxed);
+    }
+
+    /// Whether there is more than one.
+    #[cfg(feature = "db")]
+    pub(crate) fn are_several(&self) -> bool {
+        self.hosts.len() > 1
+    }
+}
+
+impl From<SocketAddr> for Hosts {
+    fn from(address: SocketAddr) -> Self {
+        Self::new(vec![Host {
+            name: address.ip().to_string(),
+            port: address.port(),
+        }])
+    }
+}
+
+/// A host or `host:port`; an IPv6 address with a port stands in brackets.
+fn parse(text: &str, default_port: u16) -> Option<Host> {
+    let (name, port) = match text.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?,
+        None => match text.split_once(':') {
+            Some((name, port)) if !port.contains(':') => {
+                (name, &text[text.len() - port.len() - 1..])
+            }
+            _ => (text, ""),
+        },
+    };
+    // The % is that of an IPv6 zone.
+    let sane = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
+    if name.is_empty() || !name.chars().all(sane) {
+        return None;
+    }
+    let port = match port {
+        "" => default_port,
+        _ => port.strip_prefix(':')?.parse().ok()?,
+    };
+    Some(Host {
+        name: name.to_owned(),
+        port,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(list: &str) -> Result<Hosts, ConfigError> {
+        let vars = Vars::from_pairs([("RABBITMQ_HOST", list), ("RABBITMQ_PORT", "5672")]);
+        Hosts::from_vars(&vars, "RABBITMQ_HOST", "RABBITMQ_PORT")
+    }
+
+    fn names_in_turn(hosts: &Hosts) -> Vec<&str> {
+        let names = hosts.in_turn().map(|(_, host)| host.name.as_str());
+        names.collect()
+    }
+
+    #[test]
+    fn a_host_or_several_with_ports_of_their_own_are_hosts() {
+        let texts = |list: &str| {
+            let hosts = hosts(list).expect("a list").hosts;
+            hosts.iter().map(Host::to_string).collect::<Vec<_>>()
+        };
+
+        assert_eq!(texts("192.0.2.1"), ["192.0.2.1:5672"]);
+        assert_eq!(
+            texts("rabbit-1, rabbit_2.example:5673,::1,[2001:db8::1]:5674,[::1]"),
+            [
+                "rabbit-1:5672",
+                "rabbit_2.example:5673",
+                "::1:5672",
+                "2001:db8::1:5674",
+                "::1:5672"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_list_of_hosts_that_is_malformed_is_named() {
+        for list in [
+            ",", "a,", "a,,b", ":5672", "a:", "a:b", "a:70000", "amqp://a", "a b", "[::1", "[::1]5",
+        ] {
+            let error = hosts(list).err().expect(list);
+            assert_eq!(error.key, "RABBITMQ_HOST", "{list}");
+        }
+    }
+
+    #[test]
+    fn the_host_that_served_last_is_tried_first_and_then_the_others() {
+        let hosts = hosts("a,b,c").expect("a list");
+        assert_eq!(names_in_turn(&hosts), ["a", "b", "c"]);
+
+        hosts.clone().try_first(1);
+        assert_eq!(names_in_turn(&hosts), ["b", "c", "a"]);
+        hosts.try_first(3);
+        assert_eq!(names_in_turn(&hosts), ["a", "b", "c"]);
+    }
+}
