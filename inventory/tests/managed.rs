@@ -117,6 +117,26 @@ fn each_sslmode_checks_of_the_server_what_libpq_does() {
 }
 
 #[test]
+fn a_server_that_refuses_a_role_over_tls_gets_it_without_where_tls_is_only_preferred() {
+    let authority = Authority::create();
+    let server = PrivatePostgres::create_with_tls(&authority.sign("localhost"), &authority.file());
+    let unencrypted = [
+        ("POSTGRES_USER", "unencrypted"),
+        ("POSTGRES_PASSWORD", "unencrypted"),
+    ];
+    let vars = with(server.vars(), &unencrypted);
+
+    let preferred = tls_of(&with(vars.clone(), &[("POSTGRES_SSLMODE", "prefer")]));
+    let required = tls_of(&with(vars, &[("POSTGRES_SSLMODE", "require")]));
+
+    assert_eq!(preferred, "none");
+    assert!(
+        required.contains("pg_hba.conf rejects connection"),
+        "{required}"
+    );
+}
+
+#[test]
 fn a_server_without_tls_is_enough_for_prefer_and_named_by_the_stricter_modes() {
     let authority = Authority::create();
     let database = TestDatabase::create();

@@ -13,9 +13,11 @@ use crate::{Folder, Signed, eventually, eventually_some};
 /// The role of the service that is tested, its database, and its first password.
 const ROLE: &str = "tests";
 
-/// Who may log in: the superuser without a password, and the role `certified` only with a certificate for it.
+/// Who may log in: the superuser without a password, the role `certified` only with a certificate for it, and the
+/// role `unencrypted` only without TLS.
 const HBA: &str = "host all,replication postgres 127.0.0.1/32 trust
 hostssl all certified 127.0.0.1/32 scram-sha-256 clientcert=verify-full
+hostssl all unencrypted 127.0.0.1/32 reject
 host all all 127.0.0.1/32 scram-sha-256
 ";
 
@@ -66,6 +68,7 @@ impl PrivatePostgres {
         for sql in [
             "CREATE ROLE tests LOGIN PASSWORD 'tests'",
             "CREATE ROLE certified LOGIN PASSWORD 'certified'",
+            "CREATE ROLE unencrypted LOGIN PASSWORD 'unencrypted'",
             "CREATE DATABASE tests OWNER tests",
         ] {
             client.batch_execute(sql).expect(sql);
