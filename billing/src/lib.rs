@@ -48,7 +48,7 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
     let metrics = Metrics::new();
     let database = Database::new(&config.database, MIGRATIONS);
     database.show_in(&metrics);
-    let bring_up = database.connection().bring_up(shutdown)?;
+    database.connection().bring_up(shutdown)?;
     count_dead_letters(&database, &metrics, shutdown)?;
     let (slots, limits) = (config.http.slots, &config.http.limits);
     let stores = database.for_each_slot(OrderStore::new);
@@ -71,7 +71,7 @@ pub fn start_api(config: &ApiConfig, shutdown: &Shutdown) -> Result<BillingApi, 
         &metrics,
         shutdown,
     )?;
-    Ok(server.with_end(|| drop(bring_up.join())))
+    Ok(server)
 }
 
 /// Counts the dead letters for the metrics, until the shutdown. While PostgreSQL is unavailable the gauges keep the

@@ -8,11 +8,10 @@ mod tls;
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use std::vec;
 
-use postgres::config::{SslMode, TargetSessionAttrs};
+use postgres::config::SslMode;
 use postgres::error::{Severity, SqlState};
 use postgres::{Client, Error, Portal, Row, SimpleQueryMessage, Transaction};
 
@@ -33,6 +32,10 @@ const HOST: &str = "POSTGRES_HOST";
 
 /// How long a server may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a server may take until a session with it has begun. A suspended server accepts a connection and never
+/// answers, and the `postgres` crate would wait for it without a limit.
+const SESSION_LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection that was unused for longer is tested before its next use: the server may have been restarted,
 /// and a write that failed on it could not be repeated.
@@ -87,6 +90,10 @@ const SHARED_STATEMENTS: [SqlState; 2] = [
 /// What an operator can do about them.
 const SHARED_SESSION: &str = ": behind a pooler in transaction mode this takes pgbouncer 1.21 or later, with \
                               max_prepared_statements; otherwise set pool_mode = session";
+
+/// What an operator can do about a pooler in transaction mode with prepared statements.
+const LOST_SETTINGS: &str = "PostgreSQL is behind a pooler in transaction mode: set lock_timeout, statement_timeout, \
+                             idle_in_transaction_session_timeout and search_path for the role, with ALTER ROLE";
 
 /// The class of SQLSTATEs of violated constraints.
 const INTEGRITY_CONSTRAINT_VIOLATION: &str = "23";
@@ -211,6 +218,17 @@ pub enum DbError {
 }
 
 impl DbError {
+    fn text(&self) -> &str {
+        match self {
+            Self::Unavailable(text)
+            | Self::Locked(text)
+            | Self::BadData(text)
+            | Self::Unencodable(text)
+            | Self::Violated(text)
+            | Self::Refused(text) => text,
+        }
+    }
+
     fn new(error: &Error) -> Self {
         let text = describe(error);
         let Some(said) = error.as_db_error() else {
@@ -425,11 +443,15 @@ impl Database {
         dialled
     }
 
-    /// The error of the last dial, until the next dial is due.
+    /// The error of the last dial, until the next dial is due, which is then the caller's.
     fn recent_failure(&self) -> Option<DbError> {
-        let circuit_breaker = self.circuit_breaker();
-        let recent = Instant::now() < circuit_breaker.next_dial;
-        circuit_breaker.failure.clone().filter(|_| recent)
+        let mut circuit_breaker = self.circuit_breaker();
+        let failure = circuit_breaker.failure.clone()?;
+        if Instant::now() < circuit_breaker.next_dial {
+            return Some(failure);
+        }
+        circuit_breaker.next_dial = Instant::now() + SESSION_LIMIT;
+        None
     }
 
     fn circuit_breaker(&self) -> MutexGuard<'_, CircuitBreaker> {
@@ -532,8 +554,8 @@ impl<S> DatabaseConnection<S> {
     }
 
     /// Starts a thread that dials until the server answers, so that the schema is up to date before the first
-    /// request, and then closes the connection.
-    pub fn bring_up(mut self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError>
+    /// request, and then closes the connection. The end of the program does not wait for the thread.
+    pub fn bring_up(mut self, shutdown: &Shutdown) -> Result<(), StartError>
     where
         S: Send + 'static,
     {
@@ -552,24 +574,32 @@ impl<S> DatabaseConnection<S> {
                     return;
                 }
             }
-            match self.try_prepared_statement() {
+            match self.try_session() {
                 Err(DbError::Refused(cause)) => {
                     log::error!(cause = cause.as_str(); "prepared statements do not last");
                 }
+                Ok(false) => {
+                    log::error!(cause = LOST_SETTINGS; "settings of a session do not last");
+                }
                 _ => log::info!("PostgreSQL is up"),
             }
-        })
+        })?;
+        Ok(())
     }
 
-    /// Fails behind a pooler that gives each transaction another session and knows no prepared statements: a second
-    /// connection keeps the session in which the statement was prepared.
-    fn try_prepared_statement(&mut self) -> Result<(), DbError> {
+    /// Whether what was set and prepared in a session lasts. Behind a pooler that gives each transaction another
+    /// session it does not: a second connection holds the session in which the statement was prepared.
+    fn try_session(&mut self) -> Result<bool, DbError> {
         let database = Arc::clone(&self.database);
         self.run(|client, _| {
-            let statement = client.prepare("SELECT")?;
+            let statement = client.prepare(
+                "SELECT current_setting('lock_timeout') = '5s' AND current_schema() = $1::text",
+            )?;
             let mut other = connect(&database.config).ok();
-            let _begun = other.as_mut().map(|other| other.batch_execute("BEGIN"));
-            client.execute(&statement, &[]).map(drop)
+            let held = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '1s'";
+            let _begun = other.as_mut().map(|other| other.batch_execute(held));
+            let row = client.query_one(&statement, &[&database.config.schema])?;
+            Ok(row.get(0))
         })
     }
 
@@ -610,11 +640,11 @@ impl<S> DatabaseConnection<S> {
 
 fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>, DbError> {
     // A wrong password or a missing database counts as an outage, since an operator has to correct it.
-    let mut client = connect(&database.config).map_err(DbError::Unavailable)?;
-    begin_session(&mut client, &database.config)?;
+    let mut client = connect(&database.config)?;
     match database.config.role {
         DatabaseRole::Owner => {
-            migrate(&mut client, database.migrations).map_err(|error| DbError::new(&error))
+            let schema = &database.config.schema;
+            migrate(&mut client, schema, database.migrations).map_err(|error| DbError::new(&error))
         }
         DatabaseRole::Reader => await_owner(&mut client, database.migrations),
     }?;
@@ -626,26 +656,44 @@ fn dial<S>(database: &Database, prepare: Prepare<S>) -> Result<OpenConnection<S>
     })
 }
 
-/// Connects to the host that can write, trying first the host that served last; the error has the reason of each host.
-fn connect(config: &DatabaseConfig) -> Result<Client, String> {
+/// Begins a session with the host that can write, trying first the host that served last; the error has the reason of
+/// each host.
+fn connect(config: &DatabaseConfig) -> Result<Client, DbError> {
+    let unusable = |error: ConfigError| DbError::Unavailable(error.to_string());
     let mut client_config = config.client_config();
-    let password = config.password.read().map_err(|error| error.to_string())?;
-    client_config.password(password);
-    let connector = config.tls.connector().map_err(|error| error.to_string())?;
+    client_config.password(config.password.read().map_err(unusable)?);
+    let connector = config.tls.connector().map_err(unusable)?;
     let mut failures = Vec::new();
     for (number, host) in config.hosts.in_turn() {
-        match connect_to(host, config, client_config.clone(), &connector) {
-            Ok(client) => {
+        let started = Instant::now();
+        let dial = (host.clone(), config.clone(), client_config.clone());
+        let connector = connector.clone();
+        let connect = move || connect_to(&dial.0, &dial.1, dial.2, &connector);
+        let connected = config.hosts.connect_in_time(number, SESSION_LIMIT, connect);
+        let failure = match connected {
+            Ok(Some(Ok(client))) => {
                 config.hosts.try_first(number);
                 return Ok(client);
             }
-            Err(failure) => failures.push((number, failure)),
+            Ok(Some(Err(failure))) => failure,
+            Ok(None) => DbError::Unavailable("it accepts connections and does not answer".into()),
+            Err(failure) => DbError::Unavailable(failure.to_string()),
+        };
+        if started.elapsed() >= CONNECT_LIMIT {
+            // The next dial begins with a host that may answer.
+            config.hosts.try_first(number + 1);
         }
+        failures.push((number, host, failure));
+    }
+    if let [(_, _, failure)] = &failures[..] {
+        return Err(failure.clone());
     }
     // In the order of the setting, so that an outage has one text.
-    failures.sort();
-    let failures: Vec<_> = failures.into_iter().map(|(_, failure)| failure).collect();
-    Err(failures.join("; "))
+    failures.sort_by_key(|(number, ..)| *number);
+    let texts = failures
+        .iter()
+        .map(|(_, host, failure)| format!("{HOST} {host}: {}", failure.text()));
+    Err(DbError::Unavailable(texts.collect::<Vec<_>>().join("; ")))
 }
 
 fn connect_to(
@@ -653,31 +701,31 @@ fn connect_to(
     config: &DatabaseConfig,
     mut client_config: postgres::Config,
     connector: &Connector,
-) -> Result<Client, String> {
+) -> Result<Client, DbError> {
     client_config
         .host(&host.name)
         .port(host.port)
         .ssl_mode(config.tls.ssl_mode(host.name.starts_with('/')));
-    if config.hosts.are_several() {
-        client_config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-    }
-    let mut connected = client_config.connect(connector.clone());
-    if let Err(error) = &connected
+    let explain = |error: &Error| config.tls.explain(error, &host.name);
+    let text = |error: &Error| explain(error).unwrap_or_else(|| describe(error));
+    let mut connected = client_config
+        .connect(connector.clone())
+        .map_err(|error| (text(&error), error));
+    if let Err((encrypted, error)) = &connected
         && client_config.get_ssl_mode() == SslMode::Prefer
-        && (tls::explain(error, &host.name).is_some()
+        && (explain(error).is_some()
             || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION))
     {
         client_config.ssl_mode(SslMode::Disable);
-        connected = client_config.connect(connector.clone());
+        let plain = client_config.connect(connector.clone());
+        connected = plain.map_err(|error| {
+            let plain = describe(&error);
+            (format!("{encrypted}; without TLS: {plain}"), error)
+        });
     }
-    connected.map_err(|error| {
-        let text = tls::explain(&error, &host.name).unwrap_or_else(|| describe(&error));
-        if config.hosts.are_several() {
-            format!("{HOST} {host}: {text}")
-        } else {
-            text
-        }
-    })
+    let mut client = connected.map_err(|(text, _)| DbError::Unavailable(text))?;
+    begin_session(&mut client, config)?;
+    Ok(client)
 }
 
 /// Sets the limits and the schema of a session. Without its own schema a service would create its tables in
@@ -699,8 +747,12 @@ fn begin_session(client: &mut Client, config: &DatabaseConfig) -> Result<(), DbE
         let text = format!("there is no schema {schema} that this role may use");
         return Err(DbError::Refused(text));
     }
-    if standby && config.role == DatabaseRole::Owner {
-        let text = format!("{HOST} names a standby, which cannot write");
+    if standby && (config.role == DatabaseRole::Owner || config.hosts.are_several()) {
+        let text = if config.hosts.are_several() {
+            "it is a standby, which cannot write".to_owned()
+        } else {
+            format!("{HOST} names a standby, which cannot write")
+        };
         return Err(DbError::Unavailable(text));
     }
     Ok(())
@@ -708,12 +760,16 @@ fn begin_session(client: &mut Client, config: &DatabaseConfig) -> Result<(), DbE
 
 /// Brings the schema up to date. Versions that this program does not have are ignored: a newer program has added
 /// them.
-fn migrate(client: &mut Client, migrations: Migrations) -> Result<(), Error> {
+fn migrate(client: &mut Client, schema: &str, migrations: Migrations) -> Result<(), Error> {
     if pending(client, migrations)?.is_empty() {
         return Ok(());
     }
     let mut transaction = client.transaction()?;
-    transaction.batch_execute("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")?;
+    // A pooler may give the transaction another session than the one whose schema was set.
+    transaction.batch_execute(&format!(
+        "SET LOCAL search_path = '{schema}', public; \
+         SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"
+    ))?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])?;
     transaction.batch_execute(
         "CREATE TABLE IF NOT EXISTS schema_migrations (

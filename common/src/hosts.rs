@@ -5,8 +5,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(feature = "db")]
+use std::time::Duration;
 
 use crate::env::{ConfigError, Vars};
+#[cfg(feature = "db")]
+use crate::process::{self, StartError};
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,8 +30,11 @@ impl fmt::Display for Host {
 /// The hosts of one server, the one that served last first. Clones share the order.
 #[derive(Clone)]
 pub struct Hosts {
-    hosts: Vec<Host>,
+    all: Vec<Host>,
     first: Arc<AtomicUsize>,
+    /// For each host, how many connections it was given up on and may still answer.
+    #[cfg(feature = "db")]
+    abandoned: Arc<[AtomicUsize]>,
 }
 
 impl Hosts {
@@ -46,15 +53,17 @@ impl Hosts {
 
     pub(crate) fn new(hosts: Vec<Host>) -> Self {
         Self {
-            hosts,
+            #[cfg(feature = "db")]
+            abandoned: hosts.iter().map(|_| AtomicUsize::new(0)).collect(),
+            all: hosts,
             first: Arc::default(),
         }
     }
 
     /// Every host once, with its number.
     pub(crate) fn in_turn(&self) -> impl Iterator<Item = (usize, &Host)> {
-        let first = self.first.load(Ordering::Relaxed) % self.hosts.len();
-        let (before, from) = self.hosts.split_at(first);
+        let first = self.first.load(Ordering::Relaxed) % self.all.len();
+        let (before, from) = self.all.split_at(first);
         let numbered = (first..).zip(from);
         numbered.chain((0..).zip(before))
     }
@@ -63,10 +72,37 @@ impl Hosts {
         self.first.store(number, Ordering::Relaxed);
     }
 
+    /// Connects to a host in a thread of its own, and abandons it after `limit`. While a host has not answered an
+    /// abandoned connection, no further one is begun. None if the host does not answer.
+    #[cfg(feature = "db")]
+    pub(crate) fn connect_in_time<T: Send + 'static>(
+        &self,
+        number: usize,
+        limit: Duration,
+        connect: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<T>, StartError> {
+        if self.abandoned[number].load(Ordering::SeqCst) > 0 {
+            return Ok(None);
+        }
+        // Without a buffer a value is either received or not sent.
+        let (answer, answered) = crossbeam_channel::bounded(0);
+        let abandoned = Arc::clone(&self.abandoned);
+        process::spawn("dial", move || {
+            if answer.send(connect()).is_err() {
+                abandoned[number].fetch_sub(1, Ordering::SeqCst);
+            }
+        })?;
+        let connected = answered.recv_timeout(limit).ok();
+        if connected.is_none() {
+            self.abandoned[number].fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(connected)
+    }
+
     /// Whether there is more than one.
     #[cfg(feature = "db")]
     pub(crate) fn are_several(&self) -> bool {
-        self.hosts.len() > 1
+        self.all.len() > 1
     }
 }
 
@@ -122,7 +158,7 @@ mod tests {
     #[test]
     fn a_host_or_several_with_ports_of_their_own_are_hosts() {
         let texts = |list: &str| {
-            let hosts = hosts(list).expect("a list").hosts;
+            let hosts = hosts(list).expect("a list").all;
             hosts.iter().map(Host::to_string).collect::<Vec<_>>()
         };
 
@@ -146,6 +182,27 @@ mod tests {
         ] {
             let error = hosts(list).err().expect(list);
             assert_eq!(error.key, "RABBITMQ_HOST", "{list}");
+        }
+    }
+
+    #[cfg(feature = "db")]
+    #[test]
+    fn a_host_that_was_abandoned_is_left_alone_until_it_has_answered() {
+        let hosts = hosts("a").expect("a list");
+        let (answer, answered) = crossbeam_channel::bounded::<()>(0);
+        let connect = |limit, number| {
+            let connected = hosts.connect_in_time(0, limit, move || number);
+            connected.expect("a thread")
+        };
+
+        let limit = Duration::from_millis(1);
+        let first = hosts.connect_in_time(0, limit, move || answered.recv().is_ok());
+
+        assert_eq!(first.expect("a thread"), None);
+        assert_eq!(connect(Duration::from_mins(1), 2), None);
+        drop(answer);
+        while connect(Duration::from_mins(1), 3) != Some(3) {
+            std::thread::yield_now();
         }
     }
 

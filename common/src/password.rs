@@ -1,7 +1,7 @@
 //! A password, from a variable or from a file. The file is read at each new connection, so that a password
 //! that was changed on both sides needs no restart.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,7 @@ impl<T: Into<String>> From<T> for Password {
 
 /// The text of a file that only its owner and its group may read; `key` is the variable that names it.
 pub(crate) fn read_secret(key: &str, file: &Path) -> Result<String, ConfigError> {
+    require_file(key, file, FILE_BYTES_MAX)?;
     let cannot = |error| unusable(key, file, &format!("cannot be read: {error}"));
     let opened = File::open(file).map_err(cannot)?;
     let metadata = opened.metadata().map_err(cannot)?;
@@ -81,6 +82,20 @@ pub(crate) fn read_secret(key: &str, file: &Path) -> Result<String, ConfigError>
     let mut limited = opened.take(FILE_BYTES_MAX);
     limited.read_to_string(&mut text).map_err(cannot)?;
     Ok(text)
+}
+
+/// Checks that a file can be read to its end: a pipe or a device may have none.
+pub(crate) fn require_file(key: &str, file: &Path, bytes_max: u64) -> Result<(), ConfigError> {
+    let metadata = fs::metadata(file)
+        .map_err(|error| unusable(key, file, &format!("cannot be read: {error}")))?;
+    if !metadata.is_file() {
+        return Err(unusable(key, file, "is no file"));
+    }
+    if metadata.len() > bytes_max {
+        let problem = format!("has more than {bytes_max} bytes");
+        return Err(unusable(key, file, &problem));
+    }
+    Ok(())
 }
 
 fn unusable(key: &str, file: &Path, problem: &str) -> ConfigError {
@@ -174,6 +189,18 @@ mod tests {
             let expected = format!("{FILE_KEY} names {}, which {problem}", file.0.display());
             assert_eq!(error.to_string(), expected);
         }
+        for file in ["/dev/zero", "/"] {
+            let vars = Vars::from_pairs([(FILE_KEY, file)]);
+            let password = Password::from_vars(&vars, KEY).expect("a name");
+            let error = password.read().expect_err("no file").to_string();
+            assert_eq!(error, format!("{FILE_KEY} names {file}, which is no file"));
+        }
+        let large = SecretFile::create(&vec![b'a'; 64 * 1024 + 1], 0o600);
+        let error = large.password().read().expect_err("too large").to_string();
+        assert!(
+            error.ends_with("which has more than 65536 bytes"),
+            "{error}"
+        );
         let gone = SecretFile::create(b"", 0o600);
         let password = gone.password();
         drop(gone);

@@ -16,10 +16,13 @@ use rustls::{
 };
 
 use crate::env::{ConfigError, Vars};
-use crate::password::read_secret;
+use crate::password::{read_secret, require_file};
 
 /// The value that stands for the certification authorities of the system.
 const SYSTEM: &str = "system";
+
+/// The authorities of a system have some 250 KB.
+const CERTIFICATES_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Where systems have them: Debian, Alpine and Arch; Red Hat; SUSE.
 const SYSTEM_FILES: [&str; 3] = [
@@ -256,6 +259,7 @@ fn missing(key: &str, other: &str) -> ConfigError {
 
 /// All certificates in a PEM file.
 fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    require_file(key, file, CERTIFICATES_BYTES_MAX)?;
     let text = std::fs::read(file)
         .map_err(|failure| unusable(key, file, format!("cannot be read: {failure}")))?;
     let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();

@@ -98,6 +98,27 @@ fn messages_that_no_socket_takes_at_once_arrive_whole() {
 }
 
 #[test]
+fn of_several_nodes_each_is_named_with_its_reason() {
+    let queue = TestQueue::create_over_tls();
+    let authority = Authority::create();
+    let foreign = authority.file();
+    let changes = [
+        ("RABBITMQ_HOST", "localhost,127.0.0.1:1"),
+        ("RABBITMQ_CACERTFILE", &*foreign),
+    ];
+
+    let found = refusal(with(queue.vars(), &changes));
+
+    let (node, reasons) = found.split_once(": ").expect("a node and its reason");
+    assert!(node.starts_with("localhost:"), "{found}");
+    assert_eq!(
+        reasons,
+        "cannot connect to RabbitMQ: no authority in RABBITMQ_CACERTFILE has signed the certificate of localhost; \
+         127.0.0.1:1: cannot connect to RabbitMQ: Connection refused (os error 111)"
+    );
+}
+
+#[test]
 fn a_broker_that_is_not_ours_is_refused_with_the_setting_and_the_reason() {
     let (authority, other) = (Authority::create(), Authority::create());
     let queue = TestQueue::create_over_tls();

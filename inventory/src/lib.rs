@@ -26,7 +26,7 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
     let metrics = Metrics::new();
     let database = Database::new(&config.database, store::MIGRATIONS);
     database.show_in(&metrics);
-    let bring_up = MovieStore::new(&database).bring_up(shutdown)?;
+    MovieStore::new(&database).bring_up(shutdown)?;
     let http = &config.http;
     let stores = database.for_each_slot(MovieStore::new);
     let movies = Bulkhead::new("/api/movies", http.slots, api::ROUTES, &http.limits, stores);
@@ -41,5 +41,5 @@ pub fn start(config: &Config, shutdown: &Shutdown) -> Result<Inventory, StartErr
         &metrics,
         shutdown,
     )?;
-    Ok(server.with_end(|| drop(bring_up.join())))
+    Ok(server)
 }

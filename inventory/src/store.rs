@@ -2,7 +2,6 @@
 
 use std::iter;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use common::db::{ChangeError, Database, DatabaseConnection, DbError, Migrations};
 use common::http::Page;
@@ -110,7 +109,7 @@ impl MovieStore {
     }
 
     /// Brings the schema up to date as soon as the server answers.
-    pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<JoinHandle<()>, StartError> {
+    pub(crate) fn bring_up(self, shutdown: &Shutdown) -> Result<(), StartError> {
         self.connection.bring_up(shutdown)
     }
 

@@ -1,6 +1,7 @@
 //! PostgreSQL as others run it: with TLS, with certificates and passwords that change, with a standby that takes
 //! over, and behind a pooler.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use common::db::{Database, DatabaseConfig, DatabaseConnection, DatabaseRole};
@@ -211,12 +212,25 @@ fn a_certificate_of_the_program_is_shown_to_the_server() {
         ("POSTGRES_SSLKEY", &key),
     ];
 
+    let stranger = Authority::create().sign("certified");
+    let foreign_certificate = folder.write("stranger.crt", &stranger.certificate, 0o644);
+    let foreign_key = folder.write("stranger.key", &stranger.key, 0o600);
+    let foreign = [
+        ("POSTGRES_SSLCERT", &*foreign_certificate),
+        ("POSTGRES_SSLKEY", &foreign_key),
+    ];
+
     let without = tls_of(&certified);
+    let refused = tls_of(&with(certified.clone(), &foreign));
     let shown = tls_of(&with(certified, &both));
 
     assert!(
         without.contains("requires a valid client certificate"),
         "{without}"
+    );
+    assert_eq!(
+        refused,
+        "PostgreSQL is unavailable: localhost refuses TLS with this POSTGRES_SSLCERT, or without one: UnknownCA"
     );
     assert_eq!(shown, "TLSv1.3");
 }
@@ -444,9 +458,45 @@ fn hosts_of_which_none_can_write_are_all_named_with_their_reasons() {
         &program,
         &format!(
             "POSTGRES_HOST 127.0.0.1:1: error connecting to server: Connection refused (os error 111); \
-             POSTGRES_HOST {address}: error connecting to server: database does not allow writes"
+             POSTGRES_HOST {address}: it is a standby, which cannot write"
         ),
     );
+}
+
+#[test]
+fn a_host_that_accepts_connections_and_never_answers_keeps_no_program_from_the_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let silent = listener.local_addr().expect("an address");
+    let server = PrivatePostgres::create();
+    let hosts = format!("{silent},{}", server.address());
+
+    let program = start(server.vars(), &[("POSTGRES_HOST", &hosts)]);
+    let client = Client::new(program.address());
+    eventually("it is ready", || client.get("/ready").status == 200);
+    assert_eq!(post(&client, "Alien"), 201);
+    // The sessions that are opened anew pass the silent host over.
+    server
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'tests'");
+    eventually("movies are created again", || {
+        post(&client, "Aliens") == 201
+    });
+}
+
+#[test]
+fn a_program_whose_only_server_never_answers_is_not_ready_and_ends_with_0() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener
+        .local_addr()
+        .expect("an address")
+        .port()
+        .to_string();
+
+    let program = start(vars_of_no_server(), &[("POSTGRES_PORT", &port)]);
+
+    refuses(&program, "it accepts connections and does not answer");
+    program.signal("TERM");
+    let (status, log) = program.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]

@@ -10,18 +10,19 @@ use postgres::{Client, Error, IsolationLevel, Row, Statement, Transaction};
 
 use crate::message::{Message, Reason, properties_json};
 
-/// Preparing a statement does not wait long for a lock. A program that is suspended within a transaction does
-/// not keep its locks. A commit waits until it is on disk, even if the role or the database has another default.
-const SESSION: &str = "SET lock_timeout = '1ms'; SET statement_timeout = '5s'; \
-     SET idle_in_transaction_session_timeout = '5s'; \
-     SELECT set_config('synchronous_commit', 'on', false) \
-     WHERE current_setting('synchronous_commit') = 'off'";
+/// Preparing a statement does not wait long for a lock.
+const SESSION: &str = "SET lock_timeout = '1ms'; SET statement_timeout = '5s'";
 
 /// Consumers take turns, so that rows become visible in the order of their ids. The number of the advisory lock
 /// is that of the table, so other schemas have other locks. A consumer waits for its turn as long as the commits
 /// of the others take. A lock of the whole table stops the transaction here, so a lock that stops it later is on
-/// a single row.
+/// a single row. A program that is suspended within the transaction does not keep its locks. The commit waits until
+/// it is on disk, even if the role or the database has another default; this is set in the transaction, since a
+/// pooler may give the next one another session.
 const BEGIN: &str = "SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0; \
+     SET LOCAL idle_in_transaction_session_timeout = '5s'; \
+     SELECT set_config('synchronous_commit', 'on', true) \
+     WHERE current_setting('synchronous_commit') = 'off'; \
      SELECT pg_advisory_xact_lock('orders'::regclass::oid::bigint); \
      SET LOCAL lock_timeout = '2s'; LOCK TABLE orders IN ROW EXCLUSIVE MODE; \
      SET LOCAL lock_timeout = '1ms'; SET LOCAL statement_timeout = '5s'";

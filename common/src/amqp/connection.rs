@@ -73,7 +73,7 @@ pub struct AmqpConnection {
 impl AmqpConnection {
     /// Connects to the first of the nodes that answers; the management page shows `program`.
     pub fn open(config: &QueueConfig, program: &str) -> Result<Self, AmqpError> {
-        let mut failure = AmqpError::Broken("no node is configured");
+        let mut failures = Vec::new();
         for (number, node) in config.brokers.nodes.in_turn() {
             match Self::open_to(number, node, config, program) {
                 Ok(connection) => {
@@ -82,10 +82,20 @@ impl AmqpConnection {
                     config.brokers.nodes.try_first(number + 1);
                     return Ok(connection);
                 }
-                Err(error) => failure = error,
+                Err(error) => failures.push((number, node.to_string(), error)),
             }
         }
-        Err(failure)
+        if failures.len() == 1
+            && let Some((_, _, failure)) = failures.pop()
+        {
+            return Err(failure);
+        }
+        // In the order of the setting, so that an outage has one text.
+        failures.sort_by_key(|(number, ..)| *number);
+        let failures = failures
+            .into_iter()
+            .map(|(_, node, failure)| (node, failure));
+        Err(AmqpError::Nodes(failures.collect()))
     }
 
     fn open_to(

@@ -18,6 +18,8 @@ pub enum AmqpError {
     Connect(io::Error),
     /// A setting, or a file that it names, cannot be used; or the broker's TLS does not suit it.
     Unusable(String),
+    /// No node of several could be connected to; each with its name.
+    Nodes(Vec<(String, Self)>),
     /// The broker closed the connection or a channel, or the socket failed.
     Ended(amiquip::Error),
     /// The connection cannot be used any longer; the text has the reason.
@@ -42,6 +44,10 @@ impl AmqpError {
                     ..
                 },
             ) => log::Level::Error,
+            Self::Nodes(nodes) => {
+                let levels = nodes.iter().map(|(_, error)| error.level());
+                levels.min().unwrap_or(log::Level::Warn)
+            }
             _ => log::Level::Warn,
         }
     }
@@ -76,6 +82,10 @@ impl fmt::Display for AmqpError {
         match self {
             Self::Connect(error) => write!(f, "cannot connect to RabbitMQ: {error}"),
             Self::Unusable(text) => write!(f, "cannot connect to RabbitMQ: {text}"),
+            Self::Nodes(nodes) => {
+                let texts = nodes.iter().map(|(node, error)| format!("{node}: {error}"));
+                f.write_str(&texts.collect::<Vec<_>>().join("; "))
+            }
             Self::Ended(error) => write!(f, "lost the connection to RabbitMQ: {error}"),
             Self::Broken(text) => write!(f, "abandoned the connection to RabbitMQ: {text}"),
         }

@@ -81,6 +81,21 @@ impl DatabaseTls {
         }
     }
 
+    /// Why there is no TLS, if that was the reason.
+    pub(super) fn explain(&self, error: &postgres::Error, host: &str) -> Option<String> {
+        let source = std::error::Error::source(error)?;
+        if let Some(TlsError(text)) = source.downcast_ref() {
+            return Some(text.clone());
+        }
+        // With TLS 1.3 a server checks the certificate of its client after the handshake.
+        let late = source.downcast_ref::<io::Error>().and_then(refusal);
+        if let (Some(client), Some(refused)) = (&self.client, late) {
+            return Some(client.explain(refused, host));
+        }
+        (source.to_string() == NOT_OFFERED)
+            .then(|| format!("{SSL_MODE} asks for TLS, and {host} does not offer it"))
+    }
+
     /// With the files as they are now.
     pub(super) fn connector(&self) -> Result<Connector, ConfigError> {
         Ok(Connector(match &self.client {
@@ -90,14 +105,9 @@ impl DatabaseTls {
     }
 }
 
-/// Why there is no TLS, where that was the reason.
-pub(super) fn explain(error: &postgres::Error, host: &str) -> Option<String> {
-    let source = std::error::Error::source(error)?;
-    if let Some(TlsError(text)) = source.downcast_ref() {
-        return Some(text.clone());
-    }
-    (source.to_string() == NOT_OFFERED)
-        .then(|| format!("{SSL_MODE} asks for TLS, and {host} does not offer it"))
+/// The error of rustls in an error of its stream.
+fn refusal(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// Begins TLS on connections to PostgreSQL.
@@ -137,10 +147,9 @@ impl TlsConnect<Socket> for Handshake {
                 .map_err(|_| TlsError(format!("{} is no name of a certificate", self.host)))?;
             let connected = TlsConnector::from(config).connect(name, socket).await;
             connected.map(Stream).map_err(|error| {
-                let refused = error.get_ref().and_then(|source| source.downcast_ref());
-                TlsError(match refused {
+                TlsError(match refusal(&error) {
                     Some(refused) => client.explain(refused, &self.host),
-                    None => format!("TLS with {} failed: {error}", self.host),
+                    None => format!("TLS with {} ({SSL_MODE}) failed: {error}", self.host),
                 })
             })
         })
