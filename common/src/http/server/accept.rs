@@ -52,8 +52,9 @@ pub(crate) fn accept(core: &Core, many: usize) -> Option<Owned<'_, Peer>> {
 }
 
 fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>> {
+    let mut used = core.table.used();
     let reservation = loop {
-        let exhausted = match core.budget.admit(client, core.table.used()) {
+        let exhausted = match core.budget.admit(client, used) {
             Ok(reservation) => break reservation,
             Err(exhausted) => exhausted,
         };
@@ -61,6 +62,8 @@ fn admit(core: &Core, socket: Socket, client: IpAddr) -> Option<Owned<'_, Peer>>
             reject(core, &socket, client);
             return None;
         }
+        // One connection that is closed makes room for one.
+        used = 0;
     };
     let transport = Transport::new(socket, core.tls.as_ref())
         .inspect_err(|error| {

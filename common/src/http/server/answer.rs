@@ -133,7 +133,10 @@ impl Core {
                 Err(error) => break Some(format!("the client went away: {error}")),
             }
             let left = peer.connection.deadline().saturating_duration_since(now());
-            if left.is_zero() || self.cut.load(Ordering::SeqCst) {
+            if self.cut.load(Ordering::SeqCst) {
+                break Some("the program ends".to_owned());
+            }
+            if left.is_zero() {
                 break Some("the client takes too long to read".to_owned());
             }
             waits = waits || slot.is_some_and(StreamSlot::begin_wait);

@@ -97,7 +97,9 @@ fn end(core: &Core, mut peer: Owned<'_, Peer>, now: Instant, cut: bool) {
         return core.end(peer);
     }
     if cut {
+        // Closed by a reset, so that an answer that is sent in part does not look complete.
         peer.connection.truncate();
+        return core.go_on(peer);
     }
     let is_request = peer.connection.head().is_some();
     match peer.connection.on_deadline(now) {
