@@ -1,6 +1,6 @@
 //! Consumes messages and settles them. A message is acknowledged after the commit that contains it, so after a
 //! crash in between the broker delivers it again, and recording it again changes nothing. The consumer
-//! publishes nothing. After a failure of the broker, or if PostgreSQL fails for 30 seconds, the consumer drops the
+//! publishes nothing. After a failure of the broker, or if PostgreSQL fails for too long, the consumer drops the
 //! connection to the broker, which requeues the unacknowledged messages; then the consumer waits and starts again.
 
 use std::collections::VecDeque;
@@ -287,7 +287,8 @@ impl Consumer {
         self.report.begin_second();
         let since = Instant::now();
         let is_due = |message: &Message| message.held <= Some(since);
-        // Messages that are held again are added behind the others, and are not due before the next tick.
+        // Messages that are held again are added behind the others, and are not due before the next tick; those
+        // that met an outage are due at once.
         unacknowledged
             .held
             .make_contiguous()

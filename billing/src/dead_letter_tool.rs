@@ -173,6 +173,7 @@ fn refuse_shutdown(shutdown: &Shutdown) -> Result<(), CommandError> {
 }
 
 fn list(mut selection: Selection<'_>, out: &mut dyn Write) -> Result<(), CommandError> {
+    let mut listed = 0;
     for ids in selection.ids.chunks(PAGE) {
         refuse_shutdown(selection.shutdown)?;
         let page = Filter {
@@ -180,6 +181,7 @@ fn list(mut selection: Selection<'_>, out: &mut dyn Write) -> Result<(), Command
             ..Filter::default()
         };
         for letter in selection.store.list(&page, Page::default())? {
+            listed += 1;
             let message_id = letter.message_id.as_deref().unwrap_or("-");
             writeln!(
                 out,
@@ -193,7 +195,6 @@ fn list(mut selection: Selection<'_>, out: &mut dyn Write) -> Result<(), Command
             )?;
         }
     }
-    let listed = selection.ids.len();
     let all = selection.store.counts(&selection.filter)?.count;
     let or_more = if all == COUNT_MAX { " or more" } else { "" };
     writeln!(out, "{listed} of {all}{or_more} dead letters")?;
@@ -240,7 +241,12 @@ fn delete(selection: &mut Selection<'_>, out: &mut dyn Write) -> Result<(), Comm
     let mut dropped = 0;
     for ids in selection.ids.chunks(PAGE) {
         refuse_shutdown(selection.shutdown)?;
-        dropped += selection.store.delete(ids)?;
+        // A dead letter that was changed meanwhile may not fit the filter any longer.
+        let page = Filter {
+            ids: Some(ids.to_vec()),
+            ..selection.filter.clone()
+        };
+        dropped += selection.store.delete(&page)?;
     }
     writeln!(out, "{dropped} dropped")?;
     Ok(())

@@ -15,7 +15,7 @@ use crate::dead_letter::{DeadLetter, DeadLetterCounts, WholeDeadLetter};
 pub(crate) const COUNT_MAX: i64 = 100_000;
 
 /// Selects dead letters that have all of these properties; None stands for any value.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
     pub(crate) ids: Option<Vec<i64>>,
     pub(crate) reason: Option<String>,
@@ -114,11 +114,10 @@ impl DeadLetterStore {
         })
     }
 
-    /// Deletes dead letters; returns how many there were.
-    pub(crate) fn delete(&mut self, ids: &[i64]) -> Result<u64, DbError> {
-        let sql = "DELETE FROM dead_letters WHERE id = ANY ($1)";
-        self.connection
-            .run(|client, ()| client.execute_typed(sql, &[(&ids, Type::INT8_ARRAY)]))
+    /// Deletes the dead letters that the filter selects now; returns how many there were.
+    pub(crate) fn delete(&mut self, filter: &Filter) -> Result<usize, DbError> {
+        let sql = format!("DELETE FROM dead_letters WHERE {FILTER} RETURNING id");
+        Ok(self.query(&sql, filter, &[])?.len())
     }
 
     /// Runs a statement with [`FILTER`] in it; its further parameters begin with `$6`.
