@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+#[cfg(feature = "db")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(feature = "db")]
@@ -88,14 +90,15 @@ impl Hosts {
         let (answer, answered) = crossbeam_channel::bounded(0);
         let abandoned = Arc::clone(&self.abandoned);
         process::spawn("dial", move || {
-            if answer.send(connect()).is_err() {
+            let connected = catch_unwind(AssertUnwindSafe(connect)).ok();
+            if answer.send(connected).is_err() {
                 abandoned[number].fetch_sub(1, Ordering::SeqCst);
             }
         })?;
-        let connected = answered.recv_timeout(limit).ok();
-        if connected.is_none() {
+        let Ok(connected) = answered.recv_timeout(limit) else {
             self.abandoned[number].fetch_add(1, Ordering::SeqCst);
-        }
+            return Ok(None);
+        };
         Ok(connected)
     }
 
