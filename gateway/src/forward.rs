@@ -303,23 +303,22 @@ impl Exchange {
             // The answer has rarely arrived by now.
             return Ok(Progress::Waits(Interest::Read));
         }
-        loop {
-            match receive(socket, &mut self.input) {
-                Ok(0) => return self.end(),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    return Ok(Progress::Waits(Interest::Read));
-                }
-                Err(error) => return Err(self.disconnected(error)),
+        // One read for each event, so that a service that sends without a pause leaves the worker to others, and
+        // the deadline is checked again.
+        match receive(socket, &mut self.input) {
+            Ok(0) => return self.end(),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Ok(Progress::Waits(Interest::Read));
             }
-            if let Stage::Body(_) = self.stage {
-                let pause = self.lease.state().limits.pause;
-                self.allow(pause);
-            }
-            if let Some(progress) = self.understand()? {
-                return Ok(progress);
-            }
+            Err(error) => return Err(self.disconnected(error)),
         }
+        if let Stage::Body(_) = self.stage {
+            let pause = self.lease.state().limits.pause;
+            self.allow(pause);
+        }
+        let progress = self.understand()?;
+        Ok(progress.unwrap_or(Progress::Waits(Interest::Read)))
     }
 
     /// Sends as much of head and body as the socket takes; true if all of it is sent.
@@ -510,6 +509,10 @@ impl Answer {
                 break;
             }
         }
+        if self.body.len() < bytes_max && input.len() > HEAD_BYTES_MAX {
+            // The line before a chunk, or after the last one, has no end.
+            return Err(Failure::InvalidAnswer("its body is malformed".to_owned()));
+        }
         Ok(())
     }
 
@@ -525,6 +528,9 @@ impl Answer {
             self.read(input, READ_BYTES)?;
             if self.body.len() >= READ_BYTES || self.is_ended() {
                 return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::TimedOut("its answer stops"));
             }
             match receive(socket, input) {
                 Ok(0) if self.ends_with_the_connection() => {

@@ -55,6 +55,7 @@ impl Probe {
             .timeout_connect(Some(CHECK_LIMIT))
             .timeout_recv_response(Some(CHECK_LIMIT))
             .timeout_per_read(Some(CHECK_LIMIT))
+            .timeout_global(Some(2 * CHECK_LIMIT))
             .build();
         Self {
             upstreams: Arc::clone(upstreams),

@@ -781,6 +781,18 @@ fn a_change_that_was_sent_and_has_no_answer_may_have_been_made_and_its_client_is
 }
 
 #[test]
+fn an_answer_whose_chunks_never_end_a_line_is_broken_off() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = format!("{head}\r{}", "A".repeat(1024 * 1024));
+    let gateway = Gateway::before(ScriptedUpstream::answering(answer));
+
+    let reply = gateway.get();
+
+    let expected = bad_gateway("the inventory gave no valid answer; try again");
+    assert_eq!(problem(&reply), expected);
+}
+
+#[test]
 fn an_inventory_that_says_nothing_is_a_504() {
     let upstream = ScriptedUpstream::start(|_| ScriptedReply::Silence);
     let gateway = Gateway {
