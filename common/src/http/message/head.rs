@@ -18,6 +18,9 @@ use super::headers::Headers;
 use super::problem::Problem;
 use super::request_id::request_id;
 
+/// The most options in `Connection`, each of which is compared with each header.
+const OPTIONS_MAX: usize = 100;
+
 /// Headers that may be given once: of two, nobody could tell which was meant.
 const SINGLES: [&str; 9] = [
     "Authorization",
@@ -110,6 +113,12 @@ impl ParsedHead {
             return Err(Problem::new(417, detail));
         }
         let options: Vec<_> = values(fields, "connection").flat_map(tokens).collect();
+        if options.len() > OPTIONS_MAX {
+            return Err(Problem::new(
+                431,
+                "there are too many options in Connection",
+            ));
+        }
         let has = |wanted: &[u8]| {
             options
                 .iter()

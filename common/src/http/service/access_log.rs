@@ -14,6 +14,9 @@ use crate::metrics::Metrics;
 /// How many bytes of a target a line of the log has.
 const LOGGED_TARGET_BYTES_MAX: usize = 256;
 
+/// How much of a method, which is ASCII, stands in a line of the log.
+const LOGGED_METHOD_BYTES_MAX: usize = 32;
+
 /// For how long further refusals of a client that has a line are counted only.
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -77,11 +80,13 @@ pub(crate) fn record(metrics: &Metrics, outcome: &Outcome, now: Instant) {
         _ if outcome.truncated => log::Level::Warn,
         _ => log::Level::Info,
     };
+    let logged_method = head.method.as_str();
+    let logged_method = &logged_method[..logged_method.len().min(LOGGED_METHOD_BYTES_MAX)];
     log::log!(
         target: "access", level,
         request_id = head.request_id.as_str(),
         client = head.client.to_string().as_str(),
-        method = head.method.as_str(),
+        method = logged_method,
         path = &head.target[..head.target.floor_char_boundary(LOGGED_TARGET_BYTES_MAX)],
         route = route,
         status = outcome.status,

@@ -273,6 +273,17 @@ fn there_may_be_so_many_headers_and_no_more() {
 }
 
 #[test]
+fn there_may_be_a_hundred_options_of_a_connection_and_no_more() {
+    let options = |count: usize| {
+        let options = "a, ".repeat(count - 1);
+        format!("GET / HTTP/1.1\r\nHost: h\r\nConnection: {options}b\r\n\r\n")
+    };
+
+    assert_eq!(status(options(100)), 200);
+    assert_eq!(status(options(101)), 431);
+}
+
+#[test]
 fn the_name_of_a_header_is_a_token_with_its_colon_behind_it() {
     for (line, expected) in [
         ("X:", 200),
