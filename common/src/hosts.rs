@@ -17,9 +17,9 @@ use crate::process::{self, StartError};
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// Its name or address, or for PostgreSQL the folder of its Unix socket.
+    /// The name or address of the host, or for PostgreSQL the folder of a Unix socket.
     pub name: String,
-    /// Its port.
+    /// The port of the host.
     pub port: u16,
 }
 
@@ -29,18 +29,18 @@ impl fmt::Display for Host {
     }
 }
 
-/// The hosts of one server, the one that served last first. Clones share the order.
+/// The hosts of one server, beginning with the host that served last. Clones share the order.
 #[derive(Clone)]
 pub struct Hosts {
     all: Vec<Host>,
     first: Arc<AtomicUsize>,
-    /// For each host, how many connections it was given up on and may still answer.
+    /// For each host, how many connections were abandoned that the host may still answer.
     #[cfg(feature = "db")]
     abandoned: Arc<[AtomicUsize]>,
 }
 
 impl Hosts {
-    /// From a list such as `a,b:5433`; a host without a port of its own has the one of `port_key`.
+    /// Reads a list such as `a,b:5433`; a host without a port of its own has the port of `port_key`.
     pub fn from_vars(vars: &Vars, host_key: &str, port_key: &str) -> Result<Self, ConfigError> {
         let (list, port) = (vars.text(host_key)?, vars.port(port_key)?);
         let hosts = list.split(',').map(|host| parse(host.trim(), port));
@@ -62,7 +62,7 @@ impl Hosts {
         }
     }
 
-    /// Every host once, with its number.
+    /// Each host once, with its number.
     pub(crate) fn in_turn(&self) -> impl Iterator<Item = (usize, &Host)> {
         let first = self.first.load(Ordering::Relaxed) % self.all.len();
         let (before, from) = self.all.split_at(first);
@@ -102,7 +102,7 @@ impl Hosts {
         Ok(connected)
     }
 
-    /// Whether there is more than one.
+    /// Whether there is more than one host.
     #[cfg(feature = "db")]
     pub(crate) fn are_several(&self) -> bool {
         self.all.len() > 1
@@ -118,7 +118,7 @@ impl From<SocketAddr> for Hosts {
     }
 }
 
-/// A host or `host:port`; an IPv6 address with a port stands in brackets.
+/// Reads a host or `host:port`; an IPv6 address with a port stands in brackets.
 fn parse(text: &str, default_port: u16) -> Option<Host> {
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -129,7 +129,7 @@ fn parse(text: &str, default_port: u16) -> Option<Host> {
             _ => (text, ""),
         },
     };
-    // The % is that of an IPv6 zone.
+    // A % stands before the zone of an IPv6 address.
     let sane = |c: char| c.is_ascii_alphanumeric() || "-._:%".contains(c);
     if name.is_empty() || !name.chars().all(sane) {
         return None;

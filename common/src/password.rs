@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use crate::env::{ConfigError, Vars};
 
-/// No password has so many bytes; a file that has is something else.
+/// A file with more bytes is no password and no key.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// The permissions of those who are neither the owner of a file nor of its group.
 const OTHERS: u32 = 0o007;
 
-/// Where a password is.
+/// A password, or the file that has it.
 #[derive(Clone)]
 pub struct Password(Source);
 
@@ -26,7 +26,7 @@ enum Source {
 }
 
 impl Password {
-    /// From the variable `key`, or from the file that `key` with `_FILE` behind it names.
+    /// Reads the variable `key`, or the name of a file from `key` with `_FILE` after it.
     pub fn from_vars(vars: &Vars, key: &str) -> Result<Self, ConfigError> {
         let file_key = format!("{key}_FILE");
         let source = match (vars.optional(&file_key), vars.optional(key)) {
@@ -42,7 +42,7 @@ impl Password {
         Ok(Self(source))
     }
 
-    /// The password as it is now.
+    /// Returns the password; one in a file is read now.
     pub fn read(&self) -> Result<String, ConfigError> {
         match &self.0 {
             Source::Text(text) => Ok(text.clone()),
@@ -65,7 +65,7 @@ impl<T: Into<String>> From<T> for Password {
     }
 }
 
-/// The text of a file that only its owner and its group may read; `key` is the variable that names it.
+/// Reads a file that only its owner and its group may read; `key` is the variable that names it.
 pub(crate) fn read_secret(key: &str, file: &Path) -> Result<String, ConfigError> {
     require_file(key, file, FILE_BYTES_MAX)?;
     let cannot = |error| unusable(key, file, &format!("cannot be read: {error}"));

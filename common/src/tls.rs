@@ -1,4 +1,4 @@
-//! TLS as a client: which certificates of a server are accepted, and which one is shown to it. The files are
+//! TLS as a client: which certificates of a server a program accepts, and which one it shows. The files are
 //! read at each new connection, so that a renewed certificate needs no restart.
 
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const SYSTEM: &str = "system";
 /// The authorities of a system have some 250 KB.
 const CERTIFICATES_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Where systems have them: Debian, Alpine and Arch; Red Hat; SUSE.
+/// The files with the authorities of a system: Debian, Alpine and Arch; Red Hat; SUSE.
 const SYSTEM_FILES: [&str; 3] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -34,22 +34,22 @@ const SYSTEM_FILES: [&str; 3] = [
 /// The variables of TLS to one kind of server.
 #[derive(Debug, Clone, Copy)]
 pub struct TlsKeys {
-    /// The one that turns TLS on.
+    /// The variable that turns TLS on.
     pub switch: &'static str,
-    /// The certification authorities that are trusted.
+    /// The variable that names the file with the trusted certification authorities.
     pub roots: &'static str,
-    /// The certificate of the program.
+    /// The variable that names the file with the certificate of the program.
     pub certificate: &'static str,
-    /// The key of that certificate.
+    /// The variable that names the file with the key of the certificate.
     pub key: &'static str,
-    /// The server.
+    /// The variable that names the server.
     pub host: &'static str,
 }
 
-/// What of a server's certificate is checked.
+/// What a program checks of a server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verification {
-    /// Nothing: whoever answers is the server.
+    /// Nothing: any program that answers counts as the server.
     Nothing,
     /// A trusted authority has signed it.
     Chain,
@@ -57,7 +57,7 @@ pub enum Verification {
     ChainAndName,
 }
 
-/// Which certificates are accepted; the file has the trusted authorities, or is [`SYSTEM`].
+/// Which certificates a program accepts; the file has the trusted authorities, or is [`SYSTEM`].
 #[derive(Debug, Clone)]
 enum Accepted {
     All,
@@ -75,7 +75,7 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    /// From these variables; the files have to be there and to be what they should.
+    /// Reads the variables and, as a check, the files that they name.
     pub fn from_vars(
         vars: &Vars,
         keys: TlsKeys,
@@ -115,7 +115,7 @@ impl TlsClient {
         Ok(())
     }
 
-    /// With the files as they are now.
+    /// Reads the files and makes the configuration of a connection.
     pub fn config(&self) -> Result<Arc<ClientConfig>, ConfigError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -167,7 +167,7 @@ impl TlsClient {
                     "is system, and the system has no authorities: install ca-certificates";
                 error(self.keys.roots, problem.to_owned())
             })?;
-            // A system may have old ones that nobody can use.
+            // A system may have old authorities that rustls refuses.
             roots.add_parsable_certificates(certificates(self.keys.roots, file)?);
             return Ok(roots);
         }
@@ -257,7 +257,7 @@ fn missing(key: &str, other: &str) -> ConfigError {
     )
 }
 
-/// All certificates in a PEM file.
+/// Reads all certificates of a PEM file.
 fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     require_file(key, file, CERTIFICATES_BYTES_MAX)?;
     let text = std::fs::read(file)
@@ -280,8 +280,8 @@ fn error(key: &str, problem: String) -> ConfigError {
     }
 }
 
-/// Accepts a certificate for any name: one of these roots, or any at all without roots. The server still has to
-/// prove that it has the certificate's key.
+/// Accepts a certificate for any name, if one of the roots has signed it; without roots it accepts every
+/// certificate. The server must still prove that it has the key of the certificate.
 #[derive(Debug)]
 struct AnyName {
     roots: Option<RootCertStore>,

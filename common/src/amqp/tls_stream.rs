@@ -11,10 +11,10 @@ use rustls::pki_types::ServerName;
 use super::error::AmqpError;
 use crate::tls::TlsClient;
 
-/// How much is encrypted at once.
+/// How many bytes are encrypted at once.
 const WRITTEN_BYTES: usize = 64 * 1024;
 
-/// Shakes hands with the broker. The socket must have a deadline.
+/// Does the TLS handshake with the broker. The socket must have a deadline.
 pub(super) fn encrypted(
     mut socket: TcpStream,
     tls: &TlsClient,
@@ -49,7 +49,7 @@ pub(super) struct TlsSocket {
     socket: mio::net::TcpStream,
     /// How many bytes are encrypted and do not count as written yet.
     owed: usize,
-    /// Both explain a failure: with TLS 1.3 the broker checks a certificate after the handshake.
+    /// With `host` it explains a failure: with TLS 1.3 the broker checks a certificate after the handshake.
     tls: TlsClient,
     host: String,
 }
@@ -72,10 +72,11 @@ impl Read for TlsSocket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 read => return read,
             }
-            // At the end of the stream the reader tells whether the broker has closed it.
+            // At the end of the stream the reader returns whether the broker has closed it.
             self.session.read_tls(&mut self.socket)?;
             let processed = self.session.process_new_packets();
-            // An alert, or the answer to a key update; what the socket does not take goes with the next bytes.
+            // This sends an alert or the answer to a key update. Bytes that the socket does not take are sent with
+            // the next ones.
             match self.send() {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
                 _ => {}
@@ -89,7 +90,7 @@ impl Read for TlsSocket {
 }
 
 impl Write for TlsSocket {
-    /// After `WouldBlock` the caller comes again with the bytes that it had.
+    /// After `WouldBlock` the caller must call again with the bytes that it had.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send()?;
         if self.owed == 0 {

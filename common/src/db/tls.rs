@@ -1,4 +1,4 @@
-//! TLS to PostgreSQL: libpq's `sslmode`, and what the `postgres` crate needs to speak through rustls.
+//! TLS to PostgreSQL: libpq's `sslmode`, and the connection between the `postgres` crate and rustls.
 
 use std::fmt;
 use std::future::Future;
@@ -30,21 +30,21 @@ const KEYS: TlsKeys = TlsKeys {
     host: super::HOST,
 };
 
-/// What the `postgres` crate says of a server that answers its request for TLS with no.
+/// The error of the `postgres` crate for a server that refuses its request for TLS.
 const NOT_OFFERED: &str = "server does not support TLS";
 
-/// Whether connections are encrypted, and what of the server's certificate is checked: the meanings of libpq's
-/// `sslmode`.
+/// Whether connections are encrypted, and what the program checks of the server's certificate, with the meanings of
+/// libpq's `sslmode`.
 #[derive(Debug, Clone, Default)]
 pub struct DatabaseTls {
     /// None stands for `disable`.
     client: Option<TlsClient>,
-    /// Whether a server without TLS will do: `prefer`.
+    /// Whether a server without TLS is accepted (`prefer`).
     optional: bool,
 }
 
 impl DatabaseTls {
-    /// From the `POSTGRES_SSL…` variables.
+    /// Reads the `POSTGRES_SSL…` variables.
     pub(super) fn from_vars(vars: &Vars) -> Result<Self, ConfigError> {
         let mode = vars.guarding(SSL_MODE)?;
         // With a file of authorities even the weaker modes check the chain.
@@ -71,7 +71,7 @@ impl DatabaseTls {
         })
     }
 
-    /// What is asked of a server: nothing of one that is on this machine, at a Unix socket.
+    /// What the program asks of a server. At a Unix socket, which is on this machine, it asks for no TLS.
     pub(super) fn ssl_mode(&self, unix_socket: bool) -> SslMode {
         match (&self.client, self.optional) {
             (None, _) => SslMode::Disable,
@@ -96,7 +96,7 @@ impl DatabaseTls {
             .then(|| format!("{SSL_MODE} asks for TLS, and {host} does not offer it"))
     }
 
-    /// With the files as they are now.
+    /// Reads the files and makes the connector of a dial.
     pub(super) fn connector(&self) -> Result<Connector, ConfigError> {
         Ok(Connector(match &self.client {
             None => None,

@@ -24,14 +24,14 @@ pub struct Authority {
 
 /// A certificate and its key, in PEM.
 pub struct Signed {
-    /// The certificate.
+    /// The certificate, in PEM.
     pub certificate: String,
-    /// Its key.
+    /// The key of the certificate, in PEM.
     pub key: String,
 }
 
 impl Authority {
-    /// Makes one that nobody else trusts.
+    /// Makes an authority that no other test trusts.
     ///
     /// # Panics
     /// When there is no place for its file.
@@ -48,7 +48,7 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    /// The file with its certificate.
+    /// The file with the certificate of the authority.
     ///
     /// # Panics
     /// When the folder of temporary files is not UTF-8.
@@ -82,11 +82,11 @@ impl Authority {
         }
     }
 
-    /// A server that shakes hands with this certificate and then closes the connection; with `clients` it asks for
-    /// a certificate of that authority. It ends with the test's process.
+    /// Starts a server that does a handshake with this certificate and then closes the connection; with `clients` it
+    /// asks for a certificate of that authority. It ends with the test's process.
     ///
     /// # Panics
-    /// When no port is to be had.
+    /// When there is no free port.
     #[must_use]
     pub fn listen_with(signed: &Signed, clients: Option<&Authority>) -> SocketAddr {
         let provider = Arc::new(default_provider());

@@ -7,7 +7,7 @@ use std::process::Child;
 use crate::private_postgres::{command_as_owner, owner};
 use crate::{Folder, SETTINGS, eventually};
 
-/// A running pgbouncer; gone with its test.
+/// A running pgbouncer, which ends with its test.
 pub struct Pooler {
     address: SocketAddr,
     process: Child,
@@ -15,7 +15,7 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts one with this `pool_mode`, for the role and the databases of the tests.
+    /// Starts pgbouncer with this `pool_mode`, for the role and the databases of the tests.
     ///
     /// # Panics
     /// When pgbouncer is not installed, or does not start.
@@ -57,7 +57,7 @@ pool_mode = {pool_mode}
         pooler
     }
 
-    /// Where it listens.
+    /// The address on which pgbouncer listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -21,7 +21,7 @@ hostssl all unencrypted 127.0.0.1/32 reject
 host all all 127.0.0.1/32 scram-sha-256
 ";
 
-/// A server with a superuser `postgres`, and a role and a database `tests`; gone with its test.
+/// A server with a superuser `postgres`, and a role and a database `tests`, which ends with its test.
 pub struct PrivatePostgres {
     folder: Folder,
     address: SocketAddr,
@@ -29,7 +29,7 @@ pub struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Makes one that speaks no TLS.
+    /// Makes a server without TLS.
     ///
     /// # Panics
     /// When PostgreSQL is not installed, or does not start.
@@ -38,7 +38,7 @@ impl PrivatePostgres {
         Self::create_with(None)
     }
 
-    /// Makes one that speaks TLS with this certificate, and takes client certificates of the authority in this
+    /// Makes a server with TLS that shows this certificate, and accepts client certificates of the authority in this
     /// file.
     ///
     /// # Panics
@@ -79,7 +79,7 @@ impl PrivatePostgres {
     /// Makes a standby that follows this server.
     ///
     /// # Panics
-    /// When it does not start.
+    /// When the standby does not start.
     #[must_use]
     pub fn standby(&self) -> Self {
         let folder = Folder::create_for(owner());
@@ -98,7 +98,7 @@ impl PrivatePostgres {
     /// Makes every commit wait for the standby, as soon as it follows.
     ///
     /// # Panics
-    /// When it does not.
+    /// When the standby does not follow.
     pub fn commit_on_standby(&self) {
         self.execute("ALTER SYSTEM SET synchronous_standby_names = '*'");
         self.execute("SELECT pg_reload_conf()");
@@ -128,13 +128,13 @@ impl PrivatePostgres {
         started
     }
 
-    /// Where it listens.
+    /// The address on which the server listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The variables of a service that uses it.
+    /// The variables of a service that uses the server.
     #[must_use]
     pub fn vars(&self) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
@@ -165,16 +165,16 @@ impl PrivatePostgres {
     /// The first column of the only row of a query, as text.
     ///
     /// # Panics
-    /// When there is none.
+    /// When there is no row.
     #[must_use]
     pub fn text(&self, sql: &str) -> String {
         self.connect(ROLE).query(sql, &[]).expect(sql)[0].get(0)
     }
 
-    /// Ends it without a warning, as a power cut does.
+    /// Ends the server without a warning, as a power cut does.
     ///
     /// # Panics
-    /// When it has ended already.
+    /// When the server has ended already.
     pub fn kill(&mut self) {
         self.server.kill().expect("it runs");
         self.server.wait().expect("a child can be waited for");
@@ -197,7 +197,7 @@ impl PrivatePostgres {
 impl Drop for PrivatePostgres {
     fn drop(&mut self) {
         if let Ok(None) = self.server.try_wait() {
-            // Its children, which still write to its folder, end with it.
+            // Its children still write to the folder until they end with it.
             let pid = self.server.id().to_string();
             let _ = Command::new("kill").args(["-s", "QUIT", &pid]).status();
             let _ = self.server.wait();
