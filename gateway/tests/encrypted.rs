@@ -4,19 +4,9 @@ use amiquip::AmqpProperties;
 use common::amqp::{AmqpConnection, Purpose, QueueConfig};
 use common::env::Vars;
 use serde_json::json;
-use testkit::{Authority, Client, Folder, Program, TestQueue, eventually};
+use testkit::{Authority, Client, Folder, Pairs, Program, TestQueue, eventually, with};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_api-gateway");
-
-type Pairs = Vec<(String, String)>;
-
-fn with(mut vars: Pairs, changes: &[(&str, &str)]) -> Pairs {
-    for (key, value) in changes {
-        vars.retain(|(present, _)| present != key);
-        vars.push(((*key).to_owned(), (*value).to_owned()));
-    }
-    vars
-}
 
 fn config(vars: Pairs) -> QueueConfig {
     QueueConfig::from_vars(&Vars::from_pairs(vars), Purpose::Publish).expect("settings")

@@ -8,20 +8,11 @@ use common::db::{Database, DatabaseConfig, DatabaseConnection, DatabaseRole};
 use common::env::Vars;
 use serde_json::json;
 use testkit::{
-    Authority, Client, Folder, Pooler, PrivatePostgres, Program, TestDatabase, eventually,
+    Authority, Client, Folder, Pairs, Pooler, PrivatePostgres, Program, TestDatabase, eventually,
+    with,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_inventory-api");
-
-type Pairs = Vec<(String, String)>;
-
-fn with(mut vars: Pairs, changes: &[(&str, &str)]) -> Pairs {
-    for (key, value) in changes {
-        vars.retain(|(present, _)| present != key);
-        vars.push(((*key).to_owned(), (*value).to_owned()));
-    }
-    vars
-}
 
 /// The version of TLS that a connection with these variables has, "none", or why there is no connection.
 fn tls_of(vars: &Pairs) -> String {

@@ -23,7 +23,7 @@ pub use eventually::{eventually, eventually_some};
 pub use folder::Folder;
 pub use pooler::Pooler;
 pub use private_postgres::PrivatePostgres;
-pub use program::{ProcessStats, Program};
+pub use program::{Pairs, ProcessStats, Program, with};
 pub use queue::{QueuedMessage, TestQueue};
 pub use raw::RawReply;
 pub use relay::Relay;

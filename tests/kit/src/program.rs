@@ -218,3 +218,16 @@ impl Drop for Program {
         let _ = self.child.wait();
     }
 }
+
+/// Variables of a program, by name.
+pub type Pairs = Vec<(String, String)>;
+
+/// Variables in which some have other values, or are added.
+#[must_use]
+pub fn with(mut vars: Pairs, changes: &[(&str, &str)]) -> Pairs {
+    for (key, value) in changes {
+        vars.retain(|(present, _)| present != key);
+        vars.push(((*key).to_owned(), (*value).to_owned()));
+    }
+    vars
+}
